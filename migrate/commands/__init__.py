@@ -1,0 +1,1 @@
+"""One verb, one module: `add_arguments(parser)` and `run(args) -> exit code`."""

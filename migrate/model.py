@@ -1,0 +1,25 @@
+"""What a user asks for when a container is to be moved."""
+
+import enum
+from dataclasses import dataclass
+
+
+class MigrationMode(enum.StrEnum):
+    """How memory gets across. More modes come with pre-copy and post-copy."""
+
+    STOP_AND_COPY = "stop-and-copy"
+
+
+@dataclass(frozen=True)
+class MigrationSpec:
+    """One move: container `id` to `host` ([USER@]NAME as ssh knows it).
+
+    `allow` lifts rules of validate; `timeout` bounds the time, in seconds, that the container may be frozen before
+    the move is given up and the container goes on at the source.
+    """
+
+    id: str
+    host: str
+    allow: frozenset[str] = frozenset()
+    mode: MigrationMode = MigrationMode.STOP_AND_COPY
+    timeout: float = 120.0

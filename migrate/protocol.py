@@ -1,0 +1,285 @@
+"""The conversation of the two ends of a move, without I/O.
+
+A connection carries frames, both ways: a type (1 byte), a length (4 bytes, big endian), and that many bytes.
+
+    CALL     source -> target  JSON {"call": NAME, "args": {...}}: one of the classes below, nothing else
+    REPLY    target -> source  JSON object: the answer to the oldest unanswered call
+    FAILURE  target -> source  JSON {"kind", "message", "remedy"}: the call failed
+    PAGES    both ways         CRIU's page-server stream, relayed unread
+    DATA     source -> target  the next bytes of the image announced last by `Image`
+
+Order of a move: Hello, Facts, OpenBundle, [rsync over a channel of its own, BundleSent], Prepare, PagesBegin,
+PAGES..., PagesEnd, (Image, DATA...)*, Restore (answer: prepared, held), Resume (answer: resumed), History. Abort at
+any point before Resume; a lost connection there means the same. Image has no answer: its failure is Restore's.
+
+Whatever comes in is bounded and checked here: types, lengths, names. `ProtocolError` is the other side's fault.
+"""
+
+import dataclasses
+import enum
+import json
+import re
+import struct
+import types
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from migrate.errors import ProtocolError
+
+VERSION = 1
+MAX_CONTROL = 8 << 20
+MAX_DATA = 1 << 20
+CHUNK = 256 << 10  # what one PAGES or DATA frame carries at most, as we send them
+
+_HEADER = struct.Struct(">BI")
+_IMAGE_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}\.img")
+_MIGRATION_ID = re.compile(r"[0-9]{8}T[0-9]{6}-[0-9a-f]{16}")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+class FrameType(enum.IntEnum):
+    CALL = 1
+    REPLY = 2
+    FAILURE = 3
+    PAGES = 4
+    DATA = 5
+
+
+_LIMITS = {kind: MAX_DATA if kind in (FrameType.PAGES, FrameType.DATA) else MAX_CONTROL for kind in FrameType}
+
+
+def header(kind: FrameType, length: int) -> bytes:
+    """The five bytes that go before a payload of `length` bytes."""
+    return _HEADER.pack(kind, length)
+
+
+class FrameDecoder:
+    """Bytes in, in whatever pieces they come; whole frames out."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[tuple[FrameType, bytes]]:
+        """Take `data` and yield each frame that is complete now. Raises ProtocolError."""
+        self._buffer += data
+        start = 0
+        try:
+            while len(self._buffer) - start >= _HEADER.size:
+                number, length = _HEADER.unpack_from(self._buffer, start)
+                try:
+                    kind = FrameType(number)
+                except ValueError:
+                    raise ProtocolError(f"a frame of unknown type {number} came over the connection") from None
+                if length > _LIMITS[kind]:
+                    raise ProtocolError(f"a {kind.name} frame of {length} bytes is over the limit of {_LIMITS[kind]}")
+                end = start + _HEADER.size + length
+                if len(self._buffer) < end:
+                    break
+                payload = bytes(memoryview(self._buffer)[start + _HEADER.size : end])
+                start = end
+                yield kind, payload
+        finally:
+            del self._buffer[:start]
+
+    @property
+    def partial(self) -> bool:
+        """True when the stream stopped in the middle of a frame."""
+        return bool(self._buffer)
+
+
+def _check(condition: bool, what: str) -> None:
+    if not condition:
+        raise ProtocolError(what)
+
+
+def check_migration_id(value: str) -> str:
+    _check(_MIGRATION_ID.fullmatch(value) is not None, f"{value!r} is no migration id")
+    return value
+
+
+@dataclass(frozen=True)
+class Hello:
+    """Which protocol the source speaks, and which file system root it means by a container store."""
+
+    version: int
+    root: str
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Ask the target for its HostFacts; `query` is a FactsQuery as JSON."""
+
+    query: dict[str, typing.Any]
+
+
+@dataclass(frozen=True)
+class OpenBundle:
+    """Where does the bundle of container `id` lie at the target, and is its rootfs there?
+
+    `config` is config.json as text, `fingerprint` that of the rootfs (files.fingerprint), `hints` are paths
+    where such a bundle may lie already (used for reading only, and only if they match).
+    """
+
+    id: str
+    config: str
+    fingerprint: str
+    hints: list[str]
+
+
+@dataclass(frozen=True)
+class BundleSent:
+    """rsync is done: the target checks the fingerprint of what it has now."""
+
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """Make ready all that a restore needs, before the source is frozen.
+
+    `state` holds what goes along of the container's state: annotations, created, bundle hints; `stdio` names its
+    standard streams as CRIU knows them ("pipe:[123]", or "" where there is nothing to reconnect).
+    """
+
+    migration: str
+    source: str
+    state: dict[str, typing.Any]
+    stdio: list[str]
+
+    def __post_init__(self) -> None:
+        check_migration_id(self.migration)
+
+
+@dataclass(frozen=True)
+class PagesBegin:
+    """Start a page server; PAGES frames follow."""
+
+
+@dataclass(frozen=True)
+class PagesEnd:
+    """No more pages: `size` bytes with this SHA-256 were sent."""
+
+    size: int
+    digest: str
+
+    def __post_init__(self) -> None:
+        _check(_DIGEST.fullmatch(self.digest) is not None, f"{self.digest!r} is no SHA-256")
+
+
+@dataclass(frozen=True)
+class Image:
+    """`size` bytes of DATA follow: the image file `name`, with this SHA-256."""
+
+    name: str
+    size: int
+    digest: str
+
+    def __post_init__(self) -> None:
+        _check(_IMAGE_NAME.fullmatch(self.name) is not None, f"{self.name!r} is no name of an image file")
+        _check(0 <= self.size < 1 << 40, f"{self.size} is no size of an image file")
+        _check(_DIGEST.fullmatch(self.digest) is not None, f"{self.digest!r} is no SHA-256")
+
+
+@dataclass(frozen=True)
+class Restore:
+    """All `count` images are there: restore, hold before anything runs, and answer {"pid"}."""
+
+    count: int
+
+
+@dataclass(frozen=True)
+class Resume:
+    """The source is dead: let the container run."""
+
+
+@dataclass(frozen=True)
+class History:
+    """What the container wrote to its log at the source (its last part): `logs` at the target shows it first."""
+
+    log: str
+
+
+@dataclass(frozen=True)
+class Abort:
+    """The source keeps the container: remove everything this move brought."""
+
+
+@dataclass(frozen=True)
+class Settle:
+    """A connection was lost in the middle of `migration`: end it. `verdict` is "resume" or "abort"."""
+
+    migration: str
+    verdict: str
+
+    def __post_init__(self) -> None:
+        check_migration_id(self.migration)
+        _check(self.verdict in ("resume", "abort"), f"{self.verdict!r} is no verdict")
+
+
+Call = (
+    Hello
+    | Facts
+    | OpenBundle
+    | BundleSent
+    | Prepare
+    | PagesBegin
+    | PagesEnd
+    | Image
+    | Restore
+    | Resume
+    | History
+    | Abort
+    | Settle
+)
+_CALLS: dict[str, type[Call]] = {cls.__name__: cls for cls in typing.get_args(Call)}
+
+
+def dumps(value: object) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
+def loads(payload: bytes) -> dict[str, typing.Any]:
+    """A JSON object from the wire. Raises ProtocolError."""
+    try:
+        value = json.loads(payload)
+    except (ValueError, RecursionError) as error:
+        raise ProtocolError(f"a message is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ProtocolError("a message is not a JSON object")
+    return value
+
+
+def encode_call(call: Call) -> bytes:
+    """One CALL frame."""
+    fields = {field.name: getattr(call, field.name) for field in dataclasses.fields(call)}
+    payload = dumps({"call": type(call).__name__, "args": fields})
+    return header(FrameType.CALL, len(payload)) + payload
+
+
+def decode_call(payload: bytes) -> Call:
+    """The call in a CALL frame, every field of the type its class says. Raises ProtocolError."""
+    message = loads(payload)
+    cls = _CALLS.get(message.get("call", "")) if isinstance(message.get("call"), str) else None
+    args = message.get("args")
+    if cls is None or not isinstance(args, dict):
+        raise ProtocolError(f"unknown call {str(message.get('call'))[:40]!r}")
+    hints = typing.get_type_hints(cls)
+    if set(args) != set(hints):
+        raise ProtocolError(f"call {cls.__name__} wants the fields {sorted(hints)}, not {sorted(args)}"[:300])
+    for name, hint in hints.items():
+        if not _fits(args[name], hint):
+            raise ProtocolError(f"call {cls.__name__}: field {name} is not of type {hint}")
+    return cls(**args)
+
+
+def _fits(value: object, hint: typing.Any) -> bool:
+    """Whether a decoded JSON value is of the annotated type (str, int, bool, Any, list[...], dict[str, ...])."""
+    if hint is typing.Any:
+        return True
+    if not isinstance(hint, types.GenericAlias):
+        return type(value) is hint
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)[-1]
+    if origin is list:
+        return isinstance(value, list) and all(_fits(item, inner) for item in value)
+    return isinstance(value, dict) and all(_fits(item, inner) for item in value.values())

@@ -1,0 +1,20 @@
+"""Monitors: what a move's events look like on a terminal, in a log, to a program."""
+
+import sys
+
+from migrate.events import Monitor
+
+
+def monitor(*, as_json: bool) -> Monitor:
+    """JSON lines if asked for, a live display on a terminal, plain lines otherwise."""
+    if as_json:
+        from migrate.ui.lines import JsonLines
+
+        return JsonLines(sys.stdout)
+    if sys.stdout.isatty():
+        from migrate.ui.live import Live
+
+        return Live()
+    from migrate.ui.lines import PlainLines
+
+    return PlainLines(sys.stdout)

@@ -1,0 +1,66 @@
+"""Monitors for logs and programs: plain lines, or one JSON object per line."""
+
+import dataclasses
+import json
+import time
+from typing import TextIO
+
+from migrate.events import Event, PhaseStarted, Progress, Report, Warned, event_name
+from migrate.ui import text
+
+_INTERVAL = 1.0  # seconds between two progress lines of one phase
+
+
+class PlainLines:
+    """One line a phase, at most one progress line a second, the timeline at the end."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out, self._start, self._last = out, time.monotonic(), 0.0
+
+    def emit(self, event: Event) -> None:
+        now = time.monotonic()
+        match event:
+            case PhaseStarted():
+                self._last = now
+                self._line(now, f"{event.phase}: {event.text}")
+            case Progress():
+                if now - self._last >= _INTERVAL:
+                    self._last = now
+                    of = f" of {text.size(event.total)}" if event.total else ""
+                    self._line(now, f"{event.phase}: {text.size(event.done)}{of}")
+            case Warned():
+                self._line(now, f"warning: {event.message}")
+            case Report():
+                for line in text.timeline(event):
+                    self._line(now, f"  {line}")
+                self._line(now, text.summary(event))
+
+    def close(self) -> None:
+        self._out.flush()
+
+    def _line(self, now: float, line: str) -> None:
+        print(f"{now - self._start:8.3f}  {line}", file=self._out, flush=True)
+
+
+class JsonLines:
+    """{"event": "phase" | "progress" | "warning" | "report", ...}, one object a line; the last is the report."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out, self._last = out, 0.0
+
+    def emit(self, event: Event) -> None:
+        if isinstance(event, Progress):
+            now = time.monotonic()
+            if now - self._last < _INTERVAL:
+                return
+            self._last = now
+        fields = {
+            key: round(value, 6) if isinstance(value, float) else value
+            for key, value in dataclasses.asdict(event).items()
+        }
+        if isinstance(event, Report):
+            fields["phases"] = {key: round(value, 6) for key, value in event.phases.items()}
+        print(json.dumps({"event": event_name(event), **fields}), file=self._out, flush=True)
+
+    def close(self) -> None:
+        self._out.flush()

@@ -1,0 +1,31 @@
+"""Sizes, durations and the report as text, the same in every monitor."""
+
+from migrate.events import Report
+
+
+def size(count: float) -> str:
+    """1536 -> "1.5 KiB"."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024 or unit == "GiB":
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    raise AssertionError("unreachable")
+
+
+def duration(seconds: float) -> str:
+    """0.0123 -> "12 ms", 3.2 -> "3.20 s"."""
+    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.2f} s"
+
+
+def timeline(report: Report) -> list[str]:
+    """The report's steps, one aligned line each."""
+    width = max((len(name) for name in report.phases), default=0)
+    return [f"{name:<{width}}  {duration(seconds):>8}" for name, seconds in report.phases.items()]
+
+
+def summary(report: Report) -> str:
+    """One line: what moved where, for how long it was away."""
+    return (
+        f"{report.id}: {report.source} -> {report.target} in {duration(report.total_s)}, "
+        f"downtime {duration(report.downtime_s)}, {size(report.bytes_sent)} sent"
+    )

@@ -1,0 +1,1 @@
+"""One CRIU process, driven in swrk mode over a socketpair with protobuf messages."""

@@ -1,0 +1,270 @@
+"""CRIU as an object: short requests are methods; a dump or a restore is a session whose notifications are the caller's."""
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from socket import socket
+from types import TracebackType
+from typing import Any, NamedTuple, Self, TypeVar
+
+from criu_rpc import logs, messages, swrk
+from criu_rpc.errors import BadAnswer, CriuError, CriuTooOld, DeadlineExceeded, RequestFailed, SwrkDied
+from criu_rpc.options import DumpOptions, RestoreOptions
+from criu_rpc.swrk import PageServer, Swrk
+
+REQUEST_TIMEOUT = 20.0
+OLDEST = (3, 17)
+
+
+class Version(NamedTuple):
+    """CRIU's version; compares as a tuple, prints as "4.2.1"."""
+
+    major: int
+    minor: int
+    sublevel: int
+
+    def __str__(self) -> str:
+        return f"{self.major}.{self.minor}" + (f".{self.sublevel}" if self.sublevel else "")
+
+
+@dataclass(frozen=True)
+class Features:
+    """What CRIU and the kernel can do: dirty page tracking, lazy pages (userfaultfd), pidfd store."""
+
+    mem_track: bool
+    lazy_pages: bool
+    pidfd_store: bool
+
+
+@dataclass(frozen=True)
+class Notification:
+    """CRIU waits at a point of its work. `pid` is the tree's root where CRIU tells it, else 0."""
+
+    script: str
+    pid: int
+    fd: int | None
+
+
+class _Session:
+    """One long request with notifications. A context manager: an unfinished session is aborted at its end."""
+
+    def __init__(self, connection: Swrk, request: str, work_dir_fd: int, log_file: str, timeout: float) -> None:
+        self._swrk, self._request = connection, request
+        self._work, self._log = os.dup(work_dir_fd), log_file
+        self._timeout = timeout
+        self._deadline = time.monotonic() + timeout
+        self._waiting = False
+        self._over = False
+        self.pid = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.abort()
+
+    def next(self, timeout: float | None = None) -> Notification | None:
+        """The next notification, which CRIU waits for an answer to; None when the request has ended well.
+
+        Raises RequestFailed, SwrkDied, BadAnswer, DeadlineExceeded; the session is over then.
+        """
+        left = self._deadline - time.monotonic()
+        rpc = messages.rpc()
+        try:
+            answer, fd = self._swrk.recv(self._request, left if timeout is None else min(left, timeout))
+            if answer.type == rpc.NOTIFY:
+                self._waiting = True
+                self.pid = answer.notify.pid or self.pid
+                return Notification(answer.notify.script, answer.notify.pid, fd)
+            if fd is not None:
+                os.close(fd)
+            if answer.type not in (rpc.DUMP, rpc.RESTORE, rpc.PRE_DUMP, rpc.SINGLE_PRE_DUMP):
+                raise BadAnswer(self._request, f"a message of type {answer.type}")
+            if not answer.success:
+                lines, log = logs.tail(self._work, self._log)
+                raise RequestFailed(self._request, answer.cr_errno, log_tail=lines, log_path=log)
+        except DeadlineExceeded:
+            self._swrk.kill()
+            self._end()
+            raise DeadlineExceeded(self._request, timeout or self._timeout) from None
+        except SwrkDied as error:
+            lines, log = logs.tail(self._work, self._log)
+            self._end()
+            raise SwrkDied(self._request, error.status, log_tail=lines, log_path=log) from None
+        except CriuError:
+            self._end()
+            raise
+        if answer.HasField("restore"):
+            self.pid = answer.restore.pid
+        self._end()
+        return None
+
+    def ack(self) -> None:
+        """Let CRIU go on from the notification it waits at."""
+        self._answer(True)
+
+    def refuse(self) -> None:
+        """Make CRIU fail at the notification it waits at: a dump is undone, a restored tree killed."""
+        self._answer(False)
+
+    def run_until(self, script: str) -> Notification:
+        """Let CRIU go on up to the notification `script`, which stays unanswered."""
+        if self._waiting:
+            self.ack()
+        while (notification := self.next()) is not None:
+            if notification.script == script:
+                return notification
+            self.ack()
+        raise BadAnswer(self._request, f"success before {script}")
+
+    def finish(self) -> None:
+        """Let CRIU go on to the end of the request."""
+        if self._waiting:
+            self.ack()
+        while self.next() is not None:
+            self.ack()
+
+    def abort(self) -> None:
+        """Have CRIU undo what it did, and wait until it has ended. Harmless when the session is over."""
+        if not self._over:
+            self._end()
+
+    def _answer(self, success: bool) -> None:
+        rpc = messages.rpc()
+        answer = rpc.criu_req()
+        answer.type = rpc.NOTIFY
+        answer.notify_success = success
+        self._waiting = False
+        try:
+            self._swrk.send(answer, self._request)
+        except SwrkDied as error:
+            lines, log = logs.tail(self._work, self._log)
+            self._end()
+            raise SwrkDied(self._request, error.status, log_tail=lines, log_path=log) from None
+
+    def _end(self) -> None:
+        if not self._over:
+            self._over = True
+            self._swrk.close()
+            os.close(self._work)
+
+
+_S = TypeVar("_S", bound=_Session)
+
+
+class DumpSession(_Session):
+    """Notifications: pre-dump, [network-lock], query-ext-files, post-dump, [network-unlock when it fails]."""
+
+
+class RestoreSession(_Session):
+    """Notifications: pre-restore, setup-namespaces, post-setup-namespaces, post-restore, network-unlock, pre-resume,
+    post-resume. `pid` is the restored init once post-restore has come."""
+
+
+class Criu:
+    """A criu binary. Each request runs in a CRIU process of its own."""
+
+    def __init__(self, path: str | None = None) -> None:
+        """Raises CriuNotFound."""
+        self.path = swrk.find(path)
+
+    def version(self) -> Version:
+        """Raises CriuTooOld below 3.17, which lacks what we ask of it."""
+        rpc = messages.rpc()
+        answer = self._ask(rpc.VERSION, "version")
+        version = Version(answer.version.major_number, answer.version.minor_number, answer.version.sublevel)
+        if version < OLDEST:
+            raise CriuTooOld(f"{self.path} is criu {version}; 3.17 or newer is needed")
+        return version
+
+    def features(self) -> Features:
+        rpc = messages.rpc()
+        request = rpc.criu_req()
+        request.type = rpc.FEATURE_CHECK
+        request.features.mem_track = request.features.lazy_pages = request.features.pidfd_store = True
+        found = self._exchange(request, "feature check").features
+        return Features(bool(found.mem_track), bool(found.lazy_pages), bool(found.pidfd_store))
+
+    def check(self) -> None:
+        """Raise RequestFailed when CRIU cannot work on this kernel."""
+        self._ask(messages.rpc().CHECK, "check")
+
+    def cpuinfo_dump(self, images_dir_fd: int) -> None:
+        """Write cpuinfo.img of this machine into a directory."""
+        self._cpuinfo(messages.rpc().CPUINFO_DUMP, "cpuinfo dump", images_dir_fd)
+
+    def cpuinfo_check(self, images_dir_fd: int) -> None:
+        """Raise RequestFailed when this machine's processor lacks what cpuinfo.img in the directory says."""
+        self._cpuinfo(messages.rpc().CPUINFO_CHECK, "cpuinfo check", images_dir_fd)
+
+    def pre_dump(self, options: DumpOptions, *, timeout: float) -> None:
+        """One pre-dump; the tree goes on running. Raises CriuError."""
+        with self._start(DumpSession, messages.rpc().SINGLE_PRE_DUMP, "pre-dump", options, timeout) as session:
+            session.finish()
+
+    def dump(self, options: DumpOptions, *, timeout: float) -> DumpSession:
+        """Start a dump that must be over within `timeout` seconds, the caller's own waiting included."""
+        return self._start(DumpSession, messages.rpc().DUMP, "dump", options, timeout)
+
+    def restore(self, options: RestoreOptions, *, timeout: float, connection: Swrk | None = None) -> RestoreSession:
+        """Start a restore, by a CRIU of our own or by the one behind `connection`, which is closed at the end."""
+        return self._start(RestoreSession, messages.rpc().RESTORE, "restore", options, timeout, connection)
+
+    def page_server(self, images: Path, sock: socket) -> PageServer:
+        """A page server for one dump, on the connected `sock`."""
+        return PageServer.start(self.path, images, sock)
+
+    def _start(
+        self,
+        kind: type[_S],
+        number: int,
+        name: str,
+        options: DumpOptions | RestoreOptions,
+        timeout: float,
+        connection: Swrk | None = None,
+    ) -> _S:
+        request = messages.rpc().criu_req()
+        request.type = number
+        request.opts.notify_scripts = True
+        options.fill(request.opts)
+        connection = connection or Swrk.spawn(self.path, pass_fds=options.inherited)
+        session = kind(connection, name, options.work_dir_fd, options.log_file, timeout)
+        try:
+            connection.send(request, name)
+        except BaseException:
+            session.abort()
+            raise
+        return session
+
+    def _cpuinfo(self, number: int, name: str, images_dir_fd: int) -> None:
+        rpc = messages.rpc()
+        request = rpc.criu_req()
+        request.type = number
+        request.opts.images_dir_fd = images_dir_fd
+        request.opts.log_file = "cpuinfo.log"
+        request.opts.log_level = 4
+        self._exchange(request, name, images_dir_fd)
+
+    def _ask(self, number: int, name: str) -> Any:
+        request = messages.rpc().criu_req()
+        request.type = number
+        return self._exchange(request, name)
+
+    def _exchange(self, request: Any, name: str, log_dir_fd: int | None = None) -> Any:
+        """One short request: send, take the answer, end the process."""
+        with Swrk.spawn(self.path) as connection:
+            try:
+                connection.send(request, name)
+                answer, _ = connection.recv(name, REQUEST_TIMEOUT)
+            except DeadlineExceeded:
+                connection.kill()
+                raise
+        if answer.type != request.type:
+            raise BadAnswer(name, f"a message of type {answer.type}")
+        if not answer.success:
+            lines, log = logs.tail(log_dir_fd, "cpuinfo.log") if log_dir_fd is not None else ((), None)
+            raise RequestFailed(name, answer.cr_errno, log_tail=lines, log_path=log)
+        return answer

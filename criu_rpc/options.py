@@ -1,0 +1,112 @@
+"""What can be asked of CRIU in a dump, a pre-dump or a restore, and how it is written into a criu_req.
+
+Descriptors: `images_dir_fd` and `work_dir_fd` are ours: CRIU opens /proc/<pid of the process that made the
+socketpair>/fd/<n> (criu/cr-service.c, setup_opts_from_req). `page_server_fd` and the descriptors of `inherit_fd` are
+numbers in the CRIU process itself, which must have inherited them.
+"""
+
+import enum
+from dataclasses import dataclass
+from typing import Any
+
+from criu_rpc import messages
+
+
+class ManageCgroups(enum.StrEnum):
+    """How CRIU treats cgroups; IGNORE neither dumps nor restores any."""
+
+    IGNORE = "IGNORE"
+    SOFT = "SOFT"
+    FULL = "FULL"
+    STRICT = "STRICT"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Common:
+    images_dir_fd: int
+    work_dir_fd: int
+    log_file: str
+    log_level: int = 4
+    root: str | None = None
+    external: tuple[str, ...] = ()
+    tcp_established: bool = False
+    file_locks: bool = False
+    ext_unix_sk: bool = False
+    shell_job: bool = False
+    link_remap: bool = False
+    manage_cgroups: ManageCgroups = ManageCgroups.IGNORE
+    ghost_limit: int | None = None
+
+    def fill(self, opts: Any) -> None:
+        """Write these options into a criu_opts message."""
+        rpc = messages.rpc()
+        opts.images_dir_fd = self.images_dir_fd
+        opts.work_dir_fd = self.work_dir_fd
+        opts.log_file = self.log_file
+        opts.log_level = self.log_level
+        if self.root is not None:
+            opts.root = self.root
+        opts.external.extend(self.external)
+        opts.tcp_established = self.tcp_established
+        opts.file_locks = self.file_locks
+        opts.ext_unix_sk = self.ext_unix_sk
+        opts.shell_job = self.shell_job
+        opts.link_remap = self.link_remap
+        opts.manage_cgroups = True
+        opts.manage_cgroups_mode = rpc.criu_cg_mode.Value(self.manage_cgroups.value)
+        opts.network_lock = rpc.NFTABLES
+        if self.ghost_limit is not None:
+            opts.ghost_limit = self.ghost_limit
+
+
+@dataclass(frozen=True, kw_only=True)
+class DumpOptions(_Common):
+    """`pid` is the root of the tree; pages go to the page server on `page_server_fd` if there is one."""
+
+    pid: int
+    log_file: str = "dump.log"
+    leave_running: bool = False
+    leave_stopped: bool = False
+    page_server_fd: int | None = None
+    parent_img: str | None = None
+    track_mem: bool = False
+
+    def fill(self, opts: Any) -> None:
+        super().fill(opts)
+        opts.pid = self.pid
+        opts.leave_running = self.leave_running
+        opts.leave_stopped = self.leave_stopped
+        opts.track_mem = self.track_mem
+        if self.parent_img is not None:
+            opts.parent_img = self.parent_img
+        if self.page_server_fd is not None:
+            opts.ps.fd = self.page_server_fd
+            opts.ps.port = 0
+
+    @property
+    def inherited(self) -> tuple[int, ...]:
+        """Descriptors that the CRIU process must inherit."""
+        return () if self.page_server_fd is None else (self.page_server_fd,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RestoreOptions(_Common):
+    """`inherit_fd` pairs CRIU's name of a file ("pipe:[123]", an external namespace's key) with a descriptor."""
+
+    log_file: str = "restore.log"
+    rst_sibling: bool = True
+    inherit_fd: tuple[tuple[str, int], ...] = ()
+    lazy_pages: bool = False
+
+    def fill(self, opts: Any) -> None:
+        super().fill(opts)
+        opts.rst_sibling = self.rst_sibling
+        opts.lazy_pages = self.lazy_pages
+        for key, fd in self.inherit_fd:
+            entry = opts.inherit_fd.add()
+            entry.key, entry.fd = key, fd
+
+    @property
+    def inherited(self) -> tuple[int, ...]:
+        """Descriptors that the CRIU process must inherit, under these very numbers."""
+        return tuple(fd for _, fd in self.inherit_fd)

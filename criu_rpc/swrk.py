@@ -1,0 +1,175 @@
+"""`criu swrk FD`: one CRIU process that answers on a SOCK_SEQPACKET socket, one protobuf message a packet."""
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from criu_rpc import messages
+from criu_rpc.errors import BadAnswer, CriuNotFound, DeadlineExceeded, SwrkDied
+
+CLOSE_TIMEOUT = 10.0
+_PLACES = ("/opt/pymigrate/sbin/criu",)
+_SEARCH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+def find(path: str | None = None) -> str:
+    """The criu binary: `path`, $PYMIGRATE_CRIU, the one in our own prefix, or that on the PATH. Raises CriuNotFound."""
+    named = path or os.environ.get("PYMIGRATE_CRIU")
+    if named:
+        if not os.access(named, os.X_OK):
+            raise CriuNotFound(f"{named} is no executable criu", remedy="correct $PYMIGRATE_CRIU")
+        return named
+    for place in _PLACES:
+        if os.access(place, os.X_OK):
+            return place
+    found = shutil.which("criu", path=f"{os.environ.get('PATH', '')}:{_SEARCH}")
+    if found is None:
+        raise CriuNotFound("criu is not installed", remedy="apt-get install criu, or run vagrant/provision.sh")
+    return found
+
+
+class Swrk:
+    """The connection to one CRIU process. A context manager: leaving it ends the process."""
+
+    def __init__(self, sock: socket.socket, process: "subprocess.Popen[bytes] | None") -> None:
+        self._sock, self._process = sock, process
+
+    @classmethod
+    def spawn(cls, path: str, *, pass_fds: Sequence[int] = ()) -> Self:
+        """Start `path` as our child; it inherits `pass_fds` and nothing else of ours."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            with theirs:
+                process = subprocess.Popen(
+                    [path, "swrk", str(theirs.fileno())],
+                    pass_fds=[theirs.fileno(), *pass_fds],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    cwd="/",
+                    start_new_session=True,  # Ctrl-C at a terminal is ours to handle, not CRIU's
+                )
+        except OSError as error:
+            ours.close()
+            raise CriuNotFound(f"{path} cannot be started: {error.strerror}") from None
+        return cls(ours, process)
+
+    @classmethod
+    def adopt(cls, sock: socket.socket) -> Self:
+        """Speak with a CRIU that another process started on the other end of `sock`, which we made."""
+        return cls(sock, None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def send(self, message: Any, request: str) -> None:
+        """Send one criu_req. Raises SwrkDied."""
+        try:
+            self._sock.settimeout(CLOSE_TIMEOUT)
+            self._sock.send(message.SerializeToString())
+        except TimeoutError:
+            raise DeadlineExceeded(request, CLOSE_TIMEOUT) from None
+        except OSError:
+            raise SwrkDied(request, self._status()) from None
+
+    def recv(self, request: str, timeout: float) -> tuple[Any, int | None]:
+        """The next criu_resp, and the descriptor that came with it, if any.
+
+        Raises DeadlineExceeded after `timeout` seconds, SwrkDied, BadAnswer.
+        """
+        self._sock.settimeout(max(timeout, 0.001))
+        try:
+            size = self._sock.recv_into(bytearray(1), 1, socket.MSG_PEEK | socket.MSG_TRUNC)
+            data, fds, _, _ = socket.recv_fds(self._sock, max(size, 1), 4)
+        except TimeoutError:
+            raise DeadlineExceeded(request, timeout) from None
+        except OSError:
+            raise SwrkDied(request, self._status()) from None
+        for fd in fds[1:]:
+            os.close(fd)
+        if not data:
+            raise SwrkDied(request, self._status())
+        answer = messages.rpc().criu_resp()
+        try:
+            answer.ParseFromString(data)
+        except Exception as error:  # protobuf's DecodeError; its class differs between implementations
+            for fd in fds[:1]:
+                os.close(fd)
+            raise BadAnswer(request, f"{len(data)} bytes that are no criu_resp: {error}") from None
+        return answer, fds[0] if fds else None
+
+    def close(self) -> None:
+        """Close the socket, which makes CRIU undo what it has not finished, and wait until it has ended."""
+        self._sock.close()
+        if self._process is not None and self._process.returncode is None:
+            try:
+                self._process.wait(CLOSE_TIMEOUT)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+
+    def kill(self) -> None:
+        """End CRIU at once."""
+        if self._process is not None:
+            self._process.kill()
+        self.close()
+
+    def _status(self) -> int | None:
+        if self._process is None:
+            return None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self._process.wait(1.0)
+        return None
+
+
+class PageServer:
+    """`criu page-server` on a connected socket: what comes in lands as pages-*.img and pagemap-*.img in a directory."""
+
+    LOG = "page-server.log"
+
+    def __init__(self, process: "subprocess.Popen[bytes]", images: Path) -> None:
+        self._process, self._images = process, images
+
+    @classmethod
+    def start(cls, path: str, images: Path, sock: socket.socket) -> Self:
+        """Serve `sock` (the caller closes its copy) into the directory `images`. Raises CriuNotFound."""
+        argv = [path, "page-server", "-D", str(images), "-o", cls.LOG, "-v4", "--ps-socket", str(sock.fileno())]
+        null = subprocess.DEVNULL
+        try:
+            process = subprocess.Popen(
+                argv, pass_fds=[sock.fileno()], stdin=null, stdout=null, stderr=null, cwd="/", start_new_session=True
+            )
+        except OSError as error:
+            raise CriuNotFound(f"{path} cannot be started: {error.strerror}") from None
+        return cls(process, images)
+
+    def wait(self, timeout: float) -> None:
+        """Wait until everything received is in the images. Raises SwrkDied or DeadlineExceeded (it is killed then)."""
+        from criu_rpc import logs
+
+        deadline = time.monotonic() + timeout
+        try:
+            status = self._process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise DeadlineExceeded("page server", timeout) from None
+        if status != 0:
+            fd = os.open(self._images, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                lines, log = logs.tail(fd, self.LOG)
+            finally:
+                os.close(fd)
+            raise SwrkDied("page server", status, log_tail=lines, log_path=log)
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()

@@ -1,0 +1,30 @@
+"""pymigrate move ID HOST: move a running container to another host."""
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("id", help="the container")
+    parser.add_argument("host", help="[USER@]HOST, as ssh knows it")
+    parser.add_argument(
+        "--allow", action="append", default=[], metavar="RULE", help="lift a rule of `pymigrate validate` (repeatable)"
+    )
+    parser.add_argument(
+        "--timeout", type=float, default=120.0, metavar="SECONDS",
+        help="give up and go on at the source when the container has been frozen this long (default 120)",
+    )  # fmt: skip
+
+
+def run(args: argparse.Namespace) -> int:
+    from migrate.coordinator import Coordinator
+    from migrate.model import MigrationSpec
+    from migrate.ui import monitor
+    from runtime.state import Store
+
+    wanted = MigrationSpec(args.id, args.host, frozenset(args.allow), timeout=args.timeout)
+    display = monitor(as_json=args.json)
+    try:
+        Coordinator(Store(args.root), wanted, display).run()
+    finally:
+        display.close()
+    return 0

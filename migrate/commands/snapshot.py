@@ -1,0 +1,51 @@
+"""pymigrate snapshot save|restore|show: containers frozen to disk."""
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    save = actions.add_parser("save", help="snapshot a running container; it goes on running")
+    save.add_argument("id", help="the container")
+    save.add_argument("dir", type=Path, help="directory to make; must not exist")
+    save.add_argument("--stop", action="store_true", help="end the container once the snapshot is written")
+    save.add_argument("--allow", action="append", default=[], metavar="RULE", help="lift a rule of validate")
+    restore = actions.add_parser("restore", help="make a running container of a snapshot")
+    restore.add_argument("dir", type=Path, help="the snapshot")
+    restore.add_argument("--id", help="name of the new container (default: that of the old one)")
+    restore.add_argument("--rootfs", type=Path, help="where the root file system lies now")
+    show = actions.add_parser("show", help="say what a snapshot is and check that it is whole")
+    show.add_argument("dir", type=Path, help="the snapshot")
+
+
+def run(args: argparse.Namespace) -> int:
+    from migrate import snapshot
+    from migrate.ui.text import size
+    from runtime.state import Store
+
+    store = Store(args.root)
+    match args.action:
+        case "save":
+            manifest = snapshot.save(store, args.id, args.dir, allow=frozenset(args.allow), stop=args.stop)
+            text = f"{manifest.id}: saved to {args.dir} ({size(manifest.size)})"
+        case "restore":
+            state = snapshot.restore(store, args.dir, new_id=args.id, rootfs=args.rootfs)
+            if args.json:
+                print(json.dumps({"event": "restored", "id": state.id, "pid": state.pid}))
+                return 0
+            text = f"{state.id}: runs again, from {args.dir} (pid {state.pid})"
+        case _:
+            manifest = snapshot.Manifest.load(args.dir)
+            snapshot.verify(args.dir, manifest)
+            shown = ("id", "host", "created", "criu", "machine", "kernel", "bundle", "rootfs")
+            rows = [(name, getattr(manifest, name)) for name in shown]
+            rows.append(("images", f"{len(manifest.images)} files, {size(manifest.size)}, all intact"))
+            text = "\n".join(f"{name + ':':<9} {value}" for name, value in rows)
+    if args.json:
+        print(json.dumps({"event": args.action, **dataclasses.asdict(manifest)}))
+    else:
+        print(text)
+    return 0

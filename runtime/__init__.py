@@ -1,0 +1,1 @@
+"""A compact OCI runtime: one container on one host."""

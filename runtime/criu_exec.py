@@ -1,0 +1,31 @@
+"""The last steps before a restore: become `criu swrk` in the container's cgroup, with its root file system in place.
+
+CRIU is told to ignore cgroups, so what it restores stays where CRIU itself is: this process joins the container's
+cgroup, makes the cgroup namespace there (its root is then the container's cgroup, as before), and binds the rootfs
+onto itself in a mount namespace of its own, which CRIU needs as a mount point and which vanishes with CRIU.
+
+Runs under `python3 -I -S` as a child of the monitor, so that the restored init becomes the monitor's child.
+"""
+
+import os
+import sys
+
+from runtime import syscalls
+
+
+def main(argv: list[str]) -> int:
+    """argv: ROOTFS, "cgroupns" or "", the program to become with its arguments after "--"; before it, cgroup directories."""
+    split = argv.index("--")
+    rootfs, cgroupns, *cgroups = argv[:split]
+    try:
+        for directory in cgroups:
+            with open(os.path.join(directory, "cgroup.procs"), "w") as procs:
+                procs.write("0")
+        syscalls.unshare(syscalls.CLONE_NEWNS | (syscalls.CLONE_NEWCGROUP if cgroupns else 0))
+        syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
+        syscalls.mount(rootfs, rootfs, None, syscalls.MS_BIND | syscalls.MS_REC)
+        os.chdir("/")
+        os.execv(argv[split + 1], argv[split + 1 :])
+    except OSError as error:
+        print(f"cannot prepare the restore: {error}", file=sys.stderr)
+    return 1

@@ -1,0 +1,55 @@
+"""A config.json to start from: one that can be moved (terminal false, read-only root, no seccomp, /tmp a tmpfs)."""
+
+from typing import Any
+
+_CAPABILITIES = ["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"]
+_MASKED = ("acpi", "asound", "kcore", "keys", "latency_stats", "timer_list", "timer_stats", "sched_debug", "scsi")
+_READONLY = ("bus", "fs", "irq", "sys", "sysrq-trigger")
+
+
+def _mount(destination: str, kind: str, *options: str) -> dict[str, Any]:
+    return {"destination": destination, "type": kind, "source": kind, "options": list(options)}
+
+
+def default_spec() -> dict[str, Any]:
+    """The value of the file, as JSON."""
+    return {
+        "ociVersion": "1.2.0",
+        "process": {
+            "terminal": False,
+            "user": {"uid": 0, "gid": 0},
+            "args": ["sh"],
+            "env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "TERM=xterm"],
+            "cwd": "/",
+            "capabilities": {name: _CAPABILITIES for name in ("bounding", "effective", "permitted")},
+            "rlimits": [{"type": "RLIMIT_NOFILE", "hard": 1024, "soft": 1024}],
+            "noNewPrivileges": True,
+        },
+        "root": {"path": "rootfs", "readonly": True},
+        "hostname": "pymigrate",
+        "mounts": [
+            {"destination": "/proc", "type": "proc", "source": "proc"},
+            _mount("/dev", "tmpfs", "nosuid", "strictatime", "mode=755", "size=65536k"),
+            _mount("/dev/pts", "devpts", "nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"),
+            _mount("/dev/shm", "tmpfs", "nosuid", "noexec", "nodev", "mode=1777", "size=65536k"),
+            _mount("/dev/mqueue", "mqueue", "nosuid", "noexec", "nodev"),
+            _mount("/sys", "sysfs", "nosuid", "noexec", "nodev", "ro"),
+            _mount("/sys/fs/cgroup", "cgroup", "nosuid", "noexec", "nodev", "relatime", "ro"),
+            _mount("/tmp", "tmpfs", "nosuid", "nodev", "mode=1777"),
+        ],
+        "linux": {
+            "resources": {"devices": [{"allow": False, "access": "rwm"}, *_devices()]},
+            "namespaces": [{"type": kind} for kind in ("pid", "network", "ipc", "uts", "mount", "cgroup")],
+            "maskedPaths": [f"/proc/{name}" for name in _MASKED] + ["/sys/firmware"],
+            "readonlyPaths": [f"/proc/{name}" for name in _READONLY],
+        },
+    }
+
+
+def _devices() -> list[dict[str, Any]]:
+    """The devices that every container has (runtime-spec, default devices), and its pseudo terminals."""
+    numbers = [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 2), (136, None)]
+    return [
+        {"allow": True, "type": "c", "major": major, **({"minor": minor} if minor is not None else {}), "access": "rwm"}
+        for major, minor in numbers
+    ] + [{"allow": True, "type": kind, "access": "m"} for kind in "cb"]

@@ -9,7 +9,7 @@ from types import FrameType
 from typing import NoReturn
 
 from migrate import __version__
-from migrate.errors import Interrupted, UsageError
+from migrate.errors import Blocked, Interrupted, UsageError
 from migrate.exits import EXIT_CODES, exit_code
 
 DEFAULT_ROOT = Path("/run/opencontainer/containers")
@@ -18,6 +18,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "move": ("migrate.commands.move", "move a running container to another host"),
     "validate": ("migrate.commands.validate", "list every reason why a container cannot move"),
     "snapshot": ("migrate.commands.snapshot", "save, show or restore a snapshot of a running container"),
+    "recover": ("migrate.commands.recover", "finish a move whose end is not known"),
     "migrations": ("migrate.commands.migrations", "list the moves that this host has taken part in"),
     "lab": ("migrate.commands.lab", "hosts on this machine to try moves between"),
     "create": ("migrate.commands.create", "create a container from a bundle"),
@@ -98,13 +99,19 @@ def report_error(error: BaseException, *, log: Path | None, log_format: str, as_
             with log.open("a") as out:
                 out.write(json.dumps(entry) + "\n")
         if as_json:
-            event = {"event": "error", "kind": getattr(error, "kind", "failure"), "message": message}
+            event: dict[str, object] = {"event": "error", "kind": getattr(error, "kind", "failure"), "message": message}
             event |= {"remedy": remedy} if remedy else {}
             event |= {"workload": error.workload} if hasattr(error, "workload") else {}
+            if isinstance(error, Blocked):
+                names = ("rule", "where", "problem", "remedy")
+                event["blockers"] = [dict(zip(names, problem, strict=True)) for problem in error.problems]
             print(json.dumps(event), flush=True)
             return
     lines = [f"pymigrate: error: {message}"]
     lines += [f"  {line}" for line in (remedy or "").splitlines()]
+    if isinstance(error, Blocked):
+        for rule, where, problem, what_to_do in error.problems:
+            lines += [f"  {rule}: {where}: {problem}", f"    {what_to_do}"]
     if log is not None and log_format == "text":
         with log.open("a") as out:
             out.write("\n".join(lines) + "\n")

@@ -1,0 +1,147 @@
+"""The target's side of a connection: frames on stdin and stdout, calls from an allow-list, one move at a time.
+
+Started over SSH as root; trusts nothing it reads. It is single-threaded: it can start processes safely. When the
+connection ends before the source has told it to resume, it undoes everything, as if told to abort.
+"""
+
+import os
+import select
+import signal
+import sys
+from types import FrameType as StackFrame
+from typing import Any, NoReturn
+
+from migrate import protocol
+from migrate.errors import Interrupted, MigrateError, ProtocolError
+from migrate.incoming import Incoming
+from migrate.protocol import Call, FrameDecoder, FrameType
+
+IDLE_TIMEOUT = 24 * 3600.0  # seconds without a byte from the source; a long rsync runs beside us
+
+
+class Agent:
+    """One connection."""
+
+    def __init__(self, reader: int, writer: int) -> None:
+        self._reader, self._writer = reader, writer
+        self._decoder = FrameDecoder()
+        self._incoming: Incoming | None = None
+
+    def serve(self) -> int:
+        """Answer calls until the source hangs up. Returns the exit status: 0, or 1 after a broken protocol."""
+        try:
+            while data := self._read():
+                for kind, payload in self._decoder.feed(data):
+                    self._frame(kind, payload)
+            return 0
+        except ProtocolError as error:
+            print(f"pymigrate agent: {error}", file=sys.stderr)
+            return 1
+        finally:
+            if self._incoming is not None:
+                self._incoming.connection_lost()
+
+    def _read(self) -> bytes:
+        """Bytes from the source; meanwhile what the page server says goes back to it."""
+        while True:
+            pages = self._incoming.page_socket if self._incoming else None
+            ready, _, _ = select.select([self._reader, *([pages] if pages else [])], [], [], IDLE_TIMEOUT)
+            if not ready:
+                raise ProtocolError("the source has said nothing for a day")
+            if pages in ready and (data := self._move().pages_answer()):
+                self._write(FrameType.PAGES, data)
+            if self._reader in ready:
+                return os.read(self._reader, 1 << 20)
+
+    def _frame(self, kind: FrameType, payload: bytes) -> None:
+        if kind is FrameType.CALL:
+            call = protocol.decode_call(payload)
+            try:
+                answer = self._dispatch(call)
+            except ProtocolError:
+                raise
+            except Exception as error:
+                self._fail(error)
+                return
+            if answer is not None:
+                self._write(FrameType.REPLY, protocol.dumps(answer))
+        elif kind is FrameType.PAGES:
+            self._move().pages(payload)
+        elif kind is FrameType.DATA:
+            self._move().data(payload)
+        else:
+            raise ProtocolError(f"a {kind.name} frame came from the source")
+
+    def _dispatch(self, call: Call) -> dict[str, Any] | None:
+        """One branch per call: the allow-list."""
+        match call:
+            case protocol.Hello():
+                if call.version != protocol.VERSION:
+                    raise ProtocolError(f"the source speaks protocol {call.version}, this agent {protocol.VERSION}")
+                self._incoming = Incoming.begin(call.root)
+                return {"version": protocol.VERSION, "host": os.uname().nodename, "pid": os.getpid()}
+            case protocol.Facts():
+                from migrate.hostfacts import FactsQuery, gather
+
+                return gather(FactsQuery.from_json(call.query)).to_json()
+            case protocol.OpenBundle():
+                return self._move().open_bundle(call)
+            case protocol.BundleSent():
+                return self._move().bundle_sent(call.fingerprint)
+            case protocol.Prepare():
+                return self._move().prepare(call)
+            case protocol.PagesBegin():
+                return self._move().pages_begin()
+            case protocol.PagesEnd():
+                return self._move().pages_end(call.size, call.digest)
+            case protocol.Image():
+                self._move().image(call.name, call.size, call.digest)
+                return None
+            case protocol.Restore():
+                return self._move().restore(call.count)
+            case protocol.Resume():
+                return self._move().resume()
+            case protocol.History():
+                return self._move().history(call.log)
+            case protocol.Abort():
+                return self._move().abort()
+            case protocol.Settle():
+                return self._move().settle(call.migration, call.verdict)
+
+    def _move(self) -> Incoming:
+        if self._incoming is None:
+            raise ProtocolError("the source did not say hello")
+        return self._incoming
+
+    def _fail(self, error: Exception) -> None:
+        """Tell the source; the move stays as it is until the source aborts or hangs up."""
+        if not hasattr(error, "kind") and not isinstance(error, OSError):
+            error = MigrateError(f"internal error in the agent: {type(error).__name__}: {error}")
+        kind = getattr(error, "kind", "no-space" if getattr(error, "errno", None) == 28 else "failure")
+        message = {"kind": kind, "message": str(error), "remedy": getattr(error, "remedy", None)}
+        self._write(FrameType.FAILURE, protocol.dumps(message))
+
+    def _write(self, kind: FrameType, payload: bytes) -> None:
+        data = memoryview(protocol.header(kind, len(payload)) + payload)
+        while data:
+            data = data[os.write(self._writer, data) :]
+
+
+def _terminate(signum: int, _frame: StackFrame | None) -> NoReturn:
+    raise Interrupted(f"the agent was told to end by {signal.Signals(signum).name}")
+
+
+def main() -> int:
+    """Serve one connection on stdin and stdout; nothing else may write to stdout."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, _terminate)
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    writer = os.dup(1)
+    os.dup2(2, 1)
+    os.chdir("/")
+    os.umask(0o077)
+    try:
+        return Agent(0, writer).serve()
+    except (Interrupted, BrokenPipeError) as error:
+        print(f"pymigrate agent: {error}", file=sys.stderr)
+        return 1

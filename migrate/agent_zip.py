@@ -1,0 +1,72 @@
+"""The agent as one file: our code, pure-Python protobuf and CRIU's messages in a zipapp made in memory.
+
+The target needs python3 and criu, nothing else. The same code always makes the same bytes, so the SHA-256 names
+the agent and a target that has it already is not sent it again.
+"""
+
+import hashlib
+import importlib.util
+import io
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from criu_rpc import messages
+from migrate.errors import MigrateError
+
+_MAIN = """
+import sys
+if __name__ == "__main__":
+    if sys.argv[1:] != ["agent"]:
+        sys.exit("this is the agent of pymigrate; it is started over SSH")
+    from migrate.agent import main
+    sys.exit(main())
+"""
+_LEFT_OUT = ("migrate/commands/", "migrate/lab/", "migrate/ui/", "migrate/demo")
+_PROTOBUF_LEFT_OUT = ("google/protobuf/compiler/", "google/protobuf/testdata/", "google/protobuf/util/")
+
+
+@dataclass(frozen=True)
+class AgentZip:
+    """The bytes of the zipapp and their SHA-256 in hex."""
+
+    data: bytes
+    digest: str
+
+    @classmethod
+    def build(cls) -> Self:
+        """Pack this very code. Raises MigrateError when protobuf's Python files are not where they should be."""
+        packed = io.BytesIO()
+        with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, data in sorted(_members()):
+                info = zipfile.ZipInfo(name, date_time=(2020, 1, 1, 0, 0, 0))
+                info.compress_type = zipfile.ZIP_DEFLATED
+                archive.writestr(info, data)
+        data = packed.getvalue()
+        return cls(data, hashlib.sha256(data).hexdigest())
+
+
+def _members() -> Iterator[tuple[str, bytes]]:
+    yield "__main__.py", _MAIN.lstrip().encode()
+    top = Path(__file__).resolve().parent.parent
+    for package in ("migrate", "runtime", "criu_rpc"):
+        for path in (top / package).rglob("*.py"):
+            name = path.relative_to(top).as_posix()
+            if not name.startswith(_LEFT_OUT):
+                yield name, path.read_bytes()
+    yield "pycriu/__init__.py", b""
+    yield "pycriu/rpc_pb2.py", messages.source("rpc_pb2").read_bytes()
+    # A regular package, so that the one in the zip wins over any the host has.
+    yield "google/__init__.py", b""
+    spec = importlib.util.find_spec("google.protobuf")
+    if spec is None or spec.origin is None:
+        raise MigrateError("protobuf is not installed", remedy="pip install protobuf")
+    protobuf = Path(spec.origin).parent
+    if not (protobuf / "internal" / "python_message.py").exists():
+        raise MigrateError(f"{protobuf} holds no pure-Python protobuf, which the agent needs")
+    for path in protobuf.rglob("*.py"):
+        name = "google/protobuf/" + path.relative_to(protobuf).as_posix()
+        if not name.startswith(_PROTOBUF_LEFT_OUT) and not name.endswith("_test.py"):
+            yield name, path.read_bytes()

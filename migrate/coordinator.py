@@ -1,0 +1,213 @@
+"""The source's side of a move: preflight, seed, switch-over, and what to do when any of it fails.
+
+Before COMMITTED every failure ends with the container running here as if nothing had happened. From COMMITTED on
+it never runs here again; if the target's confirmation is missing the move is settled over a new connection, and if
+that fails too it is in doubt: both sides keep what they have, and `pymigrate recover` finishes it.
+"""
+
+import shutil
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+from migrate import journal, protocol
+from migrate.departure import Departure
+from migrate.errors import InDoubt, MigrateError, MovedDirty, MoveFailed, RolledBack
+from migrate.events import Monitor, PhaseStarted, Progress, Report, Warned
+from migrate.files import fingerprint, send_tree
+from migrate.interrupts import uninterruptible
+from migrate.journal import Journal
+from migrate.model import MigrationSpec
+from migrate.peer import Peer, connect
+from migrate.phases import Phase
+from migrate.settlement import clean_source, clean_target, save_logs, settle
+from migrate.validate import container_blockers, preflight
+from runtime import checkpoint
+from runtime.spec import Spec
+from runtime.spec import load as load_spec
+from runtime.state import State, Store
+
+LOCK_TIMEOUT = 5.0
+FINGERPRINT_TIMEOUT = 600.0
+SEED_TIMEOUT = 6 * 3600.0
+RESUME_TIMEOUT = 30.0
+RUNTIME_DIR = Path("/run/pymigrate")
+
+
+class _Clock:
+    """Durations of the steps of one move, on the monotonic clock."""
+
+    def __init__(self) -> None:
+        self.started = self._last = time.monotonic()
+        self.steps: dict[str, float] = {}
+
+    def step(self, name: str, *, until: float | None = None) -> None:
+        """The time since the last step, up to now or `until`, was spent on `name`."""
+        now = time.monotonic() if until is None else until
+        self.steps[name] = self.steps.get(name, 0.0) + now - self._last
+        self._last = now
+
+
+class Coordinator:
+    """One move of one container to one host."""
+
+    def __init__(self, store: Store, wanted: MigrationSpec, monitor: Monitor) -> None:
+        self._store, self._wanted, self._monitor = store, wanted, monitor
+        self._clock = _Clock()
+        self._migration = journal.new_migration_id()
+        self._source = socket.gethostname()
+        self._bytes_sent = 0
+        self._frozen_at = 0.0
+        self._resumed_at = 0.0
+
+    def run(self) -> Report:
+        """Move the container. Raises Blocked and connection errors before anything is touched, MoveFailed after."""
+        wanted = self._wanted
+        with self._store.lock(wanted.id, LOCK_TIMEOUT):
+            state = self._store.load(wanted.id)
+            spec = load_spec(Path(state.bundle))
+            self._say(Phase.PREFLIGHT, f"checking {wanted.id} and {wanted.host}")
+            blockers = container_blockers(self._store, state, spec)
+            with connect(wanted.host, root=str(self._store.root)) as peer:
+                digest = fingerprint(Path(state.rootfs))
+                preflight(peer, self._store, state, spec, wanted.allow, blockers)
+                self._clock.step("preflight")
+                log = Journal.begin(
+                    self._migration, role="source", id=wanted.id, source=self._source, target=wanted.host,
+                    root=str(self._store.root),
+                )  # fmt: skip
+                return self._move(log, state, spec, digest, peer)
+
+    def _move(self, log: Journal, state: State, spec: Spec, digest: str, peer: Peer) -> Report:
+        work = RUNTIME_DIR / "moves" / self._migration
+        work.mkdir(mode=0o700, parents=True)
+        try:
+            try:
+                self._seed(log, state, spec, digest, peer)
+                with Departure(state, spec, peer, work, self._on_pages) as departure:
+                    self._stop_and_copy(log, departure, peer)
+                    with uninterruptible():
+                        log.record(Phase.COMMITTED)
+                        self._clock.step("commit")
+                        self._hand_over(log, departure, peer)
+                        return self._finish(log, state, peer)
+            except MoveFailed:
+                raise
+            except BaseException as error:
+                if log.phase in (Phase.COMMITTED, Phase.IN_DOUBT):
+                    raise InDoubt(
+                        f"container {state.id}: the move stopped after the point of no return: {error}",
+                        cause=error, remedy=f"pymigrate recover {state.id}",
+                    ) from error  # fmt: skip
+                with uninterruptible():
+                    self._roll_back(log, state, peer, work, error)
+                raise
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+    def _seed(self, log: Journal, state: State, spec: Spec, digest: str, peer: Peer) -> None:
+        """Bundle and root file system to the target, and everything made ready there."""
+        log.record(Phase.SEED)
+        self._say(Phase.SEED, "root file system")
+        config = (Path(state.bundle) / "config.json").read_text()
+        hints = [state.bundle, *state.bundle_hints]
+        place = peer.call(protocol.OpenBundle(state.id, config, digest, hints), FINGERPRINT_TIMEOUT)
+        if not place["complete"]:
+            sent = send_tree(
+                peer.open_channel, Path(state.rootfs), str(place["rootfs"]),
+                on_progress=lambda done: self._monitor.emit(Progress(Phase.SEED, done)),
+                deadline=time.monotonic() + SEED_TIMEOUT,
+            )  # fmt: skip
+            self._bytes_sent += sent.bytes_sent
+            peer.call(protocol.BundleSent(digest), FINGERPRINT_TIMEOUT)
+        carried = {"annotations": state.annotations, "created": state.created, "bundle_hints": _hints(state, place)}
+        peer.call(protocol.Prepare(self._migration, self._source, carried, list(state.stdio)))
+        self._clock.step("seed")
+
+    def _stop_and_copy(self, log: Journal, departure: Departure, peer: Peer) -> None:
+        log.record(Phase.STOP_AND_COPY)
+        self._say(Phase.STOP_AND_COPY, f"freezing {self._wanted.id}")
+        peer.call(protocol.PagesBegin())
+        self._clock.step("prepare")
+        pages = departure.freeze(self._wanted.timeout)
+        self._frozen_at = departure.frozen_at
+        self._clock.step("start criu", until=self._frozen_at)
+        self._clock.step("dump")
+        peer.post(pages)
+        count = departure.send_images()
+        peer.post(protocol.Restore(count))
+        peer.answer("PagesEnd", self._wanted.timeout)
+        self._clock.step("images")
+        peer.answer("Restore", self._wanted.timeout)
+        self._clock.step("restore")
+        log.record(Phase.PREPARED, durable=False)
+
+    def _hand_over(self, log: Journal, departure: Departure, peer: Peer) -> None:
+        """The source dies, then the target runs."""
+        departure.give_up()
+        self._clock.step("source ends")
+        try:
+            peer.call(protocol.Resume(), RESUME_TIMEOUT)
+        except MigrateError as error:
+            self._monitor.emit(Warned(f"the target did not confirm: {error}; asking again over a new connection"))
+            settle(log, self._wanted.id, self._wanted.host, str(self._store.root), self._migration)
+        self._resumed_at = time.monotonic()
+        self._clock.step("resume")
+
+    def _finish(self, log: Journal, state: State, peer: Peer) -> Report:
+        """The container runs at the target: journal it, clean up here, report."""
+        if log.phase is not Phase.RESUMED:
+            log.record(Phase.RESUMED)
+        self._say(Phase.RESUMED, f"{state.id} runs at {self._wanted.host}; cleaning up")
+        leftover = clean_source(self._store, state, peer)
+        self._clock.step("clean-up")
+        report = Report(
+            id=state.id,
+            source=self._source,
+            target=self._wanted.host,
+            mode=str(self._wanted.mode),
+            workload="TARGET",
+            downtime_s=self._resumed_at - self._frozen_at,
+            total_s=time.monotonic() - self._clock.started,
+            bytes_sent=self._bytes_sent + peer.bytes_sent,
+            phases=self._clock.steps,
+        )
+        self._monitor.emit(report)
+        if leftover is not None:
+            raise MovedDirty(
+                f"container {state.id} runs at {self._wanted.host}, but its remains here could not be removed: {leftover}",
+                cause=leftover, remedy=f"pymigrate delete --force {state.id}",
+            )  # fmt: skip
+        return report
+
+    def _roll_back(self, log: Journal, state: State, peer: Peer, work: Path, error: BaseException) -> None:
+        """The container already runs here again (its dump session is closed); clean the target and say so."""
+        cleaned = clean_target(peer, self._wanted.host, str(self._store.root), self._migration)
+        log.record(Phase.ABORTED, reason=str(error))
+        saved = save_logs(work, self._migration)
+        alive = checkpoint.is_running(state)
+        where = f"it runs here, at {self._source}, as before" if alive else f"it has ended here, at {self._source}"
+        remedy = getattr(error, "remedy", None)
+        notes = [remedy] if remedy else []
+        notes += [f"CRIU's logs: {saved}"] if saved else []
+        notes += [] if cleaned else [f"{self._wanted.host} could not be cleaned: its images are in incoming/{self._migration}"]
+        failed = RolledBack(
+            f"container {state.id} was not moved, {where}: {error or type(error).__name__}",
+            cause=error, remedy="\n".join(notes) or None,
+        )  # fmt: skip
+        if not alive:
+            failed.workload = "NEITHER"
+        raise failed from error
+
+    def _on_pages(self, done: int) -> None:
+        self._monitor.emit(Progress(Phase.STOP_AND_COPY, done))
+
+    def _say(self, phase: Phase, text: str) -> None:
+        self._monitor.emit(PhaseStarted(phase, text))
+
+
+def _hints(state: State, place: dict[str, Any]) -> list[str]:
+    """Where the bundle lies on the hosts the container has been to, the newest last, without the place it goes to."""
+    known = [*state.bundle_hints, state.bundle]
+    return [path for path in dict.fromkeys(known) if path != place["bundle"]][-8:]

@@ -1,0 +1,219 @@
+"""File trees: recognising one by a fingerprint, measuring it, and sending it with rsync over our connection."""
+
+import contextlib
+import hashlib
+import json
+import os
+import shlex
+import shutil
+import socket
+import stat
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from migrate.errors import DeadlineExceeded, HostError, MigrateError, NoSpace
+from runtime import selfexec
+
+_CHUNK = 1 << 18
+_STOP_TIMEOUT = 10.0
+
+
+class Channel(Protocol):
+    """A command that runs at the target, as a byte stream."""
+
+    def sendall(self, data: bytes) -> None: ...
+    def recv(self, size: int) -> bytes: ...
+    def shutdown_write(self) -> None: ...
+    def exit_status(self, timeout: float = ...) -> int: ...
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class SentTree:
+    """What a run of rsync cost: bytes over the connection, both ways counted from here, and seconds."""
+
+    bytes_sent: int
+    seconds: float
+
+
+def fingerprint(root: Path) -> str:
+    """SHA-256 over every entry's path, type, mode, owner, size, mtime (ns), link target and device number.
+
+    Contents are not read: this is what rsync compares too, and more than CRIU checks (size, mtime, build-id). Times and
+    sizes of directories are left out, the root's own mode as well. Raises MigrateError.
+    """
+    seen = hashlib.sha256()
+    try:
+        for path, info in _walk(os.fspath(root)):
+            parts: list[object] = [stat.S_IFMT(info.st_mode), stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid]
+            if stat.S_ISREG(info.st_mode):
+                parts += [info.st_size, info.st_mtime_ns]
+            elif stat.S_ISLNK(info.st_mode):
+                parts.append(os.readlink(path))
+            elif stat.S_ISCHR(info.st_mode) or stat.S_ISBLK(info.st_mode):
+                parts.append(info.st_rdev)
+            entry = os.fsencode(os.path.relpath(path, root)) + b"\0" + repr(parts).encode()
+            seen.update(len(entry).to_bytes(4, "big") + entry)
+    except OSError as error:
+        raise MigrateError(f"{error.filename or root}: cannot be read: {error.strerror}") from None
+    return seen.hexdigest()
+
+
+def size(root: Path) -> int:
+    """Bytes that a tree takes on disk, files with several links counted once. Raises MigrateError."""
+    total, counted = 0, set()
+    try:
+        for _, info in _walk(os.fspath(root)):
+            if info.st_nlink > 1 and not stat.S_ISDIR(info.st_mode):
+                if (info.st_dev, info.st_ino) in counted:
+                    continue
+                counted.add((info.st_dev, info.st_ino))
+            total += info.st_blocks * 512
+    except OSError as error:
+        raise MigrateError(f"{error.filename or root}: cannot be read: {error.strerror}") from None
+    return total
+
+
+def _walk(root: str) -> "list[tuple[str, os.stat_result]]":
+    """Every entry below `root` in a fixed order, not following links, not leaving its file system tree."""
+    found = []
+    pending = [root]
+    while pending:
+        with os.scandir(pending.pop()) as entries:
+            for entry in entries:
+                found.append((entry.path, entry.stat(follow_symlinks=False)))
+                if entry.is_dir(follow_symlinks=False):
+                    pending.append(entry.path)
+    return sorted(found, key=lambda item: os.fsencode(item[0]))
+
+
+def send_tree(
+    open_channel: Callable[[str], Channel],
+    source: Path,
+    destination: str,
+    *,
+    on_progress: Callable[[int], None],
+    deadline: float,
+) -> SentTree:
+    """Make the directory `destination` at the target equal to `source`, with everything a root file system can hold.
+
+    `deadline` is a time.monotonic(). Raises NoSpace, MigrateError (rsync's own last words), HostError,
+    DeadlineExceeded; the local rsync is gone in any case.
+    """
+    rsync = shutil.which("rsync")
+    if rsync is None:
+        raise MigrateError("rsync is not installed here", remedy="apt-get install rsync, here and at the target")
+    started = time.monotonic()
+    ours, theirs = socket.socketpair()
+    argv = [
+        rsync, "-aHAX", "--numeric-ids", "--sparse", "--delete", "--protect-args", "--no-motd",
+        f"--rsh={shlex.join(selfexec.command('migrate.rsh', str(theirs.fileno())))}",
+        f"{source}/", f"target:{destination}/",
+    ]  # fmt: skip
+    with theirs:
+        process = subprocess.Popen(
+            argv, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE, start_new_session=True, env={**os.environ, "LC_ALL": "C"},
+        )  # fmt: skip
+    relay = _Relay(ours, open_channel, on_progress)
+    try:
+        relay.start()
+        try:
+            _, words = process.communicate(timeout=max(0.1, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            raise DeadlineExceeded(f"rsync of {source} did not end in time") from None
+        relay.join()
+    finally:
+        process.kill()
+        relay.close()
+        process.wait()
+        if process.stderr is not None:
+            process.stderr.close()
+    if relay.failure is not None:
+        raise relay.failure
+    if process.returncode != 0:
+        raise _explain(source, process.returncode, words.decode(errors="replace"), relay.exit_status)
+    return SentTree(relay.sent, time.monotonic() - started)
+
+
+class _Relay:
+    """Between rsync's remote-shell process and a channel of the connection, on two threads."""
+
+    def __init__(self, sock: socket.socket, open_channel: Callable[[str], Channel], on_progress: Callable[[int], None]) -> None:
+        self._sock, self._open, self._on_progress = sock, open_channel, on_progress
+        self._channel: Channel | None = None
+        self._thread = threading.Thread(target=self._run, name="rsync-relay", daemon=True)
+        self.sent = 0
+        self.failure: MigrateError | None = None
+        self.exit_status: int | None = None
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def join(self) -> None:
+        self._thread.join(_STOP_TIMEOUT)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+        if self._channel is not None:
+            self._channel.close()
+        self.join()
+        self._sock.close()
+
+    def _run(self) -> None:
+        try:
+            command, rest = self._command()
+            if command is None:
+                return
+            self._channel = channel = self._open(shlex.join(command))
+            back = threading.Thread(target=self._back, args=(channel,), name="rsync-relay-back", daemon=True)
+            back.start()
+            data = rest or self._sock.recv(_CHUNK)
+            while data:
+                channel.sendall(data)
+                self.sent += len(data)
+                self._on_progress(self.sent)
+                data = self._sock.recv(_CHUNK)
+            channel.shutdown_write()
+            back.join()
+            self.exit_status = channel.exit_status()
+        except MigrateError as error:
+            self.failure = error
+        except OSError as error:
+            self.failure = HostError(f"the connection was lost while files were sent: {error}")
+        finally:
+            with contextlib.suppress(OSError):
+                self._sock.shutdown(socket.SHUT_RDWR)
+
+    def _command(self) -> tuple[list[str] | None, bytes]:
+        """The remote command that rsync asks for, and what has come after it; None when rsync failed before."""
+        line = b""
+        while b"\n" not in line:
+            data = self._sock.recv(_CHUNK)
+            if not data:
+                return None, b""
+            line += data
+        first, _, rest = line.partition(b"\n")
+        return json.loads(first), rest
+
+    def _back(self, channel: Channel) -> None:
+        with contextlib.suppress(OSError):
+            while data := channel.recv(_CHUNK):
+                self._sock.sendall(data)
+            self._sock.shutdown(socket.SHUT_WR)
+
+
+def _explain(source: Path, status: int, words: str, remote_status: int | None) -> MigrateError:
+    """rsync's exit status and last words as one error."""
+    lines = [line for line in words.strip().splitlines() if not line.startswith("rsync error:")] or words.splitlines()[-1:]
+    if "No space left on device" in words or "Disk quota exceeded" in words:
+        return NoSpace(f"no room at the target for {source}: {lines[0] if lines else ''}")
+    if remote_status == 127:
+        return MigrateError("rsync is not installed at the target", remedy="apt-get install rsync there")
+    return MigrateError(f"rsync of {source} failed with status {status}: {'; '.join(lines[-3:])}")

@@ -1,0 +1,153 @@
+"""What a host is and can do, as far as a move depends on it. Gathered the same way at both ends.
+
+Stdlib, runtime and criu_rpc only: the agent runs this on hosts where nothing is installed.
+"""
+
+import base64
+import dataclasses
+import os
+import platform
+import shutil
+import struct
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from criu_rpc.client import Criu
+from criu_rpc.errors import CriuError
+from migrate.errors import ProtocolError
+from runtime.capabilities import NUMBERS, held
+from runtime.errors import InvalidId
+from runtime.state import Store, check_id
+
+DATA = Path("/var/lib/pymigrate")
+_MAX_PATHS = 1000
+
+
+def _checked(cls: type[Any], value: Any) -> dict[str, Any]:
+    """The fields of a dataclass out of JSON from the other side, each of the type of its default. Raises ProtocolError."""
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    if not isinstance(value, dict) or set(value) != set(fields):
+        raise ProtocolError(f"{cls.__name__}: the fields are not those of this version")
+    for name, item in value.items():
+        example = fields[name].default
+        if example is dataclasses.MISSING:
+            example = ()
+        kind = list if isinstance(example, tuple) else type(example)
+        if type(item) is not kind or (kind is list and not all(isinstance(part, str) for part in item)):
+            raise ProtocolError(f"{cls.__name__}: {name}: must be of type {kind.__name__}")
+    return {name: tuple(item) if isinstance(item, list) else item for name, item in value.items()}
+
+
+@dataclass(frozen=True)
+class FactsQuery:
+    """What the source wants to know: is `id` in use below `root`, which of `paths` are missing, does the processor have
+    what `cpuinfo` (CRIU's cpuinfo.img, base64) says; "" asks nothing."""
+
+    id: str = ""
+    root: str = ""
+    paths: tuple[str, ...] = ()
+    cpuinfo: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self), "paths": list(self.paths)}
+
+    @classmethod
+    def from_json(cls, value: Any) -> Self:
+        """Raises ProtocolError, InvalidId."""
+        query = cls(**_checked(cls, value))
+        if len(query.paths) > _MAX_PATHS or not all(path.startswith("/") and "\0" not in path for path in query.paths):
+            raise ProtocolError("FactsQuery: paths must be absolute, and not too many")
+        if query.id:
+            check_id(query.id)
+        return query
+
+
+@dataclass(frozen=True)
+class HostFacts:
+    """One host. Empty strings stand for "no problem" or "unknown"; sizes in bytes."""
+
+    name: str = ""
+    machine: str = ""
+    bits: int = 0
+    kernel: str = ""
+    python: str = ""
+    criu: str = ""  # version, "" when there is none
+    criu_problem: str = ""  # why CRIU does not work here
+    cpu_problem: str = ""  # what the processor lacks
+    cpuinfo: str = ""  # this host's own cpuinfo.img, base64
+    id_in_use: bool = False
+    missing: tuple[str, ...] = ()
+    images_free: int = 0
+    rsync: bool = False
+    any_uid: bool = False  # CAP_SYS_RESOURCE, without which CRIU cannot restore limits of other users' processes
+
+    def to_json(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self), "missing": list(self.missing)}
+
+    @classmethod
+    def from_json(cls, value: Any) -> Self:
+        """Raises ProtocolError."""
+        return cls(**_checked(cls, value))
+
+
+def gather(query: FactsQuery) -> HostFacts:
+    """The facts of this host. Never raises for what is wrong here: that is what the facts say."""
+    version, problem, cpu_problem, cpuinfo = "", "", "", ""
+    try:
+        criu = Criu()
+        version = str(criu.version())
+        cpu_problem, cpuinfo = _cpu(criu, query.cpuinfo)
+        criu.check()
+    except CriuError as error:
+        problem = str(error)
+    try:
+        in_use = bool(query.id) and query.id in Store(Path(query.root)).ids()
+    except InvalidId:
+        in_use = False
+    return HostFacts(
+        name=os.uname().nodename,
+        machine=platform.machine(),
+        bits=struct.calcsize("P") * 8,
+        kernel=platform.release(),
+        python=".".join(map(str, sys.version_info[:3])),
+        criu=version,
+        criu_problem=problem,
+        cpu_problem=cpu_problem,
+        cpuinfo=cpuinfo,
+        id_in_use=in_use,
+        missing=tuple(path for path in query.paths if not os.path.exists(path)),
+        images_free=free_bytes(DATA),
+        rsync=shutil.which("rsync") is not None,
+        any_uid=bool(held() >> NUMBERS["CAP_SYS_RESOURCE"] & 1),
+    )
+
+
+def free_bytes(path: Path) -> int:
+    """Free bytes where `path` is, or will be made."""
+    while not path.exists():
+        path = path.parent
+    usage = os.statvfs(path)
+    return usage.f_bavail * usage.f_frsize
+
+
+def _cpu(criu: Criu, theirs: str) -> tuple[str, str]:
+    """What this processor lacks of the other one ("" if nothing, or nothing was asked), and its own cpuinfo.img."""
+    with tempfile.TemporaryDirectory(prefix="pymigrate-") as directory:
+        image = Path(directory, "cpuinfo.img")
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            criu.cpuinfo_dump(fd)
+            ours = base64.b64encode(image.read_bytes()).decode()
+            if theirs:
+                image.write_bytes(base64.b64decode(theirs, validate=True))
+                criu.cpuinfo_check(fd)
+        except CriuError as error:
+            return str(error), ""
+        except ValueError:
+            raise ProtocolError("FactsQuery: cpuinfo is not base64") from None
+        finally:
+            os.close(fd)
+    return "", ours

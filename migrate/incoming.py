@@ -1,0 +1,432 @@
+"""The target's half of a move: what each call does on this host, and how all of it is undone.
+
+Everything a move brings lies in places that this module names: images in /var/lib/pymigrate/incoming/<migration>,
+a bundle that was sent in /var/lib/pymigrate/bundles/<container>. No path from the wire is written to.
+
+Until `resume`, whatever goes wrong ends in `abort`: the restored tree is killed before it has run an instruction,
+and container, images and what was newly made of the bundle are removed. The one exception: once PREPARED, a lost
+connection leaves the images (the source may be dead already, by decision), until `settle` brings the verdict.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import signal
+import socket
+from pathlib import Path
+from typing import Any, Self
+
+from criu_rpc.client import Criu
+from criu_rpc.swrk import PageServer
+from migrate import journal
+from migrate.errors import DeadlineExceeded, MigrateError, ProtocolError, TargetError
+from migrate.files import fingerprint
+from migrate.journal import Journal
+from migrate.phases import Phase
+from migrate.protocol import CHUNK, OpenBundle, Prepare
+from runtime import processes, spec
+from runtime.checkpoint import Restoring, RestorePlan
+from runtime.state import State, Store, check_id
+
+DATA = Path("/var/lib/pymigrate")
+PAGE_SERVER_TIMEOUT = 60.0
+RESTORE_TIMEOUT = 120.0
+OLD_AGENT_TIMEOUT = 20.0
+
+
+class Incoming:
+    """One move into this host. Calls come in the protocol's order; a call out of order is a ProtocolError."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._id = ""
+        self._bundle: Path | None = None
+        self._made_bundle = False
+        self._journal: Journal | None = None
+        self._images: _Images | None = None
+        self._pages: _PageStream | None = None
+        self._pages_silent = False
+        self._restoring: Restoring | None = None
+        self._resumed = False
+
+    @classmethod
+    def begin(cls, root: str) -> Self:
+        """`root` is the directory of container states that the source's user chose."""
+        path = Path(root)
+        if not path.is_absolute() or ".." in path.parts or "\0" in root:
+            raise ProtocolError(f"{root!r} is no state directory")
+        return cls(Store(path))
+
+    @property
+    def page_socket(self) -> socket.socket | None:
+        """Readable when the page server has something to say; None when there is none, or none any more."""
+        return self._pages.socket if self._pages and not self._pages_silent else None
+
+    def pages_answer(self) -> bytes:
+        """What the page server says to the source; b"" at its end."""
+        data = self._pages.answer() if self._pages else b""
+        self._pages_silent = not data
+        return data
+
+    def open_bundle(self, call: OpenBundle) -> dict[str, Any]:
+        """Find the bundle at a hint, or make a place for it. Answers {"bundle", "rootfs", "complete"}."""
+        self._id = check_id(call.id)
+        config = _parse_config(call.config)
+        for hint in call.hints:
+            found = _matching_bundle(Path(hint), config, call.fingerprint)
+            if found is not None:
+                self._bundle = Path(hint)
+                return {"bundle": hint, "rootfs": str(found), "complete": True}
+        self._bundle = bundle = DATA / "bundles" / self._id
+        rootfs = bundle / "rootfs"
+        self._made_bundle = not bundle.exists()
+        rootfs.mkdir(mode=0o700, parents=True, exist_ok=True)
+        config["root"]["path"] = "rootfs"
+        _write_atomically(bundle / "config.json", json.dumps(config, indent=4).encode())
+        complete = fingerprint(rootfs) == call.fingerprint
+        return {"bundle": str(bundle), "rootfs": str(rootfs), "complete": complete}
+
+    def bundle_sent(self, expected: str) -> dict[str, Any]:
+        """Check what rsync has brought."""
+        if self._bundle is None:
+            raise ProtocolError("a bundle was sent before one was opened")
+        if fingerprint(self._bundle / "rootfs") != expected:
+            raise TargetError(
+                f"the root file system in {self._bundle}/rootfs is not what the source has",
+                remedy="did it change while it was sent? a read-only root file system must not be written to",
+            )
+        return {}
+
+    def prepare(self, call: Prepare) -> dict[str, Any]:
+        """Make everything around the container: directories, network namespace, cgroup, monitor, waiting CRIU."""
+        if self._bundle is None or self._restoring is not None:
+            raise ProtocolError("Prepare came out of order")
+        self._journal = Journal.begin(
+            call.migration,
+            role="target",
+            id=self._id,
+            source=call.source,
+            target=os.uname().nodename,
+            root=str(self._store.root),
+            agent={"pid": os.getpid(), "start_time": processes.start_time(os.getpid())},
+            prepare={"bundle": str(self._bundle), "made_bundle": self._made_bundle, **_plan_fields(call)},
+        )
+        self._images = _Images.make(call.migration)
+        self._restoring = self._begin_restore(call.migration, self._bundle, _plan_fields(call))
+        self._journal.record(Phase.SEED)
+        return {}
+
+    def pages_begin(self) -> dict[str, Any]:
+        if self._images is None or self._pages is not None or self._journal is None:
+            raise ProtocolError("PagesBegin came out of order")
+        self._journal.record(Phase.STOP_AND_COPY)
+        self._pages = _PageStream.start(self._images.path)
+        return {}
+
+    def pages(self, payload: bytes) -> None:
+        """A piece of the page stream, on to the page server. A dead server shows at PagesEnd."""
+        if self._pages is None:
+            raise ProtocolError("pages came before PagesBegin")
+        self._pages.feed(payload)
+
+    def pages_end(self, size: int, digest: str) -> dict[str, Any]:
+        """The page server has everything on disk when this answers."""
+        if self._pages is None:
+            raise ProtocolError("PagesEnd came before PagesBegin")
+        pages, self._pages = self._pages, None
+        pages.finish(size, digest)
+        return {}
+
+    def image(self, name: str, size: int, digest: str) -> None:
+        if self._images is None:
+            raise ProtocolError("an image came before Prepare")
+        self._images.begin(name, size, digest)
+
+    def data(self, payload: bytes) -> None:
+        if self._images is None:
+            raise ProtocolError("data came before Prepare")
+        self._images.write(payload)
+
+    def restore(self, count: int) -> dict[str, Any]:
+        """Restore and hold; answers {"pid"}: the container's init on this host, which has not run yet."""
+        if self._images is None or self._restoring is None or self._journal is None or self._pages is not None:
+            raise ProtocolError("Restore came out of order")
+        self._images.check(count)
+        pid = self._restoring.restore(RESTORE_TIMEOUT)
+        self._journal.record(Phase.PREPARED, durable=False)
+        return {"pid": pid}
+
+    def resume(self) -> dict[str, Any]:
+        """The container runs from here on, whatever else happens."""
+        if self._restoring is None or self._journal is None or self._journal.phase is not Phase.PREPARED:
+            raise ProtocolError("Resume came out of order")
+        state = self._restoring.resume(RESTORE_TIMEOUT)
+        self._resumed = True
+        self._journal.record(Phase.COMMITTED, durable=False)
+        self._journal.record(Phase.RESUMED)
+        if self._images is not None:
+            self._images.remove()
+        return {"pid": state.pid}
+
+    def history(self, log: str) -> dict[str, Any]:
+        """Keep what the container had written before it came here."""
+        if not self._resumed or self._restoring is None:
+            raise ProtocolError("History came before Resume")
+        _write_atomically(self._restoring.history_path, log.encode())
+        return {}
+
+    def abort(self) -> dict[str, Any]:
+        """Undo everything. Harmless when there is nothing to undo; refused once the container runs here."""
+        if self._resumed:
+            raise ProtocolError("the container already runs here")
+        self._undo()
+        if self._journal is not None and self._journal.phase is not Phase.ABORTED:
+            self._journal.record(Phase.ABORTED)
+        return {}
+
+    def connection_lost(self) -> None:
+        """The source is gone: undo, but keep the images if the source may have given the container up."""
+        if self._resumed:
+            return
+        if self._journal is not None and self._journal.phase is Phase.PREPARED:
+            self._stop()
+        elif self._journal is None or self._journal.phase is not Phase.ABORTED:
+            with contextlib.suppress(MigrateError, OSError):
+                self.abort()
+
+    def settle(self, migration: str, verdict: str) -> dict[str, Any]:
+        """End a move whose connection was lost. Answers {"workload": "TARGET" | "SOURCE", "pid"?}."""
+        entry = journal.load(migration)
+        if entry is None or entry.role != "target":
+            if verdict == "resume":
+                raise TargetError(f"nothing is known here of migration {migration}: its images are not here")
+            return {"workload": "SOURCE"}
+        _end_old_agent(entry.fields.get("agent", {}))
+        entry = journal.load(migration) or entry
+        self._id, self._journal = check_id(entry.id), Journal.resume(entry)
+        if entry.phase is Phase.RESUMED:
+            return {"workload": "TARGET", "pid": self._store.load(entry.id).pid}
+        self._adopt(migration, entry.fields)
+        if verdict == "abort":
+            self.abort()
+            return {"workload": "SOURCE"}
+        if entry.phase is not Phase.PREPARED or self._images is None or self._bundle is None:
+            raise TargetError(f"the images of migration {migration} are not complete here ({entry.phase})")
+        self._restoring = self._begin_restore(migration, self._bundle, entry.fields["prepare"])
+        self._restoring.restore(RESTORE_TIMEOUT)
+        return {"workload": "TARGET", **self.resume()}
+
+    def _adopt(self, migration: str, fields: dict[str, Any]) -> None:
+        """Take over what an agent that is gone has left of a migration."""
+        self._bundle = Path(fields["prepare"]["bundle"])
+        self._made_bundle = fields["prepare"]["made_bundle"]
+        self._images = _Images.existing(migration)
+        with contextlib.suppress(MigrateError, OSError):
+            Restoring.remove_leftovers(self._store, self._id, migration)
+
+    def _begin_restore(self, migration: str, bundle: Path, fields: dict[str, Any]) -> Restoring:
+        assert self._images is not None
+        loaded = spec.load(bundle)
+        plan = RestorePlan(
+            id=self._id,
+            bundle=bundle,
+            images=self._images.path,
+            work=self._images.path,
+            stdio=tuple(fields["stdio"]),
+            carried=dict(fields["state"]),
+            move=migration,
+        )
+        return Restoring.prepare(self._store, loaded, plan, Criu())
+
+    def _stop(self) -> None:
+        """End every process that this move started here; files stay."""
+        if self._pages is not None:
+            self._pages.kill()
+            self._pages = None
+        if self._restoring is not None:
+            self._restoring.abort()
+            self._restoring = None
+
+    def _undo(self) -> None:
+        self._stop()
+        if self._images is not None:
+            self._images.remove()
+        if self._made_bundle and self._bundle is not None:
+            shutil.rmtree(self._bundle, ignore_errors=True)
+
+
+class _Images:
+    """The directory of one migration's images, and the image that is being written."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._fd = -1
+        self._name, self._left, self._digest = "", 0, ""
+        self._hash = hashlib.sha256()
+        self._count = 0
+        self._failure: Exception | None = None
+
+    @classmethod
+    def make(cls, migration: str) -> Self:
+        path = DATA / "incoming" / migration
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.mkdir(mode=0o700)
+        return cls(path)
+
+    @classmethod
+    def existing(cls, migration: str) -> Self:
+        return cls(DATA / "incoming" / migration)
+
+    def begin(self, name: str, size: int, digest: str) -> None:
+        """A failure here or in `write` is kept for `check`: these calls have no answer."""
+        if self._left:
+            raise ProtocolError(f"image {name} came in the middle of {self._name}")
+        self._name, self._left, self._digest, self._hash = name, size, digest, hashlib.sha256()
+        try:
+            self._fd = os.open(self.path / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            self._failure = self._failure or error
+        if size == 0:
+            self._end()
+
+    def write(self, payload: bytes) -> None:
+        if len(payload) > self._left:
+            raise ProtocolError(f"image {self._name} is longer than was said")
+        self._hash.update(payload)
+        self._left -= len(payload)
+        if self._fd >= 0 and self._failure is None:
+            try:
+                view = memoryview(payload)
+                while view:
+                    view = view[os.write(self._fd, view) :]
+            except OSError as error:
+                self._failure = error
+        if self._left == 0:
+            self._end()
+
+    def _end(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+        self._count += 1
+        if self._hash.hexdigest() != self._digest:
+            self._failure = self._failure or TargetError(f"image {self._name} arrived damaged")
+
+    def check(self, count: int) -> None:
+        """Raise what went wrong with any image; all `count` must be here."""
+        if self._failure is not None:
+            raise self._failure
+        if self._left or self._count != count:
+            raise ProtocolError(f"{self._count} of {count} images have come")
+
+    def remove(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+class _PageStream:
+    """What comes over the wire goes into one end of a socketpair; CRIU's page server has the other."""
+
+    def __init__(self, server: PageServer, ours: socket.socket) -> None:
+        self._server, self.socket = server, ours
+        self._size, self._hash = 0, hashlib.sha256()
+        self._broken = False
+
+    @classmethod
+    def start(cls, images: Path) -> Self:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            server = Criu().page_server(images, theirs)
+        ours.settimeout(PAGE_SERVER_TIMEOUT)
+        return cls(server, ours)
+
+    def feed(self, payload: bytes) -> None:
+        """A server that is dead or full does not answer any more; why shows in `finish`."""
+        self._size += len(payload)
+        self._hash.update(payload)
+        if not self._broken:
+            try:
+                self.socket.sendall(payload)
+            except OSError:
+                self._broken = True
+
+    def answer(self) -> bytes:
+        """What the page server says; b"" when it has hung up, because it is done or because it has died."""
+        try:
+            return self.socket.recv(CHUNK)
+        except OSError:
+            return b""
+
+    def finish(self, size: int, digest: str) -> None:
+        self.socket.close()
+        self._server.wait(PAGE_SERVER_TIMEOUT)
+        if (self._size, self._hash.hexdigest()) != (size, digest):
+            raise TargetError("the memory pages arrived damaged")
+
+    def kill(self) -> None:
+        self.socket.close()
+        self._server.kill()
+
+
+def _plan_fields(call: Prepare) -> dict[str, Any]:
+    return {"stdio": call.stdio, "state": call.state}
+
+
+def _parse_config(text: str) -> dict[str, Any]:
+    try:
+        config = json.loads(text)
+    except ValueError as error:
+        raise ProtocolError(f"the config.json that came is not JSON: {error}") from None
+    if not isinstance(config, dict) or not isinstance(config.get("root"), dict):
+        raise ProtocolError("the config.json that came has no root")
+    return config
+
+
+def _matching_bundle(bundle: Path, config: dict[str, Any], expected: str) -> Path | None:
+    """The rootfs of the bundle at `bundle` if config (but for root.path) and rootfs are the same, else None."""
+    if not bundle.is_absolute() or ".." in bundle.parts:
+        return None
+    try:
+        here = json.loads((bundle / "config.json").read_bytes())
+        rootfs = bundle / here["root"]["path"]
+        here["root"]["path"] = config["root"].get("path")
+        if here == config and fingerprint(rootfs) == expected:
+            return rootfs.resolve()
+    except (OSError, ValueError, KeyError, TypeError, MigrateError):
+        return None
+    return None
+
+
+def _write_atomically(path: Path, data: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with open(fd, "wb") as out:
+            out.write(data)
+            out.flush()
+            os.fsync(fd)
+        temporary.rename(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _end_old_agent(agent: dict[str, Any]) -> None:
+    """The agent of a lost connection may not have noticed yet: end it, so that only one of us acts."""
+    pid, start = agent.get("pid", 0), agent.get("start_time")
+    try:
+        pidfd = os.pidfd_open(pid)
+    except (OSError, TypeError):
+        return
+    try:
+        if pid == os.getpid() or processes.start_time(pid) != start:
+            return
+        signal.pidfd_send_signal(pidfd, signal.SIGTERM)
+        if not processes.wait_exit(pidfd, OLD_AGENT_TIMEOUT):
+            raise DeadlineExceeded(f"the agent of the lost connection (process {pid}) does not end")
+    finally:
+        os.close(pidfd)

@@ -1,0 +1,330 @@
+"""The other host: an SSH session, the agent started over it, and calls to that agent.
+
+Nothing is installed at the target: the agent's code goes over the connection (agent_zip.py). A short first stage
+reads exactly that many bytes, checks their SHA-256, writes them 0700 under /run/pymigrate and becomes the agent.
+What the log-in prints before is skipped up to a banner that holds a random token.
+"""
+
+import contextlib
+import queue
+import secrets
+import shlex
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Self
+
+import paramiko
+
+from migrate import protocol, ssh
+from migrate.agent_zip import AgentZip
+from migrate.errors import DeadlineExceeded, HostError, MigrateError, ProtocolError, TargetError
+from migrate.protocol import Call, FrameDecoder, FrameType
+
+START_TIMEOUT = 30.0
+CALL_TIMEOUT = 30.0
+_NOISE_LIMIT = 256 << 10
+
+# Runs at the target under `python3 -I -S -c`; no single quotes inside, for the login shell's sake.
+_FIRST_STAGE = """
+import hashlib, os, sys
+digest, size, token, have = sys.argv[1], int(sys.argv[2]), sys.argv[3], False
+if sys.version_info < (3, 11): sys.exit(70)
+if os.geteuid() != 0: sys.exit(71)
+path = "/run/pymigrate/agent-" + digest + ".pyz"
+try:
+    os.makedirs("/run/pymigrate", 0o700, exist_ok=True)
+    if os.stat("/run/pymigrate").st_uid != 0: sys.exit(72)
+    os.chmod("/run/pymigrate", 0o700)
+    if os.path.exists(path):
+        with open(path, "rb") as f: have = hashlib.sha256(f.read()).hexdigest() == digest
+    os.write(1, ("PYMIGRATE-AGENT " + token + (" HAVE" if have else " SEND") + chr(10)).encode())
+    if not have:
+        data = bytearray()
+        while len(data) < size:
+            piece = os.read(0, size - len(data))
+            if not piece: sys.exit(73)
+            data += piece
+        if hashlib.sha256(data).hexdigest() != digest: sys.exit(74)
+        temporary = path + "." + str(os.getpid())
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o700), "wb") as f: f.write(data)
+        os.rename(temporary, path)
+except OSError as error:
+    print(error, file=sys.stderr)
+    sys.exit(72)
+os.execv(sys.executable, [sys.executable, "-I", "-S", path, "agent"])
+""".strip()
+
+_START_FAILURES: dict[int, tuple[str, str]] = {
+    70: ("python3 is older than 3.11", "install python3 3.11 or newer there"),
+    71: ("the log-in is not root", "log in as root: `User root` for this host in ~/.ssh/config"),
+    72: ("/run/pymigrate cannot be written", "make room or remove what is in the way there"),
+    73: ("the connection ended while the agent was being sent", "try again"),
+    74: ("the agent arrived damaged", "try again; if it stays so, look at the network between the hosts"),
+    126: ("python3 cannot be executed", "install python3 there (apt-get install python3)"),
+    127: ("python3 is not installed", "install python3 there (apt-get install python3)"),
+}
+
+_REMOTE_KINDS = frozenset(
+    {"failure", "blocked", "not-found", "conflict", "invalid", "target", "criu", "no-space", "deadline"}
+)
+
+
+class RemoteFailure(MigrateError):
+    """The agent answered a call with a failure; `kind` is what it says it was."""
+
+    def __init__(self, message: str, kind: str, remedy: str | None) -> None:
+        super().__init__(message, remedy=remedy)
+        self.kind = kind
+
+
+class Channel:
+    """A command that runs at the target: its stdin and stdout as a byte stream (what rsync needs)."""
+
+    def __init__(self, channel: paramiko.Channel) -> None:
+        self._channel = channel
+
+    def sendall(self, data: bytes) -> None:
+        self._channel.sendall(data)
+
+    def recv(self, size: int) -> bytes:
+        return self._channel.recv(size)
+
+    def recv_stderr(self, size: int) -> bytes:
+        return self._channel.recv_stderr(size)
+
+    def shutdown_write(self) -> None:
+        self._channel.shutdown_write()
+
+    def exit_status(self, timeout: float = CALL_TIMEOUT) -> int:
+        """The command's exit status; -1 when it does not tell within `timeout` seconds."""
+        return self._channel.recv_exit_status() if self._channel.status_event.wait(timeout) else -1
+
+    def close(self) -> None:
+        self._channel.close()
+
+
+class Peer:
+    """The agent on the other host. Thread-safe for sending; calls are made by one thread."""
+
+    def __init__(self, name: str, client: paramiko.SSHClient, channel: paramiko.Channel) -> None:
+        self.name = name
+        self._client, self._channel = client, channel
+        self._send_lock = threading.Lock()
+        self._answers: queue.SimpleQueue[tuple[FrameType, bytes] | None] = queue.SimpleQueue()
+        self._pages: Callable[[bytes], None] | None = None
+        self._lost: str | None = None
+        self.bytes_sent = 0
+        self.facts_of_hello: dict[str, Any] = {}
+        self._reader = threading.Thread(target=self._read, name=f"peer-{name}", daemon=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the connection; the agent takes that for an abort unless it was told to resume."""
+        for end in (self._channel, self._client):
+            with contextlib.suppress(Exception):  # paramiko raises whatever its transport died of
+                end.close()
+
+    def start(self, root: str) -> None:
+        """First exchange: both sides must speak the same protocol."""
+        self._reader.start()
+        self.facts_of_hello = self.call(protocol.Hello(protocol.VERSION, root))
+
+    def call(self, call: Call, timeout: float = CALL_TIMEOUT) -> dict[str, Any]:
+        """Send a call and wait for its answer.
+
+        Raises RemoteFailure (the agent's own words), DeadlineExceeded, HostError when the connection is lost.
+        """
+        self.post(call)
+        return self.answer(type(call).__name__, timeout)
+
+    def post(self, call: Call) -> None:
+        """Send a call without waiting for its answer."""
+        self._send(protocol.encode_call(call))
+
+    def answer(self, what: str, timeout: float = CALL_TIMEOUT) -> dict[str, Any]:
+        """The answer to the oldest call that has none yet."""
+        try:
+            answer = self._answers.get(timeout=timeout)
+        except queue.Empty:
+            raise DeadlineExceeded(
+                f"{self.name}: no answer to {what} within {timeout:g} s", remedy="is the host overloaded or cut off?"
+            ) from None
+        if answer is None:
+            self._answers.put(None)
+            raise HostError(f"{self.name}: {self._lost or 'the connection was lost'}")
+        kind, payload = answer
+        message = protocol.loads(payload)
+        if kind is FrameType.REPLY:
+            return message
+        failure = str(message.get("kind"))
+        remedy = message.get("remedy")
+        raise RemoteFailure(
+            f"{self.name}: {_line(message.get('message'))}",
+            failure if failure in _REMOTE_KINDS else "target",
+            _line(remedy) if remedy else None,
+        )
+
+    def send_pages(self, data: bytes) -> None:
+        """Relay a piece of CRIU's page stream (at most protocol.CHUNK bytes)."""
+        self._send(protocol.header(FrameType.PAGES, len(data)) + data)
+
+    def send_data(self, data: bytes) -> None:
+        """The next bytes of the image announced last."""
+        self._send(protocol.header(FrameType.DATA, len(data)) + data)
+
+    def on_pages(self, sink: Callable[[bytes], None] | None) -> None:
+        """Who takes what the target's page server says; called on the reader's thread."""
+        self._pages = sink
+
+    def open_channel(self, command: str) -> Channel:
+        """Run `command` at the target on a channel of its own over the same connection."""
+        transport = self._client.get_transport()
+        try:
+            if transport is None:
+                raise HostError(f"{self.name}: the connection was lost")
+            channel = transport.open_session(timeout=CALL_TIMEOUT)
+            channel.exec_command(command)
+        except (paramiko.SSHException, EOFError, OSError) as error:
+            raise HostError(f"{self.name}: cannot open another channel: {error}") from None
+        return Channel(channel)
+
+    def facts(self, query: Any) -> Any:
+        """The target's HostFacts for a FactsQuery."""
+        from migrate.hostfacts import HostFacts
+
+        return HostFacts.from_json(self.call(protocol.Facts(query.to_json()), timeout=60))
+
+    def _send(self, data: bytes) -> None:
+        try:
+            with self._send_lock:
+                self._channel.sendall(data)
+                self.bytes_sent += len(data)
+        except TimeoutError:
+            raise DeadlineExceeded(f"{self.name}: the host takes no data") from None
+        except (OSError, EOFError, paramiko.SSHException) as error:
+            raise HostError(f"{self.name}: {self._lost or f'the connection was lost: {error}'}") from None
+
+    def _read(self) -> None:
+        """Reader thread: sorts frames until the connection ends, then says why it ended."""
+        decoder = FrameDecoder()
+        self._channel.settimeout(None)
+        try:
+            while data := self._channel.recv(1 << 18):
+                for kind, payload in decoder.feed(data):
+                    if kind is FrameType.PAGES:
+                        if self._pages is None:
+                            raise ProtocolError("page data came unasked")
+                        self._pages(payload)
+                    elif kind in (FrameType.REPLY, FrameType.FAILURE):
+                        self._answers.put((kind, payload))
+                    else:
+                        raise ProtocolError(f"a {kind.name} frame came from the target")
+            self._lost = self._epitaph()
+        except ProtocolError as error:
+            self._lost = f"the agent does not keep to the protocol: {error}"
+            self.close()
+        except (OSError, EOFError, paramiko.SSHException) as error:
+            self._lost = f"the connection was lost: {error}"
+        finally:
+            self._answers.put(None)
+
+    def _epitaph(self) -> str:
+        """Why an agent that ended has ended, from its exit status and the last line it wrote to stderr."""
+        if not self._channel.status_event.wait(2.0):
+            return "the connection was lost"
+        status = self._channel.recv_exit_status()
+        words = _last_line(self._channel) if self._channel.recv_stderr_ready() else ""
+        return f"the agent ended with exit status {status}{': ' + words if words else ''}"
+
+
+def connect(host: str, *, root: str, agent: AgentZip | None = None) -> Peer:
+    """Log in to `host` ([USER@]NAME), start the agent there, and agree on the protocol.
+
+    Raises HostError (cannot log in), TargetError (logged in, but the agent cannot run), DeadlineExceeded.
+    """
+    agent = agent or AgentZip.build()
+    client = ssh.login(host)
+    try:
+        channel = _start_agent(host, client, agent)
+        peer = Peer(host, client, channel)
+        peer.start(root)
+    except BaseException:
+        client.close()
+        raise
+    return peer
+
+
+def _start_agent(host: str, client: paramiko.SSHClient, agent: AgentZip) -> paramiko.Channel:
+    """Run the first stage, give it the agent if it has none, and return the channel the agent speaks on."""
+    token = secrets.token_hex(16)
+    arguments = [_FIRST_STAGE, agent.digest, str(len(agent.data)), token]
+    deadline = time.monotonic() + START_TIMEOUT
+    transport = client.get_transport()
+    if transport is None:
+        raise HostError(f"{host}: the connection was lost")
+    try:
+        channel = transport.open_session(window_size=8 << 20, max_packet_size=64 << 10, timeout=START_TIMEOUT)
+        channel.exec_command("exec python3 -I -S -c " + shlex.join(arguments))
+        channel.settimeout(START_TIMEOUT)
+        answer = _await_banner(host, channel, token, deadline)
+        if answer == b"SEND":
+            channel.sendall(agent.data)
+        elif answer != b"HAVE":
+            raise TargetError(f"{host}: the agent's first stage answered {answer[:40]!r}")
+    except TimeoutError:
+        raise DeadlineExceeded(f"{host}: the agent did not start within {START_TIMEOUT:g} s") from None
+    except (paramiko.SSHException, EOFError, OSError) as error:
+        raise HostError(f"{host}: the connection was lost while the agent started: {error}") from None
+    return channel
+
+
+def _await_banner(host: str, channel: paramiko.Channel, token: str, deadline: float) -> bytes:
+    """Skip what the log-in prints up to the banner line; return its last word."""
+    mark = f"PYMIGRATE-AGENT {token} ".encode()
+    seen = bytearray()
+    while True:
+        start = seen.find(mark)
+        if start >= 0 and (end := seen.find(b"\n", start)) >= 0:
+            return bytes(seen[start + len(mark) : end]).strip()
+        if len(seen) > _NOISE_LIMIT:
+            raise TargetError(
+                f"{host}: the log-in prints without end instead of running a command",
+                remedy=f"`ssh {host} true` must print nothing; look at root's shell start-up files there",
+            )
+        # One byte at a time near the end would be needed if the agent spoke first; it does not.
+        data = channel.recv(4096)
+        if not data:
+            raise _start_failure(host, channel)
+        seen += data
+        if time.monotonic() > deadline:
+            raise TimeoutError
+
+
+def _start_failure(host: str, channel: paramiko.Channel) -> TargetError:
+    status = channel.recv_exit_status() if channel.status_event.wait(5) else -1
+    words = _last_line(channel)
+    known = _START_FAILURES.get(status)
+    if known is not None:
+        return TargetError(f"{host}: {known[0]}", remedy=known[1])
+    return TargetError(
+        f"{host}: the agent cannot start there (exit status {status}{': ' + words if words else ''})",
+        remedy=f"does `ssh {host} python3 -c 1` work?",
+    )
+
+
+def _last_line(channel: paramiko.Channel) -> str:
+    channel.settimeout(1.0)
+    with contextlib.suppress(TimeoutError, OSError):
+        return _line((channel.recv_stderr(8192).decode(errors="replace").strip().splitlines() or [""])[-1])
+    return ""
+
+
+def _line(value: object) -> str:
+    """Text from the other host as one printable line of bounded length."""
+    return "".join(c if c.isprintable() else " " for c in str(value))[:2000]

@@ -1,0 +1,161 @@
+"""What the processes of a container hold that CRIU cannot carry, read from /proc. Processes may vanish meanwhile."""
+
+import os
+import re
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from runtime import processes
+
+# Character devices that CRIU dumps (criu/files.c, criu/files-ext.c): memory devices, tun.
+_MEM_MAJOR, _MISC_MAJOR, _TUN_MINOR = 1, 10, 200
+_MEM_MINORS = frozenset((3, 5, 7, 8, 9))
+_TTY_MAJORS = frozenset((4, 5, *range(136, 144)))
+# Anonymous inodes that CRIU dumps (criu/files.c, dump_one_file).
+_ANON_KNOWN = re.compile(r"anon_inode:(\[?(eventfd|eventpoll|signalfd|timerfd|pidfd)\]?|inotify|\[fanotify\]|bpf-map)$")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A rule that a process breaks: `where` names the process and the object, as seen from this host."""
+
+    rule: str
+    where: str
+    problem: str
+
+
+def scan(init_pid: int) -> list[Finding]:
+    """All findings of all processes in the pid namespace of `init_pid`."""
+    found: list[Finding] = []
+    inside = processes.container_pids(init_pid)
+    family = _descendants(init_pid)
+    mounts = _mount_ids(init_pid)
+    for pid in inside:
+        try:
+            name = Path(f"/proc/{pid}/comm").read_text().strip()
+            who = f"process {pid} ({name})"
+            if pid not in family:
+                found.append(Finding("exec-session", who, "was started by `exec`: CRIU would not see it, and it would end"))
+                continue
+            found += _status(pid, who)
+            found += _descriptors(pid, who, mounts)
+        except OSError:
+            continue
+    return found
+
+
+def _descendants(pid: int) -> set[int]:
+    family, pending = {pid}, [pid]
+    while pending:
+        current = pending.pop()
+        try:
+            for task in os.listdir(f"/proc/{current}/task"):
+                children = Path(f"/proc/{current}/task/{task}/children").read_text().split()
+                new = {int(child) for child in children} - family
+                family |= new
+                pending += new
+        except OSError:
+            continue
+    return family
+
+
+def _mount_ids(pid: int) -> set[int]:
+    """The ids of all mounts of the container."""
+    try:
+        return {int(line.split()[0]) for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines()}
+    except OSError:
+        return set()
+
+
+def _status(pid: int, who: str) -> Iterator[Finding]:
+    fields = dict(
+        line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":" in line
+    )
+    if fields.get("Seccomp", "0").strip() != "0":
+        yield Finding("seccomp", who, "runs under a seccomp filter")
+    if fields.get("TracerPid", "0").strip() != "0":
+        yield Finding("traced", who, f"is traced by process {fields['TracerPid'].strip()}")
+    uids = set(fields.get("Uid", "").split())
+    if uids - {"0"}:
+        yield Finding("other-uid", who, f"runs as uid {min(uids - {'0'})}")
+
+
+def _descriptors(pid: int, who: str, mounts: set[int]) -> Iterator[Finding]:
+    for number in sorted(os.listdir(f"/proc/{pid}/fd"), key=int):
+        place = f"{who}, descriptor {number}"
+        try:
+            link = os.readlink(f"/proc/{pid}/fd/{number}")
+            info = os.stat(f"/proc/{pid}/fd/{number}")
+        except OSError:
+            continue
+        if link.startswith("anon_inode:"):
+            if link == "anon_inode:[io_uring]":
+                yield Finding("io-uring", place, "is an io_uring, which CRIU cannot carry")
+            elif not _ANON_KNOWN.match(link):
+                yield Finding("special-file", place, f"is {link}, which CRIU cannot carry")
+        elif stat.S_ISCHR(info.st_mode) or stat.S_ISBLK(info.st_mode):
+            finding = _device(info, link, place)
+            if finding is not None:
+                yield finding
+            elif _mount_id(pid, number) not in mounts:
+                yield Finding("host-file", place, f"is {link} of the host, opened outside the container's mounts")
+        elif link.startswith("/") and _mount_id(pid, number) not in mounts:
+            yield Finding("host-file", place, f"is {link} of the host, opened outside the container's mounts")
+
+
+def _device(info: os.stat_result, link: str, place: str) -> Finding | None:
+    major, minor = os.major(info.st_rdev), os.minor(info.st_rdev)
+    if stat.S_ISBLK(info.st_mode):
+        return Finding("device", place, f"is the block device {link}")
+    if major in _TTY_MAJORS:
+        return Finding("terminal", place, f"is the terminal {link}")
+    if (major == _MEM_MAJOR and minor in _MEM_MINORS) or (major, minor) == (_MISC_MAJOR, _TUN_MINOR):
+        return None
+    return Finding("device", place, f"is the device {link} ({major}:{minor}), which CRIU cannot carry")
+
+
+def _mount_id(pid: int, number: str) -> int:
+    for line in Path(f"/proc/{pid}/fdinfo/{number}").read_text().splitlines():
+        if line.startswith("mnt_id:"):
+            return int(line.split()[1])
+    return -1
+
+
+def network_devices(pid: int) -> list[str]:
+    """Interfaces of the process's network namespace other than loopback."""
+    try:
+        lines = Path(f"/proc/{pid}/net/dev").read_text().splitlines()[2:]
+    except OSError:
+        return []
+    return [name for name in (line.partition(":")[0].strip() for line in lines) if name != "lo"]
+
+
+def memory_bytes(init_pid: int) -> int:
+    """An upper estimate of what the images of a container take: anonymous and shared memory of all its processes."""
+    total = 0
+    for pid in processes.container_pids(init_pid):
+        try:
+            fields = Path(f"/proc/{pid}/status").read_text().splitlines()
+        except OSError:
+            continue
+        kinds = ("RssAnon:", "RssShmem:", "VmSwap:")
+        total += sum(int(line.split()[1]) << 10 for line in fields if line.startswith(kinds))
+    return total + _tmpfs_bytes(init_pid)
+
+
+def _tmpfs_bytes(pid: int) -> int:
+    """What lies in the container's tmpfs mounts, which go with the images."""
+    total, seen = 0, set()
+    for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines():
+        fields, _, after = line.partition(" - ")
+        device, place = fields.split()[2], fields.split()[4]
+        if after.startswith("tmpfs ") and device not in seen:
+            seen.add(device)
+            try:
+                usage = os.statvfs(f"/proc/{pid}/root{place}")
+            except OSError:
+                continue
+            total += (usage.f_blocks - usage.f_bfree) * usage.f_frsize
+    return total

@@ -1,0 +1,44 @@
+"""Finishing a move that was interrupted after its point of no return: `pymigrate recover`."""
+
+from migrate.errors import MigrateError
+from migrate.interrupts import uninterruptible
+from migrate.journal import Entry, Journal, entries
+from migrate.phases import Phase
+from migrate.settlement import clean_source, settle
+from runtime import checkpoint
+from runtime.state import Store
+
+LOCK_TIMEOUT = 5.0
+
+
+class NothingToRecover(MigrateError):
+    kind = "not-found"
+
+
+def recover(store: Store, container_id: str) -> Entry:
+    """Bring the newest undecided move of this container out of this host to its end at the target.
+
+    The source gave the container up (COMMITTED is journalled), so the target is told to run it. Raises
+    NothingToRecover, InDoubt when the target still cannot be asked.
+    """
+    with store.lock(container_id, LOCK_TIMEOUT):
+        undecided = [
+            entry
+            for entry in entries()
+            if entry.id == container_id
+            and entry.role == "source"
+            and entry.phase in (Phase.COMMITTED, Phase.IN_DOUBT)
+        ]
+        if not undecided:
+            raise NothingToRecover(
+                f"no move of container {container_id} is in doubt here", remedy="see `pymigrate migrations`"
+            )
+        entry = undecided[-1]
+        with uninterruptible():
+            state = store.load(container_id) if container_id in store.ids() else None
+            if state is not None:
+                checkpoint.end(state)
+            settle(Journal.resume(entry), entry.id, entry.target, str(store.root), entry.migration)
+            if state is not None and (failure := clean_source(store, state, None)):
+                raise failure
+        return entry

@@ -1,0 +1,36 @@
+"""What rsync takes for its remote shell: hands the remote command and then the byte stream to the process that runs rsync.
+
+argv: DESCRIPTOR HOST COMMAND...; the descriptor is an inherited stream socket. First goes one line, the remote
+command as JSON; what follows is relayed both ways between the socket and rsync.
+"""
+
+import json
+import os
+import select
+import socket
+import sys
+
+_CHUNK = 1 << 18
+
+
+def main(argv: list[str]) -> int:
+    number, _host, *command = argv
+    sock = socket.socket(fileno=int(number))
+    sock.sendall(json.dumps(command).encode() + b"\n")
+    sources = {0, sock.fileno()}
+    while sock.fileno() in sources:
+        ready, _, _ = select.select(list(sources), [], [])
+        if 0 in ready:
+            data = os.read(0, _CHUNK)
+            if data:
+                sock.sendall(data)
+            else:
+                sources.discard(0)
+                sock.shutdown(socket.SHUT_WR)
+        if sock.fileno() in ready:
+            view = memoryview(sock.recv(_CHUNK))
+            if not view:
+                sources.discard(sock.fileno())
+            while view:
+                view = view[os.write(1, view) :]
+    return 0

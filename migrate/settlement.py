@@ -1,0 +1,105 @@
+"""How a move is brought to its end when the straight way is lost, and what is cleaned at either side afterwards."""
+
+import contextlib
+import shutil
+import time
+from pathlib import Path
+
+from migrate import protocol
+from migrate.errors import HostError, InDoubt, MigrateError
+from migrate.journal import Journal
+from migrate.peer import Peer, RemoteFailure, connect
+from migrate.phases import Phase
+from runtime import container
+from runtime.state import State, Store
+
+RECONNECT_TIMEOUT = 30.0
+SETTLE_TIMEOUT = 180.0
+ABORT_TIMEOUT = 30.0
+SHIM_TIMEOUT = 10.0
+LOG_LIMIT = 2 << 20  # bytes of the container's log that go along
+LOGS = Path("/var/lib/pymigrate/logs")
+
+
+def settle(log: Journal, container_id: str, host: str, root: str, migration: str) -> None:
+    """The source is dead: get the target to run the container, over new connections until one works.
+
+    Journals RESUMED on success; on failure IN_DOUBT, and raises InDoubt.
+    """
+    deadline = time.monotonic() + RECONNECT_TIMEOUT
+    failure: MigrateError = HostError(f"{host}: not asked yet")
+    while time.monotonic() < deadline:
+        try:
+            with connect(host, root=root) as peer:
+                peer.call(protocol.Settle(migration, "resume"), SETTLE_TIMEOUT)
+            log.record(Phase.RESUMED)
+            return
+        except RemoteFailure as error:
+            failure = error
+            break
+        except MigrateError as error:
+            failure = error
+            time.sleep(1.0)
+    log.record(Phase.IN_DOUBT, reason=str(failure))
+    raise InDoubt(
+        f"container {container_id} was given up here and {host} has not confirmed that it runs there: {failure}",
+        cause=failure,
+        remedy=f"its images are at {host} in /var/lib/pymigrate/incoming/{migration}\n"
+        f"when {host} is back: pymigrate recover {container_id}",
+    )
+
+
+def clean_target(peer: Peer, host: str, root: str, migration: str) -> bool:
+    """Tell the target to undo the move, over a new connection if the old one is lost. False if it cannot be told."""
+    try:
+        peer.call(protocol.Abort(), ABORT_TIMEOUT)
+        return True
+    except MigrateError:
+        peer.close()
+    try:
+        with connect(host, root=root) as again:
+            again.call(protocol.Settle(migration, "abort"), ABORT_TIMEOUT)
+        return True
+    except MigrateError:
+        return False
+
+
+def clean_source(store: Store, state: State, peer: Peer | None) -> Exception | None:
+    """Send the container's log after it and remove what is left of it here. Returns what went wrong, if anything."""
+    try:
+        container.wait_monitor(state, SHIM_TIMEOUT)
+        if peer is not None:
+            with contextlib.suppress(MigrateError):
+                peer.call(protocol.History(_log_tail(state)))
+        container.remove(store, state)
+    except Exception as error:
+        return error
+    return None
+
+
+def _log_tail(state: State) -> str:
+    """The last part of the container's log, from a line's beginning, what it had written elsewhere before included."""
+    data = b""
+    for path in (Path(state.log_path + ".1"), Path(state.log_path)):
+        with contextlib.suppress(FileNotFoundError):
+            data += path.read_bytes()
+    if len(data) > LOG_LIMIT:
+        data = data[-LOG_LIMIT:].partition(b"\n")[2]
+    return data.decode(errors="replace")
+
+
+def save_logs(work: Path, migration: str) -> Path | None:
+    """Keep CRIU's logs of a move that failed; the newest ten moves' are kept."""
+    logs = [path for path in work.glob("*.log") if path.stat().st_size]
+    if not logs:
+        return None
+    place = LOGS / migration
+    try:
+        place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for path in logs:
+            shutil.copyfile(path, place / path.name)
+        for old in sorted(LOGS.iterdir())[:-10]:
+            shutil.rmtree(old, ignore_errors=True)
+    except OSError:
+        return None
+    return place

@@ -1,0 +1,210 @@
+"""Every reason why a container cannot move, all listed at once, before anything is touched."""
+
+import dataclasses
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from criu_rpc.errors import CriuError
+from migrate import files, procscan
+from migrate.errors import Blocked, UsageError
+from migrate.hostfacts import FactsQuery, HostFacts, gather
+from runtime import checkpoint
+from runtime.spec import Spec
+from runtime.state import State, Status, Store
+
+if TYPE_CHECKING:
+    from migrate.peer import Peer
+
+SPARE_BYTES = 64 << 20  # for images that are not memory
+
+
+@dataclass(frozen=True)
+class Rule:
+    """`remedy` is what a user does about it; `allowable` rules can be lifted with --allow."""
+
+    remedy: str
+    allowable: bool = False
+
+
+RULES: dict[str, Rule] = {
+    # The house's own.
+    "seccomp": Rule("remove linux.seccomp from config.json and create the container anew"),
+    "terminal": Rule("create the container with process.terminal false; `exec` still works"),
+    "writable-rootfs": Rule(
+        "set root.readonly and mount a tmpfs or a volume where it writes; --allow writable-rootfs if nothing is written",
+        allowable=True,
+    ),
+    # What would make CRIU fail.
+    "status": Rule("only a running container can be moved"),
+    "move-in-progress": Rule("see `pymigrate migrations`; `pymigrate recover` finishes one in doubt"),
+    "rootfs-tmp": Rule("make an empty directory /tmp in the root file system: CRIU needs one to restore"),
+    "exec-session": Rule("wait until it has ended, or end it; --allow exec-session to let it die", allowable=True),
+    "host-file": Rule("start the program with stdin, stdout and stderr of the container's own"),
+    "device": Rule("close the device before the move"),
+    "io-uring": Rule("run the program without io_uring"),
+    "special-file": Rule("close it before the move"),
+    "traced": Rule("detach the debugger"),
+    "other-uid": Rule("CRIU needs CAP_SYS_RESOURCE to carry processes of other users; this host's root lacks it"),
+    "network-device": Rule("remove the interface; networks are not carried yet", allowable=False),
+    "host-network": Rule("give the container a network namespace of its own", allowable=True),
+    "submount": Rule("bind the submount by an entry of its own in `mounts`"),
+    # What differs at the target.
+    "id-in-use": Rule("delete or rename the container there"),
+    "architecture": Rule("choose a target of the same kind"),
+    "cpu": Rule("choose a target whose processor has these features; --allow cpu if the program does not use them", allowable=True),
+    "criu": Rule("install criu at the target (apt-get install criu, or vagrant/provision.sh)"),
+    "criu-version": Rule("install at least this version there; --allow criu-version to try", allowable=True),
+    "missing-source": Rule("make it there, with the same contents"),
+    "no-space": Rule("make room in /var/lib/pymigrate there"),
+    "rsync": Rule("apt-get install rsync, there and here"),
+}
+
+
+@dataclass(frozen=True)
+class Blocker:
+    """One reason: which rule, which field or object, what is wrong with it."""
+
+    rule: str
+    where: str
+    problem: str
+
+    @property
+    def remedy(self) -> str:
+        return RULES[self.rule].remedy
+
+    @property
+    def allowable(self) -> bool:
+        return RULES[self.rule].allowable
+
+
+def check_allowed(allow: Iterable[str]) -> None:
+    """Raise UsageError for a rule that does not exist or that cannot be lifted."""
+    for rule in sorted(allow):
+        if rule not in RULES:
+            raise UsageError(f"--allow {rule}: there is no such rule", remedy="rules: " + ", ".join(RULES))
+        if not RULES[rule].allowable:
+            liftable = ", ".join(name for name, found in RULES.items() if found.allowable)
+            raise UsageError(f"--allow {rule}: this rule cannot be lifted: the move would fail", remedy=f"liftable: {liftable}")
+
+
+def container_blockers(store: Store, state: State, spec: Spec) -> list[Blocker]:
+    """What speaks against moving this container anywhere."""
+    found: list[Blocker] = []
+    if spec.seccomp:
+        found.append(Blocker("seccomp", "config.json: linux.seccomp", "a seccomp filter is configured"))
+    if spec.process.terminal:
+        found.append(Blocker("terminal", "config.json: process.terminal", "is true"))
+    if not spec.readonly:
+        found.append(Blocker("writable-rootfs", "config.json: root.readonly", "is not true: what the container writes would be lost"))
+    if not os.path.isdir(os.path.join(state.rootfs, "tmp")):
+        found.append(Blocker("rootfs-tmp", f"{state.rootfs}/tmp", "is no directory"))
+    status = state.status
+    if status is not Status.RUNNING:
+        found.append(Blocker("status", f"container {state.id}", f"is {status}"))
+        return found
+    if "network" not in spec.namespaces:
+        found.append(Blocker("host-network", "config.json: linux.namespaces", "the container uses the host's network: its connections would be lost"))
+    else:
+        found += [
+            Blocker("network-device", f"interface {name}", "is in the container's network namespace")
+            for name in procscan.network_devices(state.pid)
+        ]
+    found += _submounts(state, spec)
+    any_uid = gather_any_uid()
+    for finding in procscan.scan(state.pid):
+        if finding.rule != "other-uid" or not any_uid:
+            found.append(Blocker(finding.rule, finding.where, finding.problem))
+    return found
+
+
+def gather_any_uid() -> bool:
+    """Whether CRIU can read other users' limits here (CAP_SYS_RESOURCE)."""
+    from runtime.capabilities import NUMBERS, held
+
+    return bool(held() >> NUMBERS["CAP_SYS_RESOURCE"] & 1)
+
+
+def _submounts(state: State, spec: Spec) -> list[Blocker]:
+    """Mounts below a recursive bind mount: CRIU wants each named."""
+    binds = checkpoint.bind_mounts(spec)
+    known = {mount.destination.rstrip("/") for mount in spec.mounts}
+    found = []
+    try:
+        lines = Path(f"/proc/{state.pid}/mountinfo").read_text().splitlines()
+    except OSError:
+        return []
+    for line in lines:
+        place = line.split()[4]
+        if place not in known and any(place.startswith(f"{bind}/") for bind in binds):
+            found.append(Blocker("submount", place, "is mounted below a bind mount"))
+    return found
+
+
+def target_blockers(source: HostFacts, target: HostFacts, state: State, needed: int, *, send_rootfs: bool) -> list[Blocker]:
+    """What speaks against this target; `needed` is how many bytes it must take."""
+    found: list[Blocker] = []
+    name = target.name
+    if target.id_in_use:
+        found.append(Blocker("id-in-use", f"{name}: container {state.id}", "exists already"))
+    if (target.machine, target.bits) != (source.machine, source.bits):
+        found.append(Blocker("architecture", name, f"is {target.machine} ({target.bits} bits), not {source.machine} ({source.bits} bits)"))
+    if not target.criu or target.criu_problem:
+        found.append(Blocker("criu", name, target.criu_problem or "criu is not installed"))
+    elif _version(target.criu) < _version(source.criu):
+        found.append(Blocker("criu-version", name, f"has criu {target.criu}, the source {source.criu}: images are not sure to be understood"))
+    if target.cpu_problem and not target.criu_problem:
+        found.append(Blocker("cpu", name, target.cpu_problem))
+    found += [Blocker("missing-source", f"{name}: {path}", "does not exist") for path in target.missing]
+    if target.images_free < needed:
+        found.append(Blocker("no-space", f"{name}: /var/lib/pymigrate", f"has {target.images_free >> 20} MiB free, {needed >> 20} MiB are needed"))
+    if send_rootfs and not (source.rsync and target.rsync):
+        found.append(Blocker("rsync", source.name if not source.rsync else name, "rsync is not installed, and the root file system may have to be sent"))
+    return found
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(".") if part.isdigit())
+
+
+def raise_blocked(state: State, blockers: list[Blocker], allow: frozenset[str], target: str) -> None:
+    """Raise Blocked with all that is left after `allow`, if anything is."""
+    check_allowed(allow)
+    left = [blocker for blocker in blockers if blocker.rule not in allow]
+    if left:
+        raise Blocked(
+            f"container {state.id} cannot move{f' to {target}' if target else ''}: {len(left)} reason{'s' * (len(left) > 1)}",
+            [(blocker.rule, blocker.where, blocker.problem, blocker.remedy) for blocker in left],
+        )
+
+
+def require_movable(store: Store, state: State, spec: Spec, allow: frozenset[str]) -> None:
+    """For a snapshot: raise Blocked if the container itself cannot be dumped and restored."""
+    raise_blocked(state, container_blockers(store, state, spec), allow, "")
+
+
+def external_paths(spec: Spec) -> tuple[str, ...]:
+    """What must exist at a target beside the root file system: bind sources, namespaces joined by path."""
+    joined = [path for path in spec.namespaces.values() if path is not None]
+    return tuple(dict.fromkeys([*(mount.source for mount in spec.mounts if mount.is_bind), *joined]))
+
+
+def check_target(peer: "Peer", store: Store, state: State, spec: Spec) -> list[Blocker]:
+    """Ask the target and compare it with this host."""
+    source = gather(FactsQuery())
+    if source.criu_problem:
+        raise CriuError(f"{source.name}: {source.criu_problem}", remedy="run vagrant/provision.sh here")
+    query = FactsQuery(state.id, str(store.root), external_paths(spec), source.cpuinfo)
+    target: HostFacts = peer.facts(query)
+    target = dataclasses.replace(target, name=peer.name)
+    needed = procscan.memory_bytes(state.pid) + SPARE_BYTES if state.status is Status.RUNNING else 0
+    return target_blockers(source, target, state, needed + files.size(Path(state.rootfs)), send_rootfs=True)
+
+
+def preflight(
+    peer: "Peer", store: Store, state: State, spec: Spec, allow: frozenset[str], blockers: list[Blocker]
+) -> None:
+    """Raise Blocked with everything that speaks against the move, `blockers` of the container included."""
+    raise_blocked(state, blockers + check_target(peer, store, state, spec), allow, peer.name)

@@ -1,0 +1,30 @@
+# `make demo` and `make test` do all that is needed on a fresh Debian 12 or 13 machine, as root, and can be repeated.
+.DEFAULT_GOAL := help
+PYTHON := .venv/bin/python
+
+help:
+	@echo "make demo    set up this machine and move a Redis between two hosts on it"
+	@echo "make test    set up this machine, check the code and run the tests"
+	@echo "make lint    only check the code"
+	@echo "make setup   only set up this machine"
+	@echo "make clean   remove what was made in this directory"
+
+setup:
+	@vagrant/provision.sh --dev
+
+demo: setup
+	@$(PYTHON) -m migrate.demo
+
+lint: setup
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
+
+test: lint
+	$(PYTHON) -m pytest -q
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+.PHONY: help setup demo lint test clean

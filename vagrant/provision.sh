@@ -1,0 +1,200 @@
+#!/usr/bin/env bash
+# Makes a Debian 12 or 13 machine ready: packages, a CRIU that works on its kernel, the root file systems of demo and
+# tests. The one provisioning script: used by the Makefile, by CI and by virtual machines. Root; can be repeated.
+#
+#   provision.sh --peer   what a target needs: sshd, python3, criu, rsync
+#   provision.sh          that, and what a source needs
+#   provision.sh --dev    that, and .venv in the checkout with the tools of the tests
+set -euo pipefail
+
+CRIU_VERSION=4.2.1
+CRIU_SHA256=29ec0ee09e296479fe7048c80980e8ef1d0684d0b0204c2b101dfea19f6725b9
+PREFIX=/opt/pymigrate
+CACHE=/var/cache/pymigrate/rootfs
+PIPE_MAX_SIZE=$((32 << 20))
+BUILD_PACKAGES=(gcc make libbsd-dev libcap-dev libgnutls28-dev libnet1-dev libnftables-dev libnl-3-dev
+    libprotobuf-c-dev libprotobuf-dev pkgconf protobuf-c-compiler protobuf-compiler uuid-dev xz-utils)
+
+top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+mode=${1:-}
+scratch=
+policy=
+
+say() { printf 'provision: %s\n' "$*"; }
+die() { printf 'provision: error: %s\n' "$*" >&2; exit 1; }
+
+cleanup() {
+    if [ -n "$policy" ]; then rm -f "$policy"; fi
+    if [ -n "$scratch" ]; then rm -rf "$scratch"; fi
+}
+trap cleanup EXIT
+
+# Install what is missing. No daemon is started by it: ours run where the lab or the administrator wants them.
+need() {
+    local package missing=()
+    for package in "$@"; do
+        dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null | grep -qx installed || missing+=("$package")
+    done
+    if [ ${#missing[@]} -eq 0 ]; then return; fi
+    say "installing ${missing[*]}"
+    apt_update
+    if [ ! -e /usr/sbin/policy-rc.d ] && [ ! -d /run/systemd/system ]; then
+        policy=/usr/sbin/policy-rc.d
+        printf '#!/bin/sh\nexit 101\n' > "$policy"
+        chmod 755 "$policy"
+    fi
+    DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 install -qq -y --no-install-recommends \
+        "${missing[@]}" > /dev/null
+    if [ -n "$policy" ]; then rm -f "$policy"; policy=; fi
+}
+
+updated=
+apt_update() {
+    if [ -z "$updated" ]; then apt-get -o DPkg::Lock::Timeout=300 update -qq; updated=yes; fi
+}
+
+# CRIU: the distribution's when it works on this kernel, else ours, built from the pinned source.
+criu_works() { "$1" check > /dev/null 2>&1; }
+
+install_criu() {
+    local ours=$PREFIX/sbin/criu
+    if [ -x "$ours" ]; then
+        if [ "$(cat "$PREFIX/criu.version" 2>/dev/null)" = "$CRIU_VERSION" ] && criu_works "$ours"; then return; fi
+    elif [ ! -e "$PREFIX/criu.version" ]; then
+        apt_update
+        if apt-cache show criu > /dev/null 2>&1; then
+            need criu
+            if apt-cache show python3-pycriu > /dev/null 2>&1; then need python3-pycriu; fi
+            if criu_works criu; then return; fi
+            say "the distribution's criu does not work on this kernel"
+        fi
+    fi
+    build_criu
+    criu_works "$ours" || die "criu $CRIU_VERSION does not work on this kernel: $("$ours" check 2>&1 | tail -n 1)"
+}
+
+build_criu() {
+    local url tarball
+    need "${BUILD_PACKAGES[@]}"
+    apt_update
+    say "building criu $CRIU_VERSION"
+    scratch=$(mktemp -d)
+    chmod 755 "$scratch"
+    tarball=$scratch/criu.tar.xz
+    for url in $(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' | sort -u); do
+        /usr/lib/apt/apt-helper -qq download-file "${url%/}/pool/main/c/criu/criu_$CRIU_VERSION.orig.tar.xz" \
+            "$tarball" "SHA256:$CRIU_SHA256" > /dev/null 2>&1 && break
+    done
+    [ -s "$tarball" ] || die "criu_$CRIU_VERSION.orig.tar.xz is not to be had from the mirrors that apt uses, or its SHA-256 is wrong"
+    echo "$CRIU_SHA256  $tarball" | sha256sum --check --quiet || die "criu's source has the wrong SHA-256"
+    tar -xf "$tarball" -C "$scratch"
+    if ! make -C "$scratch/criu-$CRIU_VERSION" -j"$(nproc)" criu > "$scratch/log" 2>&1; then
+        tail -n 20 "$scratch/log" >&2
+        die "criu $CRIU_VERSION does not build"
+    fi
+    mkdir -p "$PREFIX/sbin" "$scratch/pycriu"
+    (cd "$scratch/criu-$CRIU_VERSION/images" && protoc --python_out="$scratch/pycriu" ./*.proto)
+    rm -rf "$PREFIX/lib/pycriu"
+    mkdir -p "$PREFIX/lib/pycriu"
+    cp "$scratch"/pycriu/*.py "$PREFIX/lib/pycriu/"
+    install -m 755 "$scratch/criu-$CRIU_VERSION/criu/criu" "$PREFIX/sbin/criu.new"
+    mv "$PREFIX/sbin/criu.new" "$PREFIX/sbin/criu"
+    echo "$CRIU_VERSION" > "$PREFIX/criu.version"
+    rm -rf "$scratch"
+    scratch=
+}
+
+# Without CAP_SYS_RESOURCE CRIU cannot have the large pipes that its page server wants, unless everybody may.
+raise_pipe_size() {
+    local effective
+    effective=$((16#$(awk '/^CapEff/ {print $2}' /proc/self/status)))
+    if (( effective >> 24 & 1 )); then return; fi
+    if [ "$(cat /proc/sys/fs/pipe-max-size)" -lt "$PIPE_MAX_SIZE" ]; then
+        echo "$PIPE_MAX_SIZE" > /proc/sys/fs/pipe-max-size 2> /dev/null || say "fs.pipe-max-size stays as it is"
+    fi
+}
+
+# A root file system of a few programs out of Debian's packages, with the libraries that they name; nothing is installed.
+#   make_rootfs NAME PACKAGES... -- PROGRAMS...
+make_rootfs() {
+    local name=$1 packages=() programs=() into place program library
+    shift
+    while [ "$1" != -- ]; do packages+=("$1"); shift; done
+    shift
+    programs=("$@")
+    if [ -e "$CACHE/$name" ]; then return; fi
+    say "making the root file system $name"
+    apt_update
+    scratch=$(mktemp -d)
+    chmod 755 "$scratch"
+    # All packages that these need, the ones that are installed here included.
+    mapfile -t packages < <(apt-cache depends --recurse --no-recommends --no-suggests --no-conflicts --no-breaks \
+        --no-replaces --no-enhances --no-pre-depends "${packages[@]}" | grep -E '^[a-z0-9]' | grep -v '^debconf\|^perl\|^init\|^adduser\|^lsb\|^sysv\|^dpkg\|^passwd' | sort -u)
+    mkdir -p "$scratch/deb" "$scratch/all"
+    (cd "$scratch/deb" && for package in "${packages[@]}"; do
+        apt-get -qq download "$package" > /dev/null 2>&1 || true   # a virtual package has nothing to download
+    done)
+    for place in "$scratch"/deb/*.deb; do dpkg-deb -x "$place" "$scratch/all"; done
+    into=$scratch/rootfs
+    mkdir -p "$into"/{bin,dev,etc,lib,proc,root,run,sys,tmp,usr/bin,usr/lib}
+    ln -s lib "$into/lib64"
+    chmod 1777 "$into/tmp"
+    echo 'root:x:0:0:root:/root:/bin/sh' > "$into/etc/passwd"
+    echo 'root:x:0:' > "$into/etc/group"
+    cp "$(find "$scratch/all" -path '*/bin/busybox' -type f | head -n 1)" "$into/bin/busybox"
+    for program in $("$into/bin/busybox" --list | grep -vx busybox); do ln -s busybox "$into/bin/$program"; done
+    for program in "${programs[@]}"; do
+        cp -L "$scratch/all/usr/bin/$program" "$into/usr/bin/$program"
+    done
+    if [ ${#programs[@]} -gt 0 ]; then
+        cp -L "$(find "$scratch/all" -name 'ld-linux-*.so.*' | head -n 1)" "$into/lib/"
+        while library=$(missing_library "$into"); [ -n "$library" ]; do
+            place=$(find "$scratch/all" -name "$library" | head -n 1)
+            [ -n "$place" ] || die "root file system $name: no package has $library"
+            cp -L "$place" "$into/lib/$library"
+        done
+    fi
+    mkdir -p "$CACHE"
+    mv -T "$into" "$CACHE/$name"
+    rm -rf "$scratch"
+    scratch=
+}
+
+# One library that a program or library in a root file system needs and that is not in it; nothing when all are there.
+missing_library() {
+    local needed
+    for needed in $(find "$1/usr/bin" "$1/lib" -type f -exec readelf -d {} + 2> /dev/null |
+        sed -n 's/.*(NEEDED).*\[\(.*\)\]/\1/p' | sort -u); do
+        if [ ! -e "$1/lib/$needed" ]; then echo "$needed"; return; fi
+    done
+}
+
+# The virtual environment of a checkout; made anew when pyproject.toml has changed.
+make_venv() {
+    local venv=$top/.venv stamp
+    need python3-venv
+    stamp=$(sha256sum < "$top/pyproject.toml")
+    if [ "$(cat "$venv/stamp" 2>/dev/null)" = "$stamp" ]; then return; fi
+    say "making $venv"
+    rm -rf "$venv"
+    /usr/bin/python3 -m venv "$venv"
+    "$venv/bin/pip" install -q --disable-pip-version-check -e "$top[dev]" 2>&1 | grep -v '^WARNING: Location' || true
+    "$venv/bin/python" -c 'import migrate.cli, google.protobuf, paramiko, rich, pytest' || die "pip could not install what pyproject.toml names"
+    echo "$stamp" > "$venv/stamp"
+}
+
+[ "$(id -u)" = 0 ] || die "must be run as root"
+need ca-certificates iproute2 nftables openssh-client openssh-server python3 rsync
+install_criu
+raise_pipe_size
+case $mode in
+--peer) ;;
+'') ;;
+--dev)
+    need binutils
+    make_rootfs busybox busybox-static --
+    make_rootfs redis busybox-static redis-server redis-tools -- redis-server redis-cli
+    make_venv
+    ;;
+*) die "unknown option $mode: --peer, --dev or nothing" ;;
+esac

@@ -1,0 +1,82 @@
+"""pymigrate lab up|down|status|exec|ssh-config: hosts on this machine to try moves between."""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    up = actions.add_parser("up", help="make hosts, each with namespaces, files and an sshd of its own")
+    up.add_argument("-n", "--number", type=int, default=2, help="how many: host1, host2, ... (default 2)")
+    up.add_argument("--disk", metavar="SIZE", help="limit /var/lib/pymigrate of each host, as in 64m")
+    actions.add_parser("down", help="end everything in them and leave nothing behind")
+    actions.add_parser("status", help="list the hosts")
+    run = actions.add_parser("exec", help="run a command in a host: lab exec host1 -- CMD")
+    run.add_argument("host")
+    run.add_argument("command", nargs=argparse.REMAINDER)
+    actions.add_parser("ssh-config", help="print an ssh_config to reach the hosts from this machine")
+
+
+def run(args: argparse.Namespace) -> int:
+    from migrate.errors import UsageError
+    from migrate.lab import build, model
+
+    lab = model.current_lab()
+    match args.action:
+        case "up":
+            if not 1 <= args.number <= model.LARGEST:
+                raise UsageError(f"--number {args.number}: must be 1 to {model.LARGEST}")
+            names = [f"host{number}" for number in range(1, args.number + 1)]
+            for host in build.up(lab, names, disk=args.disk):
+                print(f"{host.name}  {host.address}")
+        case "down":
+            build.down(lab)
+        case "status":
+            _status(model.hosts(lab), as_json=args.json)
+        case "exec":
+            command = args.command[1:] if args.command[:1] == ["--"] else args.command
+            if not command:
+                raise UsageError("no command to run", remedy="pymigrate lab exec HOST -- CMD [ARG...]")
+            return build.enter(model.find(lab, args.host), command, _environment(lab))
+        case _:
+            print(_ssh_config(lab), end="")
+    return 0
+
+
+def _environment(lab: str) -> dict[str, str]:
+    """What a command in a host sees: root's log-in environment, with this pymigrate first on the PATH."""
+    path = f"{Path(sys.executable).parent}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+    return {"PATH": path, "HOME": "/root", "USER": "root", "LANG": "C.UTF-8", "TERM": os.environ.get("TERM", "dumb"), "PYMIGRATE_LAB": lab}
+
+
+def _status(hosts: list["model.Host"], *, as_json: bool) -> None:  # type: ignore[name-defined] # noqa: F821
+    from runtime import processes
+
+    rows = [
+        {"name": host.name, "address": host.address, "pid": host.pid,
+         "state": "up" if processes.start_time(host.pid) is not None else "dead"}
+        for host in hosts
+    ]  # fmt: skip
+    if as_json:
+        print(json.dumps(rows))
+        return
+    for row in [{"name": "NAME", "address": "ADDRESS", "pid": "PID", "state": "STATE"}, *rows]:
+        print(f"{row['name']:<12}  {row['address']:<12}  {row['pid']:<8}  {row['state']}")
+
+
+def _ssh_config(lab: str) -> str:
+    """The hosts cannot be reached from this machine's network: ssh goes through `lab exec`, sshd on its stdio."""
+    from migrate.lab import model
+
+    text = ""
+    for host in model.hosts(lab):
+        relay = f"{sys.executable} -m migrate.cli lab exec {host.name} -- /usr/sbin/sshd -i -f /run/sshd_config"
+        text += (
+            f"Host {host.name}\n  User root\n  IdentityFile {host.directory}/ssh/id_ed25519\n  IdentitiesOnly yes\n"
+            f"  UserKnownHostsFile {host.directory}/ssh/known_hosts\n"
+            f"  ProxyCommand env PYMIGRATE_LAB={lab} {relay}\n"
+        )
+    return text

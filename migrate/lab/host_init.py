@@ -1,0 +1,176 @@
+"""The first process of a lab host, and of the bridge between them. Runs under `python3 -I -S`.
+
+The starter sends one JSON message over an inherited socket and gets answers:
+
+    starter                                host
+      | ---- the configuration -----------> |  joins its cgroups, makes its namespaces, forks
+      | <--- {"pid": n} ------------------- |  its first process (also in the file `pid`)
+      | ---- {} (its link is there) ------> |  mounts, addresses, sshd
+      | <--- {"ready": true} -------------- |
+
+A starter that dies before takes the host with it. Afterwards the first process reaps what is orphaned; when it is
+killed the kernel kills all else in the host, and network and mounts vanish with their namespaces.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from runtime import namespaces, sync, syscalls
+from runtime.cgroups.hierarchies import UNIFIED, discover
+
+_STEP_TIMEOUT = 60.0
+_SSHD_TIMEOUT = 20.0
+_PIPE_MAX_SIZE = 32 << 20
+
+
+def _join_cgroups(directories: list[str]) -> None:
+    """Each controller's own child is joined before the cgroup namespace is made: it becomes the host's root."""
+    for hierarchy, directory in zip(discover(), directories, strict=True):
+        hierarchy.make(Path(directory))
+        Path(directory, "cgroup.procs").write_text("0")
+
+
+def _mount_system(config: dict[str, Any]) -> None:
+    """proc, sys, cgroups and run of the host's own; the files that tell it who it is."""
+    kinds = syscalls.MS_NOSUID | syscalls.MS_NODEV
+    hierarchies = discover()  # while the machine's mounts are still to be seen
+    syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
+    for place in ("/sys/fs/cgroup", "/sys"):  # the machine's own would be seen below ours
+        if os.path.ismount(place):
+            syscalls.umount(place, syscalls.MNT_DETACH)
+    syscalls.mount("proc", "/proc", "proc", kinds | syscalls.MS_NOEXEC)
+    syscalls.mount("sysfs", "/sys", "sysfs", kinds | syscalls.MS_NOEXEC)
+    if [hierarchy.controllers for hierarchy in hierarchies] == [(UNIFIED,)]:
+        syscalls.mount("cgroup2", "/sys/fs/cgroup", "cgroup2", kinds)
+        leaf = Path("/sys/fs/cgroup/init")  # a cgroup with processes cannot give controllers to its children
+        leaf.mkdir()
+        (leaf / "cgroup.procs").write_text("0")
+    else:
+        syscalls.mount("tmpfs", "/sys/fs/cgroup", "tmpfs", kinds, "mode=755")
+        for hierarchy in hierarchies:
+            place = Path("/sys/fs/cgroup", hierarchy.mountpoint.name)
+            place.mkdir()
+            names = ",".join(hierarchy.controllers)
+            if hierarchy.controllers == (UNIFIED,):
+                syscalls.mount("cgroup2", place, "cgroup2", kinds)
+            else:
+                options = f"none,{names}" if names.startswith("name=") else names
+                syscalls.mount("cgroup", place, "cgroup", kinds, options)
+    for source, place in config["binds"].items():
+        syscalls.mount(source, place, None, syscalls.MS_BIND)
+    size = f",size={config['disk']}" if config["disk"] else ""
+    syscalls.mount("tmpfs", "/var/lib/pymigrate", "tmpfs", kinds, f"mode=700{size}")
+    log = os.open(config["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    config_text = Path(config["sshd_config"]).read_text()
+    key = Path(config["host_key"]).read_bytes()
+    syscalls.mount("tmpfs", "/run", "tmpfs", kinds, "mode=755")
+    # sshd's files are copied in: the directory they came from is not visible any more.
+    for name, data in (("sshd_config", config_text.encode()), ("host_key", key)):
+        with open(os.open(f"/run/{name}", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(data)
+    os.mkdir("/run/sshd", 0o755)
+    os.mkdir("/run/lock", 0o1777)
+    for fd in (1, 2):
+        os.dup2(log, fd)
+
+
+def _network(address: str) -> None:
+    for arguments in (
+        ["addr", "add", f"{address}/24", "dev", "eth0"], ["link", "set", "lo", "up"], ["link", "set", "eth0", "up"],
+    ):  # fmt: skip
+        subprocess.run(["ip", *arguments], check=True, timeout=_STEP_TIMEOUT)
+
+
+def _raise_pipe_size() -> None:
+    """CRIU's page server wants large pipes, which need CAP_SYS_RESOURCE or this."""
+    path = Path("/proc/sys/fs/pipe-max-size")
+    if int(path.read_text()) < _PIPE_MAX_SIZE:
+        try:
+            path.write_text(str(_PIPE_MAX_SIZE))
+        except OSError:
+            print("fs.pipe-max-size cannot be raised", file=sys.stderr)
+
+
+def _start_sshd(address: str) -> None:
+    """Start sshd and wait until it answers."""
+    sshd = subprocess.Popen(["/usr/sbin/sshd", "-D", "-e", "-f", "/run/sshd_config"], stdin=subprocess.DEVNULL)
+    deadline = time.monotonic() + _SSHD_TIMEOUT
+    while True:
+        try:
+            with socket.create_connection((address, 22), timeout=5.0) as sock:
+                if sock.recv(4) == b"SSH-":
+                    return
+        except OSError:
+            if sshd.poll() is not None or time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+
+
+def _host(config: dict[str, Any], sock: socket.socket) -> None:
+    """The first process of a host, up to the point where it only reaps."""
+    syscalls.sethostname(config["name"])
+    sync.receive(sock, _STEP_TIMEOUT, "lab up")
+    os.environ.clear()
+    os.environ["PATH"] = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+    _mount_system(config)
+    _network(config["address"])
+    _raise_pipe_size()
+    _start_sshd(config["address"])
+
+
+def _bridge(sock: socket.socket) -> None:
+    sync.receive(sock, _STEP_TIMEOUT, "lab up")
+
+
+def _reap() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    while True:
+        try:
+            os.waitpid(-1, 0)
+        except ChildProcessError:
+            signal.pause()
+
+
+def main(argv: list[str]) -> int:
+    """argv: the number of the socket to the starter."""
+    sock = socket.socket(fileno=int(argv[0]))
+    sock.set_inheritable(False)
+    try:
+        config = sync.receive(sock, _STEP_TIMEOUT, "lab up")
+        _join_cgroups(config["cgroups"])
+        if config["kind"] == "bridge":
+            flags = syscalls.CLONE_NEWNET | syscalls.CLONE_NEWPID
+        else:
+            flags = sum(namespaces.FLAGS.values())
+        syscalls.unshare(flags)
+        pid = os.fork()
+        if pid:
+            temporary = Path(config["pid_file"] + ".new")
+            temporary.write_text(str(pid))
+            temporary.rename(config["pid_file"])
+            sync.send(sock, {"pid": pid})
+            os._exit(0)
+        os.setsid()
+        if config["kind"] == "bridge":
+            _bridge(sock)
+        else:
+            _host(config, sock)
+        sync.send(sock, {"ready": True})
+        sock.close()
+        _reap()
+    except BaseException as error:
+        try:
+            sync.send(sock, {"error": f"{type(error).__name__}: {error}"})
+        except OSError:
+            pass  # the starter is gone, and this process goes too
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,4 +1,4 @@
-"""CRIU as an object: short requests are methods; a dump or a restore is a session whose notifications are the caller's."""
+"""CRIU as an object: short requests are methods; dump and restore are sessions with notifications."""
 
 import os
 import time

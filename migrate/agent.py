@@ -45,7 +45,8 @@ class Agent:
         """Bytes from the source; meanwhile what the page server says goes back to it."""
         while True:
             pages = self._incoming.page_socket if self._incoming else None
-            ready, _, _ = select.select([self._reader, *([pages] if pages else [])], [], [], IDLE_TIMEOUT)
+            waiting: list[Any] = [self._reader, *([pages] if pages else [])]
+            ready, _, _ = select.select(waiting, [], [], IDLE_TIMEOUT)
             if not ready:
                 raise ProtocolError("the source has said nothing for a day")
             if pages in ready and (data := self._move().pages_answer()):

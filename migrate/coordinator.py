@@ -176,7 +176,7 @@ class Coordinator:
         self._monitor.emit(report)
         if leftover is not None:
             raise MovedDirty(
-                f"container {state.id} runs at {self._wanted.host}, but its remains here could not be removed: {leftover}",
+                f"container {state.id} runs at {self._wanted.host}, but what is left here could not go: {leftover}",
                 cause=leftover, remedy=f"pymigrate delete --force {state.id}",
             )  # fmt: skip
         return report
@@ -191,7 +191,11 @@ class Coordinator:
         remedy = getattr(error, "remedy", None)
         notes = [remedy] if remedy else []
         notes += [f"CRIU's logs: {saved}"] if saved else []
-        notes += [] if cleaned else [f"{self._wanted.host} could not be cleaned: its images are in incoming/{self._migration}"]
+        notes += (
+            []
+            if cleaned
+            else [f"{self._wanted.host} could not be cleaned: its images are in incoming/{self._migration}"]
+        )
         failed = RolledBack(
             f"container {state.id} was not moved, {where}: {error or type(error).__name__}",
             cause=error, remedy="\n".join(notes) or None,

@@ -42,6 +42,10 @@ wait
 """
 
 
+_LIST_PROCESSES = 'for p in /proc/[0-9]*; do [ "$p" = /proc/$$ ] || '
+    "{ read -r name < $p/comm && echo ${p#/proc/} $name; }; done 2>/dev/null"
+
+
 class DemoFailed(Exception):
     """Something the demo checks did not hold."""
 
@@ -112,7 +116,7 @@ class Demo:
             raise DemoFailed(f"{host}: {len(values.split())} of {KEYS} keys are there")
         listing = self._on(
             host, "pymigrate", "exec", "web", "/bin/sh", "-c",
-            'for p in /proc/[0-9]*; do [ "$p" = /proc/$$ ] || { read -r n < $p/comm && echo ${p#/proc/} $n; } 2>/dev/null; done',
+            _LIST_PROCESSES,
         )  # fmt: skip
         # The counting shell starts a short-lived usleep for each tick.
         processes = tuple(line for line in sorted(listing.splitlines()) if not re.search(r" (usleep|busybox)$", line))
@@ -130,7 +134,9 @@ class Demo:
         later = self._counter(host)
         if not not_before <= now.counter < later:
             raise DemoFailed(f"{host}: the counter does not go on: {not_before}, {now.counter}, {later}")
-        self._say(host, f"{KEYS} keys equal, {len(now.processes)} processes with the same ids, counter {later} and going on")
+        self._say(
+            host, f"{KEYS} keys equal, {len(now.processes)} processes with the same ids, counter {later} and going on"
+        )
         return now
 
     def _move(self, source: str, target: str, before: Seen) -> None:

@@ -144,7 +144,9 @@ def send_tree(
 class _Relay:
     """Between rsync's remote-shell process and a channel of the connection, on two threads."""
 
-    def __init__(self, sock: socket.socket, open_channel: Callable[[str], Channel], on_progress: Callable[[int], None]) -> None:
+    def __init__(
+        self, sock: socket.socket, open_channel: Callable[[str], Channel], on_progress: Callable[[int], None]
+    ) -> None:
         self._sock, self._open, self._on_progress = sock, open_channel, on_progress
         self._channel: Channel | None = None
         self._thread = threading.Thread(target=self._run, name="rsync-relay", daemon=True)
@@ -211,7 +213,9 @@ class _Relay:
 
 def _explain(source: Path, status: int, words: str, remote_status: int | None) -> MigrateError:
     """rsync's exit status and last words as one error."""
-    lines = [line for line in words.strip().splitlines() if not line.startswith("rsync error:")] or words.splitlines()[-1:]
+    lines = [line for line in words.strip().splitlines() if not line.startswith("rsync error:")] or words.splitlines()[
+        -1:
+    ]
     if "No space left on device" in words or "Disk quota exceeded" in words:
         return NoSpace(f"no room at the target for {source}: {lines[0] if lines else ''}")
     if remote_status == 127:

@@ -27,7 +27,7 @@ _MAX_PATHS = 1000
 
 
 def _checked(cls: type[Any], value: Any) -> dict[str, Any]:
-    """The fields of a dataclass out of JSON from the other side, each of the type of its default. Raises ProtocolError."""
+    """The fields of a dataclass out of JSON from the wire, each of the type of its default. Raises ProtocolError."""
     fields = {field.name: field for field in dataclasses.fields(cls)}
     if not isinstance(value, dict) or set(value) != set(fields):
         raise ProtocolError(f"{cls.__name__}: the fields are not those of this version")

@@ -27,8 +27,8 @@ from migrate.journal import Journal
 from migrate.phases import Phase
 from migrate.protocol import CHUNK, OpenBundle, Prepare
 from runtime import processes, spec
-from runtime.checkpoint import Restoring, RestorePlan
-from runtime.state import State, Store, check_id
+from runtime.checkpoint import RestorePlan, Restoring
+from runtime.state import Store, check_id
 
 DATA = Path("/var/lib/pymigrate")
 PAGE_SERVER_TIMEOUT = 60.0
@@ -392,10 +392,10 @@ def _matching_bundle(bundle: Path, config: dict[str, Any], expected: str) -> Pat
         return None
     try:
         here = json.loads((bundle / "config.json").read_bytes())
-        rootfs = bundle / here["root"]["path"]
+        rootfs: Path = bundle / here["root"]["path"]
         here["root"]["path"] = config["root"].get("path")
         if here == config and fingerprint(rootfs) == expected:
-            return rootfs.resolve()
+            return Path(rootfs).resolve()
     except (OSError, ValueError, KeyError, TypeError, MigrateError):
         return None
     return None

@@ -37,7 +37,9 @@ def scan(init_pid: int) -> list[Finding]:
             name = Path(f"/proc/{pid}/comm").read_text().strip()
             who = f"process {pid} ({name})"
             if pid not in family:
-                found.append(Finding("exec-session", who, "was started by `exec`: CRIU would not see it, and it would end"))
+                found.append(
+                    Finding("exec-session", who, "was started by `exec`: CRIU would not see it, and it would end")
+                )
                 continue
             found += _status(pid, who)
             found += _descriptors(pid, who, mounts)
@@ -70,9 +72,7 @@ def _mount_ids(pid: int) -> set[int]:
 
 
 def _status(pid: int, who: str) -> Iterator[Finding]:
-    fields = dict(
-        line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":" in line
-    )
+    fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":" in line)
     if fields.get("Seccomp", "0").strip() != "0":
         yield Finding("seccomp", who, "runs under a seccomp filter")
     if fields.get("TracerPid", "0").strip() != "0":

@@ -25,9 +25,7 @@ def recover(store: Store, container_id: str) -> Entry:
         undecided = [
             entry
             for entry in entries()
-            if entry.id == container_id
-            and entry.role == "source"
-            and entry.phase in (Phase.COMMITTED, Phase.IN_DOUBT)
+            if entry.id == container_id and entry.role == "source" and entry.phase in (Phase.COMMITTED, Phase.IN_DOUBT)
         ]
         if not undecided:
             raise NothingToRecover(

@@ -1,4 +1,4 @@
-"""What rsync takes for its remote shell: hands the remote command and then the byte stream to the process that runs rsync.
+"""What rsync takes for its remote shell: hands the remote command, then the byte stream, to whoever runs rsync.
 
 argv: DESCRIPTOR HOST COMMAND...; the descriptor is an inherited stream socket. First goes one line, the remote
 command as JSON; what follows is relayed both ways between the socket and rsync.
@@ -8,7 +8,6 @@ import json
 import os
 import select
 import socket
-import sys
 
 _CHUNK = 1 << 18
 

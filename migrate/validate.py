@@ -34,7 +34,7 @@ RULES: dict[str, Rule] = {
     "seccomp": Rule("remove linux.seccomp from config.json and create the container anew"),
     "terminal": Rule("create the container with process.terminal false; `exec` still works"),
     "writable-rootfs": Rule(
-        "set root.readonly and mount a tmpfs or a volume where it writes; --allow writable-rootfs if nothing is written",
+        "set root.readonly and mount a tmpfs where it writes; --allow writable-rootfs if it writes nothing",
         allowable=True,
     ),
     # What would make CRIU fail.
@@ -54,7 +54,10 @@ RULES: dict[str, Rule] = {
     # What differs at the target.
     "id-in-use": Rule("delete or rename the container there"),
     "architecture": Rule("choose a target of the same kind"),
-    "cpu": Rule("choose a target whose processor has these features; --allow cpu if the program does not use them", allowable=True),
+    "cpu": Rule(
+        "choose a target whose processor has these features; --allow cpu if the program does not use them",
+        allowable=True,
+    ),
     "criu": Rule("install criu at the target (apt-get install criu, or vagrant/provision.sh)"),
     "criu-version": Rule("install at least this version there; --allow criu-version to try", allowable=True),
     "missing-source": Rule("make it there, with the same contents"),
@@ -87,7 +90,9 @@ def check_allowed(allow: Iterable[str]) -> None:
             raise UsageError(f"--allow {rule}: there is no such rule", remedy="rules: " + ", ".join(RULES))
         if not RULES[rule].allowable:
             liftable = ", ".join(name for name, found in RULES.items() if found.allowable)
-            raise UsageError(f"--allow {rule}: this rule cannot be lifted: the move would fail", remedy=f"liftable: {liftable}")
+            raise UsageError(
+                f"--allow {rule}: this rule cannot be lifted: the move would fail", remedy=f"liftable: {liftable}"
+            )
 
 
 def container_blockers(store: Store, state: State, spec: Spec) -> list[Blocker]:
@@ -98,7 +103,11 @@ def container_blockers(store: Store, state: State, spec: Spec) -> list[Blocker]:
     if spec.process.terminal:
         found.append(Blocker("terminal", "config.json: process.terminal", "is true"))
     if not spec.readonly:
-        found.append(Blocker("writable-rootfs", "config.json: root.readonly", "is not true: what the container writes would be lost"))
+        found.append(
+            Blocker(
+                "writable-rootfs", "config.json: root.readonly", "is not true: what the container writes would be lost"
+            )
+        )
     if not os.path.isdir(os.path.join(state.rootfs, "tmp")):
         found.append(Blocker("rootfs-tmp", f"{state.rootfs}/tmp", "is no directory"))
     status = state.status
@@ -106,7 +115,13 @@ def container_blockers(store: Store, state: State, spec: Spec) -> list[Blocker]:
         found.append(Blocker("status", f"container {state.id}", f"is {status}"))
         return found
     if "network" not in spec.namespaces:
-        found.append(Blocker("host-network", "config.json: linux.namespaces", "the container uses the host's network: its connections would be lost"))
+        found.append(
+            Blocker(
+                "host-network",
+                "config.json: linux.namespaces",
+                "the container uses the host's network: its connections would be lost",
+            )
+        )
     else:
         found += [
             Blocker("network-device", f"interface {name}", "is in the container's network namespace")
@@ -143,25 +158,51 @@ def _submounts(state: State, spec: Spec) -> list[Blocker]:
     return found
 
 
-def target_blockers(source: HostFacts, target: HostFacts, state: State, needed: int, *, send_rootfs: bool) -> list[Blocker]:
+def target_blockers(
+    source: HostFacts, target: HostFacts, state: State, needed: int, *, send_rootfs: bool
+) -> list[Blocker]:
     """What speaks against this target; `needed` is how many bytes it must take."""
     found: list[Blocker] = []
     name = target.name
     if target.id_in_use:
         found.append(Blocker("id-in-use", f"{name}: container {state.id}", "exists already"))
     if (target.machine, target.bits) != (source.machine, source.bits):
-        found.append(Blocker("architecture", name, f"is {target.machine} ({target.bits} bits), not {source.machine} ({source.bits} bits)"))
+        found.append(
+            Blocker(
+                "architecture",
+                name,
+                f"is {target.machine} ({target.bits} bits), not {source.machine} ({source.bits} bits)",
+            )
+        )
     if not target.criu or target.criu_problem:
         found.append(Blocker("criu", name, target.criu_problem or "criu is not installed"))
     elif _version(target.criu) < _version(source.criu):
-        found.append(Blocker("criu-version", name, f"has criu {target.criu}, the source {source.criu}: images are not sure to be understood"))
+        found.append(
+            Blocker(
+                "criu-version",
+                name,
+                f"has criu {target.criu}, the source {source.criu}: images are not sure to be understood",
+            )
+        )
     if target.cpu_problem and not target.criu_problem:
         found.append(Blocker("cpu", name, target.cpu_problem))
     found += [Blocker("missing-source", f"{name}: {path}", "does not exist") for path in target.missing]
     if target.images_free < needed:
-        found.append(Blocker("no-space", f"{name}: /var/lib/pymigrate", f"has {target.images_free >> 20} MiB free, {needed >> 20} MiB are needed"))
+        found.append(
+            Blocker(
+                "no-space",
+                f"{name}: /var/lib/pymigrate",
+                f"has {target.images_free >> 20} MiB free, {needed >> 20} MiB are needed",
+            )
+        )
     if send_rootfs and not (source.rsync and target.rsync):
-        found.append(Blocker("rsync", source.name if not source.rsync else name, "rsync is not installed, and the root file system may have to be sent"))
+        found.append(
+            Blocker(
+                "rsync",
+                source.name if not source.rsync else name,
+                "rsync is not installed, and the root file system may have to be sent",
+            )
+        )
     return found
 
 
@@ -174,8 +215,9 @@ def raise_blocked(state: State, blockers: list[Blocker], allow: frozenset[str], 
     check_allowed(allow)
     left = [blocker for blocker in blockers if blocker.rule not in allow]
     if left:
+        reasons = f"{len(left)} reason{'s' if len(left) > 1 else ''}"
         raise Blocked(
-            f"container {state.id} cannot move{f' to {target}' if target else ''}: {len(left)} reason{'s' * (len(left) > 1)}",
+            f"container {state.id} cannot move{f' to {target}' if target else ''}: {reasons}",
             [(blocker.rule, blocker.where, blocker.problem, blocker.remedy) for blocker in left],
         )
 

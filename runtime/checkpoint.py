@@ -133,7 +133,7 @@ class Restoring:
     def prepare(cls, store: Store, spec: Spec, plan: RestorePlan, criu: Criu) -> Self:
         """Make everything but the tree: directory, cgroup, network namespace, monitor, and a CRIU that waits.
 
-        Must be called by a process without threads. Raises Conflict when the id is in use; after a failure nothing is left.
+        Must be called by a process without threads. Raises Conflict when the id is in use; a failure leaves nothing.
         """
         directory = store.create(plan.id)
         rootfs = (plan.rootfs or spec.root).resolve()
@@ -180,7 +180,11 @@ class Restoring:
                 opened.append(_open_namespace(kind, path))
                 key = _NETNS_KEY if kind == "network" else f"pymigrate-{kind}"
                 inherited.append((key, opened[-1]))
-            wrapper = [str(rootfs), "cgroupns" if "cgroup" in spec.namespaces else "", *Cgroup(self._state.cgroup_paths).directories()]
+            wrapper = [
+                str(rootfs),
+                "cgroupns" if "cgroup" in spec.namespaces else "",
+                *Cgroup(self._state.cgroup_paths).directories(),
+            ]
             self._monitor = shim.spawn(
                 directory, stdout=out_r, stderr=err_r, child_fds=[theirs.fileno(), *(fd for _, fd in inherited)],
                 child=selfexec.command("runtime.criu_exec", *wrapper, "--", criu.path, "swrk", str(theirs.fileno())),

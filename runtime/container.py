@@ -141,7 +141,9 @@ def start(store: Store, container_id: str) -> State:
         try:
             fd = os.open(store.directory(container_id) / "exec.fifo", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
-            raise ContainerError(f"container {container_id}: its init does not wait any more: {error.strerror}") from None
+            raise ContainerError(
+                f"container {container_id}: its init does not wait any more: {error.strerror}"
+            ) from None
         # Saved before init goes on: a program that ends at once must not be taken for one that was never started.
         state = dataclasses.replace(state, started=True)
         store.save(state)

@@ -14,7 +14,7 @@ from runtime import syscalls
 
 
 def main(argv: list[str]) -> int:
-    """argv: ROOTFS, "cgroupns" or "", the program to become with its arguments after "--"; before it, cgroup directories."""
+    """argv: ROOTFS, "cgroupns" or "", cgroup directories, "--", the program to become and its arguments."""
     split = argv.index("--")
     rootfs, cgroupns, *cgroups = argv[:split]
     try:

@@ -1,14 +1,14 @@
 """What can go wrong with one container.
 
-    ContainerError (failure)
-    +-- InvalidId (invalid)         an id that cannot be a directory's name
-    +-- SpecError (invalid)         config.json: names the file and the field
-    +-- NotSupported (invalid)      config.json asks for what this version or kernel cannot do
-    +-- NotFound (not-found)        no such container
-    +-- Conflict (conflict)         the id is in use, or the status does not allow it
-    +-- StateError (invalid)        a state.json that cannot be read
-    +-- StartFailed (failure)       the container's init or an exec'ed process could not be set up
-    +-- DeadlineExceeded (deadline)
+ContainerError (failure)
++-- InvalidId (invalid)         an id that cannot be a directory's name
++-- SpecError (invalid)         config.json: names the file and the field
++-- NotSupported (invalid)      config.json asks for what this version or kernel cannot do
++-- NotFound (not-found)        no such container
++-- Conflict (conflict)         the id is in use, or the status does not allow it
++-- StateError (invalid)        a state.json that cannot be read
++-- StartFailed (failure)       the container's init or an exec'ed process could not be set up
++-- DeadlineExceeded (deadline)
 """
 
 

@@ -30,9 +30,10 @@ class Fields:
             return default
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
             self.refuse(name, f"must be {_NAMES[kind]}")
+        checked: T = value
         if isinstance(value, str) and "\0" in value:
             self.refuse(name, "must not contain a null character")
-        return value
+        return checked
 
     def need(self, name: str, kind: type[T]) -> T:
         """The value of a field that must be there."""

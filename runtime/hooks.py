@@ -1,4 +1,4 @@
-"""Hooks of a bundle: programs that get the container's state on stdin (runtime-spec, config.md, POSIX-platform hooks)."""
+"""Hooks of a bundle: programs that get the container's state on stdin (runtime-spec, config.md)."""
 
 import json
 import subprocess

@@ -112,7 +112,7 @@ class _Log:
 
     def __init__(self, path: str) -> None:
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        self._rest = {name: b"" for name in _STREAMS}
+        self._rest = dict.fromkeys(_STREAMS, b"")
         self._lost = 0
 
     def feed(self, stream: str, data: bytes) -> None:
@@ -256,11 +256,9 @@ class _Shim:
 
     def _record(self, status: int) -> None:
         code = os.waitstatus_to_exitcode(status)
-        text = '{"status": %d, "signal": %s, "time": "%s"}\n' % (
-            code if code >= 0 else 128 - code,
-            "null" if code >= 0 else -code,
-            time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        )
+        number, name = (code, "null") if code >= 0 else (128 - code, str(-code))
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        text = f'{{"status": {number}, "signal": {name}, "time": "{now}"}}\n'
         path = os.path.join(self._directory, "exit.json")
         try:
             with open(os.open(path + ".new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:

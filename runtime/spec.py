@@ -161,6 +161,7 @@ def parse(value: Any, bundle: Path) -> Spec:
         "uidMappings", "gidMappings", "intelRdt", "mountLabel", "personality", "timeOffsets", "netDevices",
         "memoryPolicy",
     )  # fmt: skip
+    top.need("process", dict)
     rootfs = root.need("path", str)
     if not rootfs:
         root.refuse("path", "must not be empty")
@@ -169,7 +170,7 @@ def parse(value: Any, bundle: Path) -> Spec:
         linux.refuse("rootfsPropagation", f"must be one of {', '.join(PROPAGATIONS)}")
     return Spec(
         oci_version=version,
-        process=parse_process(top.need("process", dict) and top.object("process")),
+        process=parse_process(top.object("process")),
         root=(bundle / rootfs).absolute(),
         readonly=root.take("readonly", bool, False),
         hostname=top.take("hostname", str, "") or None,
@@ -269,8 +270,28 @@ def _mount(entry: Fields) -> Mount:
     return mount
 
 
-_RECURSIVE = ("ro", "rw", "suid", "nosuid", "dev", "nodev", "exec", "noexec", "atime", "noatime", "diratime",
-              "nodiratime", "relatime", "norelatime", "strictatime", "nostrictatime", "symfollow", "nosymfollow")  # fmt: skip
+_RECURSIVE = frozenset(
+    [
+        "ro",
+        "rw",
+        "suid",
+        "nosuid",
+        "dev",
+        "nodev",
+        "exec",
+        "noexec",
+        "atime",
+        "noatime",
+        "diratime",
+        "nodiratime",
+        "relatime",
+        "norelatime",
+        "strictatime",
+        "nostrictatime",
+        "symfollow",
+        "nosymfollow",
+    ]
+)
 
 
 def _namespaces(linux: Fields) -> dict[str, str | None]:
@@ -289,7 +310,9 @@ def _namespaces(linux: Fields) -> dict[str, str | None]:
         found[kind] = path
     for kind in ("pid", "mount"):
         if kind not in found:
-            linux.refuse("namespaces", f"must hold one of type {kind}: a container without cannot be kept apart or moved")
+            linux.refuse(
+                "namespaces", f"must hold one of type {kind}: a container without cannot be kept apart or moved"
+            )
     return found
 
 

@@ -1,11 +1,11 @@
 """What is known of a container on this host: state.json, its lock, and which verb each status allows.
 
-    <root>/<id>/        0700
-        state.json      0600, written beside and renamed
-        exec.fifo       between create and start: init waits on it
-        exit.json       once init has ended
-        log, log.1      what it wrote here, and what it had written elsewhere before
-    <root>/.<id>.lock   taken by every verb that changes the container
+<root>/<id>/        0700
+    state.json      0600, written beside and renamed
+    exec.fifo       between create and start: init waits on it
+    exit.json       once init has ended
+    log, log.1      what it wrote here, and what it had written elsewhere before
+<root>/.<id>.lock   taken by every verb that changes the container
 """
 
 import dataclasses
@@ -107,12 +107,12 @@ class State:
 
 _FIELDS = {item.name: item for item in dataclasses.fields(State)}
 _KINDS: dict[str, tuple[type, ...]] = {
-    **{name: (str,) for name in ("id", "bundle", "rootfs", "created", "log_path")},
-    **{name: (int,) for name in ("pid", "shim_pid")},
+    **dict.fromkeys(("id", "bundle", "rootfs", "created", "log_path"), (str,)),
+    **dict.fromkeys(("pid", "shim_pid"), (int,)),
     **{name: (int, type(None)) for name in ("pid_start_time", "shim_start_time")},
     "started": (bool,),
-    **{name: (dict,) for name in ("cgroup_paths", "namespace_paths", "annotations")},
-    **{name: (list,) for name in ("stdio", "bundle_hints")},
+    **dict.fromkeys(("cgroup_paths", "namespace_paths", "annotations"), (dict,)),
+    **dict.fromkeys(("stdio", "bundle_hints"), (list,)),
     "move": (str, type(None)),
 }
 
@@ -139,16 +139,21 @@ class Store:
         try:
             value = json.loads(path.read_bytes())
         except (FileNotFoundError, NotADirectoryError):
-            raise NotFound(f"container does not exist: {container_id}", remedy="`pymigrate list` shows those of this host") from None
+            raise NotFound(
+                f"container does not exist: {container_id}", remedy="`pymigrate list` shows those of this host"
+            ) from None
         except (OSError, ValueError, RecursionError) as error:
             raise StateError(
-                f"{path}: cannot be read: {error}", remedy=f"`pymigrate delete --force {container_id}` removes what is left"
+                f"{path}: cannot be read: {error}",
+                remedy=f"`pymigrate delete --force {container_id}` removes what is left",
             ) from None
         if not isinstance(value, dict) or value.pop("ociVersion", None) != OCI_VERSION or set(value) != set(_FIELDS):
             raise StateError(f"{path}: is no state of this version", remedy=f"pymigrate delete --force {container_id}")
         for name, kinds in _KINDS.items():
             if type(value[name]) not in kinds:
-                raise StateError(f"{path}: {name}: is of the wrong type", remedy=f"pymigrate delete --force {container_id}")
+                raise StateError(
+                    f"{path}: {name}: is of the wrong type", remedy=f"pymigrate delete --force {container_id}"
+                )
         stdio = (*map(str, value["stdio"]), "", "", "")[:3]
         return State(**{**value, "stdio": stdio, "bundle_hints": tuple(map(str, value["bundle_hints"]))})
 

@@ -1,12 +1,12 @@
 """The handshake between `create` (or `exec`) and the process it sets up, over a SOCK_SEQPACKET pair.
 
-    create                          init
-      | ---- {"config": ...} -------> |   what to become
-      | <--- {"pid": n} ------------- |   the container's init, as create sees it
-      | ---- {} --------------------> |   the monitor knows it, hooks of the host have run
-      | <--- {"ready": true} -------- |   everything is set up; it waits for `start`
-      |                               |
-      | <--- {"error": text} -------- |   at any point instead: why it cannot go on; it ends then
+create                          init
+  | ---- {"config": ...} -------> |   what to become
+  | <--- {"pid": n} ------------- |   the container's init, as create sees it
+  | ---- {} --------------------> |   the monitor knows it, hooks of the host have run
+  | <--- {"ready": true} -------- |   everything is set up; it waits for `start`
+  |                               |
+  | <--- {"error": text} -------- |   at any point instead: why it cannot go on; it ends then
 """
 
 import json

@@ -1,4 +1,4 @@
-"""pymigrate exec ID CMD [ARG...]: run a program in a running container, with this terminal's stdin, stdout and stderr."""
+"""pymigrate exec ID CMD [ARG...]: run a program in a running container, with our own stdin, stdout and stderr."""
 
 import argparse
 import dataclasses
@@ -8,7 +8,9 @@ from typing import Any
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-e", "--env", action="append", default=[], metavar="NAME=VALUE", help="set a variable (repeatable)")
+    parser.add_argument(
+        "-e", "--env", action="append", default=[], metavar="NAME=VALUE", help="set a variable (repeatable)"
+    )
     parser.add_argument("--cwd", metavar="DIR", help="working directory in the container")
     parser.add_argument("-u", "--user", metavar="UID[:GID]", help="run as this user")
     parser.add_argument("-d", "--detach", action="store_true", help="return when it runs")

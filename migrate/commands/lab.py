@@ -49,7 +49,14 @@ def run(args: argparse.Namespace) -> int:
 def _environment(lab: str) -> dict[str, str]:
     """What a command in a host sees: root's log-in environment, with this pymigrate first on the PATH."""
     path = f"{Path(sys.executable).parent}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-    return {"PATH": path, "HOME": "/root", "USER": "root", "LANG": "C.UTF-8", "TERM": os.environ.get("TERM", "dumb"), "PYMIGRATE_LAB": lab}
+    return {
+        "PATH": path,
+        "HOME": "/root",
+        "USER": "root",
+        "LANG": "C.UTF-8",
+        "TERM": os.environ.get("TERM", "dumb"),
+        "PYMIGRATE_LAB": lab,
+    }
 
 
 def _status(hosts: list["model.Host"], *, as_json: bool) -> None:  # type: ignore[name-defined] # noqa: F821

@@ -11,6 +11,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from migrate.ui.text import table
     from runtime.errors import ContainerError
     from runtime.state import Store
 
@@ -26,9 +27,9 @@ def run(args: argparse.Namespace) -> int:
     elif args.format == "json" or args.json:
         print(json.dumps(states))
     else:
-        rows = [("ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER")]
-        rows += [tuple(str(state[name]) for name in ("id", "pid", "status", "bundle", "created", "owner")) for state in states]
-        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-        for row in rows:
-            print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        names = ("id", "pid", "status", "bundle", "created", "owner")
+        for line in table(
+            tuple(map(str.upper, names)), [tuple(str(state[name]) for name in names) for state in states]
+        ):
+            print(line)
     return 0

@@ -11,21 +11,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from migrate.journal import entries
     from migrate.phases import workload
+    from migrate.ui.text import table
 
-    found = [entry for entry in entries() if args.id in (None, entry.id)]
+    moves = [entry for entry in entries() if args.id in (None, entry.id)]
     if args.json:
-        for entry in found:
+        for entry in moves:
             fields = {"migration": entry.migration, "role": entry.role, "id": entry.id, "source": entry.source}
             fields |= {"target": entry.target, "phase": entry.phase, "workload": workload(entry.phase)}
             print(json.dumps(fields | {"started": entry.started, "updated": entry.updated}))
         return 0
-    rows = [("MIGRATION", "ID", "FROM", "TO", "ROLE", "PHASE", "WORKLOAD", "STARTED")]
-    for entry in found:
-        where = workload(entry.phase)
-        rows.append(
-            (entry.migration, entry.id, entry.source, entry.target, entry.role, entry.phase, where, entry.started)
+    rows = [
+        (
+            found.migration,
+            found.id,
+            found.source,
+            found.target,
+            found.role,
+            found.phase,
+            workload(found.phase),
+            found.started,
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        for found in moves
+    ]
+    for line in table(("MIGRATION", "ID", "FROM", "TO", "ROLE", "PHASE", "WORKLOAD", "STARTED"), rows):
+        print(line)
     return 0

@@ -6,7 +6,9 @@ from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-b", "--bundle", type=Path, default=Path(), metavar="DIR", help="where to write (default: here)")
+    parser.add_argument(
+        "-b", "--bundle", type=Path, default=Path(), metavar="DIR", help="where to write (default: here)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -12,6 +12,7 @@ A starter that dies before takes the host with it. Afterwards the first process 
 killed the kernel kills all else in the host, and network and mounts vanish with their namespaces.
 """
 
+import contextlib
 import os
 import signal
 import socket
@@ -54,14 +55,14 @@ def _mount_system(config: dict[str, Any]) -> None:
     else:
         syscalls.mount("tmpfs", "/sys/fs/cgroup", "tmpfs", kinds, "mode=755")
         for hierarchy in hierarchies:
-            place = Path("/sys/fs/cgroup", hierarchy.mountpoint.name)
-            place.mkdir()
+            directory = Path("/sys/fs/cgroup", hierarchy.mountpoint.name)
+            directory.mkdir()
             names = ",".join(hierarchy.controllers)
             if hierarchy.controllers == (UNIFIED,):
-                syscalls.mount("cgroup2", place, "cgroup2", kinds)
+                syscalls.mount("cgroup2", directory, "cgroup2", kinds)
             else:
                 options = f"none,{names}" if names.startswith("name=") else names
-                syscalls.mount("cgroup", place, "cgroup", kinds, options)
+                syscalls.mount("cgroup", directory, "cgroup", kinds, options)
     for source, place in config["binds"].items():
         syscalls.mount(source, place, None, syscalls.MS_BIND)
     size = f",size={config['disk']}" if config["disk"] else ""
@@ -165,10 +166,8 @@ def main(argv: list[str]) -> int:
         sock.close()
         _reap()
     except BaseException as error:
-        try:
+        with contextlib.suppress(OSError):  # the starter may be gone; this process goes too
             sync.send(sock, {"error": f"{type(error).__name__}: {error}"})
-        except OSError:
-            pass  # the starter is gone, and this process goes too
     os._exit(1)
 
 

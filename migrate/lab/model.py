@@ -25,7 +25,8 @@ def check_name(name: str, what: str = "host") -> str:
     """Return a name that is fit for a host and for a path. Raises UsageError."""
     if not _NAME.fullmatch(name):
         raise UsageError(
-            f"{name[:60]!r} is no name for a {what}", remedy="a name is a letter, then letters, digits and -, at most 32"
+            f"{name[:60]!r} is no name for a {what}",
+            remedy="a name is a letter, then letters, digits and -, at most 32",
         )
     return name
 

@@ -1,7 +1,15 @@
 """The live display on a terminal: the phase, bytes, rate and elapsed time in one line that is redrawn."""
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TransferSpeedColumn,
+)
 from rich.table import Table
 
 from migrate.events import Event, PhaseStarted, Report, Warned

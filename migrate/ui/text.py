@@ -1,5 +1,7 @@
 """Sizes, durations and the report as text, the same in every monitor."""
 
+from collections.abc import Sequence
+
 from migrate.events import Report
 
 
@@ -29,3 +31,10 @@ def summary(report: Report) -> str:
         f"{report.id}: {report.source} -> {report.target} in {duration(report.total_s)}, "
         f"downtime {duration(report.downtime_s)}, {size(report.bytes_sent)} sent"
     )
+
+
+def table(heading: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Lines of aligned columns under a heading."""
+    every = [heading, *rows]
+    widths = [max(len(row[column]) for row in every) for column in range(len(heading))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in every]

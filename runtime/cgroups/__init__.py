@@ -23,7 +23,7 @@ class Cgroup:
 
     @classmethod
     def create(cls, container_id: str, cgroups_path: str | None) -> Self:
-        """Make the container's directory in every hierarchy: `cgroups_path`, or /pymigrate/<id>, below each mount point.
+        """Make the container's directory below each mount point: `cgroups_path`, or /pymigrate/<id>.
 
         Raises ContainerError when one exists already with processes in it.
         """
@@ -124,7 +124,7 @@ class Cgroup:
             time.sleep(0.01)
 
     def remove(self) -> None:
-        """Remove the directories, and the parents that are ours and empty. Raises DeadlineExceeded when they stay busy."""
+        """Remove the directories, and our own parent when it is empty. Raises DeadlineExceeded."""
         deadline = time.monotonic() + REMOVE_TIMEOUT
         for directory in self.directories():
             for path in sorted(_below(directory), key=len, reverse=True):

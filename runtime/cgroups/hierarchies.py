@@ -62,7 +62,7 @@ def _inherit_cpuset(directory: Path) -> None:
 
 
 def _delegate(directory: Path) -> None:
-    """Let children of a version 2 cgroup have the controllers that it has; what is refused shows when a limit is set."""
+    """Let children of a version 2 cgroup have its controllers; what is refused shows when a limit is set."""
     there = (directory / "cgroup.controllers").read_text().split()
     for name in _WANTED:
         if name in there:

@@ -42,8 +42,10 @@ wait
 """
 
 
-_LIST_PROCESSES = 'for p in /proc/[0-9]*; do [ "$p" = /proc/$$ ] || '
+_LIST_PROCESSES = (
+    'for p in /proc/[0-9]*; do [ "$p" = /proc/$$ ] || '
     "{ read -r name < $p/comm && echo ${p#/proc/} $name; }; done 2>/dev/null"
+)
 
 
 class DemoFailed(Exception):

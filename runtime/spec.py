@@ -270,28 +270,8 @@ def _mount(entry: Fields) -> Mount:
     return mount
 
 
-_RECURSIVE = frozenset(
-    [
-        "ro",
-        "rw",
-        "suid",
-        "nosuid",
-        "dev",
-        "nodev",
-        "exec",
-        "noexec",
-        "atime",
-        "noatime",
-        "diratime",
-        "nodiratime",
-        "relatime",
-        "norelatime",
-        "strictatime",
-        "nostrictatime",
-        "symfollow",
-        "nosymfollow",
-    ]
-)
+_FLAG_OPTIONS = "ro suid dev exec atime diratime relatime strictatime symfollow"
+_RECURSIVE = frozenset(f"{prefix}{option}" for option in _FLAG_OPTIONS.split() for prefix in ("", "no")) | {"rw"}
 
 
 def _namespaces(linux: Fields) -> dict[str, str | None]:

@@ -35,7 +35,7 @@ class CriuError(Exception):
         self.log_tail, self.log_path = log_tail, log_path
         notes = [remedy] if remedy else []
         notes += [f"criu: {line}" for line in log_tail[:-1]]
-        notes += [f"log: {log_path}"] if log_path else []
+        notes += [f"log: {log_path}"] if log_path and log_path.exists() else []
         self.remedy = "\n".join(notes) or None
 
 

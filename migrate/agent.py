@@ -4,6 +4,8 @@ Started over SSH as root; trusts nothing it reads. It is single-threaded: it can
 connection ends before the source has told it to resume, it undoes everything, as if told to abort.
 """
 
+import contextlib
+import fcntl
 import os
 import select
 import signal
@@ -15,8 +17,6 @@ from migrate import protocol
 from migrate.errors import Interrupted, MigrateError, ProtocolError
 from migrate.incoming import Incoming
 from migrate.protocol import Call, FrameDecoder, FrameType
-
-IDLE_TIMEOUT = 24 * 3600.0  # seconds without a byte from the source; a long rsync runs beside us
 
 
 class Agent:
@@ -42,17 +42,10 @@ class Agent:
                 self._incoming.connection_lost()
 
     def _read(self) -> bytes:
-        """Bytes from the source; meanwhile what the page server says goes back to it."""
-        while True:
-            pages = self._incoming.page_socket if self._incoming else None
-            waiting: list[Any] = [self._reader, *([pages] if pages else [])]
-            ready, _, _ = select.select(waiting, [], [], IDLE_TIMEOUT)
-            if not ready:
-                raise ProtocolError("the source has said nothing for a day")
-            if pages in ready and (data := self._move().pages_answer()):
-                self._write(FrameType.PAGES, data)
-            if self._reader in ready:
-                return os.read(self._reader, 1 << 20)
+        timeout = self._incoming.idle_timeout if self._incoming else 60.0
+        if not select.select([self._reader], [], [], timeout)[0]:
+            raise ProtocolError(f"the source has said nothing for {timeout:g} s")
+        return os.read(self._reader, 1 << 20)
 
     def _frame(self, kind: FrameType, payload: bytes) -> None:
         if kind is FrameType.CALL:
@@ -139,6 +132,8 @@ def main() -> int:
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     writer = os.dup(1)
     os.dup2(2, 1)
+    with contextlib.suppress(OSError):  # no pipe, or not allowed: then it is only slower
+        fcntl.fcntl(0, fcntl.F_SETPIPE_SZ, 1 << 20)
     os.chdir("/")
     os.umask(0o077)
     try:

@@ -5,7 +5,6 @@ it never runs here again; if the target's confirmation is missing the move is se
 that fails too it is in doubt: both sides keep what they have, and `pymigrate recover` finishes it.
 """
 
-import shutil
 import socket
 import time
 from pathlib import Path
@@ -21,7 +20,7 @@ from migrate.journal import Journal
 from migrate.model import MigrationSpec
 from migrate.peer import Peer, connect
 from migrate.phases import Phase
-from migrate.settlement import clean_source, clean_target, save_logs, settle
+from migrate.settlement import clean_source, clean_target, save_log, settle
 from migrate.validate import container_blockers, preflight
 from runtime import checkpoint
 from runtime.spec import Spec
@@ -32,7 +31,6 @@ LOCK_TIMEOUT = 5.0
 FINGERPRINT_TIMEOUT = 600.0
 SEED_TIMEOUT = 6 * 3600.0
 RESUME_TIMEOUT = 30.0
-RUNTIME_DIR = Path("/run/pymigrate")
 
 
 class _Clock:
@@ -80,31 +78,34 @@ class Coordinator:
                 return self._move(log, state, spec, digest, peer)
 
     def _move(self, log: Journal, state: State, spec: Spec, digest: str, peer: Peer) -> Report:
-        work = RUNTIME_DIR / "moves" / self._migration
-        work.mkdir(mode=0o700, parents=True)
+        criu_log = b""
         try:
-            try:
-                self._seed(log, state, spec, digest, peer)
-                with Departure(state, spec, peer, work, self._on_pages) as departure:
+            self._seed(log, state, spec, digest, peer)
+            with Departure(state, spec, peer, self._on_pages) as departure:
+                try:
                     self._stop_and_copy(log, departure, peer)
                     with uninterruptible():
                         log.record(Phase.COMMITTED)
                         self._clock.step("commit")
                         self._hand_over(log, departure, peer)
                         return self._finish(log, state, peer)
-            except MoveFailed:
-                raise
-            except BaseException as error:
-                if log.phase in (Phase.COMMITTED, Phase.IN_DOUBT):
-                    raise InDoubt(
-                        f"container {state.id}: the move stopped after the point of no return: {error}",
-                        cause=error, remedy=f"pymigrate recover {state.id}",
-                    ) from error  # fmt: skip
-                with uninterruptible():
-                    self._roll_back(log, state, peer, work, error)
-                raise
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
+                except BaseException:
+                    with uninterruptible():
+                        departure.roll_back()  # no effect after give_up
+                        criu_log = departure.log()
+                    raise
+        except MoveFailed:
+            raise
+        except BaseException as error:
+            if log.phase in (Phase.COMMITTED, Phase.IN_DOUBT, Phase.RESUMED):
+                raise InDoubt(
+                    f"container {state.id}: the move stopped after the point of no return: {error}",
+                    cause=error,
+                    remedy=f"pymigrate recover {state.id}",
+                ) from error
+            with uninterruptible():
+                self._roll_back(log, state, peer, criu_log, error)
+            raise
 
     def _seed(self, log: Journal, state: State, spec: Spec, digest: str, peer: Peer) -> None:
         """Bundle and root file system to the target, and everything made ready there."""
@@ -181,16 +182,16 @@ class Coordinator:
             )  # fmt: skip
         return report
 
-    def _roll_back(self, log: Journal, state: State, peer: Peer, work: Path, error: BaseException) -> None:
+    def _roll_back(self, log: Journal, state: State, peer: Peer, criu_log: bytes, error: BaseException) -> None:
         """The container already runs here again (its dump session is closed); clean the target and say so."""
         cleaned = clean_target(peer, self._wanted.host, str(self._store.root), self._migration)
         log.record(Phase.ABORTED, reason=str(error))
-        saved = save_logs(work, self._migration)
+        saved = save_log(criu_log, self._migration)
         alive = checkpoint.is_running(state)
         where = f"it runs here, at {self._source}, as before" if alive else f"it has ended here, at {self._source}"
         remedy = getattr(error, "remedy", None)
         notes = [remedy] if remedy else []
-        notes += [f"CRIU's logs: {saved}"] if saved else []
+        notes += [f"CRIU's log: {saved}"] if saved else []
         notes += (
             []
             if cleaned

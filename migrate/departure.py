@@ -5,88 +5,37 @@ CRIU's dump is held at `post-dump`: the tree is frozen and its network locked, a
 itself: CRIU thaws the tree when its socket closes.
 
 Nothing is written to the source's disk: pages go through a socketpair straight into the connection; the other images
-land in a tmpfs that is mounted nowhere and vanishes with its descriptor.
+and CRIU's log land in a tmpfs that is mounted nowhere and vanishes with its descriptor.
 """
 
 import contextlib
 import hashlib
 import os
 import signal
-import socket
-import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Self
 
 from criu_rpc.client import Criu, DumpSession
 from criu_rpc.errors import CriuError
 from migrate import protocol
 from migrate.errors import DeadlineExceeded, MigrateError
+from migrate.pages import PageRelay
 from migrate.peer import Peer
 from runtime import checkpoint, processes, syscalls
 from runtime.spec import Spec
 from runtime.state import State
 
 DEATH_TIMEOUT = 30.0
-RELAY_TIMEOUT = 60.0
-
-
-class PageRelay:
-    """Carries CRIU's page stream to the target's page server and its answers back, counting and hashing."""
-
-    def __init__(self, peer: Peer, on_bytes: Callable[[int], None]) -> None:
-        self._peer, self._on_bytes = peer, on_bytes
-        self._ours, self.criu_end = socket.socketpair()
-        for end in (self._ours, self.criu_end):
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
-        self._hash = hashlib.sha256()
-        self.size = 0
-        self.failure: BaseException | None = None
-        self._thread = threading.Thread(target=self._pump, name="page-relay", daemon=True)
-
-    def start(self) -> None:
-        self._peer.on_pages(self._ours.sendall)
-        self._thread.start()
-
-    def _pump(self) -> None:
-        try:
-            while data := self._ours.recv(protocol.CHUNK):
-                self._hash.update(data)
-                self.size += len(data)
-                self._peer.send_pages(data)
-                self._on_bytes(self.size)
-        except (MigrateError, OSError) as error:
-            self.failure = error
-            with contextlib.suppress(OSError):
-                self._ours.shutdown(socket.SHUT_RDWR)  # CRIU must fail now, not at its own time-out
-
-    def finish(self) -> protocol.PagesEnd:
-        """Wait for the last byte; the size and digest of all. Raises what stopped the stream."""
-        self._thread.join(RELAY_TIMEOUT)
-        if self._thread.is_alive():
-            raise DeadlineExceeded("CRIU does not close its page stream")
-        if self.failure is not None:
-            raise self.failure
-        return protocol.PagesEnd(self.size, self._hash.hexdigest())
-
-    def close(self) -> None:
-        self._peer.on_pages(None)
-        with contextlib.suppress(OSError):
-            self._ours.shutdown(socket.SHUT_RDWR)
-        if self._thread.is_alive():
-            self._thread.join(RELAY_TIMEOUT)
-        self._ours.close()
-        self.criu_end.close()
 
 
 class Departure:
     """One container leaving. A context manager: leaving it without `give_up` rolls back."""
 
-    def __init__(self, state: State, spec: Spec, peer: Peer, work: Path, on_bytes: Callable[[int], None]) -> None:
-        self._state, self._spec, self._peer, self._work = state, spec, peer, work
-        self._relay = PageRelay(peer, on_bytes)
-        self._images = syscalls.detached_tmpfs(mode=0o700)
+    def __init__(self, state: State, spec: Spec, peer: Peer, on_bytes: Callable[[int], None]) -> None:
+        self._state, self._spec, self._peer = state, spec, peer
+        self._relay = PageRelay(Criu().version(), peer.send_pages, on_bytes)
+        self._images = syscalls.detached_tmpfs(mode=0o700)  # and CRIU's log
         self._init = os.pidfd_open(state.pid)
         self._session: DumpSession | None = None
         self.frozen_at = 0.0
@@ -95,8 +44,7 @@ class Departure:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._session is not None:
-            self._session.abort()
+        self.roll_back()
         self._relay.close()
         os.close(self._images)
         os.close(self._init)
@@ -105,26 +53,22 @@ class Departure:
         """Dump up to `post-dump`; pages stream meanwhile. Afterwards the tree is frozen and `images()` complete."""
         if processes.start_time(self._state.pid) != self._state.pid_start_time:
             raise MigrateError(f"container {self._state.id}: its init is gone")
-        work_fd = os.open(self._work, os.O_RDONLY | os.O_DIRECTORY)
+        options = checkpoint.dump_options(
+            self._state,
+            self._spec,
+            images_dir_fd=self._images,
+            work_dir_fd=self._images,
+            page_server_fd=self._relay.criu_end.fileno(),
+        )
+        self._relay.start()
+        self._session = Criu().dump(options, timeout=timeout)
+        self._relay.criu_end.close()
         try:
-            options = checkpoint.dump_options(
-                self._state,
-                self._spec,
-                images_dir_fd=self._images,
-                work_dir_fd=work_fd,
-                page_server_fd=self._relay.criu_end.fileno(),
-            )
-            self._relay.start()
-            self._session = Criu().dump(options, timeout=timeout)
-            self._relay.criu_end.close()
-            try:
-                self._session.run_until("pre-dump")
-                self.frozen_at = time.monotonic()
-                self._session.run_until("post-dump")
-            except CriuError as error:
-                raise self._relay.failure or error from None
-        finally:
-            os.close(work_fd)
+            self._session.run_until("pre-dump")
+            self.frozen_at = time.monotonic()
+            self._session.run_until("post-dump")
+        except CriuError as error:
+            raise self._relay.failure or error from None
         return self._relay.finish()
 
     def send_images(self) -> int:
@@ -155,7 +99,15 @@ class Departure:
             raise DeadlineExceeded(f"container {self._state.id}: its processes do not end here")
 
     def roll_back(self) -> None:
-        """Thaw the tree: it goes on as before."""
+        """Thaw the tree: it goes on as before. Harmless when there is nothing to thaw."""
         if self._session is not None:
             self._session.abort()
             self._session = None
+
+    def log(self) -> bytes:
+        """CRIU's log of the dump, b"" if there is none."""
+        try:
+            with open(os.open("dump.log", os.O_RDONLY | os.O_NOFOLLOW, dir_fd=self._images), "rb") as file:
+                return file.read()
+        except OSError:
+            return b""

@@ -25,7 +25,7 @@ from migrate.errors import DeadlineExceeded, MigrateError, ProtocolError, Target
 from migrate.files import fingerprint
 from migrate.journal import Journal
 from migrate.phases import Phase
-from migrate.protocol import CHUNK, OpenBundle, Prepare
+from migrate.protocol import OpenBundle, Prepare
 from runtime import processes, spec
 from runtime.checkpoint import RestorePlan, Restoring
 from runtime.state import Store, check_id
@@ -34,6 +34,8 @@ DATA = Path("/var/lib/pymigrate")
 PAGE_SERVER_TIMEOUT = 60.0
 RESTORE_TIMEOUT = 120.0
 OLD_AGENT_TIMEOUT = 20.0
+SEED_SILENCE = 6 * 3600.0
+FROZEN_SILENCE = 150.0  # longer than the source's default limit for the freeze
 
 
 class Incoming:
@@ -47,7 +49,6 @@ class Incoming:
         self._journal: Journal | None = None
         self._images: _Images | None = None
         self._pages: _PageStream | None = None
-        self._pages_silent = False
         self._restoring: Restoring | None = None
         self._resumed = False
 
@@ -60,15 +61,9 @@ class Incoming:
         return cls(Store(path))
 
     @property
-    def page_socket(self) -> socket.socket | None:
-        """Readable when the page server has something to say; None when there is none, or none any more."""
-        return self._pages.socket if self._pages and not self._pages_silent else None
-
-    def pages_answer(self) -> bytes:
-        """What the page server says to the source; b"" at its end."""
-        data = self._pages.answer() if self._pages else b""
-        self._pages_silent = not data
-        return data
+    def idle_timeout(self) -> float:
+        """Seconds that the source may be silent: long while rsync runs beside us, short once it is about to freeze."""
+        return SEED_SILENCE if self._restoring is None else FROZEN_SILENCE
 
     def open_bundle(self, call: OpenBundle) -> dict[str, Any]:
         """Find the bundle at a hint, or make a place for it. Answers {"bundle", "rootfs", "complete"}."""
@@ -332,7 +327,7 @@ class _PageStream:
     """What comes over the wire goes into one end of a socketpair; CRIU's page server has the other."""
 
     def __init__(self, server: PageServer, ours: socket.socket) -> None:
-        self._server, self.socket = server, ours
+        self._server, self._socket = server, ours
         self._size, self._hash = 0, hashlib.sha256()
         self._broken = False
 
@@ -350,25 +345,23 @@ class _PageStream:
         self._hash.update(payload)
         if not self._broken:
             try:
-                self.socket.sendall(payload)
+                self._socket.sendall(payload)
             except OSError:
                 self._broken = True
 
-    def answer(self) -> bytes:
-        """What the page server says; b"" when it has hung up, because it is done or because it has died."""
-        try:
-            return self.socket.recv(CHUNK)
-        except OSError:
-            return b""
-
     def finish(self, size: int, digest: str) -> None:
-        self.socket.close()
+        """Wait until the page server has ended; it must have had all that was sent."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_WR)
+            while self._socket.recv(4096):  # its answers, which the source has given CRIU in its place
+                pass
+        self._socket.close()
         self._server.wait(PAGE_SERVER_TIMEOUT)
         if (self._size, self._hash.hexdigest()) != (size, digest):
             raise TargetError("the memory pages arrived damaged")
 
     def kill(self) -> None:
-        self.socket.close()
+        self._socket.close()
         self._server.kill()
 
 

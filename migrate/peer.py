@@ -11,7 +11,6 @@ import secrets
 import shlex
 import threading
 import time
-from collections.abc import Callable
 from typing import Any, Self
 
 import paramiko
@@ -112,7 +111,6 @@ class Peer:
         self._client, self._channel = client, channel
         self._send_lock = threading.Lock()
         self._answers: queue.SimpleQueue[tuple[FrameType, bytes] | None] = queue.SimpleQueue()
-        self._pages: Callable[[bytes], None] | None = None
         self._lost: str | None = None
         self.bytes_sent = 0
         self.facts_of_hello: dict[str, Any] = {}
@@ -178,10 +176,6 @@ class Peer:
         """The next bytes of the image announced last."""
         self._send(protocol.header(FrameType.DATA, len(data)) + data)
 
-    def on_pages(self, sink: Callable[[bytes], None] | None) -> None:
-        """Who takes what the target's page server says; called on the reader's thread."""
-        self._pages = sink
-
     def open_channel(self, command: str) -> Channel:
         """Run `command` at the target on a channel of its own over the same connection."""
         transport = self._client.get_transport()
@@ -217,11 +211,7 @@ class Peer:
         try:
             while data := self._channel.recv(1 << 18):
                 for kind, payload in decoder.feed(data):
-                    if kind is FrameType.PAGES:
-                        if self._pages is None:
-                            raise ProtocolError("page data came unasked")
-                        self._pages(payload)
-                    elif kind in (FrameType.REPLY, FrameType.FAILURE):
+                    if kind in (FrameType.REPLY, FrameType.FAILURE):
                         self._answers.put((kind, payload))
                     else:
                         raise ProtocolError(f"a {kind.name} frame came from the target")

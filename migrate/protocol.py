@@ -5,7 +5,7 @@ A connection carries frames, both ways: a type (1 byte), a length (4 bytes, big 
     CALL     source -> target  JSON {"call": NAME, "args": {...}}: one of the classes below, nothing else
     REPLY    target -> source  JSON object: the answer to the oldest unanswered call
     FAILURE  target -> source  JSON {"kind", "message", "remedy"}: the call failed
-    PAGES    both ways         CRIU's page-server stream, relayed unread
+    PAGES    source -> target  the next bytes of CRIU's page-server stream
     DATA     source -> target  the next bytes of the image announced last by `Image`
 
 Order of a move: Hello, Facts, OpenBundle, [rsync over a channel of its own, BundleSent], Prepare, PagesBegin,

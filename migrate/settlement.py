@@ -1,7 +1,7 @@
 """How a move is brought to its end when the straight way is lost, and what is cleaned at either side afterwards."""
 
 import contextlib
-import shutil
+import os
 import time
 from pathlib import Path
 
@@ -88,18 +88,17 @@ def _log_tail(state: State) -> str:
     return data.decode(errors="replace")
 
 
-def save_logs(work: Path, migration: str) -> Path | None:
-    """Keep CRIU's logs of a move that failed; the newest ten moves' are kept."""
-    logs = [path for path in work.glob("*.log") if path.stat().st_size]
-    if not logs:
+def save_log(log: bytes, migration: str) -> Path | None:
+    """Keep CRIU's log of a move that failed; those of the newest ten are kept. None if there is nothing to keep."""
+    if not log:
         return None
-    place = LOGS / migration
+    path = LOGS / f"{migration}.log"
     try:
-        place.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for path in logs:
-            shutil.copyfile(path, place / path.name)
+        LOGS.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(log)
         for old in sorted(LOGS.iterdir())[:-10]:
-            shutil.rmtree(old, ignore_errors=True)
+            old.unlink()
     except OSError:
         return None
-    return place
+    return path

@@ -19,7 +19,8 @@ import paramiko
 from migrate.errors import HostError, UsageError
 
 CONNECT_TIMEOUT = 15.0
-KEEPALIVE = 5  # seconds between keep-alives, so that a dead connection is noticed
+KEEPALIVE = 3  # seconds between keep-alives, so that a dead connection is noticed
+DEAD_AFTER = 10  # seconds without acknowledgement after which a connection counts as lost
 _DEFAULT_KNOWN_HOSTS = "~/.ssh/known_hosts ~/.ssh/known_hosts2"
 _DEFAULT_GLOBAL_KNOWN_HOSTS = "/etc/ssh/ssh_known_hosts /etc/ssh/ssh_known_hosts2"
 
@@ -64,6 +65,9 @@ def login(host: str) -> paramiko.SSHClient:
     transport = client.get_transport()
     if transport is not None:
         transport.set_keepalive(KEEPALIVE)
+        if isinstance(transport.sock, socket.socket):
+            # A keep-alive that is not acknowledged ends the connection: a container may be frozen meanwhile.
+            transport.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, DEAD_AFTER * 1000)
     return client
 
 

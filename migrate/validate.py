@@ -11,6 +11,7 @@ from criu_rpc.errors import CriuError
 from migrate import files, procscan
 from migrate.errors import Blocked, UsageError
 from migrate.hostfacts import FactsQuery, HostFacts, gather
+from migrate.pages import has_wide_records
 from runtime import checkpoint
 from runtime.spec import Spec
 from runtime.state import State, Status, Store
@@ -39,7 +40,6 @@ RULES: dict[str, Rule] = {
     ),
     # What would make CRIU fail.
     "status": Rule("only a running container can be moved"),
-    "move-in-progress": Rule("see `pymigrate migrations`; `pymigrate recover` finishes one in doubt"),
     "rootfs-tmp": Rule("make an empty directory /tmp in the root file system: CRIU needs one to restore"),
     "exec-session": Rule("wait until it has ended, or end it; --allow exec-session to let it die", allowable=True),
     "host-file": Rule("start the program with stdin, stdout and stderr of the container's own"),
@@ -59,6 +59,7 @@ RULES: dict[str, Rule] = {
         allowable=True,
     ),
     "criu": Rule("install criu at the target (apt-get install criu, or vagrant/provision.sh)"),
+    "criu-protocol": Rule("install the same criu on both hosts, or 4.2 and newer on both"),
     "criu-version": Rule("install at least this version there; --allow criu-version to try", allowable=True),
     "missing-source": Rule("make it there, with the same contents"),
     "no-space": Rule("make room in /var/lib/pymigrate there"),
@@ -176,6 +177,11 @@ def target_blockers(
         )
     if not target.criu or target.criu_problem:
         found.append(Blocker("criu", name, target.criu_problem or "criu is not installed"))
+    elif has_wide_records(_version(target.criu)) != has_wide_records(_version(source.criu)):
+        problem = (
+            f"has criu {target.criu}, the source {source.criu}: their page streams differ (4.2 changed the format)"
+        )
+        found.append(Blocker("criu-protocol", name, problem))
     elif _version(target.criu) < _version(source.criu):
         found.append(
             Blocker(

@@ -1,0 +1,131 @@
+"""The page stream of a dump, from CRIU into the connection: read as CRIU's page server would read it, and passed on.
+
+CRIU wants an answer after opening each task's page map, and at the end. Asking the target would cost a round trip for
+each task while the container is frozen, so the answers are given here: there is no parent image in a stop-and-copy
+dump, and whether the target has everything is settled once, by size and digest (PagesEnd), before anything is restored.
+
+The stream (criu/page-xfer.c, struct page_server_iov): records {u32 command | flags << 16, pages, u64 address, u64
+image}, and after an ADD with the flag PRESENT that many pages. `pages` is a u32 up to CRIU 4.1 and an aligned u64 from
+4.2 on: the two do not understand each other, which preflight looks at.
+"""
+
+import contextlib
+import hashlib
+import resource
+import socket
+import struct
+import threading
+from collections.abc import Callable
+
+from migrate import protocol
+from migrate.errors import DeadlineExceeded, MigrateError, ProtocolError
+
+RELAY_TIMEOUT = 60.0
+_BUFFER = 64 << 20  # bytes that CRIU may be ahead of the connection
+_SO_SNDBUFFORCE = 32
+_RECORD_4_2 = struct.Struct("=I4xQQQ")
+_RECORD_BEFORE = struct.Struct("=IIQQ")
+_ADD, _HOLE, _OPEN2, _PARENT, _ADD_F = 1, 2, 4, 5, 6
+_CLOSE, _FORCE_CLOSE = 0x1023, 0x1024
+_PRESENT = 1 << 2
+_NO_PARENT = b"\0"
+_STATUS_OK = struct.pack("=i", 0)
+
+
+def has_wide_records(version: tuple[int, ...]) -> bool:
+    """Which of the two page-server protocols a CRIU speaks; both ends of a move must speak the same."""
+    return version >= (4, 2)
+
+
+class PageStream:
+    """Follows the records in the stream of a CRIU of this version, and says what it must be answered."""
+
+    def __init__(self, version: tuple[int, ...]) -> None:
+        self._format = _RECORD_4_2 if has_wide_records(version) else _RECORD_BEFORE
+        self._record = b""
+        self._pages_left = 0  # bytes of pages before the next record
+        self._page = resource.getpagesize()
+
+    def feed(self, data: bytes) -> bytes:
+        """Take the next piece; returns the answers to give now. Raises ProtocolError for an unknown record."""
+        position, answers = 0, b""
+        while position < len(data):
+            if self._pages_left:
+                step = min(self._pages_left, len(data) - position)
+                self._pages_left -= step
+                position += step
+                continue
+            piece = data[position : position + self._format.size - len(self._record)]
+            self._record += piece
+            position += len(piece)
+            if len(self._record) == self._format.size:
+                answers += self._take(*self._format.unpack(self._record))
+                self._record = b""
+        return answers
+
+    def _take(self, word: int, pages: int, _address: int, _image: int) -> bytes:
+        command, flags = word & 0xFFFF, word >> 16
+        if command == _ADD or (command == _ADD_F and flags & _PRESENT):
+            self._pages_left = pages * self._page
+        elif command == _OPEN2:
+            return _NO_PARENT
+        elif command in (_PARENT, _CLOSE, _FORCE_CLOSE):
+            return _STATUS_OK
+        elif command not in (_ADD_F, _HOLE):
+            raise ProtocolError(f"criu's page stream has a record of unknown kind {command:#x}")
+        return b""
+
+
+class PageRelay:
+    """Carries the page stream of one dump to `send`, on a thread of its own, counting and hashing.
+
+    CRIU gets `criu_end`; `on_bytes` is told how many bytes have been handed to the connection so far.
+    """
+
+    def __init__(
+        self, version: tuple[int, ...], send: Callable[[bytes], None], on_bytes: Callable[[int], None]
+    ) -> None:
+        self._stream = PageStream(version)
+        self._send, self._on_bytes = send, on_bytes
+        self._ours, self.criu_end = socket.socketpair()
+        with contextlib.suppress(PermissionError):
+            self.criu_end.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _BUFFER)
+        self._hash = hashlib.sha256()
+        self._size = 0
+        self.failure: Exception | None = None
+        self._thread = threading.Thread(target=self._run, name="page-relay", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            while data := self._ours.recv(protocol.CHUNK):
+                if answers := self._stream.feed(data):
+                    self._ours.sendall(answers)
+                self._hash.update(data)
+                self._size += len(data)
+                self._send(data)
+                self._on_bytes(self._size)
+        except (MigrateError, OSError) as error:
+            self.failure = error
+            with contextlib.suppress(OSError):
+                self._ours.shutdown(socket.SHUT_RDWR)  # CRIU must fail now, not at its own time-out
+
+    def finish(self) -> protocol.PagesEnd:
+        """Wait until all is with the connection; the size and digest of it. Raises what stopped the stream."""
+        self._thread.join(RELAY_TIMEOUT)
+        if self._thread.is_alive():
+            raise DeadlineExceeded(f"the page stream does not end within {RELAY_TIMEOUT:g} s")
+        if self.failure is not None:
+            raise self.failure
+        return protocol.PagesEnd(self._size, self._hash.hexdigest())
+
+    def close(self) -> None:
+        """End the stream, whatever state it is in."""
+        with contextlib.suppress(OSError):
+            self._ours.shutdown(socket.SHUT_RDWR)
+        if self._thread.is_alive():
+            self._thread.join(RELAY_TIMEOUT)
+        self._ours.close()
+        self.criu_end.close()

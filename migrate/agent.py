@@ -10,6 +10,7 @@ import os
 import select
 import signal
 import sys
+import time
 from types import FrameType as StackFrame
 from typing import Any, NoReturn
 
@@ -17,6 +18,8 @@ from migrate import protocol
 from migrate.errors import Interrupted, MigrateError, ProtocolError
 from migrate.incoming import Incoming
 from migrate.protocol import Call, FrameDecoder, FrameType
+
+PULSE_INTERVAL = 5.0  # seconds
 
 
 class Agent:
@@ -42,9 +45,12 @@ class Agent:
                 self._incoming.connection_lost()
 
     def _read(self) -> bytes:
-        timeout = self._incoming.idle_timeout if self._incoming else 60.0
-        if not select.select([self._reader], [], [], timeout)[0]:
-            raise ProtocolError(f"the source has said nothing for {timeout:g} s")
+        limit = self._incoming.idle_timeout if self._incoming else 60.0
+        silent_since = time.monotonic()
+        while not select.select([self._reader], [], [], PULSE_INTERVAL)[0]:
+            if time.monotonic() - silent_since > limit:
+                raise ProtocolError(f"the source has said nothing for {limit:g} s")
+            self._write(FrameType.PULSE, b"")
         return os.read(self._reader, 1 << 20)
 
     def _frame(self, kind: FrameType, payload: bytes) -> None:

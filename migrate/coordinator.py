@@ -113,7 +113,9 @@ class Coordinator:
         self._say(Phase.SEED, "root file system")
         config = (Path(state.bundle) / "config.json").read_text()
         hints = [state.bundle, *state.bundle_hints]
-        place = peer.call(protocol.OpenBundle(state.id, config, digest, hints), FINGERPRINT_TIMEOUT)
+        place = peer.call(
+            protocol.OpenBundle(self._migration, self._source, state.id, config, digest, hints), FINGERPRINT_TIMEOUT
+        )
         if not place["complete"]:
             sent = send_tree(
                 peer.open_channel, Path(state.rootfs), str(place["rootfs"]),
@@ -123,7 +125,7 @@ class Coordinator:
             self._bytes_sent += sent.bytes_sent
             peer.call(protocol.BundleSent(digest), FINGERPRINT_TIMEOUT)
         carried = {"annotations": state.annotations, "created": state.created, "bundle_hints": _hints(state, place)}
-        peer.call(protocol.Prepare(self._migration, self._source, carried, list(state.stdio)))
+        peer.call(protocol.Prepare(carried, list(state.stdio)))
         self._clock.step("seed")
 
     def _stop_and_copy(self, log: Journal, departure: Departure, peer: Peer) -> None:

@@ -28,6 +28,7 @@ from migrate.phases import Phase
 from migrate.protocol import OpenBundle, Prepare
 from runtime import processes, spec
 from runtime.checkpoint import RestorePlan, Restoring
+from runtime.errors import ContainerError
 from runtime.state import Store, check_id
 
 DATA = Path("/var/lib/pymigrate")
@@ -43,7 +44,7 @@ class Incoming:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._id = ""
+        self._id = self._migration = ""
         self._bundle: Path | None = None
         self._made_bundle = False
         self._journal: Journal | None = None
@@ -67,21 +68,38 @@ class Incoming:
 
     def open_bundle(self, call: OpenBundle) -> dict[str, Any]:
         """Find the bundle at a hint, or make a place for it. Answers {"bundle", "rootfs", "complete"}."""
+        if self._journal is not None:
+            raise ProtocolError("OpenBundle came twice")
         self._id = check_id(call.id)
         config = _parse_config(call.config)
+        place, rootfs = DATA / "bundles" / self._id, None
         for hint in call.hints:
-            found = _matching_bundle(Path(hint), config, call.fingerprint)
-            if found is not None:
-                self._bundle = Path(hint)
-                return {"bundle": hint, "rootfs": str(found), "complete": True}
-        self._bundle = bundle = DATA / "bundles" / self._id
-        rootfs = bundle / "rootfs"
-        self._made_bundle = not bundle.exists()
-        rootfs.mkdir(mode=0o700, parents=True, exist_ok=True)
-        config["root"]["path"] = "rootfs"
-        _write_atomically(bundle / "config.json", json.dumps(config, indent=4).encode())
+            rootfs = _matching_bundle(Path(hint), config, call.fingerprint)
+            if rootfs is not None:
+                place = Path(hint)
+                break
+        self._bundle = place
+        self._made_bundle = not place.exists()
+        self._migration = call.migration
+        self._journal = Journal.begin(
+            call.migration,
+            role="target",
+            id=self._id,
+            source=call.source,
+            target=os.uname().nodename,
+            root=str(self._store.root),
+            agent={"pid": os.getpid(), "start_time": processes.start_time(os.getpid())},
+            bundle=str(place),
+            made_bundle=self._made_bundle,
+        )
+        if rootfs is None:
+            rootfs = place / "rootfs"
+            rootfs.mkdir(mode=0o755, parents=True, exist_ok=True)
+            place.chmod(0o700)
+            config["root"]["path"] = "rootfs"
+            _write_atomically(place / "config.json", json.dumps(config, indent=4).encode())
         complete = fingerprint(rootfs) == call.fingerprint
-        return {"bundle": str(bundle), "rootfs": str(rootfs), "complete": complete}
+        return {"bundle": str(place), "rootfs": str(rootfs), "complete": complete}
 
     def bundle_sent(self, expected: str) -> dict[str, Any]:
         """Check what rsync has brought."""
@@ -96,21 +114,12 @@ class Incoming:
 
     def prepare(self, call: Prepare) -> dict[str, Any]:
         """Make everything around the container: directories, network namespace, cgroup, monitor, waiting CRIU."""
-        if self._bundle is None or self._restoring is not None:
+        if self._bundle is None or self._journal is None or self._restoring is not None:
             raise ProtocolError("Prepare came out of order")
-        self._journal = Journal.begin(
-            call.migration,
-            role="target",
-            id=self._id,
-            source=call.source,
-            target=os.uname().nodename,
-            root=str(self._store.root),
-            agent={"pid": os.getpid(), "start_time": processes.start_time(os.getpid())},
-            prepare={"bundle": str(self._bundle), "made_bundle": self._made_bundle, **_plan_fields(call)},
-        )
-        self._images = _Images.make(call.migration)
-        self._restoring = self._begin_restore(call.migration, self._bundle, _plan_fields(call))
-        self._journal.record(Phase.SEED)
+        plan = {"stdio": call.stdio, "state": call.state}
+        self._journal.record(Phase.SEED, plan=plan)
+        self._images = _Images.make(self._migration)
+        self._restoring = self._begin_restore(self._bundle, plan)
         return {}
 
     def pages_begin(self) -> dict[str, Any]:
@@ -200,28 +209,27 @@ class Incoming:
             return {"workload": "SOURCE"}
         _end_old_agent(entry.fields.get("agent", {}))
         entry = journal.load(migration) or entry
-        self._id, self._journal = check_id(entry.id), Journal.resume(entry)
+        self._id, self._migration, self._journal = check_id(entry.id), migration, Journal.resume(entry)
         if entry.phase is Phase.RESUMED:
             return {"workload": "TARGET", "pid": self._store.load(entry.id).pid}
-        self._adopt(migration, entry.fields)
+        self._adopt(entry.fields)
         if verdict == "abort":
             self.abort()
             return {"workload": "SOURCE"}
         if entry.phase is not Phase.PREPARED or self._images is None or self._bundle is None:
             raise TargetError(f"the images of migration {migration} are not complete here ({entry.phase})")
-        self._restoring = self._begin_restore(migration, self._bundle, entry.fields["prepare"])
+        self._restoring = self._begin_restore(self._bundle, entry.fields["plan"])
         self._restoring.restore(RESTORE_TIMEOUT)
         return {"workload": "TARGET", **self.resume()}
 
-    def _adopt(self, migration: str, fields: dict[str, Any]) -> None:
+    def _adopt(self, fields: dict[str, Any]) -> None:
         """Take over what an agent that is gone has left of a migration."""
-        self._bundle = Path(fields["prepare"]["bundle"])
-        self._made_bundle = fields["prepare"]["made_bundle"]
-        self._images = _Images.existing(migration)
-        with contextlib.suppress(MigrateError, OSError):
-            Restoring.remove_leftovers(self._store, self._id, migration)
+        self._bundle, self._made_bundle = Path(fields["bundle"]), fields["made_bundle"]
+        self._images = _Images.existing(self._migration)
+        with contextlib.suppress(ContainerError, OSError):
+            Restoring.remove_leftovers(self._store, self._id, self._migration)
 
-    def _begin_restore(self, migration: str, bundle: Path, fields: dict[str, Any]) -> Restoring:
+    def _begin_restore(self, bundle: Path, fields: dict[str, Any]) -> Restoring:
         assert self._images is not None
         loaded = spec.load(bundle)
         plan = RestorePlan(
@@ -231,7 +239,7 @@ class Incoming:
             work=self._images.path,
             stdio=tuple(fields["stdio"]),
             carried=dict(fields["state"]),
-            move=migration,
+            move=self._migration,
         )
         return Restoring.prepare(self._store, loaded, plan, Criu())
 
@@ -363,10 +371,6 @@ class _PageStream:
     def kill(self) -> None:
         self._socket.close()
         self._server.kill()
-
-
-def _plan_fields(call: Prepare) -> dict[str, Any]:
-    return {"stdio": call.stdio, "state": call.state}
 
 
 def _parse_config(text: str) -> dict[str, Any]:

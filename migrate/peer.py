@@ -213,7 +213,7 @@ class Peer:
                 for kind, payload in decoder.feed(data):
                     if kind in (FrameType.REPLY, FrameType.FAILURE):
                         self._answers.put((kind, payload))
-                    else:
+                    elif kind is not FrameType.PULSE:
                         raise ProtocolError(f"a {kind.name} frame came from the target")
             self._lost = self._epitaph()
         except ProtocolError as error:

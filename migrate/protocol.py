@@ -7,6 +7,7 @@ A connection carries frames, both ways: a type (1 byte), a length (4 bytes, big 
     FAILURE  target -> source  JSON {"kind", "message", "remedy"}: the call failed
     PAGES    source -> target  the next bytes of CRIU's page-server stream
     DATA     source -> target  the next bytes of the image announced last by `Image`
+    PULSE    target -> source  nothing; sent now and then, so that a dead connection shows at the target as well
 
 Order of a move: Hello, Facts, OpenBundle, [rsync over a channel of its own, BundleSent], Prepare, PagesBegin,
 PAGES..., PagesEnd, (Image, DATA...)*, Restore (answer: prepared, held), Resume (answer: resumed), History. Abort at
@@ -44,6 +45,7 @@ class FrameType(enum.IntEnum):
     FAILURE = 3
     PAGES = 4
     DATA = 5
+    PULSE = 6
 
 
 _LIMITS = {kind: MAX_DATA if kind in (FrameType.PAGES, FrameType.DATA) else MAX_CONTROL for kind in FrameType}
@@ -115,16 +117,21 @@ class Facts:
 
 @dataclass(frozen=True)
 class OpenBundle:
-    """Where does the bundle of container `id` lie at the target, and is its rootfs there?
+    """`source` begins to move container `id`: where does its bundle lie at the target, and is its rootfs there?
 
     `config` is config.json as text, `fingerprint` that of the rootfs (files.fingerprint), `hints` are paths
     where such a bundle may lie already (used for reading only, and only if they match).
     """
 
+    migration: str
+    source: str
     id: str
     config: str
     fingerprint: str
     hints: list[str]
+
+    def __post_init__(self) -> None:
+        check_migration_id(self.migration)
 
 
 @dataclass(frozen=True)
@@ -142,13 +149,8 @@ class Prepare:
     standard streams as CRIU knows them ("pipe:[123]", or "" where there is nothing to reconnect).
     """
 
-    migration: str
-    source: str
     state: dict[str, typing.Any]
     stdio: list[str]
-
-    def __post_init__(self) -> None:
-        check_migration_id(self.migration)
 
 
 @dataclass(frozen=True)

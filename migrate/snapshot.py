@@ -37,6 +37,7 @@ from runtime.state import State, Store
 FORMAT = 1
 LOCK_TIMEOUT = 5.0
 RESTORE_TIMEOUT = 120.0
+LOG_TIMEOUT = 2.0
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,6 @@ def save(store: Store, container_id: str, directory: Path, *, allow: frozenset[s
             (place / "images").mkdir(mode=0o700)
             _dump(state, spec, place, stop=stop)
             shutil.copyfile(Path(state.bundle) / "config.json", place / "config.json")
-            _copy_log(state, place / "log")
             manifest = _describe(state, place)
             _write(place / "manifest.json", json.dumps(dataclasses.asdict(manifest), indent=2).encode() + b"\n")
             _sync_tree(place)
@@ -131,6 +131,9 @@ def _dump(state: State, spec: Any, place: Path, *, stop: bool) -> None:
         )  # fmt: skip
         with Criu().dump(options, timeout=RESTORE_TIMEOUT) as session:
             session.run_until("post-dump")
+            # While it is frozen: what it writes later belongs to the container, not to the snapshot.
+            checkpoint.wait_output_logged(state, LOG_TIMEOUT)
+            _copy_log(state, place / "log")
             with uninterruptible():
                 session.finish()
     except OSError as error:

@@ -8,9 +8,13 @@ Kept out of CRIU's hands, because it is cheaper or sounder so:
 
 import contextlib
 import dataclasses
+import fcntl
 import os
 import signal
 import socket
+import sys
+import termios
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -74,6 +78,32 @@ def dump_options(
         leave_running=leave_running,
         page_server_fd=page_server_fd,
     )
+
+
+def wait_output_logged(state: State, timeout: float) -> None:
+    """Wait until the monitor has taken all that a frozen container has written, `timeout` seconds at most."""
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        waiting = sum(_unread(state.pid, number) for number in (1, 2))
+        # With the pipes empty, a monitor that sleeps has written what it has read.
+        stat = Path(f"/proc/{state.shim_pid}/stat").read_bytes().rpartition(b")")[2].split()
+        if waiting == 0 and stat[0] == b"S":
+            return
+        time.sleep(0.001)
+
+
+def _unread(pid: int, number: int) -> int:
+    """Bytes in the pipe behind a descriptor of a process; 0 when it is no pipe any more."""
+    try:
+        if not os.readlink(f"/proc/{pid}/fd/{number}").startswith("pipe:"):
+            return 0
+        fd = os.open(f"/proc/{pid}/fd/{number}", os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:
+        return 0
+    try:
+        return int.from_bytes(fcntl.ioctl(fd, termios.FIONREAD, bytes(4)), sys.byteorder)
+    finally:
+        os.close(fd)
 
 
 def is_running(state: State) -> bool:

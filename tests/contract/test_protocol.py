@@ -33,7 +33,7 @@ def test_frames_survive_any_fragmentation(sent: list[tuple[FrameType, bytes]], s
     assert list(frames(data, size)) == sent
 
 
-@pytest.mark.parametrize("kind", [0, 6, 255])
+@pytest.mark.parametrize("kind", [0, 7, 255])
 def test_unknown_frame_type_is_refused(kind: int) -> None:
     with pytest.raises(ProtocolError, match="unknown type"):
         list(FrameDecoder().feed(frame(kind, b"")))
@@ -54,9 +54,9 @@ def test_stream_that_stops_inside_a_frame_shows() -> None:
 CALLS: list[protocol.Call] = [
     protocol.Hello(1, "/run/x"),
     protocol.Facts({"a": [1]}),
-    protocol.OpenBundle("web", "{}", DIGEST, ["/srv/web"]),
+    protocol.OpenBundle(MIGRATION, "host1", "web", "{}", DIGEST, ["/srv/web"]),
     protocol.BundleSent(DIGEST),
-    protocol.Prepare(MIGRATION, "host1", {"annotations": {}}, ["", "pipe:[1]", "pipe:[2]"]),
+    protocol.Prepare({"annotations": {}}, ["", "pipe:[1]", "pipe:[2]"]),
     protocol.PagesBegin(),
     protocol.PagesEnd(5, DIGEST),
     protocol.Image("core-1.img", 3, DIGEST),
@@ -92,7 +92,7 @@ def test_every_call_of_the_protocol_is_tried_above() -> None:
         b'{"call": "Hello", "args": {"version": 1, "root": "/", "more": 1}}',
         b'{"call": ["Hello"], "args": {}}',
         b'{"call": "__class__", "args": {}}',
-        b'{"call": "OpenBundle", "args": {"id": "a", "config": "", "fingerprint": "", "hints": [1]}}',
+        b'{"call": "Prepare", "args": {"state": {}, "stdio": [1]}}',
         b"[" * 100_000,
     ],
 )

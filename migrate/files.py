@@ -21,6 +21,7 @@ from runtime import selfexec
 
 _CHUNK = 1 << 18
 _STOP_TIMEOUT = 10.0
+_STATUS_TIMEOUT = 3.0
 
 
 class Channel(Protocol):
@@ -29,7 +30,14 @@ class Channel(Protocol):
     def sendall(self, data: bytes) -> None: ...
     def recv(self, size: int) -> bytes: ...
     def shutdown_write(self) -> None: ...
-    def exit_status(self, timeout: float = ...) -> int: ...
+    def exit_status(self, timeout: float = ...) -> int:
+        """-1 when it is not known within `timeout` seconds."""
+        ...
+
+    def errors(self) -> str:
+        """What the command has written to stderr, once it has ended."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -137,7 +145,8 @@ def send_tree(
     if relay.failure is not None:
         raise relay.failure
     if process.returncode != 0:
-        raise _explain(source, process.returncode, words.decode(errors="replace"), relay.exit_status)
+        text = words.decode(errors="replace") + relay.errors
+        raise _explain(source, process.returncode, text, relay.exit_status)
     return SentTree(relay.sent, time.monotonic() - started)
 
 
@@ -153,6 +162,7 @@ class _Relay:
         self.sent = 0
         self.failure: MigrateError | None = None
         self.exit_status: int | None = None
+        self.errors = ""
 
     def start(self) -> None:
         self._thread.start()
@@ -188,10 +198,15 @@ class _Relay:
         except MigrateError as error:
             self.failure = error
         except OSError as error:
-            self.failure = HostError(f"the connection was lost while files were sent: {error}")
+            # A command that ended early breaks the stream as well: its exit status tells the two apart.
+            self.exit_status = self._channel.exit_status(_STATUS_TIMEOUT) if self._channel else -1
+            if self.exit_status == -1:
+                self.failure = HostError(f"the connection was lost while files were sent: {error}")
         finally:
             with contextlib.suppress(OSError):
                 self._sock.shutdown(socket.SHUT_RDWR)
+            if self._channel is not None and self.exit_status not in (None, -1):
+                self.errors = self._channel.errors()
 
     def _command(self) -> tuple[list[str] | None, bytes]:
         """The remote command that rsync asks for, and what has come after it; None when rsync failed before."""

@@ -89,15 +89,21 @@ class Channel:
     def recv(self, size: int) -> bytes:
         return self._channel.recv(size)
 
-    def recv_stderr(self, size: int) -> bytes:
-        return self._channel.recv_stderr(size)
-
     def shutdown_write(self) -> None:
         self._channel.shutdown_write()
 
     def exit_status(self, timeout: float = CALL_TIMEOUT) -> int:
         """The command's exit status; -1 when it does not tell within `timeout` seconds."""
         return self._channel.recv_exit_status() if self._channel.status_event.wait(timeout) else -1
+
+    def errors(self) -> str:
+        """What the command has written to stderr, its last 8 KiB, once it has ended."""
+        text = b""
+        self._channel.settimeout(CALL_TIMEOUT)
+        with contextlib.suppress(TimeoutError, OSError):
+            while data := self._channel.recv_stderr(8192):
+                text = (text + data)[-8192:]
+        return text.decode(errors="replace")
 
     def close(self) -> None:
         self._channel.close()

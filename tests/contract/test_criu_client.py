@@ -1,0 +1,109 @@
+"""Every way a CRIU can answer, or not: which error comes of it, what it carries, and that no process is left."""
+
+import errno
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import google.protobuf
+import pytest
+
+from criu_rpc import messages
+from criu_rpc.client import Criu, DumpSession
+from criu_rpc.errors import BadAnswer, CriuNotFound, DeadlineExceeded, RequestFailed, SwrkDied
+from criu_rpc.logs import error_lines
+from criu_rpc.options import DumpOptions
+
+FAKE = Path(__file__).with_name("fake_criu.py")
+HARMLESS = "(00.01) Error (criu/util.c:1534): rlimit: Can't setup RLIMIT_NOFILE for self: Operation not permitted"
+CAUSE = "(00.07) Error (criu/files.c:12): Can't dump file 5 of that type"
+Dump = Callable[..., DumpSession]
+
+
+@pytest.fixture
+def dump(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Dump]:
+    """Start a dump by a CRIU that follows a script."""
+    binary = tmp_path / "criu"
+    binary.write_text(f'#!/bin/sh\nexec /usr/bin/python3 {FAKE} "$@"\n')
+    binary.chmod(0o755)
+    monkeypatch.setenv("FAKE_CRIU_MESSAGES", str(messages.source("rpc_pb2")))
+    monkeypatch.setenv("FAKE_CRIU_PROTOBUF", str(Path(google.protobuf.__file__).parents[2]))
+    directory = os.open(tmp_path, os.O_RDONLY)
+
+    def start(*script: list[object], timeout: float = 20) -> DumpSession:
+        monkeypatch.setenv("FAKE_CRIU", json.dumps(script))
+        options = DumpOptions(pid=1, images_dir_fd=directory, work_dir_fd=directory)
+        return Criu(str(binary)).dump(options, timeout=timeout)
+
+    yield start
+    os.close(directory)
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text()
+    assert children == "", "a criu is left"
+
+
+def test_notifications_are_the_callers(dump: Dump) -> None:
+    with dump(["notify", "pre-dump", 0], ["notify", "post-dump", 42], ["succeed"]) as session:
+        first = session.next()
+        assert first is not None
+        assert first.script == "pre-dump"
+        session.ack()
+        assert session.run_until("post-dump").pid == 42
+        session.finish()
+
+
+def test_refusal_is_a_failure(dump: Dump) -> None:
+    with dump(["notify", "post-dump", 0]) as session:
+        session.run_until("post-dump")
+        session.refuse()
+        with pytest.raises(RequestFailed):
+            session.next()
+
+
+def test_failure_carries_errno_and_the_last_error_line(dump: Dump) -> None:
+    with dump(["log", HARMLESS, CAUSE, "(00.08) Warn  (x.c:1): later"], ["fail", 13]) as session:
+        with pytest.raises(RequestFailed) as caught:
+            session.finish()
+        assert caught.value.errno == errno.EACCES
+        assert caught.value.log_tail == ("Can't dump file 5 of that type",)
+        assert "EACCES" in str(caught.value)
+        assert str(caught.value).endswith("Can't dump file 5 of that type")
+
+
+@pytest.mark.parametrize(("script", "how"), [(["exit", 3], "exit status 3"), (["die"], "killed by SIGKILL")])
+def test_death_says_how(dump: Dump, script: list[object], how: str) -> None:
+    with dump(["log", CAUSE], ["notify", "pre-dump", 0], script) as session:
+        with pytest.raises(SwrkDied, match=how) as caught:
+            session.finish()
+        assert caught.value.log_tail == ("Can't dump file 5 of that type",)
+
+
+@pytest.mark.parametrize("script", [["garbage"], ["type", 11]])
+def test_nonsense_is_named(dump: Dump, script: list[object]) -> None:
+    with dump(script) as session, pytest.raises(BadAnswer):
+        session.finish()
+
+
+def test_success_before_its_time(dump: Dump) -> None:
+    with dump(["succeed"]) as session, pytest.raises(BadAnswer, match="success before post-dump"):
+        session.run_until("post-dump")
+
+
+def test_silence_ends_at_the_deadline(dump: Dump) -> None:
+    started = time.monotonic()
+    with dump(["hang"], timeout=0.5) as session, pytest.raises(DeadlineExceeded):
+        session.finish()
+    assert time.monotonic() - started < 10
+
+
+def test_no_criu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYMIGRATE_CRIU", "/nowhere/criu")
+    with pytest.raises(CriuNotFound, match="/nowhere/criu"):
+        Criu()
+
+
+def test_error_lines_keep_order_and_leave_out_what_is_harmless() -> None:
+    lines = [HARMLESS, CAUSE, "(00.080000)     12: Error (criu/x.c:1): second", "(0.1) noise"]
+    assert error_lines("\n".join(lines)) == ("Can't dump file 5 of that type", "second")
+    assert error_lines("\n".join([CAUSE] * 9), count=2) == ("Can't dump file 5 of that type",) * 2

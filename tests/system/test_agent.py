@@ -1,0 +1,121 @@
+"""The agent under a hostile source: damaged images, calls out of order, garbage, a source that vanishes."""
+
+import hashlib
+import json
+import subprocess
+from typing import Any
+
+import pytest
+
+from migrate import protocol
+from migrate.protocol import FrameDecoder, FrameType
+from tests.system.conftest import Lab
+
+MIGRATION = "20261124T093000-0123456789abcdef"
+AGENT = ["python3", "-c", "import sys; from migrate.agent import main; sys.exit(main())"]
+
+
+def data(payload: bytes, kind: FrameType = FrameType.DATA) -> bytes:
+    return protocol.header(kind, len(payload)) + payload
+
+
+def converse(lab: Lab, *frames: bytes) -> tuple[list[dict[str, Any]], int]:
+    """Send frames and hang up; the agent's answers and its exit status."""
+    done = subprocess.run(
+        lab.argv("host2", *AGENT), env=lab.env, input=b"".join(frames), capture_output=True, timeout=60
+    )  # fmt: skip
+    assert b"Traceback" not in done.stderr, done.stderr
+    answers = [
+        {"frame": kind.name, **protocol.loads(payload)}
+        for kind, payload in FrameDecoder().feed(done.stdout)
+        if kind is not FrameType.PULSE
+    ]
+    return answers, done.returncode
+
+
+@pytest.fixture
+def opening(lab: Lab) -> list[bytes]:
+    """The calls up to Prepare, for a bundle that lies at host2."""
+    lab.run("host2", container="there")
+    lab.on("host2", "pymigrate", "delete", "--force", "there")
+    bundle = "/var/lib/pymigrate/test/there"
+    code = (
+        f"from pathlib import Path; from migrate.files import fingerprint; print(fingerprint(Path('{bundle}/rootfs')))"
+    )
+    digest = lab.on("host2", "python3", "-c", code).stdout.strip()
+    config = lab.on("host2", "cat", f"{bundle}/config.json").stdout
+    calls: list[protocol.Call] = [
+        protocol.Hello(protocol.VERSION, "/run/opencontainer/containers"),
+        protocol.OpenBundle(MIGRATION, "host1", "web", config, digest, [bundle]),
+        protocol.Prepare({"annotations": {}}, ["", "", ""]),
+    ]
+    return [protocol.encode_call(call) for call in calls]
+
+
+def test_damaged_image_is_refused_before_anything_is_restored(lab: Lab, opening: list[bytes]) -> None:
+    right = hashlib.sha256(b"right").hexdigest()
+    answers, _ = converse(
+        lab, *opening, protocol.encode_call(protocol.Image("core-1.img", 5, right)), data(b"wrong"),
+        protocol.encode_call(protocol.Restore(1)),
+    )  # fmt: skip
+    assert [answer["frame"] for answer in answers] == ["REPLY", "REPLY", "REPLY", "FAILURE"]
+    assert answers[-1]["message"] == "image core-1.img arrived damaged"
+    assert lab.leftovers("host2") == ""
+
+
+def test_damaged_pages_are_refused(lab: Lab, opening: list[bytes]) -> None:
+    close = (0x1024).to_bytes(4, "little") + bytes(28)
+    answers, _ = converse(
+        lab, *opening, protocol.encode_call(protocol.PagesBegin()), data(close, FrameType.PAGES),
+        protocol.encode_call(protocol.PagesEnd(len(close), hashlib.sha256(b"other").hexdigest())),
+    )  # fmt: skip
+    assert answers[-1]["frame"] == "FAILURE"
+    assert lab.leftovers("host2") == ""
+
+
+def test_missing_image_is_noticed(lab: Lab, opening: list[bytes]) -> None:
+    answers, code = converse(lab, *opening, protocol.encode_call(protocol.Restore(3)))
+    assert (len(answers), code) == (3, 1)
+    assert lab.leftovers("host2") == ""
+
+
+def test_images_that_criu_does_not_understand(lab: Lab, opening: list[bytes]) -> None:
+    junk = b"\0" * 100
+    image = protocol.encode_call(protocol.Image("inventory.img", 100, hashlib.sha256(junk).hexdigest()))
+    answers, _ = converse(lab, *opening, image, data(junk), protocol.encode_call(protocol.Restore(1)))
+    assert (answers[-1]["frame"], answers[-1]["kind"]) == ("FAILURE", "criu")
+    assert lab.leftovers("host2") == ""
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        protocol.Prepare({}, []), protocol.PagesBegin(), protocol.Restore(0), protocol.Resume(),
+        protocol.History(""), protocol.Image("a.img", 1, "0" * 64),
+    ],
+    ids=lambda call: type(call).__name__,
+)  # fmt: skip
+def test_calls_out_of_order_end_the_conversation(lab: Lab, call: protocol.Call) -> None:
+    hello = protocol.encode_call(protocol.Hello(protocol.VERSION, "/run/opencontainer/containers"))
+    answers, code = converse(lab, hello, protocol.encode_call(call))
+    assert (len(answers), code) == (1, 1)
+
+
+@pytest.mark.parametrize("garbage", [b"GET / HTTP/1.0\r\n\r\n", b"\x01\xff\xff\xff\xff", b"\x01\0\0\0\x02{}", b""])
+def test_garbage_ends_the_conversation(lab: Lab, garbage: bytes) -> None:
+    answers, code = converse(lab, garbage)
+    assert (answers, code) == ([], 0 if not garbage else 1)
+
+
+@pytest.mark.parametrize("root", ["relative", "/a/../b", ""])
+def test_a_root_that_is_no_directory_name(lab: Lab, root: str) -> None:
+    answers, code = converse(lab, protocol.encode_call(protocol.Hello(protocol.VERSION, root)))
+    assert (answers, code) == ([], 1)
+
+
+def test_a_bad_id_is_refused(lab: Lab) -> None:
+    hello = protocol.encode_call(protocol.Hello(protocol.VERSION, "/run/opencontainer/containers"))
+    call = protocol.OpenBundle(MIGRATION, "host1", "../../etc", json.dumps({"root": {"path": "x"}}), "0", [])
+    answers, _ = converse(lab, hello, protocol.encode_call(call))
+    assert (answers[-1]["frame"], answers[-1]["kind"]) == ("FAILURE", "invalid")
+    assert lab.leftovers("host2") == ""

@@ -1,0 +1,112 @@
+"""What validate finds in living containers, each thing really there."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.system.conftest import COUNT, Local, write_bundle
+
+
+def rules(pymigrate: Local, *options: str) -> list[str]:
+    done = pymigrate("--json", "validate", "c", *options, check=False)
+    value: dict[str, Any] = json.loads(done.stdout)
+    assert done.returncode == (0 if value["movable"] else 3)
+    return [blocker["rule"] for blocker in value["blockers"]]
+
+
+def test_the_default_bundle_can_move(pymigrate: Local, bundle: Path) -> None:
+    pymigrate("run", "-d", "-b", bundle, "c")
+    assert rules(pymigrate) == []
+    assert pymigrate("validate", "c").stdout == "c can move\n"
+
+
+def test_a_stopped_container_cannot(pymigrate: Local, bundle: Path) -> None:
+    pymigrate("create", "-b", bundle, "c")
+    assert rules(pymigrate) == ["status"]
+
+
+def test_house_rules_and_a_missing_tmp_all_at_once(pymigrate: Local, tmp_path: Path) -> None:
+    write_bundle(tmp_path / "b", COUNT, root={"path": "rootfs", "readonly": False})
+    path = tmp_path / "b" / "config.json"
+    config = json.loads(path.read_text())
+    config["mounts"] = [mount for mount in config["mounts"] if mount["destination"] != "/tmp"]
+    path.write_text(json.dumps(config))
+    pymigrate("run", "-d", "-b", tmp_path / "b", "c")
+    (tmp_path / "b" / "rootfs" / "tmp").rmdir()
+    config["linux"]["seccomp"] = {"defaultAction": "SCMP_ACT_ALLOW"}
+    config["process"]["terminal"] = True
+    path.write_text(json.dumps(config))
+    assert rules(pymigrate) == ["seccomp", "terminal", "writable-rootfs", "rootfs-tmp"]
+    assert rules(pymigrate, "--allow", "writable-rootfs") == ["seccomp", "terminal", "rootfs-tmp"]
+    text = pymigrate("validate", "c", check=False).stdout
+    assert "config.json: process.terminal" in text
+
+
+@pytest.mark.parametrize(
+    ("make", "rule"),
+    [
+        ("libc.syscall(425, 8, ctypes.create_string_buffer(120))", "io-uring"),
+        ("libc.syscall(323, 0)", "special-file"),
+        ("os.open('/dev/hwdev', os.O_RDONLY)", "device"),
+        ("libc.eventfd(0, 0)", None),
+        ("libc.epoll_create1(0)", None),
+        ("libc.inotify_init()", None),
+        ("os.open('/dev/urandom', os.O_RDONLY)", None),
+        ("socket.socketpair()", None),
+    ],
+    ids=["io_uring", "userfaultfd", "kmsg", "eventfd", "epoll", "inotify", "urandom", "socketpair"],
+)
+def test_descriptors(pymigrate: Local, tmp_path: Path, make: str, rule: str | None) -> None:
+    """A Python of this machine, bound into the container, opens them; what is not found really can be dumped."""
+    program = (
+        f"import ctypes, os, socket, time; libc = ctypes.CDLL(None, use_errno=True); x = {make}; "
+        "print('skip' if isinstance(x, int) and x < 0 else 'open', flush=True); time.sleep(1000)"
+    )
+    write_bundle(tmp_path / "b", "unused")
+    path = tmp_path / "b" / "config.json"
+    config = json.loads(path.read_text())
+    config["process"]["args"] = ["/usr/bin/python3", "-I", "-S", "-c", program]
+    for place, source in (("/usr", "/usr"), ("/lib", "/usr/lib"), ("/lib64", "/usr/lib64")):
+        config["mounts"].append({"destination": place, "source": source, "type": "bind", "options": ["bind", "ro"]})
+    (tmp_path / "b" / "rootfs" / "lib64").unlink()
+    del config["process"]["capabilities"]  # it keeps all of root's
+    config["linux"]["devices"] = [{"path": "/dev/hwdev", "type": "c", "major": 1, "minor": 11}]
+    config["linux"]["resources"]["devices"].append({"allow": True, "type": "c", "major": 1, "minor": 11, "access": "r"})
+    path.write_text(json.dumps(config))
+    pymigrate("run", "-d", "-b", tmp_path / "b", "c")
+    while not (said := pymigrate("logs", "c").stdout):
+        assert pymigrate("logs", "c").stderr == ""
+    if said == "skip\n":
+        pytest.skip("this kernel refuses it")
+    assert rules(pymigrate) == ([rule] if rule else [])
+    if rule is None:
+        pymigrate("snapshot", "save", "c", tmp_path / "snapshot")
+
+
+def test_a_session_of_exec(pymigrate: Local, bundle: Path) -> None:
+    import subprocess
+
+    pymigrate("run", "-d", "-b", bundle, "c")
+    null = subprocess.DEVNULL
+    from tests.system.conftest import PYMIGRATE
+
+    session = subprocess.Popen(
+        [*PYMIGRATE, "--root", str(pymigrate.root), "exec", "c", "sh", "-c", "echo here; exec sleep 60"],
+        stdin=null, stdout=subprocess.PIPE, stderr=null,
+    )  # fmt: skip
+    assert session.stdout is not None
+    assert session.stdout.readline() == b"here\n"
+    assert rules(pymigrate) == ["exec-session"]
+    assert rules(pymigrate, "--allow", "exec-session") == []
+    session.terminate()
+    session.wait()
+    assert rules(pymigrate) == []
+
+
+def test_unknown_and_unliftable_rules_are_refused(pymigrate: Local, bundle: Path) -> None:
+    pymigrate("run", "-d", "-b", bundle, "c")
+    for rule, words in (("nonsense", "no such rule"), ("seccomp", "cannot be lifted")):
+        done = pymigrate("validate", "c", "--allow", rule, check=False)
+        assert (done.returncode, words in done.stderr) == (2, True)

@@ -1,0 +1,55 @@
+"""The arrows of the architecture: criu_rpc <- runtime <- migrate, and who may import the heavy libraries."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+TOP = Path(__file__).resolve().parents[2]
+MODULES = [path for package in ("criu_rpc", "runtime", "migrate") for path in sorted((TOP / package).rglob("*.py"))]
+
+
+def imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+FORBIDDEN = {"criu_rpc": ("runtime", "migrate"), "runtime": ("migrate",), "migrate": ()}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(TOP).as_posix())
+def test_imports_point_the_right_way(path: Path) -> None:
+    name = path.relative_to(TOP).as_posix()
+    for imported in imports(path):
+        package = imported.partition(".")[0]
+        assert package not in FORBIDDEN[name.partition("/")[0]], f"{name} imports {imported}"
+        if package == "rich":
+            assert name.startswith("migrate/ui/"), f"{name} imports rich"
+        if package == "paramiko":
+            assert name in ("migrate/peer.py", "migrate/ssh.py"), f"{name} imports paramiko"
+        if imported.startswith("migrate.commands"):
+            assert name.startswith(("migrate/commands/", "migrate/cli")), f"{name} imports {imported}"
+        if package == "ctypes":
+            assert name == "runtime/syscalls.py", f"{name} imports ctypes"
+
+
+def test_a_short_verb_pays_for_nothing_heavy() -> None:
+    code = (
+        "import sys; from migrate.cli import main; main(['state', 'no-such-container']);"
+        "print(sorted({'paramiko', 'rich', 'google.protobuf', 'cryptography'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=TOP)
+    assert done.stdout.strip() == "[]"
+
+
+def test_shim_and_init_need_no_site_packages() -> None:
+    names = "runtime.shim, runtime.init, runtime.exec_init, runtime.criu_exec, migrate.rsh, migrate.lab.host_init"
+    code = f"import sys; sys.path.insert(0, {str(TOP)!r}); import {names}"
+    subprocess.run(["/usr/bin/python3", "-I", "-S", "-c", code], check=True)

@@ -1,0 +1,91 @@
+"""config.json: whatever it holds ends in a Spec or in one error that names the field."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from runtime.default_spec import default_spec
+from runtime.errors import SpecError
+from runtime.spec import load, parse
+
+BUNDLE = Path("/bundle")
+VALUES = st.one_of(
+    st.none(), st.booleans(), st.integers(-(2**70), 2**70), st.text(max_size=8), st.lists(st.integers(), max_size=2),
+    st.dictionaries(st.text(max_size=4), st.integers(), max_size=2), st.just("a\0b"), st.just("../x"),
+)  # fmt: skip
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    found = [path] if path else []
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        found += places(item, (*path, key))
+    return found
+
+
+PLACES = places(default_spec())
+
+
+@settings(max_examples=400, deadline=None)
+@given(place=st.sampled_from(PLACES), value=VALUES)
+def test_any_mutation_is_a_spec_or_one_clear_error(place: tuple[Any, ...], value: Any) -> None:
+    config = copy.deepcopy(default_spec())
+    target = config
+    for key in place[:-1]:
+        target = target[key]
+    target[place[-1]] = value
+    said = ""
+    try:
+        parse(config, BUNDLE)
+    except SpecError as error:
+        said = str(error)
+    assert not said or (said.startswith("config.json: ") and "\n" not in said)
+
+
+def test_the_default_is_movable() -> None:
+    spec = parse(default_spec(), BUNDLE)
+    assert (spec.readonly, spec.process.terminal, spec.seccomp) == (True, False, False)
+    assert spec.root == BUNDLE / "rootfs"
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "words"),
+    [
+        (("linux", "uidMappings"), [{"containerID": 0, "hostID": 1, "size": 1}], "linux.uidMappings: is not supported"),
+        (("process", "capabilities", "bounding"), ["CAP_MAGIC"], "process.capabilities.bounding[0]: unknown"),
+        (("process", "rlimits"), [{"type": "RLIMIT_NOFILE", "soft": 5, "hard": 4}], "process.rlimits[0].soft: is 5"),
+        (("process", "env"), ["NOEQUALS"], "process.env[0]"),
+        (("mounts", 0, "options"), ["rro"], "mounts[0].options[0]: rro is not supported"),
+        (("linux", "cgroupsPath"), "../../x", "linux.cgroupsPath"),
+        (("linux", "maskedPaths"), ["/proc/../x"], "linux.maskedPaths[0]"),
+        (("annotations",), {"a": 1}, "annotations.a: must be a string"),
+        (("linux", "resources", "memory"), {"limit": -2}, "linux.resources.memory.limit"),
+        (("linux", "namespaces", 0, "path"), "/proc/1/ns/pid", "joining a pid namespace"),
+    ],
+)
+def test_the_field_is_named(place: tuple[Any, ...], value: Any, words: str) -> None:
+    config = default_spec()
+    target: Any = config
+    for key in place[:-1]:
+        target = target[key]
+    target[place[-1]] = value
+    with pytest.raises(SpecError) as caught:
+        parse(config, BUNDLE)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(("text", "words"), [("{", "is not JSON"), ("\xff", "JSON"), ("[" * 100000, "JSON")])
+def test_files_that_are_no_json(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(SpecError, match=words):
+        load(tmp_path)
+
+
+def test_no_file(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="no such file") as caught:
+        load(tmp_path)
+    assert caught.value.remedy is not None

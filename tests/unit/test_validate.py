@@ -1,0 +1,84 @@
+"""The rules about a target, from facts; and which rules can be lifted."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from migrate.errors import Blocked, ProtocolError, UsageError
+from migrate.hostfacts import FactsQuery, HostFacts
+from migrate.validate import RULES, Blocker, check_allowed, raise_blocked, target_blockers
+from runtime.state import State
+
+SOURCE = HostFacts(name="host1", machine="x86_64", bits=64, criu="4.2.1", images_free=1 << 40, rsync=True)
+STATE = State(id="web", bundle="/b", rootfs="/b/rootfs", created="", log_path="")
+
+
+def rules(**changes: Any) -> list[str]:
+    target = dataclasses.replace(SOURCE, name="host2", **changes)
+    return [blocker.rule for blocker in target_blockers(SOURCE, target, STATE, 1 << 30, send_rootfs=True)]
+
+
+def test_a_twin_is_a_fit_target() -> None:
+    assert rules() == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "rule"),
+    [
+        ({"id_in_use": True}, "id-in-use"),
+        ({"machine": "aarch64"}, "architecture"),
+        ({"bits": 32}, "architecture"),
+        ({"criu": ""}, "criu"),
+        ({"criu_problem": "broken"}, "criu"),
+        ({"criu": "4.2"}, "criu-version"),
+        ({"criu": "4.1.1"}, "criu-protocol"),
+        ({"cpu_problem": "no avx512"}, "cpu"),
+        ({"missing": ("/srv/data",)}, "missing-source"),
+        ({"images_free": 1 << 20}, "no-space"),
+        ({"rsync": False}, "rsync"),
+    ],
+)
+def test_each_difference_is_found(changes: dict[str, Any], rule: str) -> None:
+    assert rules(**changes) == [rule]
+
+
+def test_all_are_listed_at_once() -> None:
+    assert rules(id_in_use=True, machine="aarch64", images_free=0) == ["id-in-use", "architecture", "no-space"]
+
+
+def test_newer_criu_is_fine() -> None:
+    assert rules(criu="5.0") == []
+
+
+def test_allow_lifts_only_what_is_safe() -> None:
+    blockers = [Blocker("cpu", "host2", "x"), Blocker("id-in-use", "host2", "y")]
+    with pytest.raises(Blocked) as caught:
+        raise_blocked(STATE, blockers, frozenset({"cpu"}), "host2")
+    assert [problem[0] for problem in caught.value.problems] == ["id-in-use"]
+    raise_blocked(STATE, blockers[:1], frozenset({"cpu"}), "host2")
+    with pytest.raises(UsageError, match="no such rule"):
+        check_allowed({"nonsense"})
+    with pytest.raises(UsageError, match="cannot be lifted"):
+        check_allowed({"id-in-use"})
+
+
+def test_every_rule_says_what_to_do() -> None:
+    assert all(rule.remedy for rule in RULES.values())
+
+
+@pytest.mark.parametrize(
+    "value",
+    [None, [], {}, {"id": 1}, FactsQuery().to_json() | {"more": 1}, FactsQuery().to_json() | {"paths": "x"},
+     FactsQuery().to_json() | {"paths": ["relative"]}, FactsQuery().to_json() | {"paths": [1]}],
+)  # fmt: skip
+def test_queries_from_outside_are_checked(value: Any) -> None:
+    with pytest.raises(ProtocolError):
+        FactsQuery.from_json(value)
+
+
+def test_facts_survive_the_wire() -> None:
+    facts = dataclasses.replace(SOURCE, missing=("/a",), cpuinfo="eA==")
+    assert HostFacts.from_json(facts.to_json()) == facts
+    with pytest.raises(ProtocolError):
+        HostFacts.from_json(facts.to_json() | {"bits": "64"})

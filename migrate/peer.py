@@ -118,6 +118,8 @@ class Peer:
         self._send_lock = threading.Lock()
         self._answers: queue.SimpleQueue[tuple[FrameType, bytes] | None] = queue.SimpleQueue()
         self._lost: str | None = None
+        self._owed = 0  # answers that have not been taken yet
+        self._sending = False  # true for good when a message was cut short
         self.bytes_sent = 0
         self.facts_of_hello: dict[str, Any] = {}
         self._reader = threading.Thread(target=self._read, name=f"peer-{name}", daemon=True)
@@ -140,16 +142,20 @@ class Peer:
         self.facts_of_hello = self.call(protocol.Hello(protocol.VERSION, root))
 
     def call(self, call: Call, timeout: float = CALL_TIMEOUT) -> dict[str, Any]:
-        """Send a call and wait for its answer.
+        """Send a call and wait for its answer; answers to earlier calls that nobody took are dropped.
 
         Raises RemoteFailure (the agent's own words), DeadlineExceeded, HostError when the connection is lost.
         """
         self.post(call)
+        while self._owed > 1:
+            with contextlib.suppress(RemoteFailure):
+                self.answer("an earlier call", timeout)
         return self.answer(type(call).__name__, timeout)
 
     def post(self, call: Call) -> None:
-        """Send a call without waiting for its answer."""
+        """Send a call without waiting for its answer, which `answer` takes."""
         self._send(protocol.encode_call(call))
+        self._owed += not isinstance(call, protocol.Image)
 
     def answer(self, what: str, timeout: float = CALL_TIMEOUT) -> dict[str, Any]:
         """The answer to the oldest call that has none yet."""
@@ -162,6 +168,7 @@ class Peer:
         if answer is None:
             self._answers.put(None)
             raise HostError(f"{self.name}: {self._lost or 'the connection was lost'}")
+        self._owed -= 1
         kind, payload = answer
         message = protocol.loads(payload)
         if kind is FrameType.REPLY:
@@ -203,7 +210,11 @@ class Peer:
     def _send(self, data: bytes) -> None:
         try:
             with self._send_lock:
+                if self._sending:
+                    raise HostError(f"{self.name}: a message to it was cut short")
+                self._sending = True
                 self._channel.sendall(data)
+                self._sending = False
                 self.bytes_sent += len(data)
         except TimeoutError:
             raise DeadlineExceeded(f"{self.name}: the host takes no data") from None

@@ -1,0 +1,131 @@
+"""Failures at exact points of the handover: the real `pymigrate move`, with something done at one of its functions."""
+
+import json
+from typing import Any
+
+from tests.system.conftest import Lab
+from tests.system.test_move import assert_soon_clean, assert_still_here
+
+# Runs in host1 as `pymigrate move`; {body} is run where {where} has done its work or, with "before", is reached.
+DRIVER = """
+import os, signal, subprocess, sys
+from migrate import cli, departure, coordinator, incoming, peer
+def kill_agents():
+    agents = "tr '\\\\0' ' ' < $p/cmdline 2>/dev/null | grep -q 'run/pymigrate/[a]gent' && kill -9 ${{p#/proc/}}"
+    script = "for p in /proc/[0-9]*; do " + agents + "; done; true"
+    subprocess.run(["ssh", "host2", script], check=True, stdin=subprocess.DEVNULL)
+def cut():
+    subprocess.run(["ip", "link", "set", "eth0", "down"], check=True)
+owner, name = {where}
+original = getattr(owner, name)
+def replaced(self, *args, **kwargs):
+    {before}
+    result = original(self, *args, **kwargs)
+    {after}
+    return result
+setattr(owner, name, replaced)
+sys.exit(cli.main(["--json", "move", "web", "host2"]))
+"""
+
+
+def driven_move(lab: Lab, where: str, *, before: str = "pass", after: str = "pass") -> tuple[int, dict[str, Any]]:
+    done = lab.on("host1", "python3", "-c", DRIVER.format(where=where, before=before, after=after), check=False)
+    assert "Traceback" not in done.stderr, done.stderr
+    event: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return done.returncode, event
+
+
+def test_agent_dies_while_it_holds_the_restored_tree(lab: Lab) -> None:
+    """Prepared, not committed: the source goes on."""
+    lab.run()
+    start = lab.wait_count("host1", 1)
+    code, event = driven_move(
+        lab, "(coordinator.Coordinator, '_stop_and_copy')", after="kill_agents(); raise OSError('test')"
+    )
+    assert (code, event["workload"]) == (10, "SOURCE"), event
+    assert_still_here(lab, start)
+
+
+def test_agent_dies_after_the_source_has_given_up(lab: Lab) -> None:
+    """Committed: the container is restored over a new connection, from the images that the target kept."""
+    lab.run()
+    start = lab.wait_count("host1", 1)
+    code, event = driven_move(lab, "(departure.Departure, 'give_up')", after="kill_agents()")
+    assert (code, event["event"], event["workload"]) == (0, "report", "TARGET"), event
+    lab.wait_count("host2", start)
+    assert lab.ids("host1") == []
+    assert lab.sh("host2", "ls -A /var/lib/pymigrate/incoming") == ""
+
+
+def test_the_network_goes_after_the_source_has_given_up(lab: Lab) -> None:
+    """In doubt: nothing runs twice, nothing is lost, and `recover` finishes the move when the network is back."""
+    lab.run()
+    start = lab.wait_count("host1", 1)
+    try:
+        code, event = driven_move(lab, "(departure.Departure, 'give_up')", after="cut()")
+        assert (code, event["workload"]) == (12, "UNKNOWN"), event
+        assert "pymigrate recover web" in event["remedy"]
+        assert "stopped" in lab.on("host1", "pymigrate", "list").stdout
+        assert lab.on("host1", "pymigrate", "start", "web", check=False).returncode == 5
+    finally:
+        lab.sh("host1", "ip link set eth0 up")
+    done = lab.on("host1", "pymigrate", "recover", "web")
+    assert done.stdout == "web: runs at host2\n"
+    lab.wait_count("host2", start)
+    assert lab.ids("host1") == []
+    phases = [
+        json.loads(line)["phase"] for line in lab.on("host1", "pymigrate", "--json", "migrations").stdout.splitlines()
+    ]
+    assert phases == ["resumed"]
+    again = lab.on("host1", "pymigrate", "recover", "web", check=False)
+    assert (again.returncode, "no move of container web is in doubt" in again.stderr) == (4, True)
+
+
+def test_coordinator_dies_right_after_the_point_of_no_return(lab: Lab) -> None:
+    """COMMITTED is on disk, nothing else has happened: `recover` must not let both run."""
+    lab.run()
+    start = lab.wait_count("host1", 1)
+    done = lab.on(
+        "host1", "python3", "-c",
+        DRIVER.format(where="(departure.Departure, 'give_up')", before="os.kill(os.getpid(), 9)", after="pass"),
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 137
+    lab.on("host1", "pymigrate", "recover", "web")
+    lab.wait_count("host2", start)
+    assert lab.ids("host1") == []
+
+
+def test_coordinator_dies_after_the_source_has_given_up(lab: Lab) -> None:
+    lab.run()
+    start = lab.wait_count("host1", 1)
+    done = lab.on(
+        "host1", "python3", "-c",
+        DRIVER.format(where="(departure.Departure, 'give_up')", before="pass", after="os.kill(os.getpid(), 9)"),
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 137
+    assert lab.ids("host2") in ([], ["web"])
+    lab.on("host1", "pymigrate", "recover", "web")
+    lab.wait_count("host2", start)
+    assert lab.ids("host1") == []
+
+
+def test_interrupt_while_everything_is_prepared(lab: Lab) -> None:
+    """Ctrl-C a moment before the point of no return rolls back."""
+    lab.run()
+    start = lab.wait_count("host1", 1)
+    interrupt = "os.kill(os.getpid(), signal.SIGINT)"
+    code, event = driven_move(lab, "(coordinator.Coordinator, '_stop_and_copy')", after=interrupt)
+    assert (code, event["workload"]) == (10, "SOURCE"), event
+    assert_soon_clean(lab)
+    assert_still_here(lab, start)
+
+
+def test_interrupt_after_the_point_of_no_return_is_too_late(lab: Lab) -> None:
+    lab.run()
+    start = lab.wait_count("host1", 1)
+    interrupt = "os.kill(os.getpid(), signal.SIGINT)"
+    code, event = driven_move(lab, "(departure.Departure, 'give_up')", before=interrupt, after=interrupt)
+    assert (code, event["event"]) == (0, "report"), event
+    lab.wait_count("host2", start)

@@ -10,6 +10,7 @@ A snapshot is written beside its place and renamed into it, so a directory with 
 """
 
 import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -24,13 +25,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
-from criu_rpc.client import Criu
+from criu_rpc.client import Criu, DumpSession
+from criu_rpc.errors import CriuError
 from migrate.errors import NoSpace, SnapshotError
 from migrate.files import fingerprint
+from migrate.hostfacts import free_bytes
 from migrate.interrupts import uninterruptible
 from migrate.validate import require_movable
-from runtime import checkpoint
+from runtime import checkpoint, syscalls
 from runtime.checkpoint import RestorePlan, Restoring
+from runtime.spec import Spec
 from runtime.spec import load as load_spec
 from runtime.state import State, Store
 
@@ -38,6 +42,7 @@ FORMAT = 1
 LOCK_TIMEOUT = 5.0
 RESTORE_TIMEOUT = 120.0
 LOG_TIMEOUT = 2.0
+_NO_ROOM = 64 << 10  # bytes free at which a failed dump is put down to the disk
 
 
 @dataclass(frozen=True)
@@ -109,40 +114,49 @@ def save(store: Store, container_id: str, directory: Path, *, allow: frozenset[s
         spec = load_spec(Path(state.bundle))
         require_movable(store, state, spec, allow)
         with _temporary(directory) as place:
-            (place / "images").mkdir(mode=0o700)
-            _dump(state, spec, place, stop=stop)
-            shutil.copyfile(Path(state.bundle) / "config.json", place / "config.json")
-            manifest = _describe(state, place)
-            _write(place / "manifest.json", json.dumps(dataclasses.asdict(manifest), indent=2).encode() + b"\n")
-            _sync_tree(place)
-            place.rename(directory)
+            with _dump(state, spec, place, leave_running=not stop) as session:
+                # While it is frozen: what it writes later belongs to the container, not to the snapshot.
+                checkpoint.wait_output_logged(state, LOG_TIMEOUT)
+                _copy_log(state, place / "log")
+                manifest = _seal(state, place, directory) if stop else None  # before the container ends
+                with uninterruptible():
+                    session.finish()
+            manifest = manifest or _seal(state, place, directory)
         if stop:
             checkpoint.end(state)
-            store.save(dataclasses.replace(state, move=None))
         return manifest
 
 
-def _dump(state: State, spec: Any, place: Path, *, stop: bool) -> None:
+@contextmanager
+def _dump(state: State, spec: Spec, place: Path, *, leave_running: bool) -> Iterator[DumpSession]:
+    """A dump into `place`/images, held with the container frozen; it thaws unless the session is finished."""
+    (place / "images").mkdir(mode=0o700)
     images = os.open(place / "images", os.O_RDONLY | os.O_DIRECTORY)
-    work = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
+    work = syscalls.detached_tmpfs(mode=0o700)  # for CRIU's log, which must not fail with the disk
     try:
         options = checkpoint.dump_options(
-            state, spec, images_dir_fd=images, work_dir_fd=work, leave_running=not stop
+            state, spec, images_dir_fd=images, work_dir_fd=work, leave_running=leave_running
         )  # fmt: skip
         with Criu().dump(options, timeout=RESTORE_TIMEOUT) as session:
             session.run_until("post-dump")
-            # While it is frozen: what it writes later belongs to the container, not to the snapshot.
-            checkpoint.wait_output_logged(state, LOG_TIMEOUT)
-            _copy_log(state, place / "log")
-            with uninterruptible():
-                session.finish()
-    except OSError as error:
-        if error.errno == 28:
-            raise NoSpace(f"{place}: no space left for the images") from None
+            yield session
+    except (CriuError, OSError) as error:
+        if free_bytes(place) < _NO_ROOM or getattr(error, "errno", None) == errno.ENOSPC:
+            raise NoSpace(f"{place.parent}: no space left for the images: {error}") from None
         raise
     finally:
         os.close(images)
         os.close(work)
+
+
+def _seal(state: State, place: Path, directory: Path) -> Manifest:
+    """Make a whole snapshot of what lies in `place`: manifest, everything on disk, and the name it is to have."""
+    shutil.copyfile(Path(state.bundle) / "config.json", place / "config.json")
+    manifest = _describe(state, place)
+    _write(place / "manifest.json", json.dumps(dataclasses.asdict(manifest), indent=2).encode() + b"\n")
+    _sync_tree(place)
+    place.rename(directory)
+    return manifest
 
 
 def _describe(state: State, place: Path) -> Manifest:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -108,3 +109,18 @@ def test_no_snapshot(pymigrate: Local, tmp_path: Path) -> None:
     for verb in ("show", "restore"):
         done = pymigrate("snapshot", verb, tmp_path, check=False)
         assert (done.returncode, "is no snapshot" in done.stderr) == (4, True)
+
+
+def test_full_disk_leaves_the_container_running(pymigrate: Local, bundle: Path, tmp_path: Path) -> None:
+    pymigrate("run", "-d", "-b", bundle, "c")
+    before = wait_beyond(pymigrate, "c", 2)
+    (tmp_path / "small").mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path / "small")], check=True)
+    try:
+        for options in ([], ["--stop"]):
+            done = pymigrate("snapshot", "save", *options, "c", tmp_path / "small" / "snap", check=False)
+            assert (done.returncode, "no space left" in done.stderr) == (13, True), done.stderr
+            assert list((tmp_path / "small").iterdir()) == []
+            before = wait_beyond(pymigrate, "c", before)
+    finally:
+        subprocess.run(["umount", str(tmp_path / "small")], check=True)

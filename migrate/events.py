@@ -68,13 +68,3 @@ class Monitor(Protocol):
     def emit(self, event: Event) -> None: ...
 
     def close(self) -> None: ...
-
-
-class Silent:
-    """A monitor that shows nothing."""
-
-    def emit(self, event: Event) -> None:
-        pass
-
-    def close(self) -> None:
-        pass

@@ -9,30 +9,27 @@ connection leaves the images (the source may be dead already, by decision), unti
 """
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
 import signal
-import socket
 from pathlib import Path
 from typing import Any, Self
 
 from criu_rpc.client import Criu
-from criu_rpc.swrk import PageServer
 from migrate import journal
 from migrate.errors import DeadlineExceeded, MigrateError, ProtocolError, TargetError
 from migrate.files import fingerprint
+from migrate.hostfacts import DATA
 from migrate.journal import Journal
 from migrate.phases import Phase
 from migrate.protocol import OpenBundle, Prepare
+from migrate.reception import ReceivedImages, ReceivedPages
 from runtime import processes, spec
 from runtime.checkpoint import RestorePlan, Restoring
 from runtime.errors import ContainerError
 from runtime.state import Store, check_id
 
-DATA = Path("/var/lib/pymigrate")
-PAGE_SERVER_TIMEOUT = 60.0
 RESTORE_TIMEOUT = 120.0
 OLD_AGENT_TIMEOUT = 20.0
 SEED_SILENCE = 6 * 3600.0
@@ -48,8 +45,8 @@ class Incoming:
         self._bundle: Path | None = None
         self._made_bundle = False
         self._journal: Journal | None = None
-        self._images: _Images | None = None
-        self._pages: _PageStream | None = None
+        self._images: ReceivedImages | None = None
+        self._pages: ReceivedPages | None = None
         self._restoring: Restoring | None = None
         self._resumed = False
 
@@ -118,7 +115,7 @@ class Incoming:
             raise ProtocolError("Prepare came out of order")
         plan = {"stdio": call.stdio, "state": call.state}
         self._journal.record(Phase.SEED, plan=plan)
-        self._images = _Images.make(self._migration)
+        self._images = ReceivedImages.make(self._migration)
         self._restoring = self._begin_restore(self._bundle, plan)
         return {}
 
@@ -126,7 +123,7 @@ class Incoming:
         if self._images is None or self._pages is not None or self._journal is None:
             raise ProtocolError("PagesBegin came out of order")
         self._journal.record(Phase.STOP_AND_COPY)
-        self._pages = _PageStream.start(self._images.path)
+        self._pages = ReceivedPages.start(self._images.path)
         return {}
 
     def pages(self, payload: bytes) -> None:
@@ -225,7 +222,7 @@ class Incoming:
     def _adopt(self, fields: dict[str, Any]) -> None:
         """Take over what an agent that is gone has left of a migration."""
         self._bundle, self._made_bundle = Path(fields["bundle"]), fields["made_bundle"]
-        self._images = _Images.existing(self._migration)
+        self._images = ReceivedImages.existing(self._migration)
         with contextlib.suppress(ContainerError, OSError):
             Restoring.remove_leftovers(self._store, self._id, self._migration)
 
@@ -258,119 +255,6 @@ class Incoming:
             self._images.remove()
         if self._made_bundle and self._bundle is not None:
             shutil.rmtree(self._bundle, ignore_errors=True)
-
-
-class _Images:
-    """The directory of one migration's images, and the image that is being written."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._fd = -1
-        self._name, self._left, self._digest = "", 0, ""
-        self._hash = hashlib.sha256()
-        self._count = 0
-        self._failure: Exception | None = None
-
-    @classmethod
-    def make(cls, migration: str) -> Self:
-        path = DATA / "incoming" / migration
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path.mkdir(mode=0o700)
-        return cls(path)
-
-    @classmethod
-    def existing(cls, migration: str) -> Self:
-        return cls(DATA / "incoming" / migration)
-
-    def begin(self, name: str, size: int, digest: str) -> None:
-        """A failure here or in `write` is kept for `check`: these calls have no answer."""
-        if self._left:
-            raise ProtocolError(f"image {name} came in the middle of {self._name}")
-        self._name, self._left, self._digest, self._hash = name, size, digest, hashlib.sha256()
-        try:
-            self._fd = os.open(self.path / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-        except OSError as error:
-            self._failure = self._failure or error
-        if size == 0:
-            self._end()
-
-    def write(self, payload: bytes) -> None:
-        if len(payload) > self._left:
-            raise ProtocolError(f"image {self._name} is longer than was said")
-        self._hash.update(payload)
-        self._left -= len(payload)
-        if self._fd >= 0 and self._failure is None:
-            try:
-                view = memoryview(payload)
-                while view:
-                    view = view[os.write(self._fd, view) :]
-            except OSError as error:
-                self._failure = error
-        if self._left == 0:
-            self._end()
-
-    def _end(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-        self._count += 1
-        if self._hash.hexdigest() != self._digest:
-            self._failure = self._failure or TargetError(f"image {self._name} arrived damaged")
-
-    def check(self, count: int) -> None:
-        """Raise what went wrong with any image; all `count` must be here."""
-        if self._failure is not None:
-            raise self._failure
-        if self._left or self._count != count:
-            raise ProtocolError(f"{self._count} of {count} images have come")
-
-    def remove(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-        shutil.rmtree(self.path, ignore_errors=True)
-
-
-class _PageStream:
-    """What comes over the wire goes into one end of a socketpair; CRIU's page server has the other."""
-
-    def __init__(self, server: PageServer, ours: socket.socket) -> None:
-        self._server, self._socket = server, ours
-        self._size, self._hash = 0, hashlib.sha256()
-        self._broken = False
-
-    @classmethod
-    def start(cls, images: Path) -> Self:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            server = Criu().page_server(images, theirs)
-        ours.settimeout(PAGE_SERVER_TIMEOUT)
-        return cls(server, ours)
-
-    def feed(self, payload: bytes) -> None:
-        """A server that is dead or full does not answer any more; why shows in `finish`."""
-        self._size += len(payload)
-        self._hash.update(payload)
-        if not self._broken:
-            try:
-                self._socket.sendall(payload)
-            except OSError:
-                self._broken = True
-
-    def finish(self, size: int, digest: str) -> None:
-        """Wait until the page server has ended; it must have had all that was sent."""
-        with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_WR)
-            while self._socket.recv(4096):  # its answers, which the source has given CRIU in its place
-                pass
-        self._socket.close()
-        self._server.wait(PAGE_SERVER_TIMEOUT)
-        if (self._size, self._hash.hexdigest()) != (size, digest):
-            raise TargetError("the memory pages arrived damaged")
-
-    def kill(self) -> None:
-        self._socket.close()
-        self._server.kill()
 
 
 def _parse_config(text: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from migrate.errors import MigrateError
-from migrate.phases import FINAL, NEXT, Phase
+from migrate.phases import NEXT, Phase
 from migrate.protocol import check_migration_id
 
 DIRECTORY = Path("/var/lib/pymigrate/migrations")
@@ -39,10 +39,6 @@ class Entry:
     started: str
     updated: str
     fields: dict[str, Any]
-
-    @property
-    def finished(self) -> bool:
-        return self.phase in FINAL
 
 
 class Journal:
@@ -83,10 +79,6 @@ class Journal:
         finally:
             os.close(fd)
         self.phase = phase
-
-    def forget(self) -> None:
-        """Remove the journal: nothing was touched, so there is nothing to remember."""
-        self._path.unlink(missing_ok=True)
 
 
 def load(migration: str, *, directory: Path = DIRECTORY) -> Entry | None:

@@ -121,7 +121,6 @@ class Peer:
         self._owed = 0  # answers that have not been taken yet
         self._sending = False  # true for good when a message was cut short
         self.bytes_sent = 0
-        self.facts_of_hello: dict[str, Any] = {}
         self._reader = threading.Thread(target=self._read, name=f"peer-{name}", daemon=True)
 
     def __enter__(self) -> Self:
@@ -139,7 +138,7 @@ class Peer:
     def start(self, root: str) -> None:
         """First exchange: both sides must speak the same protocol."""
         self._reader.start()
-        self.facts_of_hello = self.call(protocol.Hello(protocol.VERSION, root))
+        self.call(protocol.Hello(protocol.VERSION, root))
 
     def call(self, call: Call, timeout: float = CALL_TIMEOUT) -> dict[str, Any]:
         """Send a call and wait for its answer; answers to earlier calls that nobody took are dropped.

@@ -1,6 +1,6 @@
 """Reading JSON that comes from outside: every value is checked, every complaint names the file and the field."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NoReturn, TypeVar
 
 from runtime.errors import SpecError
@@ -84,10 +84,3 @@ class Fields:
                 from runtime.errors import NotSupported
 
                 self.refuse(name, "is not supported by this version", NotSupported)
-
-    def choice(self, name: str, table: Callable[[str], T | None], problem: str) -> T:
-        """A string that `table` knows."""
-        found = table(self.need(name, str))
-        if found is None:
-            self.refuse(name, problem)
-        return found

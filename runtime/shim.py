@@ -157,7 +157,7 @@ class _Shim:
         signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
 
     def run(self, child: list[str], child_fds: list[int]) -> None:
-        self._child = _start(child)
+        _start(child)
         for fd in child_fds:
             os.close(fd)
         assert self._control is not None
@@ -268,16 +268,14 @@ class _Shim:
             return  # the container was deleted under us
 
 
-def _start(argv: list[str]) -> int:
-    pid = os.fork()
-    if pid == 0:
+def _start(argv: list[str]) -> None:
+    if os.fork() == 0:
         try:
             for number in (signal.SIGCHLD, *_IGNORED):
                 signal.signal(number, signal.SIG_DFL)
             os.execv(argv[0], argv)
         finally:
             os._exit(127)
-    return pid
 
 
 def main(argv: list[str]) -> int:

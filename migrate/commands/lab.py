@@ -5,6 +5,10 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from migrate.lab.model import Host
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,10 +63,11 @@ def _environment(lab: str) -> dict[str, str]:
     }
 
 
-def _status(hosts: list["model.Host"], *, as_json: bool) -> None:  # type: ignore[name-defined] # noqa: F821
+def _status(hosts: list["Host"], *, as_json: bool) -> None:
+    from migrate.ui.text import table
     from runtime import processes
 
-    rows = [
+    rows: list[dict[str, object]] = [
         {"name": host.name, "address": host.address, "pid": host.pid,
          "state": "up" if processes.start_time(host.pid) is not None else "dead"}
         for host in hosts
@@ -70,8 +75,10 @@ def _status(hosts: list["model.Host"], *, as_json: bool) -> None:  # type: ignor
     if as_json:
         print(json.dumps(rows))
         return
-    for row in [{"name": "NAME", "address": "ADDRESS", "pid": "PID", "state": "STATE"}, *rows]:
-        print(f"{row['name']:<12}  {row['address']:<12}  {row['pid']:<8}  {row['state']}")
+    names = ("name", "address", "pid", "state")
+    cells = [tuple(str(row[name]) for name in names) for row in rows]
+    for line in table(tuple(map(str.upper, names)), cells):
+        print(line)
 
 
 def _ssh_config(lab: str) -> str:

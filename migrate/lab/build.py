@@ -12,6 +12,7 @@ from typing import Any
 
 from migrate.lab.model import LARGEST, ROOT, Host, LabError, hosts, lab_cgroups
 from runtime import namespaces, processes, selfexec, sync, syscalls
+from runtime.cgroups import remove_tree
 from runtime.errors import ContainerError
 
 STEP_TIMEOUT = 60.0
@@ -183,7 +184,10 @@ def down(lab: str) -> None:
             raise LabError(f"lab {lab}: these processes do not end: {', '.join(map(str, pids))}")
         time.sleep(0.01)
     for group in groups:
-        _remove_cgroup(group, deadline)
+        try:
+            remove_tree(str(group), deadline)
+        except ContainerError as error:
+            raise LabError(f"lab {lab}: {error}") from None
     shutil.rmtree(ROOT / lab, ignore_errors=True)
     for directory in (ROOT, ROOT.parent):
         with contextlib.suppress(OSError):
@@ -201,21 +205,6 @@ def _pids(groups: list[Path]) -> list[int]:
                     state.write_text("THAWED")
                 found |= {int(pid) for pid in Path(directory, "cgroup.procs").read_text().split()}
     return sorted(found)
-
-
-def _remove_cgroup(group: Path, deadline: float) -> None:
-    for directory, _, _ in os.walk(group, topdown=False):
-        while True:
-            try:
-                os.rmdir(directory)
-            except FileNotFoundError:
-                pass
-            except OSError as error:
-                if time.monotonic() > deadline:
-                    raise LabError(f"the cgroup {directory} cannot be removed: {error.strerror}") from None
-                time.sleep(0.01)
-                continue
-            break
 
 
 def enter(host: Host, command: list[str], environment: dict[str, str]) -> int:

@@ -35,14 +35,12 @@ class Live:
         )
         self._progress.start()
         self._task: TaskID | None = None
-        self._phase = ""
 
     def emit(self, event: Event) -> None:
         match event:
             case PhaseStarted():
                 if self._task is not None:
                     self._progress.remove_task(self._task)
-                self._phase = event.phase
                 self._task = self._progress.add_task(event.text, total=None, phase=event.phase)
             case ProgressEvent():
                 if self._task is not None:

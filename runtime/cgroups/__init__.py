@@ -127,23 +127,28 @@ class Cgroup:
         """Remove the directories, and our own parent when it is empty. Raises DeadlineExceeded."""
         deadline = time.monotonic() + REMOVE_TIMEOUT
         for directory in self.directories():
-            for path in sorted(_below(directory), key=len, reverse=True):
-                while True:
-                    try:
-                        os.rmdir(path)
-                    except FileNotFoundError:
-                        pass
-                    except OSError as error:
-                        # A process that has just died is still counted for a moment.
-                        if time.monotonic() > deadline:
-                            raise DeadlineExceeded(f"the cgroup {path} cannot be removed: {error.strerror}") from None
-                        time.sleep(0.005)
-                        continue
-                    break
+            remove_tree(directory, deadline)
             parent = Path(directory).parent
             if parent.name == "pymigrate":
                 with contextlib.suppress(OSError):
                     parent.rmdir()
+
+
+def remove_tree(directory: str, deadline: float) -> None:
+    """Remove a cgroup and all below it; harmless when it is gone. Raises DeadlineExceeded at `deadline` (monotonic)."""
+    for path in sorted(_below(directory), key=len, reverse=True):
+        while True:
+            try:
+                os.rmdir(path)
+            except FileNotFoundError:
+                pass
+            except OSError as error:
+                # A process that has just died is still counted for a moment.
+                if time.monotonic() > deadline:
+                    raise DeadlineExceeded(f"the cgroup {path} cannot be removed: {error.strerror}") from None
+                time.sleep(0.005)
+                continue
+            break
 
 
 def _below(directory: str) -> Iterable[str]:

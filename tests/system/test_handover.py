@@ -122,6 +122,16 @@ def test_interrupt_while_everything_is_prepared(lab: Lab) -> None:
     assert_still_here(lab, start)
 
 
+def test_interrupt_while_the_target_restores(lab: Lab) -> None:
+    """The answer to Restore, still on its way, must not be taken for that to Abort: the target is clean at the end."""
+    lab.run()
+    start = lab.wait_count("host1", 1)
+    interrupt = "type(args[0]).__name__ == 'Restore' and os.kill(os.getpid(), signal.SIGINT)"
+    code, event = driven_move(lab, "(peer.Peer, 'post')", after=interrupt)
+    assert (code, event["workload"]) == (10, "SOURCE"), event
+    assert_still_here(lab, start)
+
+
 def test_interrupt_after_the_point_of_no_return_is_too_late(lab: Lab) -> None:
     lab.run()
     start = lab.wait_count("host1", 1)

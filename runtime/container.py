@@ -6,16 +6,19 @@ import json
 import os
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from runtime import hooks, namespaces, processes, selfexec, shim, sync
 from runtime.cgroups import Cgroup
 from runtime.errors import Conflict, ContainerError, DeadlineExceeded, NotFound, NotSupported, StartFailed, StateError
 from runtime.spec import Process, Spec, load
 from runtime.state import State, Status, Store
+
+if TYPE_CHECKING:
+    import subprocess
 
 CREATE_TIMEOUT = 60.0
 DEATH_TIMEOUT = 30.0
@@ -255,20 +258,46 @@ def exit_status(store: Store, container_id: str) -> int | None:
         return None
 
 
-def run_process(state: State, process: Process, *, detach: bool = False, pid_file: Path | None = None) -> int:
-    """Run another program in the container with our own stdio; returns its exit status, or 0 when detached.
+def run_process(
+    store: Store,
+    container_id: str,
+    choose: Callable[[State], Process],
+    *,
+    detach: bool = False,
+    pid_file: Path | None = None,
+) -> int:
+    """Run another program, which `choose` names, in the container with our own stdio.
 
-    Signals that we get meanwhile go to it.
+    Returns its exit status, or 0 when detached. Signals that we get meanwhile go to it. The lock is held until it runs:
+    a container that is being moved must not get a process that would stay behind.
     """
-    state.status.require(state.id, "exec", Status.CREATED, Status.RUNNING)
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with store.lock(container_id):
+        state = store.load(container_id)
+        state.status.require(container_id, "exec", Status.CREATED, Status.RUNNING)
+        child, pid = _start_process(state, choose(state), detach=detach, pid_file=pid_file)
+    try:
+        if detach:
+            child.wait(CREATE_TIMEOUT)
+            return 0
+        with _forwarding(pid):
+            return child.wait()
+    except BaseException:
+        child.terminate()
+        child.wait()
+        raise
+
+
+def _start_process(
+    state: State, process: Process, *, detach: bool, pid_file: Path | None
+) -> "tuple[subprocess.Popen[bytes], int]":
+    """Go through the handshake of exec_init.py; the process outside, and the program's pid. Raises StartFailed."""
     import subprocess
 
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
         child = subprocess.Popen(
             selfexec.command("runtime.exec_init", str(theirs.fileno())), pass_fds=[theirs.fileno()], cwd="/"
         )
-    pid = 0
     try:
         with ours:
             config = {"pid": state.pid, "start_time": state.pid_start_time, "cgroups": state.cgroup_paths}
@@ -279,11 +308,7 @@ def run_process(state: State, process: Process, *, detach: bool = False, pid_fil
                 _write_pid(pid_file, pid)
             sync.send(ours, {})
             sync.receive(ours, CREATE_TIMEOUT, "the exec'ed process")
-        if detach:
-            child.wait(CREATE_TIMEOUT)
-            return 0
-        with _forwarding(pid):
-            return child.wait()
+        return child, pid
     except BaseException:
         child.terminate()
         child.wait()

@@ -24,8 +24,9 @@ def run(args: argparse.Namespace) -> int:
     from runtime import container
     from runtime.state import Store
 
-    state = Store(args.root).load(args.id)
-    return container.run_process(state, _process(args, state), detach=args.detach, pid_file=args.pid_file)
+    return container.run_process(
+        Store(args.root), args.id, lambda state: _process(args, state), detach=args.detach, pid_file=args.pid_file
+    )  # fmt: skip
 
 
 def _process(args: argparse.Namespace, state: Any) -> Any:

@@ -121,8 +121,13 @@ def gather(query: FactsQuery) -> HostFacts:
         missing=tuple(path for path in query.paths if not os.path.exists(path)),
         images_free=free_bytes(DATA),
         rsync=shutil.which("rsync") is not None,
-        any_uid=bool(held() >> NUMBERS["CAP_SYS_RESOURCE"] & 1),
+        any_uid=can_carry_any_uid(),
     )
+
+
+def can_carry_any_uid() -> bool:
+    """Whether CRIU can handle the limits of other users' processes here (CAP_SYS_RESOURCE)."""
+    return bool(held() >> NUMBERS["CAP_SYS_RESOURCE"] & 1)
 
 
 def free_bytes(path: Path) -> int:

@@ -163,7 +163,7 @@ class Incoming:
         """The container runs from here on, whatever else happens."""
         if self._restoring is None or self._journal is None or self._journal.phase is not Phase.PREPARED:
             raise ProtocolError("Resume came out of order")
-        state = self._restoring.resume(RESTORE_TIMEOUT)
+        state = self._restoring.resume()
         self._resumed = True
         self._journal.record(Phase.COMMITTED, durable=False)
         self._journal.record(Phase.RESUMED)

@@ -221,7 +221,7 @@ def restore(store: Store, directory: Path, *, new_id: str | None = None, rootfs:
             if (directory / "log").exists():
                 shutil.copyfile(directory / "log", restoring.history_path)
             restoring.restore(RESTORE_TIMEOUT)
-            return restoring.resume(RESTORE_TIMEOUT)
+            return restoring.resume()
         except BaseException:
             restoring.abort()
             raise

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from criu_rpc.errors import CriuError
 from migrate import files, procscan
 from migrate.errors import Blocked, UsageError
-from migrate.hostfacts import FactsQuery, HostFacts, gather
+from migrate.hostfacts import FactsQuery, HostFacts, can_carry_any_uid, gather
 from migrate.pages import has_wide_records
 from runtime import checkpoint
 from runtime.spec import Spec
@@ -129,18 +129,11 @@ def container_blockers(store: Store, state: State, spec: Spec) -> list[Blocker]:
             for name in procscan.network_devices(state.pid)
         ]
     found += _submounts(state, spec)
-    any_uid = gather_any_uid()
+    any_uid = can_carry_any_uid()
     for finding in procscan.scan(state.pid):
         if finding.rule != "other-uid" or not any_uid:
             found.append(Blocker(finding.rule, finding.where, finding.problem))
     return found
-
-
-def gather_any_uid() -> bool:
-    """Whether CRIU can read other users' limits here (CAP_SYS_RESOURCE)."""
-    from runtime.capabilities import NUMBERS, held
-
-    return bool(held() >> NUMBERS["CAP_SYS_RESOURCE"] & 1)
 
 
 def _submounts(state: State, spec: Spec) -> list[Blocker]:

@@ -263,7 +263,7 @@ class Restoring:
         )
         return pid
 
-    def resume(self, timeout: float) -> State:
+    def resume(self) -> State:
         """Let the tree run. The monitor keeps it from here on."""
         assert self._session is not None
         assert self._monitor is not None

@@ -61,7 +61,7 @@ def up(lab: str, names: list[str], *, disk: str | None = None) -> list[Host]:
             sync.send(switch.socket, {})
             sync.receive(switch.socket, STEP_TIMEOUT, "the bridge")
         for host in made:
-            _start_host(host, made, switch.pid, disk)
+            _start_host(host, switch.pid, disk)
     except (OSError, subprocess.SubprocessError, ContainerError) as error:
         down(lab)
         raise LabError(f"the lab {lab} could not be made: {error}") from None
@@ -98,7 +98,7 @@ def _start(lab: str, name: str, pid_file: Path, config: dict[str, Any]) -> _Star
     return _Started(pid, ours)
 
 
-def _start_host(host: Host, everyone: list[Host], switch: int, disk: str | None) -> None:
+def _start_host(host: Host, switch: int, disk: str | None) -> None:
     directory = host.directory
     for needed in ("/root/.ssh", "/var/lib/pymigrate"):
         Path(needed).mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -27,8 +27,7 @@ from migrate.protocol import OpenBundle, Prepare
 from migrate.reception import ReceivedImages, ReceivedPages
 from runtime import processes, spec
 from runtime.checkpoint import RestorePlan, Restoring
-from runtime.errors import ContainerError
-from runtime.state import Store, check_id
+from runtime.state import State, Store, check_id
 
 RESTORE_TIMEOUT = 120.0
 OLD_AGENT_TIMEOUT = 20.0
@@ -163,13 +162,7 @@ class Incoming:
         """The container runs from here on, whatever else happens."""
         if self._restoring is None or self._journal is None or self._journal.phase is not Phase.PREPARED:
             raise ProtocolError("Resume came out of order")
-        state = self._restoring.resume()
-        self._resumed = True
-        self._journal.record(Phase.COMMITTED, durable=False)
-        self._journal.record(Phase.RESUMED)
-        if self._images is not None:
-            self._images.remove()
-        return {"pid": state.pid}
+        return {"pid": self._confirm(self._restoring.resume()).pid}
 
     def history(self, log: str) -> dict[str, Any]:
         """Keep what the container had written before it came here."""
@@ -209,7 +202,11 @@ class Incoming:
         self._id, self._migration, self._journal = check_id(entry.id), migration, Journal.resume(entry)
         if entry.phase is Phase.RESUMED:
             return {"workload": "TARGET", "pid": self._store.load(entry.id).pid}
-        self._adopt(entry.fields)
+        self._bundle, self._made_bundle = Path(entry.fields["bundle"]), entry.fields["made_bundle"]
+        self._images = ReceivedImages.existing(migration)
+        state = Restoring.left_behind(self._store, entry.id, migration, OLD_AGENT_TIMEOUT)
+        if state is not None:
+            return {"workload": "TARGET", "pid": self._confirm(state).pid}
         if verdict == "abort":
             self.abort()
             return {"workload": "SOURCE"}
@@ -219,12 +216,16 @@ class Incoming:
         self._restoring.restore(RESTORE_TIMEOUT)
         return {"workload": "TARGET", **self.resume()}
 
-    def _adopt(self, fields: dict[str, Any]) -> None:
-        """Take over what an agent that is gone has left of a migration."""
-        self._bundle, self._made_bundle = Path(fields["bundle"]), fields["made_bundle"]
-        self._images = ReceivedImages.existing(self._migration)
-        with contextlib.suppress(ContainerError, OSError):
-            Restoring.remove_leftovers(self._store, self._id, self._migration)
+    def _confirm(self, state: State) -> State:
+        """The container was let run: say so in the journal; the images are of no use any more."""
+        assert self._journal is not None
+        self._resumed = True
+        if self._journal.phase is Phase.PREPARED:
+            self._journal.record(Phase.COMMITTED, durable=False)
+        self._journal.record(Phase.RESUMED)
+        if self._images is not None:
+            self._images.remove()
+        return state
 
     def _begin_restore(self, bundle: Path, fields: dict[str, Any]) -> Restoring:
         assert self._images is not None

@@ -26,7 +26,7 @@ from criu_rpc.options import DumpOptions, RestoreOptions
 from criu_rpc.swrk import Swrk
 from runtime import container, namespaces, processes, selfexec, shim
 from runtime.cgroups import Cgroup
-from runtime.errors import ContainerError, DeadlineExceeded, StartFailed
+from runtime.errors import ContainerError, DeadlineExceeded, NotFound, StartFailed
 from runtime.spec import Spec
 from runtime.state import State, Status, Store
 
@@ -153,6 +153,7 @@ class Restoring:
         self._connection: Swrk | None = None
         self._session: RestoreSession | None = None
         self._options: Callable[[int, int], RestoreOptions] | None = None
+        self._released = False
 
     @property
     def history_path(self) -> Path:
@@ -261,13 +262,20 @@ class Restoring:
         self._state = dataclasses.replace(
             self._state, pid=pid, pid_start_time=processes.start_time(pid), namespace_paths=namespaces.paths(pid)
         )
+        self._store.save(self._state)
         return pid
 
     def resume(self) -> State:
-        """Let the tree run. The monitor keeps it from here on."""
+        """Let the tree run. The monitor keeps it from here on.
+
+        CRIU kills the tree when it loses us at `post-restore`, and lets it run when it loses us at `network-unlock`,
+        the next notification: so that is where the state says that the container has been started.
+        """
         assert self._session is not None
         assert self._monitor is not None
         self._monitor.watch(self._state.pid)
+        self._session.run_until("network-unlock")
+        self._released = True
         self._state = dataclasses.replace(self._state, started=True)
         self._store.save(self._state)
         self._session.finish()
@@ -275,7 +283,9 @@ class Restoring:
         return self._state
 
     def abort(self) -> None:
-        """Kill what was restored and remove everything that `prepare` made."""
+        """Kill what was restored and remove everything that `prepare` made; not once the tree was let run."""
+        if self._released:
+            return
         if self._session is not None:
             self._session.abort()
             self._session = None
@@ -291,11 +301,30 @@ class Restoring:
         self._store.remove(self._state.id)
 
     @staticmethod
-    def remove_leftovers(store: Store, container_id: str, move: str) -> None:
-        """Remove what a restore for the migration `move` left here when its process died."""
-        state = store.load(container_id)
-        if state.move == move and not state.started:
-            container.remove(store, state)
+    def left_behind(store: Store, container_id: str, move: str, timeout: float) -> State | None:
+        """What has become of a restore for the migration `move` whose process died.
+
+        The state of the container if it was let run (it may have ended since); None if it was not: what is left of it
+        has been removed then. Raises DeadlineExceeded when CRIU or the monitor does not come to an end.
+        """
+        try:
+            state = store.load(container_id)
+        except NotFound:
+            return None
+        if state.move != move:
+            return None
+        deadline = time.monotonic() + timeout
+        while processes.children(state.shim_pid, state.shim_start_time) - {state.pid}:  # CRIU is still at it
+            if time.monotonic() > deadline:
+                raise DeadlineExceeded(f"the restore of {container_id} for migration {move} does not end")
+            time.sleep(0.02)
+        if not state.started and state.pid and processes.is_alive(state.pid, state.pid_start_time):
+            state = dataclasses.replace(state, started=True)
+            store.save(state)
+        if state.started:
+            return state
+        container.remove(store, state)
+        return None
 
 
 def _open_namespace(kind: str, path: str) -> int:

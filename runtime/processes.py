@@ -27,6 +27,15 @@ def is_alive(pid: int, started: int | None) -> bool:
     return int(fields[19]) == started and fields[0] not in (b"Z", b"X")
 
 
+def children(pid: int, started: int | None) -> set[int]:
+    """The children of a process's first thread; none when it is gone."""
+    try:
+        found = {int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_bytes().split()}
+    except OSError:
+        return set()
+    return found if start_time(pid) == started else set()
+
+
 def wait_exit(pidfd: int, timeout: float) -> bool:
     """Wait until the process behind `pidfd` has ended; False after `timeout` seconds."""
     poll = select.poll()

@@ -1,7 +1,10 @@
 """Failures at exact points of the handover: the real `pymigrate move`, with something done at one of its functions."""
 
 import json
+import textwrap
 from typing import Any
+
+import pytest
 
 from tests.system.conftest import Lab
 from tests.system.test_move import assert_soon_clean, assert_still_here
@@ -55,6 +58,55 @@ def test_agent_dies_after_the_source_has_given_up(lab: Lab) -> None:
     lab.wait_count("host2", start)
     assert lab.ids("host1") == []
     assert lab.sh("host2", "ls -A /var/lib/pymigrate/incoming") == ""
+
+
+# Goes into the zipapp that is sent: the first agent dies where `condition` holds.
+AGENT_DIES = """
+import os, pathlib
+from {module} import {owner}
+def dying(*args, original={owner}.{name}, **options):
+    if {condition} and not pathlib.Path("/tmp/died").exists():
+        pathlib.Path("/tmp/died").touch()
+        os.kill(os.getpid(), 9)
+    return original(*args, **options)
+{owner}.{name} = dying
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "owner", "name", "condition"),
+    [
+        pytest.param(
+            "criu_rpc.client", "RestoreSession", "run_until", "args[1] == 'network-unlock'", id="not-let-run-yet"
+        ),
+        pytest.param("runtime.state", "Store", "save", "args[1].started", id="let-run-state-lags-behind"),
+        pytest.param(
+            "migrate.journal", "Journal", "record", "args[1] == 'committed'", id="let-run-journal-lags-behind"
+        ),
+    ],
+)
+def test_agent_dies_while_it_resumes(lab: Lab, module: str, owner: str, name: str, condition: str) -> None:
+    """The container runs at the target once: what was let run there is not restored a second time."""
+    lab.run()
+    start = lab.wait_count("host1", 1)
+    patch = AGENT_DIES.format(module=module, owner=owner, name=name, condition=condition)
+    driver = (
+        "import sys\nfrom migrate import agent_zip, cli\n"
+        f"agent_zip._MAIN = agent_zip._MAIN.replace('    from migrate.agent', {textwrap.indent(patch, '    ')!r} + "
+        "'    from migrate.agent')\nsys.exit(cli.main(['--json', 'move', 'web', 'host2']))"
+    )
+    try:
+        done = lab.on("host1", "python3", "-c", driver, check=False)
+        lab.sh("host2", "test -e /tmp/died")
+    finally:
+        lab.sh("host2", "rm -f /tmp/died")
+    event = json.loads(done.stdout.splitlines()[-1])
+    assert (done.returncode, event.get("workload")) == (0, "TARGET"), (event, done.stderr)
+    lab.wait_count("host2", start)
+    assert lab.ids("host1") == []
+    assert lab.sh("host2", "ls -A /var/lib/pymigrate/incoming") == ""
+    numbers = [int(n) for n in lab.on("host2", "pymigrate", "logs", "web").stdout.split()]
+    assert numbers == sorted(set(numbers)), "something ran twice"
 
 
 def test_the_network_goes_after_the_source_has_given_up(lab: Lab) -> None:

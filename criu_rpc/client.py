@@ -15,6 +15,7 @@ from criu_rpc.swrk import PageServer, Swrk
 
 REQUEST_TIMEOUT = 20.0
 OLDEST = (3, 17)
+_SHORT_LOG = "criu.log"
 
 
 class Version(NamedTuple):
@@ -188,17 +189,17 @@ class Criu:
         found = self._exchange(request, "feature check").features
         return Features(bool(found.mem_track), bool(found.lazy_pages), bool(found.pidfd_store))
 
-    def check(self) -> None:
-        """Raise RequestFailed when CRIU cannot work on this kernel."""
-        self._ask(messages.rpc().CHECK, "check")
+    def check(self, images_dir_fd: int) -> None:
+        """Raise RequestFailed when CRIU cannot work on this kernel. Up to 4.1 it wants a directory for that, too."""
+        self._logged(messages.rpc().CHECK, "check", images_dir_fd)
 
     def cpuinfo_dump(self, images_dir_fd: int) -> None:
         """Write cpuinfo.img of this machine into a directory."""
-        self._cpuinfo(messages.rpc().CPUINFO_DUMP, "cpuinfo dump", images_dir_fd)
+        self._logged(messages.rpc().CPUINFO_DUMP, "cpuinfo dump", images_dir_fd)
 
     def cpuinfo_check(self, images_dir_fd: int) -> None:
         """Raise RequestFailed when this machine's processor lacks what cpuinfo.img in the directory says."""
-        self._cpuinfo(messages.rpc().CPUINFO_CHECK, "cpuinfo check", images_dir_fd)
+        self._logged(messages.rpc().CPUINFO_CHECK, "cpuinfo check", images_dir_fd)
 
     def pre_dump(self, options: DumpOptions, *, timeout: float) -> None:
         """One pre-dump; the tree goes on running. Raises CriuError."""
@@ -239,12 +240,12 @@ class Criu:
             raise
         return session
 
-    def _cpuinfo(self, number: int, name: str, images_dir_fd: int) -> None:
-        rpc = messages.rpc()
-        request = rpc.criu_req()
+    def _logged(self, number: int, name: str, images_dir_fd: int) -> None:
+        """A short request that works in a directory and leaves its log there."""
+        request = messages.rpc().criu_req()
         request.type = number
         request.opts.images_dir_fd = images_dir_fd
-        request.opts.log_file = "cpuinfo.log"
+        request.opts.log_file = _SHORT_LOG
         request.opts.log_level = 4
         self._exchange(request, name, images_dir_fd)
 
@@ -265,6 +266,6 @@ class Criu:
         if answer.type != request.type:
             raise BadAnswer(name, f"a message of type {answer.type}")
         if not answer.success:
-            lines, log = logs.tail(log_dir_fd, "cpuinfo.log") if log_dir_fd is not None else ((), None)
+            lines, log = logs.tail(log_dir_fd, _SHORT_LOG) if log_dir_fd is not None else ((), None)
             raise RequestFailed(name, answer.cr_errno, log_tail=lines, log_path=log)
         return answer

@@ -4,6 +4,7 @@ Stdlib, runtime and criu_rpc only: the agent runs this on hosts where nothing is
 """
 
 import base64
+import contextlib
 import dataclasses
 import os
 import platform
@@ -11,6 +12,7 @@ import shutil
 import struct
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -99,8 +101,9 @@ def gather(query: FactsQuery) -> HostFacts:
     try:
         criu = Criu()
         version = str(criu.version())
-        cpu_problem, cpuinfo = _cpu(criu, query.cpuinfo)
-        criu.check()
+        with _directory() as (path, fd):
+            cpu_problem, cpuinfo = _cpu(criu, query.cpuinfo, path, fd)
+            criu.check(fd)
     except CriuError as error:
         problem = str(error)
     try:
@@ -138,21 +141,28 @@ def free_bytes(path: Path) -> int:
     return usage.f_bavail * usage.f_frsize
 
 
-def _cpu(criu: Criu, theirs: str) -> tuple[str, str]:
-    """What this processor lacks of the other one ("" if nothing, or nothing was asked), and its own cpuinfo.img."""
-    with tempfile.TemporaryDirectory(prefix="pymigrate-") as directory:
-        image = Path(directory, "cpuinfo.img")
-        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+@contextlib.contextmanager
+def _directory() -> Iterator[tuple[Path, int]]:
+    """A directory for CRIU's files, and a descriptor of it."""
+    with tempfile.TemporaryDirectory(prefix="pymigrate-") as name:
+        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            criu.cpuinfo_dump(fd)
-            ours = base64.b64encode(image.read_bytes()).decode()
-            if theirs:
-                image.write_bytes(base64.b64decode(theirs, validate=True))
-                criu.cpuinfo_check(fd)
-        except CriuError as error:
-            return str(error), ""
-        except ValueError:
-            raise ProtocolError("FactsQuery: cpuinfo is not base64") from None
+            yield Path(name), fd
         finally:
             os.close(fd)
+
+
+def _cpu(criu: Criu, theirs: str, directory: Path, fd: int) -> tuple[str, str]:
+    """What this processor lacks of the other one ("" if nothing, or nothing was asked), and its own cpuinfo.img."""
+    image = directory / "cpuinfo.img"
+    try:
+        criu.cpuinfo_dump(fd)
+        ours = base64.b64encode(image.read_bytes()).decode()
+        if theirs:
+            image.write_bytes(base64.b64decode(theirs, validate=True))
+            criu.cpuinfo_check(fd)
+    except CriuError as error:
+        return str(error), ""
+    except ValueError:
+        raise ProtocolError("FactsQuery: cpuinfo is not base64") from None
     return "", ours

@@ -220,6 +220,7 @@ class Restoring:
                 directory, stdout=out_r, stderr=err_r, child_fds=[theirs.fileno(), *(fd for _, fd in inherited)],
                 child=selfexec.command("runtime.criu_exec", *wrapper, "--", criu.path, "swrk", str(theirs.fileno())),
             )  # fmt: skip
+            Cgroup(self._state.cgroup_paths).add_monitor(self._monitor.pid)
             self._state = dataclasses.replace(
                 self._state, shim_pid=self._monitor.pid, shim_start_time=processes.start_time(self._monitor.pid),
                 stdio=("/dev/null", os.readlink(f"/proc/self/fd/{out_w}"), os.readlink(f"/proc/self/fd/{err_w}")),

@@ -94,6 +94,7 @@ def _launch(store: Store, state: State, spec: Spec, tee: Sequence[int]) -> State
                 directory, stdout=out_r, stderr=err_r, tee=tee, child_fds=child_fds,
                 child=selfexec.command("runtime.init", str(theirs.fileno())),
             )  # fmt: skip
+            Cgroup(state.cgroup_paths).add_monitor(monitor.pid)
         finally:
             theirs.close()
             stdio = ("/dev/null", _link(out_w), _link(err_w))

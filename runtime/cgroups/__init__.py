@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Self
 
 from runtime.cgroups import v1, v2
-from runtime.cgroups.hierarchies import UNIFIED, discover
+from runtime.cgroups.hierarchies import UNIFIED, discover, inherit_cpuset
 from runtime.errors import ContainerError, DeadlineExceeded
 from runtime.spec import Resources
 
 REMOVE_TIMEOUT = 10.0
+_MONITOR = ".monitor"
 
 
 class Cgroup:
@@ -52,10 +53,20 @@ class Cgroup:
     def add(self, pid: int) -> None:
         """Move a process in; 0 is the caller. Raises ContainerError."""
         for directory in self.directories():
-            try:
-                Path(directory, "cgroup.procs").write_text(str(pid))
-            except OSError as error:
-                raise ContainerError(f"{directory}: cannot take process {pid}: {error.strerror}") from None
+            _move_in(directory, pid)
+
+    def add_monitor(self, pid: int) -> None:
+        """Move the container's monitor into a cgroup beside this one. Raises ContainerError.
+
+        It must not stay where its starter was: a service manager may end all of that (a log-in session, sshd's unit),
+        and a container whose monitor is gone dies of a broken pipe.
+        """
+        for directory in self.directories():
+            beside = Path(directory + _MONITOR)
+            beside.mkdir(mode=0o755, exist_ok=True)
+            if self.paths.get("cpuset") == directory:
+                inherit_cpuset(beside)
+            _move_in(str(beside), pid)
 
     def apply(self, resources: Resources) -> None:
         """Set the limits. Raises ContainerError naming the field of config.json and the file."""
@@ -128,10 +139,18 @@ class Cgroup:
         deadline = time.monotonic() + REMOVE_TIMEOUT
         for directory in self.directories():
             remove_tree(directory, deadline)
+            remove_tree(directory + _MONITOR, deadline)
             parent = Path(directory).parent
             if parent.name == "pymigrate":
                 with contextlib.suppress(OSError):
                     parent.rmdir()
+
+
+def _move_in(directory: str, pid: int) -> None:
+    try:
+        Path(directory, "cgroup.procs").write_text(str(pid))
+    except OSError as error:
+        raise ContainerError(f"{directory}: cannot take process {pid}: {error.strerror}") from None
 
 
 def remove_tree(directory: str, deadline: float) -> None:

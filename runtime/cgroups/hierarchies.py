@@ -28,7 +28,7 @@ class Hierarchy:
             if directory.is_relative_to(self.mountpoint) and directory != self.mountpoint:
                 directory.mkdir(mode=0o755, exist_ok=True)
                 if "cpuset" in self.controllers:
-                    _inherit_cpuset(directory)
+                    inherit_cpuset(directory)
         if self.controllers == (UNIFIED,):
             for directory in reversed(path.parents):
                 if directory.is_relative_to(self.mountpoint):
@@ -54,7 +54,7 @@ def discover(mountinfo: str | None = None) -> list[Hierarchy]:
     return list(found.values())
 
 
-def _inherit_cpuset(directory: Path) -> None:
+def inherit_cpuset(directory: Path) -> None:
     """A new version 1 cpuset is empty, and no process may join it before it has processors and memory nodes."""
     for name in ("cpuset.cpus", "cpuset.mems"):
         if not (directory / name).read_text().strip():

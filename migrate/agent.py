@@ -20,6 +20,7 @@ from migrate.incoming import Incoming
 from migrate.protocol import Call, FrameDecoder, FrameType
 
 PULSE_INTERVAL = 5.0  # seconds
+COMMAND_LINE = "/run/pymigrate/pymigrate.pyz"
 
 
 class Agent:
@@ -131,6 +132,15 @@ def _terminate(signum: int, _frame: StackFrame | None) -> NoReturn:
     raise Interrupted(f"the agent was told to end by {signal.Signals(signum).name}")
 
 
+def _offer_command_line() -> None:
+    """Give the zip file that we run from a name that is the same for every version: it holds all verbs."""
+    if sys.argv[0].startswith(os.path.dirname(COMMAND_LINE) + "/"):
+        new = f"{COMMAND_LINE}.{os.getpid()}"
+        with contextlib.suppress(OSError):  # only a convenience
+            os.symlink(sys.argv[0], new)
+            os.rename(new, COMMAND_LINE)
+
+
 def main() -> int:
     """Serve one connection on stdin and stdout; nothing else may write to stdout."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -142,6 +152,7 @@ def main() -> int:
         fcntl.fcntl(0, fcntl.F_SETPIPE_SZ, 1 << 20)
     os.chdir("/")
     os.umask(0o077)
+    _offer_command_line()
     try:
         return Agent(0, writer).serve()
     except (Interrupted, BrokenPipeError) as error:

@@ -1,7 +1,8 @@
 """The agent as one file: our code, pure-Python protobuf and CRIU's messages in a zipapp made in memory.
 
 The target needs python3 and criu, nothing else. The same code always makes the same bytes, so the SHA-256 names
-the agent and a target that has it already is not sent it again.
+the agent and a target that has it already is not sent it again. The verbs are in it too: whoever logs in at the target
+must be able to look after the container.
 """
 
 import hashlib
@@ -20,11 +21,12 @@ _MAIN = """
 import sys
 if __name__ == "__main__":
     if sys.argv[1:] != ["agent"]:
-        sys.exit("this is the agent of pymigrate; it is started over SSH")
+        from migrate.cli import main
+        sys.exit(main())
     from migrate.agent import main
     sys.exit(main())
 """
-_LEFT_OUT = ("migrate/commands/", "migrate/lab/", "migrate/ui/", "migrate/demo")
+_LEFT_OUT = ("migrate/lab/", "migrate/demo", "migrate/commands/lab", "migrate/commands/demo")
 _PROTOBUF_LEFT_OUT = ("google/protobuf/compiler/", "google/protobuf/testdata/", "google/protobuf/util/")
 
 

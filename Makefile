@@ -13,7 +13,7 @@ setup:
 	@vagrant/provision.sh --dev
 
 demo: setup
-	@$(PYTHON) -m migrate.demo
+	@.venv/bin/pymigrate demo
 
 lint: setup
 	$(PYTHON) -m ruff check .

@@ -9,7 +9,7 @@ from types import FrameType
 from typing import NoReturn
 
 from migrate import __version__
-from migrate.errors import Blocked, Interrupted, UsageError
+from migrate.errors import Blocked, Interrupted, MigrateError, UsageError
 from migrate.exits import EXIT_CODES, exit_code
 
 DEFAULT_ROOT = Path("/run/opencontainer/containers")
@@ -20,6 +20,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "snapshot": ("migrate.commands.snapshot", "save, show or restore a snapshot of a running container"),
     "recover": ("migrate.commands.recover", "finish a move whose end is not known"),
     "migrations": ("migrate.commands.migrations", "list the moves that this host has taken part in"),
+    "demo": ("migrate.commands.demo", "move a Redis to another host and back, and check that nothing is lost"),
     "lab": ("migrate.commands.lab", "hosts on this machine to try moves between"),
     "create": ("migrate.commands.create", "create a container from a bundle"),
     "start": ("migrate.commands.start", "start a created container"),
@@ -135,6 +136,11 @@ def main(argv: list[str] | None = None) -> int:
             import traceback
 
             traceback.print_exc()
+        elif isinstance(error, ModuleNotFoundError):
+            error = MigrateError(
+                f"this needs the Python module {error.name}, which is not installed",
+                remedy="install pymigrate on this host: vagrant/provision.sh",
+            )
         elif not hasattr(error, "kind") and not isinstance(error, OSError):
             error = type(error)(f"internal error: {type(error).__name__}: {error} (run with --debug for details)")
         report_error(

@@ -1,30 +1,26 @@
-"""`make demo`: a running Redis is moved between two hosts and back, then snapshotted and restored twice.
+"""A running Redis is moved to another host and back, then snapshotted and restored twice.
 
-Everything is done through the command line, as a user would: two lab hosts with a real sshd each; a container with
-a real redis-server that holds 50,000 keys, and a program beside it that increments a counter over one connection.
-After every step the keys are compared with a digest taken before, the counter must have gone on and never back, and
-the process ids inside must be the same.
+Everything is done through the command line, as a user would: a container with a real redis-server that holds 50,000
+keys, and a program beside it that increments a counter over one connection. After every step the keys are compared with
+a digest taken before, the counter must have gone on and never back, and the process ids inside must be the same.
 """
 
 import hashlib
 import json
-import os
-import shutil
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from migrate.demo.hosts import HERE, DemoFailed, Hosts
 from migrate.ui.text import duration, size
 
+CONTAINER = "web"
 KEYS = 50_000
 ROOTFS = Path("/var/cache/pymigrate/rootfs/redis")
-BUNDLE = "/var/lib/pymigrate/demo/web"
-SNAPSHOT = "/var/lib/pymigrate/demo/web.snapshot"
-LAB = "demo"
-STEP_TIMEOUT = 180.0
+BUNDLE = f"{HERE}/{CONTAINER}"
+SNAPSHOT = f"{HERE}/{CONTAINER}.snapshot"
+START_TIMEOUT = 60.0
 
 # Runs inside Redis for every tick: counts, and remembers the longest time between two ticks, in microseconds.
 _TICK = (
@@ -47,10 +43,6 @@ _LIST_PROCESSES = (
 )
 
 
-class DemoFailed(Exception):
-    """Something the demo checks did not hold."""
-
-
 @dataclass(frozen=True)
 class Seen:
     """What must survive: the keys' digest, the processes inside (pid and name), and how far the counter is."""
@@ -63,41 +55,45 @@ class Seen:
 class Demo:
     """The steps, each a call of the command line."""
 
-    def __init__(self) -> None:
-        self._env = {**os.environ, "PYMIGRATE_LAB": LAB}
+    def __init__(self, hosts: Hosts) -> None:
+        self._hosts, self._on = hosts, hosts.on
         self._start = time.monotonic()
 
     def run(self) -> None:
-        self._say("lab", "two hosts with a real sshd each, linked by a bridge")
-        self._local("lab", "down")
+        """Raises DemoFailed when anything does not hold; nothing of the demo is left in any case."""
+        if not ROOTFS.is_dir():
+            raise DemoFailed(f"{ROOTFS} is missing", remedy="run `make setup`, or vagrant/provision.sh --demo")
+        hosts = self._hosts
+        self._say("hosts", hosts.description)
         try:
-            self._local("lab", "up")
+            hosts.up()
             self._container()
             self._say("redis", f"setting {KEYS} keys")
             self._fill()
-            before = self._look("host1")
+            before = self._look(hosts.source)
             self._say("redis", f"digest {before.digest[:16]}..., counter at {before.counter}")
-            self._move("host1", "host2", before)
-            self._move("host2", "host1", self._look("host2"))
+            self._move(hosts.source, hosts.target, before)
+            self._move(hosts.target, hosts.source, self._look(hosts.target))
             self._snapshots()
         finally:
-            self._local("lab", "down")
+            hosts.down()
         self._say("done", "nothing was lost")
 
     def _container(self) -> None:
-        self._say("host1", "a container with redis-server and a program that counts in it")
-        self._on("host1", "mkdir", "-p", BUNDLE)
-        self._on("host1", "cp", "-a", str(ROOTFS), f"{BUNDLE}/rootfs")
-        self._on("host1", "pymigrate", "spec", "--bundle", BUNDLE)
-        config = json.loads(self._on("host1", "cat", f"{BUNDLE}/config.json"))
+        host = self._hosts.source
+        self._say(host, "a container with redis-server and a program that counts in it")
+        self._on(host, "mkdir", "-p", BUNDLE)
+        self._on(host, "cp", "-a", str(ROOTFS), f"{BUNDLE}/rootfs")
+        self._on(host, "pymigrate", "spec", "--bundle", BUNDLE)
+        config = json.loads(self._on(host, "cat", f"{BUNDLE}/config.json"))
         config["process"]["args"] = ["/bin/sh", "-c", _INIT]
-        config["hostname"] = "web"
-        self._on("host1", "tee", f"{BUNDLE}/config.json", stdin=json.dumps(config, indent=2))
-        self._on("host1", "pymigrate", "run", "--detach", "--bundle", BUNDLE, "web")
-        deadline = time.monotonic() + 30
-        while "ready" not in self._on("host1", "pymigrate", "logs", "web"):
+        config["hostname"] = CONTAINER
+        self._on(host, "tee", f"{BUNDLE}/config.json", stdin=json.dumps(config, indent=2))
+        self._on(host, "pymigrate", "run", "--detach", "--bundle", BUNDLE, CONTAINER)
+        deadline = time.monotonic() + START_TIMEOUT
+        while "ready" not in self._on(host, "pymigrate", "logs", CONTAINER):
             if time.monotonic() > deadline:
-                raise DemoFailed("redis-server did not start: " + self._on("host1", "pymigrate", "logs", "web"))
+                raise DemoFailed("redis-server did not start: " + self._on(host, "pymigrate", "logs", CONTAINER))
             time.sleep(0.1)
 
     def _fill(self) -> None:
@@ -105,26 +101,26 @@ class Demo:
         for number in range(KEYS):
             value = hashlib.sha256(str(number).encode()).hexdigest()
             lines.append(f"SET key:{number:05} {value}\r\n")
-        said = self._on("host1", "pymigrate", "exec", "web", "redis-cli", "--pipe", stdin="".join(lines))
+        said = self._on(self._hosts.source, "pymigrate", "exec", CONTAINER, "redis-cli", "--pipe", stdin="".join(lines))
         if f"errors: 0, replies: {KEYS}" not in said:
             raise DemoFailed(f"the keys could not be set: {said}")
 
     def _look(self, host: str) -> Seen:
         """Read back everything that must survive a move."""
         names = " ".join(f"key:{number:05}" for number in range(KEYS))
-        values = self._on(host, "pymigrate", "exec", "web", "redis-cli", stdin=f"MGET {names}\n")
+        values = self._on(host, "pymigrate", "exec", CONTAINER, "redis-cli", stdin=f"MGET {names}\n")
         if len(values.split()) != KEYS:
             raise DemoFailed(f"{host}: {len(values.split())} of {KEYS} keys are there")
         # The counting shell starts a short-lived usleep for each tick: what is seen only once is not meant.
         listings = [
-            set(self._on(host, "pymigrate", "exec", "web", "/bin/sh", "-c", _LIST_PROCESSES).splitlines())
+            set(self._on(host, "pymigrate", "exec", CONTAINER, "/bin/sh", "-c", _LIST_PROCESSES).splitlines())
             for _ in range(3)
         ]
         processes = tuple(sorted(set.intersection(*listings)))
         return Seen(hashlib.sha256(values.encode()).hexdigest(), processes, self._counter(host))
 
     def _counter(self, host: str) -> int:
-        return int(self._on(host, "pymigrate", "exec", "web", "redis-cli", "GET", "counter"))
+        return int(self._on(host, "pymigrate", "exec", CONTAINER, "redis-cli", "GET", "counter"))
 
     def _check(self, host: str, before: Seen, *, not_before: int) -> Seen:
         now = self._look(host)
@@ -142,66 +138,34 @@ class Demo:
 
     def _move(self, source: str, target: str, before: Seen) -> None:
         self._say("move", f"pymigrate move web {target}")
-        self._on(source, "pymigrate", "exec", "web", "redis-cli", "SET", "gap", "0")
-        lines = self._on(source, "pymigrate", "--json", "move", "web", target).splitlines()
+        self._on(source, "pymigrate", "exec", CONTAINER, "redis-cli", "SET", "gap", "0")
+        lines = self._on(source, "pymigrate", "--json", "move", CONTAINER, target).splitlines()
         report: dict[str, Any] = json.loads(lines[-1])
         for name, seconds in report["phases"].items():
             print(f"             {name:<14} {duration(seconds):>8}  {'#' * max(1, round(seconds * 60))}"[:100])
-        gap = int(float(self._on(target, "pymigrate", "exec", "web", "redis-cli", "GET", "gap"))) / 1e6
+        gap = int(float(self._on(target, "pymigrate", "exec", CONTAINER, "redis-cli", "GET", "gap"))) / 1e6
         self._say(
             "move",
             f"downtime {duration(report['downtime_s'])} (longest gap between two ticks inside: {duration(gap)}), "
             f"total {duration(report['total_s'])}, {size(report['bytes_sent'])} sent",
         )
-        if '"web"' in self._on(source, "pymigrate", "list", "--format", "json"):
+        if CONTAINER in self._on(source, "pymigrate", "list", "-q").split():
             raise DemoFailed(f"{source} still has the container")
         self._check(target, before, not_before=before.counter)
 
     def _snapshots(self) -> None:
         self._say("snapshot", f"pymigrate snapshot save web {SNAPSHOT}")
-        before = self._look("host1")
-        self._on("host1", "pymigrate", "snapshot", "save", "web", SNAPSHOT)
-        for line in self._on("host1", "pymigrate", "snapshot", "show", SNAPSHOT).splitlines():
+        host = self._hosts.source
+        before = self._look(host)
+        self._on(host, "pymigrate", "snapshot", "save", CONTAINER, SNAPSHOT)
+        for line in self._on(host, "pymigrate", "snapshot", "show", SNAPSHOT).splitlines():
             print(f"             {line}")
         for turn in ("first", "second"):
-            self._on("host1", "pymigrate", "delete", "--force", "web")
+            self._on(host, "pymigrate", "delete", "--force", CONTAINER)
             self._say("snapshot", f"container deleted; restoring it, {turn} time")
-            self._on("host1", "pymigrate", "snapshot", "restore", SNAPSHOT)
-            self._check("host1", before, not_before=before.counter)
-        self._on("host1", "pymigrate", "delete", "--force", "web")
-
-    def _on(self, host: str, *argv: str, stdin: str | None = None) -> str:
-        return self._local("lab", "exec", host, "--", *argv, stdin=stdin)
-
-    def _local(self, *argv: str, stdin: str | None = None) -> str:
-        command = [sys.executable, "-m", "migrate.cli", *argv]
-        try:
-            done = subprocess.run(
-                command, input=stdin or "", capture_output=True, text=True, env=self._env, timeout=STEP_TIMEOUT
-            )  # fmt: skip
-        except subprocess.TimeoutExpired:
-            raise DemoFailed(f"no end after {STEP_TIMEOUT:g} s: pymigrate {' '.join(argv)[:200]}") from None
-        if done.returncode != 0:
-            words = (done.stderr or done.stdout).strip()
-            raise DemoFailed(f"exit status {done.returncode}: pymigrate {' '.join(argv)[:200]}\n{words}")
-        return done.stdout
+            self._on(host, "pymigrate", "snapshot", "restore", SNAPSHOT)
+            self._check(host, before, not_before=before.counter)
+        self._on(host, "pymigrate", "delete", "--force", CONTAINER)
 
     def _say(self, what: str, text: str) -> None:
         print(f"{time.monotonic() - self._start:7.2f} s  {what:<9} {text}", flush=True)
-
-
-def main() -> int:
-    """Run the demo; 0 when everything it checks has held."""
-    if not ROOTFS.is_dir() or shutil.which("ip") is None:
-        print(f"{ROOTFS} is missing: run `make setup`", file=sys.stderr)
-        return 1
-    try:
-        Demo().run()
-    except DemoFailed as error:
-        print(f"demo failed: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

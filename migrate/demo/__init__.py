@@ -1,0 +1,1 @@
+"""`pymigrate demo`: the main job done once, before your eyes, with everything checked."""

@@ -1,21 +1,32 @@
 #!/usr/bin/env bash
-# Makes a Debian 12 or 13 machine ready: packages, a CRIU that works on its kernel, the root file systems of demo and
-# tests. The one provisioning script: used by the Makefile, by CI and by virtual machines. Root; can be repeated.
+# Makes a Debian 12 or 13 machine ready: packages, a CRIU that works on its kernel, pymigrate itself. The one
+# provisioning script: used by the Makefile, by CI and by virtual machines. Root; can be repeated, and needs no network
+# when there is nothing left to install.
 #
 #   provision.sh --peer   what a target needs: sshd, python3, criu, rsync
-#   provision.sh          that, and what a source needs
-#   provision.sh --dev    that, and .venv in the checkout with the tools of the tests
+#   provision.sh          that, and pymigrate in /opt/pymigrate/venv and /usr/local/bin
+#   provision.sh --demo   that, and the root file system that the demo runs
+#   provision.sh --dev    what make demo, make test and make test-vm need, with .venv in the checkout
+#
+# With --image before it: into the tree of a machine that is not running yet (it is called in a chroot), whose kernel
+# CRIU cannot be tried on.
 set -euo pipefail
 
 CRIU_VERSION=4.2.1
 CRIU_SHA256=29ec0ee09e296479fe7048c80980e8ef1d0684d0b0204c2b101dfea19f6725b9
 PREFIX=/opt/pymigrate
 CACHE=/var/cache/pymigrate/rootfs
+DIST_PYCRIU=/usr/lib/python3/dist-packages/pycriu/rpc_pb2.py
 PIPE_MAX_SIZE=$((32 << 20))
 BUILD_PACKAGES=(gcc make libbsd-dev libcap-dev libgnutls28-dev libnet1-dev libnftables-dev libnl-3-dev
     libprotobuf-c-dev libprotobuf-dev pkgconf protobuf-c-compiler protobuf-compiler uuid-dev xz-utils)
 
+# Building and running virtual machines (make-tree, make test-vm).
+VM_PACKAGES=(cpio debian-archive-keyring e2fsprogs kmod mmdebstrap qemu-system-x86 qemu-utils xz-utils zstd)
+
 top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+image=
+if [ "${1:-}" = --image ]; then image=yes; shift; fi
 mode=${1:-}
 scratch=
 policy=
@@ -33,7 +44,7 @@ trap cleanup EXIT
 need() {
     local package missing=()
     for package in "$@"; do
-        dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null | grep -qx installed || missing+=("$package")
+        is_installed "$package" || missing+=("$package")
     done
     if [ ${#missing[@]} -eq 0 ]; then return; fi
     say "installing ${missing[*]}"
@@ -48,6 +59,8 @@ need() {
     if [ -n "$policy" ]; then rm -f "$policy"; policy=; fi
 }
 
+is_installed() { dpkg-query -W -f '${db:Status-Status}' "$1" 2> /dev/null | grep -qx installed; }
+
 updated=
 apt_update() {
     if [ -z "$updated" ]; then apt-get -o DPkg::Lock::Timeout=300 update -qq; updated=yes; fi
@@ -61,11 +74,12 @@ install_criu() {
     if [ -x "$ours" ]; then
         if [ "$(cat "$PREFIX/criu.version" 2>/dev/null)" = "$CRIU_VERSION" ] && criu_works "$ours"; then return; fi
     elif [ ! -e "$PREFIX/criu.version" ]; then
-        apt_update
-        if apt-cache show criu > /dev/null 2>&1; then
+        is_installed criu || apt_update
+        if is_installed criu || apt-cache show criu > /dev/null 2>&1; then
             need criu
-            if apt-cache show python3-pycriu > /dev/null 2>&1; then need python3-pycriu; fi
-            if criu_works criu; then return; fi
+            # Debian 12's criu brings it along. A peer needs none: the agent carries the messages.
+            if [ "$mode" != --peer ] && [ ! -e "$DIST_PYCRIU" ]; then need python3-pycriu; fi
+            if [ -n "$image" ] || criu_works criu; then return; fi
             say "the distribution's criu does not work on this kernel"
         fi
     fi
@@ -169,6 +183,25 @@ missing_library() {
     done
 }
 
+# pymigrate as a user has it: a wheel of this checkout in a virtual environment of its own. pip's own settings hold.
+install_pymigrate() {
+    local pip=$PREFIX/venv/bin/pip
+    export PIP_QUIET=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+    need python3-venv
+    say "installing pymigrate in $PREFIX/venv"
+    [ -x "$pip" ] || /usr/bin/python3 -m venv "$PREFIX/venv"
+    scratch=$(mktemp -d)
+    mkdir "$scratch/src"   # a build leaves traces where it is done, and mixes them into the next one
+    (cd "$top" && cp -a README.md pyproject.toml criu_rpc migrate runtime "$scratch/src")
+    "$pip" wheel --no-deps -w "$scratch" "$scratch/src" || die "pip cannot build pymigrate"
+    "$pip" install "$scratch"/*.whl || die "pip cannot install what pymigrate needs"
+    # The same version with other contents counts as installed.
+    "$pip" install --no-index --no-deps --force-reinstall "$scratch"/*.whl || die "pip cannot install pymigrate"
+    ln -sf "$PREFIX/venv/bin/pymigrate" /usr/local/bin/pymigrate
+    rm -rf "$scratch"
+    scratch=
+}
+
 # The virtual environment of a checkout; made anew when pyproject.toml has changed.
 make_venv() {
     local venv=$top/.venv stamp
@@ -184,17 +217,21 @@ make_venv() {
 }
 
 [ "$(id -u)" = 0 ] || die "must be run as root"
-need ca-certificates iproute2 nftables openssh-client openssh-server python3 rsync
+case $mode in --peer | '' | --demo | --dev) ;; *) die "unknown option $mode: --peer, --demo, --dev or nothing" ;; esac
+need openssh-server python3 rsync
+if [ "$mode" != --peer ]; then need ca-certificates iproute2 nftables openssh-client; fi
 install_criu
-raise_pipe_size
+if [ -z "$image" ]; then raise_pipe_size; fi
 case $mode in
---peer) ;;
-'') ;;
---dev)
+--demo)
     need binutils
+    make_rootfs redis busybox-static redis-server redis-tools -- redis-server redis-cli
+    ;;
+--dev)
+    need binutils "${VM_PACKAGES[@]}"
     make_rootfs busybox busybox-static --
     make_rootfs redis busybox-static redis-server redis-tools -- redis-server redis-cli
     make_venv
     ;;
-*) die "unknown option $mode: --peer, --dev or nothing" ;;
 esac
+case $mode in '' | --demo) install_pymigrate ;; esac

@@ -39,7 +39,7 @@ wait
 
 _LIST_PROCESSES = (
     'for p in /proc/[0-9]*; do [ "$p" = /proc/$$ ] || '
-    "{ read -r name < $p/comm && echo ${p#/proc/} $name; }; done 2>/dev/null"
+    "{ read -r name < $p/comm && echo ${p#/proc/} $name; }; done 2>/dev/null; true"  # the last one may just have ended
 )
 
 

@@ -22,7 +22,7 @@ def data(payload: bytes, kind: FrameType = FrameType.DATA) -> bytes:
 def converse(lab: Lab, *frames: bytes) -> tuple[list[dict[str, Any]], int]:
     """Send frames and hang up; the agent's answers and its exit status."""
     done = subprocess.run(
-        lab.argv("host2", *AGENT), env=lab.env, input=b"".join(frames), capture_output=True, timeout=60
+        lab.argv("host2", *AGENT), env=lab.environment, input=b"".join(frames), capture_output=True, timeout=60
     )  # fmt: skip
     assert b"Traceback" not in done.stderr, done.stderr
     answers = [

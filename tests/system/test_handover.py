@@ -6,33 +6,24 @@ from typing import Any
 
 import pytest
 
+from tests.hosts import driver
 from tests.system.conftest import Lab
 from tests.system.test_move import assert_soon_clean, assert_still_here
 
-# Runs in host1 as `pymigrate move`; {body} is run where {where} has done its work or, with "before", is reached.
-DRIVER = """
-import os, signal, subprocess, sys
-from migrate import cli, departure, coordinator, incoming, peer
+_HELPERS = """
 def kill_agents():
-    agents = "tr '\\\\0' ' ' < $p/cmdline 2>/dev/null | grep -q 'run/pymigrate/[a]gent' && kill -9 ${{p#/proc/}}"
+    agents = "tr '\\\\0' ' ' < $p/cmdline 2>/dev/null | grep -q 'run/pymigrate/[a]gent' && kill -9 ${p#/proc/}"
     script = "for p in /proc/[0-9]*; do " + agents + "; done; true"
     subprocess.run(["ssh", "host2", script], check=True, stdin=subprocess.DEVNULL)
 def cut():
     subprocess.run(["ip", "link", "set", "eth0", "down"], check=True)
-owner, name = {where}
-original = getattr(owner, name)
-def replaced(self, *args, **kwargs):
-    {before}
-    result = original(self, *args, **kwargs)
-    {after}
-    return result
-setattr(owner, name, replaced)
-sys.exit(cli.main(["--json", "move", "web", "host2"]))
 """
 
 
 def driven_move(lab: Lab, where: str, *, before: str = "pass", after: str = "pass") -> tuple[int, dict[str, Any]]:
-    done = lab.on("host1", "python3", "-c", DRIVER.format(where=where, before=before, after=after), check=False)
+    """`pymigrate move web host2` with something done at one of its functions: its exit status and last event."""
+    program = driver(where, before=before, after=after, body=_HELPERS)
+    done = lab.on("host1", lab.python, "-c", program, check=False)
     assert "Traceback" not in done.stderr, done.stderr
     event: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return done.returncode, event
@@ -138,8 +129,7 @@ def test_coordinator_dies_right_after_the_point_of_no_return(lab: Lab) -> None:
     lab.run()
     start = lab.wait_count("host1", 1)
     done = lab.on(
-        "host1", "python3", "-c",
-        DRIVER.format(where="(departure.Departure, 'give_up')", before="os.kill(os.getpid(), 9)", after="pass"),
+        "host1", lab.python, "-c", driver("(departure.Departure, 'give_up')", before="os.kill(os.getpid(), 9)"),
         check=False,
     )  # fmt: skip
     assert done.returncode == 137
@@ -152,8 +142,7 @@ def test_coordinator_dies_after_the_source_has_given_up(lab: Lab) -> None:
     lab.run()
     start = lab.wait_count("host1", 1)
     done = lab.on(
-        "host1", "python3", "-c",
-        DRIVER.format(where="(departure.Departure, 'give_up')", before="pass", after="os.kill(os.getpid(), 9)"),
+        "host1", lab.python, "-c", driver("(departure.Departure, 'give_up')", after="os.kill(os.getpid(), 9)"),
         check=False,
     )  # fmt: skip
     assert done.returncode == 137

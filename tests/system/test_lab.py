@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.conftest import PYMIGRATE, Lab
+from tests.hosts import PYMIGRATE
+from tests.system.conftest import Lab
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def test_ssh_from_this_machine(lab: Lab, tmp_path: Path) -> None:
     (tmp_path / "config").write_text(lab.lab("ssh-config").stdout)
     done = subprocess.run(
         ["ssh", "-F", tmp_path / "config", "-o", "BatchMode=yes", "host2", "hostname"],
-        capture_output=True, text=True, timeout=30, env=lab.env, stdin=subprocess.DEVNULL,
+        capture_output=True, text=True, timeout=30, env=lab.environment, stdin=subprocess.DEVNULL,
     )  # fmt: skip
     assert done.stdout == "host2\n", done.stderr
 
@@ -73,7 +74,7 @@ def test_down_after_a_crash(own_lab: Lab, victim: str) -> None:
 
 
 def test_up_that_is_killed_leaves_nothing_after_down(own_lab: Lab) -> None:
-    process = subprocess.Popen([*PYMIGRATE, "lab", "up"], env=own_lab.env, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen([*PYMIGRATE, "lab", "up"], env=own_lab.environment, stdout=subprocess.DEVNULL)
     while process.poll() is None and not list(Path("/run/pymigrate/lab", own_lab.name).glob("host1/pid")):
         pass
     process.kill()

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.system.conftest import COUNT, PYMIGRATE, Lab
+from tests.hosts import COUNT, PYMIGRATE
+from tests.system.conftest import Lab
 
 
 def move(lab: Lab, *options: str, source: str = "host1", target: str = "host2") -> dict[str, Any]:
@@ -181,7 +182,7 @@ def test_target_lacks_a_program(lab: Lab, environment: str, code: int, words: st
 def _pid(lab: Lab, host: str) -> int:
     """The first process of a host, as this machine sees it."""
     argv = [*PYMIGRATE, "--json", "lab", "status"]
-    rows = json.loads(subprocess.run(argv, env=lab.env, capture_output=True, check=True).stdout)
+    rows = json.loads(subprocess.run(argv, env=lab.environment, capture_output=True, check=True).stdout)
     return next(int(row["pid"]) for row in rows if row["name"] == host)
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.conftest import PYMIGRATE, Local, write_bundle
+from tests.hosts import PYMIGRATE, write_bundle
+from tests.system.conftest import Local
 
 
 def run(pymigrate: Local, tmp_path: Path, script: str, **changes: object) -> "subprocess.CompletedProcess[str]":

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.system.conftest import COUNT, Local, write_bundle
+from tests.hosts import COUNT, write_bundle
+from tests.system.conftest import Local
 
 
 def rules(pymigrate: Local, *options: str) -> list[str]:

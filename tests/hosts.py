@@ -1,0 +1,122 @@
+"""host1 and host2 as tests see them, whatever they are made of: commands run in them, containers count in them."""
+
+import abc
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOTFS = Path("/var/cache/pymigrate/rootfs/busybox")
+COUNT = "i=0; while :; do i=$((i+1)); echo $i; usleep 20000; done"
+PYMIGRATE = [sys.executable, "-m", "migrate.cli"]
+
+# `pymigrate move web host2` with {body} defined before and something done at one function: {before} when it is reached,
+# {after} when it has done its work.
+_DRIVER = """
+import os, signal, subprocess, sys, time
+from migrate import cli, departure, coordinator, incoming, peer
+{body}
+owner, name = {where}
+original = getattr(owner, name)
+def replaced(self, *args, **kwargs):
+    {before}
+    result = original(self, *args, **kwargs)
+    {after}
+    return result
+setattr(owner, name, replaced)
+sys.exit(cli.main(["--json", "move", "web", "host2"]))
+"""
+
+
+def driver(where: str, *, before: str = "pass", after: str = "pass", body: str = "") -> str:
+    """A Python program for a source; `where` is an (owner, name) pair, as Python text."""
+    return _DRIVER.format(where=where, before=before, after=after, body=body)
+
+
+def write_bundle(bundle: Path, script: str, **changes: Any) -> None:
+    """A bundle of busybox that runs `script`; `changes` replace top-level fields of the default config.json."""
+    from runtime.default_spec import default_spec
+
+    bundle.mkdir(parents=True)
+    shutil.copytree(ROOTFS, bundle / "rootfs", symlinks=True)
+    config = default_spec() | changes
+    config["process"]["args"] = ["sh", "-c", script]
+    (bundle / "config.json").write_text(json.dumps(config))
+
+
+class Hosts(abc.ABC):
+    """Two hosts with a container or two."""
+
+    python = "python3"  # in a host that has pymigrate: the Python that it runs under
+    patience = 20.0  # seconds in which a container must have counted further
+    environment: dict[str, str]
+
+    @abc.abstractmethod
+    def argv(self, host: str, *argv: object) -> list[str]:
+        """The local command that runs a command in a host as root."""
+
+    @abc.abstractmethod
+    def put(self, host: str, directory: Path, place: str) -> None:
+        """Make a directory of this machine the directory `place` in a host."""
+
+    def on(
+        self, host: str, *argv: object, check: bool = True, timeout: float = 90
+    ) -> "subprocess.CompletedProcess[str]":
+        done = subprocess.run(
+            self.argv(host, *argv), env=self.environment, capture_output=True, text=True, timeout=timeout,
+            stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        assert not check or done.returncode == 0, (argv, done.stdout, done.stderr)
+        return done
+
+    def start(self, host: str, *argv: object) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            self.argv(host, *argv), env=self.environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def sh(self, host: str, script: str, check: bool = True) -> str:
+        return self.on(host, "sh", "-c", script, check=check).stdout
+
+    def ids(self, host: str) -> list[str]:
+        return self.on(host, "pymigrate", "list", "-q").stdout.split()
+
+    def state(self, host: str, container: str = "web") -> dict[str, Any]:
+        text = self.on(host, "cat", f"/run/opencontainer/containers/{container}/state.json").stdout
+        value: dict[str, Any] = json.loads(text)
+        return value
+
+    def count(self, host: str, container: str = "web") -> int:
+        """The last number that the counting container wrote."""
+        return int(self.on(host, "pymigrate", "logs", "--tail", "1", container).stdout)
+
+    def wait_count(self, host: str, beyond: int, container: str = "web") -> int:
+        """Wait until the container has counted beyond a number: it runs, and it did not begin again."""
+        deadline = time.monotonic() + self.patience
+        while time.monotonic() < deadline:
+            text = self.on(host, "pymigrate", "logs", "--tail", "1", container).stdout.strip()
+            if text and int(text) > beyond:
+                return int(text)
+        raise AssertionError(f"{container} at {host} does not count beyond {beyond}")
+
+    def run(self, host: str = "host1", container: str = "web", script: str = COUNT, **changes: Any) -> None:
+        """Start a container of a bundle that lies on this host alone."""
+        with tempfile.TemporaryDirectory() as directory:
+            write_bundle(Path(directory, container), script, **changes)
+            self.put(host, Path(directory, container), f"/var/lib/pymigrate/test/{container}")
+        self.on(host, "pymigrate", "run", "-d", "-b", f"/var/lib/pymigrate/test/{container}", container)
+
+    def leftovers(self, host: str) -> str:
+        """What a move may have left at a host: containers, monitors, agents, criu, images, cgroups."""
+        return self.sh(
+            host,
+            "ls -A /run/opencontainer/containers 2>/dev/null; ls -A /var/lib/pymigrate/incoming 2>/dev/null; "
+            "ls -A /var/lib/pymigrate/bundles 2>/dev/null; "
+            "for p in /proc/[0-9]*; do tr '\\0' ' ' < $p/cmdline 2>/dev/null | grep -E 'runtime.shim|agent-.*pyz|criu' "
+            "| grep -v grep; done; find /sys/fs/cgroup -path '*/pymigrate/*' -type d",
+            check=False,
+        )

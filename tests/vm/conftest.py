@@ -1,0 +1,29 @@
+"""Two virtual machines for the whole session; $DEBIAN chooses what runs in them (13, or 12)."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.vm import images
+from tests.vm.machines import AGENT, Machines
+
+
+@pytest.fixture(scope="session")
+def machines_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
+    machines = Machines(images.build(os.environ.get("DEBIAN", "13")), tmp_path_factory.mktemp("vm"))
+    try:
+        machines.up()
+        yield machines
+    finally:
+        machines.down()
+
+
+@pytest.fixture
+def machines(machines_session: Machines) -> Iterator[Machines]:
+    """Both machines, on, without containers and what moves leave for the next one."""
+    yield machines_session
+    machines_session.up()
+    clean = "for i in $(%s list -q); do %s delete -f $i; done; rm -rf /var/lib/pymigrate/* /run/opencontainer"
+    machines_session.sh("host1", clean % ("pymigrate", "pymigrate"))
+    machines_session.sh("host2", f"[ ! -e {AGENT} ] || {{ {clean % ((f'python3 {AGENT}',) * 2)}; }}")

@@ -37,7 +37,8 @@ def login(host: str) -> paramiko.SSHClient:
     address, port = options.get("hostname", name), _port(name, options)
     user = user or options.get("user") or getpass.getuser()
     timeout = float(options["connecttimeout"]) if options.get("connecttimeout", "").isdigit() else CONNECT_TIMEOUT
-    key_name = options.get("hostkeyalias") or address
+    # As ssh does it: an alias stands for host and port.
+    key_name = options.get("hostkeyalias") or (address if port == 22 else f"[{address}]:{port}")
     client = paramiko.SSHClient()
     for path in _known_hosts_files(options):
         with contextlib.suppress(FileNotFoundError):
@@ -47,7 +48,6 @@ def login(host: str) -> paramiko.SSHClient:
     try:
         client.connect(
             key_name,
-            port=port,
             username=user,
             key_filename=options.get("identityfile"),
             look_for_keys=options.get("identitiesonly", "no") != "yes",
@@ -61,7 +61,7 @@ def login(host: str) -> paramiko.SSHClient:
     except BaseException as error:
         client.close()
         sock.close()
-        _explain(host, user, key_name if port == 22 else f"[{key_name}]:{port}", error)
+        _explain(host, user, key_name, error)
     transport = client.get_transport()
     if transport is not None:
         transport.set_keepalive(KEEPALIVE)

@@ -76,9 +76,12 @@ class Cgroup:
             if directory is None:
                 raise ContainerError(f"linux.resources.{field}: this host has no {controller or 'version 2'} cgroup")
             try:
-                Path(directory, file).write_text(value)
+                _write(os.path.join(directory, file), value)
             except FileNotFoundError:
-                raise ContainerError(f"linux.resources.{field}: this kernel has no {file}") from None
+                raise ContainerError(
+                    f"linux.resources.{field}: there is no {file} in {directory}",
+                    remedy="the kernel lacks that controller, or (version 2) it is not delegated to that cgroup",
+                ) from None
             except OSError as error:
                 raise ContainerError(
                     f"linux.resources.{field}: cannot write {value!r} to {file}: {error.strerror}"
@@ -146,9 +149,18 @@ class Cgroup:
                     parent.rmdir()
 
 
+def _write(path: str, value: str) -> None:
+    """Unlike a plain open() this does not ask for the file to be made, which the kernel answers with EACCES."""
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, value.encode())
+    finally:
+        os.close(fd)
+
+
 def _move_in(directory: str, pid: int) -> None:
     try:
-        Path(directory, "cgroup.procs").write_text(str(pid))
+        _write(os.path.join(directory, "cgroup.procs"), str(pid))
     except OSError as error:
         raise ContainerError(f"{directory}: cannot take process {pid}: {error.strerror}") from None
 

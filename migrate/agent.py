@@ -85,6 +85,8 @@ class Agent:
                 from migrate.hostfacts import FactsQuery, gather
 
                 return gather(FactsQuery.from_json(call.query)).to_json()
+            case protocol.Discard():
+                return self._move().discard(call.migrations)
             case protocol.OpenBundle():
                 return self._move().open_bundle(call)
             case protocol.BundleSent():

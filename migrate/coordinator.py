@@ -7,6 +7,7 @@ that fails too it is in doubt: both sides keep what they have, and `pymigrate re
 
 import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,8 @@ class Coordinator:
         """Bundle and root file system to the target, and everything made ready there."""
         log.record(Phase.SEED)
         self._say(Phase.SEED, "root file system")
+        if uncleaned := list(_uncleaned(self._wanted.host)):
+            peer.call(protocol.Discard(uncleaned), FINGERPRINT_TIMEOUT)
         config = (Path(state.bundle) / "config.json").read_text()
         hints = [state.bundle, *state.bundle_hints]
         place = peer.call(
@@ -187,18 +190,14 @@ class Coordinator:
     def _roll_back(self, log: Journal, state: State, peer: Peer, criu_log: bytes, error: BaseException) -> None:
         """The container already runs here again (its dump session is closed); clean the target and say so."""
         cleaned = clean_target(peer, self._wanted.host, str(self._store.root), self._migration)
-        log.record(Phase.ABORTED, reason=str(error))
+        log.record(Phase.ABORTED, reason=str(error), cleaned=cleaned)
         saved = save_log(criu_log, self._migration)
         alive = checkpoint.is_running(state)
         where = f"it runs here, at {self._source}, as before" if alive else f"it has ended here, at {self._source}"
         remedy = getattr(error, "remedy", None)
         notes = [remedy] if remedy else []
         notes += [f"CRIU's log: {saved}"] if saved else []
-        notes += (
-            []
-            if cleaned
-            else [f"{self._wanted.host} could not be cleaned: its images are in incoming/{self._migration}"]
-        )
+        notes += [] if cleaned else [f"{self._wanted.host} could not be cleaned: the next move to it does that"]
         failed = RolledBack(
             f"container {state.id} was not moved, {where}: {error or type(error).__name__}",
             cause=error, remedy="\n".join(notes) or None,
@@ -212,6 +211,14 @@ class Coordinator:
 
     def _say(self, phase: Phase, text: str) -> None:
         self._monitor.emit(PhaseStarted(phase, text))
+
+
+def _uncleaned(host: str) -> Iterator[str]:
+    """Moves to `host` that were aborted here when it could not be told."""
+    for entry in journal.entries():
+        aborted = (entry.role, entry.target, entry.phase) == ("source", host, Phase.ABORTED)
+        if aborted and entry.fields.get("cleaned") is False:
+            yield entry.migration
 
 
 def _hints(state: State, place: dict[str, Any]) -> list[str]:

@@ -22,11 +22,12 @@ from migrate.errors import DeadlineExceeded, MigrateError, ProtocolError, Target
 from migrate.files import fingerprint
 from migrate.hostfacts import DATA
 from migrate.journal import Journal
-from migrate.phases import Phase
+from migrate.phases import FINAL, Phase
 from migrate.protocol import OpenBundle, Prepare
 from migrate.reception import ReceivedImages, ReceivedPages
 from runtime import processes, spec
 from runtime.checkpoint import RestorePlan, Restoring
+from runtime.errors import ContainerError
 from runtime.state import State, Store, check_id
 
 RESTORE_TIMEOUT = 120.0
@@ -215,6 +216,15 @@ class Incoming:
         self._restoring = self._begin_restore(self._bundle, entry.fields["plan"])
         self._restoring.restore(RESTORE_TIMEOUT)
         return {"workload": "TARGET", **self.resume()}
+
+    def discard(self, migrations: list[str]) -> dict[str, Any]:
+        """Remove what is left of moves that their source has aborted while this host was dead or cut off."""
+        for migration in migrations:
+            entry = journal.load(migration)
+            if entry is not None and entry.role == "target" and entry.phase not in FINAL:
+                with contextlib.suppress(MigrateError, ContainerError, OSError):
+                    type(self)(Store(Path(entry.fields["root"]))).settle(migration, "abort")
+        return {}
 
     def _confirm(self, state: State) -> State:
         """The container was let run: say so in the journal; the images are of no use any more."""

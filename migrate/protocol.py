@@ -135,6 +135,17 @@ class OpenBundle:
 
 
 @dataclass(frozen=True)
+class Discard:
+    """The source has aborted these moves without being able to say so: the target removes what it has of them."""
+
+    migrations: list[str]
+
+    def __post_init__(self) -> None:
+        for migration in self.migrations:
+            check_migration_id(migration)
+
+
+@dataclass(frozen=True)
 class BundleSent:
     """rsync is done: the target checks the fingerprint of what it has now."""
 
@@ -222,6 +233,7 @@ class Settle:
 Call = (
     Hello
     | Facts
+    | Discard
     | OpenBundle
     | BundleSent
     | Prepare

@@ -54,6 +54,7 @@ def test_stream_that_stops_inside_a_frame_shows() -> None:
 CALLS: list[protocol.Call] = [
     protocol.Hello(1, "/run/x"),
     protocol.Facts({"a": [1]}),
+    protocol.Discard([MIGRATION]),
     protocol.OpenBundle(MIGRATION, "host1", "web", "{}", DIGEST, ["/srv/web"]),
     protocol.BundleSent(DIGEST),
     protocol.Prepare({"annotations": {}}, ["", "pipe:[1]", "pipe:[2]"]),

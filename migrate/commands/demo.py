@@ -8,11 +8,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "host", nargs="?",
         help="another host with pymigrate; the roots can `ssh` to each other (default: two lab hosts on this machine)",
     )  # fmt: skip
+    parser.add_argument(
+        "--start", action="store_true",
+        help="only start the container web on this host and leave it, to be moved by hand",
+    )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
-    from migrate.demo.hosts import LabHosts, RealHosts
+    from migrate.demo.hosts import LabHosts, RealHosts, ThisHost
     from migrate.demo.redis import CONTAINER, Demo
+    from migrate.errors import UsageError
 
-    Demo(RealHosts(args.host, CONTAINER) if args.host else LabHosts()).run()
+    if args.start:
+        if args.host:
+            raise UsageError("--start is for this host: name no other")
+        Demo(ThisHost(CONTAINER)).start()
+    else:
+        Demo(RealHosts(args.host, CONTAINER) if args.host else LabHosts()).run()
     return 0

@@ -72,30 +72,32 @@ class LabHosts:
         return _run([*_PYMIGRATE, "lab", *argv], shlex.join(["lab", *argv]), stdin, self._environment)
 
 
-class RealHosts:
-    """This machine, and one that has pymigrate too: the demo comes back from there."""
+class ThisHost:
+    """This machine alone, which is both source and target."""
 
-    def __init__(self, target: str, container: str) -> None:
-        self.source, self.target, self._container = socket.gethostname(), target, container
-        self.description = f"{self.source} and {target}"
+    def __init__(self, container: str) -> None:
+        self.source = self.target = self.description = socket.gethostname()
+        self._container = container
         self._started = False
 
     def up(self) -> None:
-        for host, other in ((self.target, self.source), (self.source, self.target)):
+        for host in self._each():
             if self._container in self.on(host, "pymigrate", "list", "-q").split():
                 raise DemoFailed(f"{host} has a container {self._container} already", remedy="delete or rename it")
-            self.on(host, "ssh", "-o", "BatchMode=yes", other, "true")
-        self._remove_files()  # what a crash may have left
+        self._remove_files()  # what an earlier one may have left
         self._started = True
 
     def down(self) -> None:
         if self._started:
-            for host in (self.source, self.target):
+            for host in self._each():
                 self.on(host, "pymigrate", "delete", "--force", self._container)
             self._remove_files()
 
+    def _each(self) -> list[str]:
+        return list(dict.fromkeys((self.source, self.target)))
+
     def _remove_files(self) -> None:
-        for host in (self.source, self.target):
+        for host in self._each():
             self.on(host, "rm", "-rf", HERE, f"/var/lib/pymigrate/bundles/{self._container}")
 
     def on(self, host: str, *argv: str, stdin: str = "") -> str:
@@ -104,3 +106,16 @@ class RealHosts:
         else:
             command = ["ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", host, "--", shlex.join(argv)]
         return _run(command, f"{host}: {shlex.join(argv)}", stdin)
+
+
+class RealHosts(ThisHost):
+    """This machine, and one that has pymigrate too: the demo comes back from there."""
+
+    def __init__(self, target: str, container: str) -> None:
+        super().__init__(container)
+        self.target, self.description = target, f"{self.source} and {target}"
+
+    def up(self) -> None:
+        for host, other in ((self.source, self.target), (self.target, self.source)):
+            self.on(host, "ssh", "-o", "BatchMode=yes", other, "true")
+        super().up()

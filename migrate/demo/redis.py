@@ -60,16 +60,10 @@ class Demo:
         self._start = time.monotonic()
 
     def run(self) -> None:
-        """Raises DemoFailed when anything does not hold; nothing of the demo is left in any case."""
-        if not ROOTFS.is_dir():
-            raise DemoFailed(f"{ROOTFS} is missing", remedy="run `make setup`, or vagrant/provision.sh --demo")
+        """All of it. Raises DemoFailed when anything does not hold; nothing of the demo is left in any case."""
         hosts = self._hosts
-        self._say("hosts", hosts.description)
         try:
-            hosts.up()
-            self._container()
-            self._say("redis", f"setting {KEYS} keys")
-            self._fill()
+            self._begin()
             before = self._look(hosts.source)
             self._say("redis", f"digest {before.digest[:16]}..., counter at {before.counter}")
             self._move(hosts.source, hosts.target, before)
@@ -78,6 +72,20 @@ class Demo:
         finally:
             hosts.down()
         self._say("done", "nothing was lost")
+
+    def start(self) -> None:
+        """Only the container, with its keys set, counting; it stays. Raises DemoFailed."""
+        self._begin()
+        self._say("done", f"try: pymigrate move {CONTAINER} HOST; pymigrate exec {CONTAINER} redis-cli GET counter")
+
+    def _begin(self) -> None:
+        if not ROOTFS.is_dir():
+            raise DemoFailed(f"{ROOTFS} is missing", remedy="run `make setup`, or vagrant/provision.sh --demo")
+        self._say("hosts", self._hosts.description)
+        self._hosts.up()
+        self._container()
+        self._say("redis", f"setting {KEYS} keys")
+        self._fill()
 
     def _container(self) -> None:
         host = self._hosts.source

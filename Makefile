@@ -5,12 +5,16 @@ PYTHON := .venv/bin/python
 help:
 	@echo "make demo    set up this machine and move a Redis between two hosts on it"
 	@echo "make test    set up this machine, check the code and run the tests"
+	@echo "make test-vm only the tests between two virtual machines; DEBIAN=12 for Debian 12 in them"
 	@echo "make lint    only check the code"
 	@echo "make setup   only set up this machine"
 	@echo "make clean   remove what was made in this directory"
 
 setup:
 	@vagrant/provision.sh --dev
+
+setup-vm:
+	@vagrant/provision.sh --vm
 
 demo: setup
 	@.venv/bin/pymigrate demo
@@ -19,12 +23,16 @@ lint: setup
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
+	shellcheck --exclude SC2016 .ci/run vagrant/provision.sh vagrant/pair vagrant/make-tree vagrant/make-box vagrant/demo.sh
 
-test: lint
+test: setup-vm lint
 	$(PYTHON) -m pytest -q
+
+test-vm: setup-vm
+	$(PYTHON) -m pytest -q -m vm
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: help setup demo lint test clean
+.PHONY: help setup setup-vm demo lint test test-vm clean

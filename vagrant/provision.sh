@@ -6,7 +6,8 @@
 #   provision.sh --peer   what a target needs: sshd, python3, criu, rsync
 #   provision.sh          that, and pymigrate in /opt/pymigrate/venv and /usr/local/bin
 #   provision.sh --demo   that, and the root file system that the demo runs
-#   provision.sh --dev    what make demo, make test and make test-vm need, with .venv in the checkout
+#   provision.sh --dev    what `make demo` and `make lint` need, with .venv in the checkout
+#   provision.sh --vm     that, and what `make test`, `make test-vm` and make-box need to build and run virtual machines
 #
 # With --image before it: into the tree of a machine that is not running yet (it is called in a chroot), whose kernel
 # CRIU cannot be tried on.
@@ -211,13 +212,16 @@ make_venv() {
     say "making $venv"
     rm -rf "$venv"
     /usr/bin/python3 -m venv "$venv"
-    "$venv/bin/pip" install -q --disable-pip-version-check -e "$top[dev]" 2>&1 | grep -v '^WARNING: Location' || true
+    "$venv/bin/pip" install -q --disable-pip-version-check -e "${top}[dev]" 2>&1 | grep -v '^WARNING: Location' || true
     "$venv/bin/python" -c 'import migrate.cli, google.protobuf, paramiko, rich, pytest' || die "pip could not install what pyproject.toml names"
     echo "$stamp" > "$venv/stamp"
 }
 
 [ "$(id -u)" = 0 ] || die "must be run as root"
-case $mode in --peer | '' | --demo | --dev) ;; *) die "unknown option $mode: --peer, --demo, --dev or nothing" ;; esac
+case $mode in
+--peer | '' | --demo | --dev | --vm) ;;
+*) die "unknown option $mode: --peer, --demo, --dev, --vm or nothing" ;;
+esac
 need openssh-server python3 rsync
 if [ "$mode" != --peer ]; then need ca-certificates iproute2 nftables openssh-client; fi
 install_criu
@@ -227,8 +231,9 @@ case $mode in
     need binutils
     make_rootfs redis busybox-static redis-server redis-tools -- redis-server redis-cli
     ;;
---dev)
-    need binutils "${VM_PACKAGES[@]}"
+--dev | --vm)
+    need binutils shellcheck
+    if [ "$mode" = --vm ]; then need "${VM_PACKAGES[@]}"; fi
     make_rootfs busybox busybox-static --
     make_rootfs redis busybox-static redis-server redis-tools -- redis-server redis-cli
     make_venv

@@ -73,9 +73,9 @@ class Hosts(abc.ABC):
         assert not check or done.returncode == 0, (argv, done.stdout, done.stderr)
         return done
 
-    def start(self, host: str, *argv: object) -> "subprocess.Popen[str]":
+    def start(self, host: str, *argv: object, stdin: int = subprocess.DEVNULL) -> "subprocess.Popen[str]":
         return subprocess.Popen(
-            self.argv(host, *argv), env=self.environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            self.argv(host, *argv), env=self.environment, stdin=stdin, stdout=subprocess.PIPE,
             stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
 

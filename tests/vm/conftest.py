@@ -20,6 +20,17 @@ def machines_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machi
 
 
 @pytest.fixture
+def pymigrate_on_both(machines: Machines) -> Iterator[Machines]:
+    """host2 has what host1 has, for moves that start there; it is bare again afterwards."""
+    pycriu = "/usr/lib/python3/dist-packages/pycriu"
+    machines.sh("host1", f"rsync -a /opt/pymigrate host2:/opt/ && rsync -a {pycriu} host2:{pycriu}.of-host1")
+    install = "ln -s /opt/pymigrate/venv/bin/pymigrate /usr/local/bin/; [ -e {0} ] || mv {0}.of-host1 {0}"
+    machines.sh("host2", install.format(pycriu))
+    yield machines
+    machines.sh("host2", "rm -rf /opt/pymigrate /usr/local/bin/pymigrate")
+
+
+@pytest.fixture
 def machines(machines_session: Machines) -> Iterator[Machines]:
     """Both machines, on, without containers and what moves leave for the next one."""
     yield machines_session

@@ -118,7 +118,6 @@ def _settle_in(root: Path, name: str, keys: Path) -> None:
         path = root / "etc/systemd/network" / file_name
         path.write_text(text.format(address=ADDRESSES[name]))
         path.chmod(0o644)
-    _run("chroot", root, "systemctl", "--quiet", "enable", "systemd-networkd.service", "ssh.service")
 
 
 def _install(root: Path) -> None:

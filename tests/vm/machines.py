@@ -139,7 +139,8 @@ class Machine:
         raise MachineError(f"{self.name}: QEMU's monitor does not answer")
 
     def wait(self) -> None:
-        """Wait until it can be logged in to, and keep that connection for all commands."""
+        """Wait until it can be logged in to, and keep that connection, made anew, for all commands."""
+        self._hang_up()
         null = subprocess.DEVNULL
         deadline = time.monotonic() + BOOT_TIMEOUT
         while time.monotonic() < deadline:
@@ -177,6 +178,9 @@ class Machine:
             self._qemu.kill()
             self._qemu.wait()
             self._qemu = None
+        self._hang_up()
+
+    def _hang_up(self) -> None:
         if self._file("ssh").exists():
             _command(*self._ssh("-O", "exit"), check=False)
 

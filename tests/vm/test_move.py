@@ -4,7 +4,8 @@ import json
 from typing import Any
 
 from runtime.default_spec import default_spec
-from tests.vm.machines import Machines
+from tests.hosts import COUNT
+from tests.vm.machines import AGENT, Machines
 
 
 def move(machines: Machines, *, target: str = "host2") -> dict[str, Any]:
@@ -47,3 +48,72 @@ def test_limits_hold_in_a_systemd_slice(machines: Machines) -> None:
     inside = machines.on("host2", "pymigrate", "exec", "web", "cat", "/proc/1/cgroup", "/sys/fs/cgroup/memory.max")
     assert inside.stdout.split() == ["0::/", str(100 << 20)]
     assert machines.sh("host1", "find /sys/fs/cgroup -name 'web*'") == ""
+
+
+# A host inside a unit of host2's: cgroup namespace and cgroup mount of its own, and an sshd to come in by.
+_INNER_HOST = """
+systemd-run --quiet --unit inner --property Delegate=yes --property KillMode=process unshare --cgroup --mount sh -c '
+    mount -t cgroup2 cgroup2 /sys/fs/cgroup
+    mkdir /sys/fs/cgroup/init
+    echo 0 > /sys/fs/cgroup/init/cgroup.procs
+    exec /usr/sbin/sshd -D -p 2222'
+"""
+
+
+def test_the_cgroup_lies_elsewhere_at_the_target(machines: Machines) -> None:
+    """The target's cgroups begin in a unit of its systemd: another path there, the same view from inside."""
+    machines.run(linux=linux("/workloads/web", pids={"limit": 77}))
+    machines.sh("host2", _INNER_HOST)
+    machines.sh(
+        "host1",
+        "printf 'Host inner\\nHostName host2\\nPort 2222\\nHostKeyAlias host2\\n' > ~/.ssh/config; "
+        "for i in $(seq 100); do ssh inner true && exit; sleep 0.2; done; exit 1",
+    )
+    try:
+        before = machines.wait_count("host1", 1)
+        move(machines, target="inner")
+        machines.wait_count("host2", before)
+        pid = machines.state("host2")["pid"]
+        real = machines.on("host2", "cat", f"/proc/{pid}/cgroup").stdout
+        assert real == "0::/system.slice/inner.service/workloads/web\n"
+        on_inner = f"ssh inner python3 {AGENT}"
+        inside = machines.sh("host1", f"{on_inner} exec web cat /proc/1/cgroup /sys/fs/cgroup/pids.max")
+        assert inside.split() == ["0::/", "77"]
+        machines.sh("host1", f"{on_inner} delete --force web")
+    finally:
+        machines.sh("host2", "systemctl stop inner", check=False)
+        machines.sh("host1", "rm ~/.ssh/config")
+
+
+def test_processes_of_other_users(machines: Machines) -> None:
+    """An init of uid 1000 that has supplementary groups; below a root's, a process of uid 33 that listens."""
+    process = default_spec()["process"]
+    user = {"uid": 1000, "gid": 1000, "additionalGids": [2000, 2001]}
+    machines.run(container="user", process=process | {"user": user})
+    capabilities = [*process["capabilities"]["bounding"], "CAP_SETUID", "CAP_SETGID"]
+    process["capabilities"] = dict.fromkeys(process["capabilities"], capabilities)
+    machines.run(process=process, script=f"httpd -f -u 33:34 -p 127.0.0.1:8033 & {COUNT}")
+    look = "grep -hE '^(Name|Uid|Gid|Groups|Cap)' /proc/{}/status"
+    looks = {"user": look.format("1"), "web": look.format("[12]")}
+    seen = {}
+    for name in looks:
+        before = machines.wait_count("host1", 1, name)
+        seen[name] = machines.on("host1", "pymigrate", "exec", name, "sh", "-c", looks[name]).stdout
+        machines.on("host1", "pymigrate", "move", name, "host2", timeout=300)
+        machines.wait_count("host2", before, name)
+    assert "Uid:\t1000\t1000\t1000\t1000\n" in seen["user"]
+    assert "Groups:\t2000 2001" in seen["user"]
+    assert "Uid:\t33\t33\t33\t33\nGid:\t34\t34\t34\t34\n" in seen["web"]
+    for name, there in seen.items():
+        assert machines.on("host2", "pymigrate", "exec", name, "sh", "-c", looks[name]).stdout == there
+
+
+def test_the_container_outlives_the_unit_it_came_in_by(machines: Machines) -> None:
+    """All of sshd's unit is killed, log-in sessions and the agent's children included: the container writes on."""
+    machines.run()
+    before = machines.wait_count("host1", 1)
+    move(machines)
+    after = machines.wait_count("host2", before)
+    machines.sh("host2", "systemctl kill --kill-whom=all --signal=KILL ssh.service", check=False)
+    machines["host2"].wait()
+    machines.wait_count("host2", after)

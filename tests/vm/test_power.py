@@ -1,0 +1,77 @@
+"""A machine loses its power in the middle of things: there is exactly one container afterwards."""
+
+import json
+import subprocess
+
+from tests.hosts import driver
+from tests.vm.machines import Machines
+
+_HOLD = """
+def hold():
+    print("held", flush=True)
+    sys.stdin.readline()
+"""
+
+
+def held_move(machines: Machines, where: str) -> "subprocess.Popen[str]":
+    """A move that stops where a function has done its work, until a line is written to it."""
+    program = driver(where, after="hold()", body=_HOLD)
+    running = machines.start("host1", machines.python, "-c", program, stdin=subprocess.PIPE)
+    assert running.stdout is not None
+    for line in running.stdout:
+        if line == "held\n":
+            return running
+    raise AssertionError(running.communicate())
+
+
+def assert_nothing_twice(machines: Machines, host: str) -> None:
+    numbers = [int(line) for line in machines.on(host, "pymigrate", "logs", "web").stdout.split()]
+    assert numbers == sorted(set(numbers))
+
+
+def test_source_loses_power_after_the_move(machines: Machines) -> None:
+    machines.run()
+    before = machines.wait_count("host1", 1)
+    machines.on("host1", "pymigrate", "move", "web", "host2")
+    machines["host1"].power_off()
+    after = machines.wait_count("host2", before)
+    machines.up()
+    assert machines.ids("host1") == []
+    assert "resumed" in machines.on("host1", "pymigrate", "migrations").stdout
+    machines.wait_count("host2", after)
+
+
+def test_source_loses_power_when_it_has_given_the_container_up(machines: Machines) -> None:
+    """Killed here by decision, not yet resumed there: the decision is on the disk, and `recover` carries it out."""
+    machines.run()
+    before = machines.wait_count("host1", 1)
+    move = held_move(machines, "(departure.Departure, 'give_up')")
+    machines["host1"].power_off()
+    move.communicate()
+    machines.up()
+    assert machines.ids("host1") == []
+    machines.on("host1", "pymigrate", "recover", "web", timeout=300)
+    machines.wait_count("host2", before)
+    assert_nothing_twice(machines, "host2")
+    assert machines.sh("host2", "ls -A /var/lib/pymigrate/incoming") == ""
+
+
+def test_target_loses_power_before_the_point_of_no_return(machines: Machines) -> None:
+    """The source waits for a restore that never ends: it goes on as if nothing had happened."""
+    machines.run()
+    before = machines.wait_count("host1", 1)
+    move = held_move(machines, "(departure.Departure, 'send_images')")
+    machines["host2"].power_off()
+    out, errors = move.communicate("go on\n", timeout=300)
+    assert "Traceback" not in errors
+    event = json.loads(out.splitlines()[-1])
+    assert (move.returncode, event["workload"]) == (10, "SOURCE"), event
+    after = machines.wait_count("host1", before)
+    numbers = [int(line) for line in machines.on("host1", "pymigrate", "logs", "web").stdout.split()]
+    assert numbers == list(range(1, numbers[-1] + 1))
+    # What the dead machine had on its disk does not stand in the way of the next try, and goes with it.
+    machines.up()
+    assert machines.sh("host2", "ls -A /var/lib/pymigrate/incoming") != ""
+    machines.on("host1", "pymigrate", "move", "web", "host2", timeout=300)
+    machines.wait_count("host2", after)
+    assert machines.sh("host2", "ls -A /var/lib/pymigrate/incoming") == ""

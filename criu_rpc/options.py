@@ -74,9 +74,9 @@ class DumpOptions(_Common):
     def fill(self, opts: Any) -> None:
         super().fill(opts)
         opts.pid = self.pid
-        opts.leave_running = self.leave_running
-        opts.leave_stopped = self.leave_stopped
-        opts.track_mem = self.track_mem
+        for name in ("leave_running", "leave_stopped", "track_mem"):
+            if getattr(self, name):  # criu 3.17 does not know all of them: only what is wanted is asked for
+                setattr(opts, name, True)
         if self.parent_img is not None:
             opts.parent_img = self.parent_img
         if self.page_server_fd is not None:

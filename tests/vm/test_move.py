@@ -23,14 +23,28 @@ def linux(cgroups_path: str, **resources: Any) -> dict[str, Any]:
     return section
 
 
-def test_the_target_is_bare(machines: Machines) -> None:
-    """What the other tests rest on: nothing of ours is installed at host2, and nothing that only helps."""
+def test_a_bare_target_can_look_after_what_comes(machines: Machines) -> None:
+    """Nothing of ours is installed at host2, nor what only helps; yet whoever logs in there has the verbs."""
     found = machines.sh(
         "host2", "command -v pymigrate pip3 ip nft runc; python3 -c 'import google.protobuf'", check=False
     )
     assert found == ""
-    assert "systemd" in machines.sh("host2", "cat /proc/1/comm")
-    assert machines.sh("host1", "stat -f -c %T /sys/fs/cgroup; stat -f -c %T /run").split() == ["cgroup2fs", "tmpfs"]
+    assert machines.sh("host2", "cat /proc/1/comm") == "systemd\n"
+    assert machines.sh("host1", "stat -f -c %T /sys/fs/cgroup") == "cgroup2fs\n"
+    machines.run()
+    before = machines.wait_count("host1", 1)
+    move(machines)
+    assert machines.ids("host2") == ["web"]
+    assert machines.on("host2", "pymigrate", "exec", "web", "echo", "here").stdout == "here\n"
+    machines.on("host2", "pymigrate", "snapshot", "save", "--stop", "web", "/root/web.snapshot")
+    machines.on("host2", "pymigrate", "delete", "web")
+    machines.on("host2", "pymigrate", "snapshot", "restore", "/root/web.snapshot")
+    machines.sh("host2", "rm -rf /root/web.snapshot")
+    machines.wait_count("host2", before)
+    back = machines.on("host2", "pymigrate", "move", "web", "host1", check=False)
+    assert back.returncode == 1
+    assert "Python module paramiko, which is not installed" in back.stderr
+    assert "Traceback" not in back.stderr
 
 
 def test_limits_hold_in_a_systemd_slice(machines: Machines) -> None:
@@ -53,6 +67,7 @@ def test_limits_hold_in_a_systemd_slice(machines: Machines) -> None:
 # A host inside a unit of host2's: cgroup namespace and cgroup mount of its own, and an sshd to come in by.
 _INNER_HOST = """
 systemd-run --quiet --unit inner --property Delegate=yes --property KillMode=process unshare --cgroup --mount sh -c '
+    umount /sys/fs/cgroup
     mount -t cgroup2 cgroup2 /sys/fs/cgroup
     mkdir /sys/fs/cgroup/init
     echo 0 > /sys/fs/cgroup/init/cgroup.procs

@@ -18,6 +18,7 @@ def main(argv: list[str]) -> int:
     split = argv.index("--")
     rootfs, cgroupns, *cgroups = argv[:split]
     try:
+        os.setgroups([])  # CRIU 3.17 leaves a process that had no supplementary groups with its own: the log-in's
         for directory in cgroups:
             with open(os.path.join(directory, "cgroup.procs"), "w") as procs:
                 procs.write("0")

@@ -31,8 +31,9 @@ class MachineError(Exception):
 
 
 def _qemu(accelerator: str, image: Image, *options: str) -> list[str]:
+    """The command of a machine, which loses its power when we die."""
     return [
-        "qemu-system-x86_64", "-M", "q35", *_ACCELERATORS[accelerator], "-nodefaults", "-no-user-config",
+        "setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64", "-M", "q35", *_ACCELERATORS[accelerator], "-nodefaults", "-no-user-config",
         "-display", "none", "-no-reboot", "-kernel", str(image.kernel), "-initrd", str(image.initrd),
         "-append", _KERNEL_ARGUMENTS, *options,
     ]  # fmt: skip
@@ -185,12 +186,13 @@ class Machine:
             _command(*self._ssh("-O", "exit"), check=False)
 
     def shut_down(self) -> None:
-        """Have it end in good order; pull the plug if it does not."""
+        """Have it end in good order; pull the plug if it does not. Its disk is gone then."""
         if self._qemu is not None and self._qemu.poll() is None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 _command(*self.argv("systemctl", "poweroff"), check=False)
                 self._qemu.wait(STOP_TIMEOUT)
         self.power_off()
+        self._file("raw").unlink(missing_ok=True)
 
 
 def _command(*argv: object, check: bool = True) -> None:

@@ -15,14 +15,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from migrate.demo.hosts import LabHosts, RealHosts, ThisHost
-    from migrate.demo.redis import CONTAINER, Demo
+    from migrate.demo.hosts import LabHosts, RealHosts
+    from migrate.demo.redis import Demo
     from migrate.errors import UsageError
 
+    if args.start and args.host:
+        raise UsageError("--start is for this host: name no other")
     if args.start:
-        if args.host:
-            raise UsageError("--start is for this host: name no other")
-        Demo(ThisHost(CONTAINER)).start()
+        Demo(RealHosts(None)).start()
     else:
-        Demo(RealHosts(args.host, CONTAINER) if args.host else LabHosts()).run()
+        Demo(RealHosts(args.host) if args.host else LabHosts()).run()
     return 0

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from typing import Protocol
 from migrate.errors import MigrateError
 
 STEP_TIMEOUT = 180.0
+UNDO_TIMEOUT = 60.0
 HERE = "/var/lib/pymigrate/demo"
 _LAB = "demo"
 _PYMIGRATE = [sys.executable, "-m", "migrate.cli"]
@@ -20,15 +22,16 @@ class DemoFailed(MigrateError):
 
 
 class Hosts(Protocol):
-    """A `source` and a `target`, each by the name under which the other one knows it."""
+    """A `source` and a `target`, each by the name under which the other one knows it, for one `container`."""
 
     source: str
     target: str
+    container: str
     description: str
 
     def up(self) -> None: ...
-    def down(self) -> None:
-        """Remove all that the demo has made. Harmless when there is nothing."""
+    def down(self) -> list[str]:
+        """Remove all that the demo has made; what could not be removed, and why. Harmless when there is nothing."""
         ...
 
     def on(self, host: str, *argv: str, stdin: str = "") -> str:
@@ -37,33 +40,46 @@ class Hosts(Protocol):
 
 
 def _run(command: list[str], what: str, stdin: str, environment: dict[str, str] | None = None) -> str:
+    """Run a command to its end. When we are interrupted it is, too, and may undo what it has begun."""
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment)
     try:
-        done = subprocess.run(
-            command, input=stdin, capture_output=True, text=True, env=environment, timeout=STEP_TIMEOUT
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        raise DemoFailed(f"no end after {STEP_TIMEOUT:g} s: {what[:200]}") from None
-    if done.returncode != 0:
-        words = (done.stderr or done.stdout).strip()
-        raise DemoFailed(f"exit status {done.returncode}: {what[:200]}\n{words}")
-    return done.stdout
+        out, words = process.communicate(stdin, timeout=STEP_TIMEOUT)
+    except BaseException as error:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.communicate(timeout=UNDO_TIMEOUT)
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+        if isinstance(error, subprocess.TimeoutExpired):
+            raise DemoFailed(f"no end after {STEP_TIMEOUT:g} s: {what[:200]}") from None
+        raise
+    if process.returncode != 0:
+        raise DemoFailed(f"exit status {process.returncode}: {what[:200]}\n{(words or out).strip()}")
+    return out
 
 
 class LabHosts:
     """A lab of the demo's own."""
 
-    source, target = "host1", "host2"
+    source, target, container = "host1", "host2", "web"
     description = "two hosts with a real sshd each, linked by a bridge"
 
     def __init__(self) -> None:
         self._environment = {**os.environ, "PYMIGRATE_LAB": _LAB}
 
     def up(self) -> None:
-        self.down()
+        self._lab("down")
         self._lab("up")
 
-    def down(self) -> None:
-        self._lab("down")
+    def down(self) -> list[str]:
+        try:
+            self._lab("down")
+        except DemoFailed as error:
+            return [str(error)]
+        return []
 
     def on(self, host: str, *argv: str, stdin: str = "") -> str:
         return self._lab("exec", host, "--", *argv, stdin=stdin)
@@ -72,33 +88,49 @@ class LabHosts:
         return _run([*_PYMIGRATE, "lab", *argv], shlex.join(["lab", *argv]), stdin, self._environment)
 
 
-class ThisHost:
-    """This machine alone, which is both source and target."""
+class RealHosts:
+    """This machine, and one that has pymigrate too: the demo comes back from there.
 
-    def __init__(self, container: str) -> None:
-        self.source = self.target = self.description = socket.gethostname()
-        self._container = container
+    The container's name is the demo's own: what lies under it may be removed. Without a target it is for this machine
+    alone, under a name to work with (`--start`), and nothing but its old bundle is removed.
+    """
+
+    def __init__(self, target: str | None) -> None:
+        self.source = socket.gethostname()
+        self.target = target or self.source
+        self.container = "pymigrate-demo" if target else "web"
+        self.description = f"{self.source} and {target}" if target else self.source
+        self._hosts = list(dict.fromkeys((self.source, self.target)))
         self._started = False
 
     def up(self) -> None:
-        for host in self._each():
-            if self._container in self.on(host, "pymigrate", "list", "-q").split():
-                raise DemoFailed(f"{host} has a container {self._container} already", remedy="delete or rename it")
-        self._remove_files()  # what an earlier one may have left
+        for host, other in zip(self._hosts, reversed(self._hosts), strict=True):
+            if host != other:
+                self.on(host, "ssh", "-o", "BatchMode=yes", other, "true")
+            if self.container in self.on(host, "pymigrate", "list", "-q").split():
+                raise DemoFailed(
+                    f"{host} has a container {self.container} already", remedy=f"pymigrate delete -f {self.container}"
+                )
+        for host in self._hosts:  # what an earlier one may have left
+            self.on(host, *self._remove_files)
         self._started = True
 
-    def down(self) -> None:
-        if self._started:
-            for host in self._each():
-                self.on(host, "pymigrate", "delete", "--force", self._container)
-            self._remove_files()
+    def down(self) -> list[str]:
+        problems = []
+        for host in self._hosts if self._started else ():
+            for command in (["pymigrate", "delete", "--force", self.container], self._remove_files):
+                try:
+                    self.on(host, *command)
+                except DemoFailed as error:
+                    problems.append(str(error))
+        return problems
 
-    def _each(self) -> list[str]:
-        return list(dict.fromkeys((self.source, self.target)))
-
-    def _remove_files(self) -> None:
-        for host in self._each():
-            self.on(host, "rm", "-rf", HERE, f"/var/lib/pymigrate/bundles/{self._container}")
+    @property
+    def _remove_files(self) -> list[str]:
+        bundle = f"/var/lib/pymigrate/bundles/{self.container}"
+        return ["rm", "-rf", f"{HERE}/{self.container}", f"{HERE}/{self.container}.snapshot"] + (
+            [bundle] if len(self._hosts) > 1 else []
+        )
 
     def on(self, host: str, *argv: str, stdin: str = "") -> str:
         if host == self.source:
@@ -106,16 +138,3 @@ class ThisHost:
         else:
             command = ["ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", host, "--", shlex.join(argv)]
         return _run(command, f"{host}: {shlex.join(argv)}", stdin)
-
-
-class RealHosts(ThisHost):
-    """This machine, and one that has pymigrate too: the demo comes back from there."""
-
-    def __init__(self, target: str, container: str) -> None:
-        super().__init__(container)
-        self.target, self.description = target, f"{self.source} and {target}"
-
-    def up(self) -> None:
-        for host, other in ((self.source, self.target), (self.target, self.source)):
-            self.on(host, "ssh", "-o", "BatchMode=yes", other, "true")
-        super().up()

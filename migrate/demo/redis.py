@@ -15,11 +15,8 @@ from typing import Any
 from migrate.demo.hosts import HERE, DemoFailed, Hosts
 from migrate.ui.text import duration, size
 
-CONTAINER = "web"
 KEYS = 50_000
 ROOTFS = Path("/var/cache/pymigrate/rootfs/redis")
-BUNDLE = f"{HERE}/{CONTAINER}"
-SNAPSHOT = f"{HERE}/{CONTAINER}.snapshot"
 START_TIMEOUT = 60.0
 
 # Runs inside Redis for every tick: counts, and remembers the longest time between two ticks, in microseconds.
@@ -57,11 +54,14 @@ class Demo:
 
     def __init__(self, hosts: Hosts) -> None:
         self._hosts, self._on = hosts, hosts.on
+        self._container = hosts.container
+        self._bundle = f"{HERE}/{hosts.container}"
+        self._snapshot = f"{HERE}/{hosts.container}.snapshot"
         self._start = time.monotonic()
 
     def run(self) -> None:
         """All of it. Raises DemoFailed when anything does not hold; nothing of the demo is left in any case."""
-        hosts = self._hosts
+        hosts, problems = self._hosts, []
         try:
             self._begin()
             before = self._look(hosts.source)
@@ -70,38 +70,49 @@ class Demo:
             self._move(hosts.target, hosts.source, self._look(hosts.target))
             self._snapshots()
         finally:
-            hosts.down()
+            problems = hosts.down()
+            for problem in problems:
+                self._say("left", problem)
+        if problems:
+            raise DemoFailed("what the demo made could not all be removed")
         self._say("done", "nothing was lost")
 
     def start(self) -> None:
         """Only the container, with its keys set, counting; it stays. Raises DemoFailed."""
-        self._begin()
-        self._say("done", f"try: pymigrate move {CONTAINER} HOST; pymigrate exec {CONTAINER} redis-cli GET counter")
+        try:
+            self._begin()
+        except BaseException:
+            self._hosts.down()
+            raise
+        self._say(
+            "done",
+            f"try: pymigrate move {self._container} HOST; pymigrate exec {self._container} redis-cli GET counter",
+        )
 
     def _begin(self) -> None:
         if not ROOTFS.is_dir():
             raise DemoFailed(f"{ROOTFS} is missing", remedy="run `make setup`, or vagrant/provision.sh --demo")
         self._say("hosts", self._hosts.description)
         self._hosts.up()
-        self._container()
+        self._run_container()
         self._say("redis", f"setting {KEYS} keys")
         self._fill()
 
-    def _container(self) -> None:
+    def _run_container(self) -> None:
         host = self._hosts.source
         self._say(host, "a container with redis-server and a program that counts in it")
-        self._on(host, "mkdir", "-p", BUNDLE)
-        self._on(host, "cp", "-a", str(ROOTFS), f"{BUNDLE}/rootfs")
-        self._on(host, "pymigrate", "spec", "--bundle", BUNDLE)
-        config = json.loads(self._on(host, "cat", f"{BUNDLE}/config.json"))
+        self._on(host, "mkdir", "-p", self._bundle)
+        self._on(host, "cp", "-a", str(ROOTFS), f"{self._bundle}/rootfs")
+        self._on(host, "pymigrate", "spec", "--bundle", self._bundle)
+        config = json.loads(self._on(host, "cat", f"{self._bundle}/config.json"))
         config["process"]["args"] = ["/bin/sh", "-c", _INIT]
-        config["hostname"] = CONTAINER
-        self._on(host, "tee", f"{BUNDLE}/config.json", stdin=json.dumps(config, indent=2))
-        self._on(host, "pymigrate", "run", "--detach", "--bundle", BUNDLE, CONTAINER)
+        config["hostname"] = self._container
+        self._on(host, "tee", f"{self._bundle}/config.json", stdin=json.dumps(config, indent=2))
+        self._on(host, "pymigrate", "run", "--detach", "--bundle", self._bundle, self._container)
         deadline = time.monotonic() + START_TIMEOUT
-        while "ready" not in self._on(host, "pymigrate", "logs", CONTAINER):
+        while "ready" not in self._on(host, "pymigrate", "logs", self._container):
             if time.monotonic() > deadline:
-                raise DemoFailed("redis-server did not start: " + self._on(host, "pymigrate", "logs", CONTAINER))
+                raise DemoFailed("redis-server did not start: " + self._on(host, "pymigrate", "logs", self._container))
             time.sleep(0.1)
 
     def _fill(self) -> None:
@@ -109,26 +120,28 @@ class Demo:
         for number in range(KEYS):
             value = hashlib.sha256(str(number).encode()).hexdigest()
             lines.append(f"SET key:{number:05} {value}\r\n")
-        said = self._on(self._hosts.source, "pymigrate", "exec", CONTAINER, "redis-cli", "--pipe", stdin="".join(lines))
+        said = self._on(
+            self._hosts.source, "pymigrate", "exec", self._container, "redis-cli", "--pipe", stdin="".join(lines)
+        )
         if f"errors: 0, replies: {KEYS}" not in said:
             raise DemoFailed(f"the keys could not be set: {said}")
 
     def _look(self, host: str) -> Seen:
         """Read back everything that must survive a move."""
         names = " ".join(f"key:{number:05}" for number in range(KEYS))
-        values = self._on(host, "pymigrate", "exec", CONTAINER, "redis-cli", stdin=f"MGET {names}\n")
+        values = self._on(host, "pymigrate", "exec", self._container, "redis-cli", stdin=f"MGET {names}\n")
         if len(values.split()) != KEYS:
             raise DemoFailed(f"{host}: {len(values.split())} of {KEYS} keys are there")
         # The counting shell starts a short-lived usleep for each tick: what is seen only once is not meant.
         listings = [
-            set(self._on(host, "pymigrate", "exec", CONTAINER, "/bin/sh", "-c", _LIST_PROCESSES).splitlines())
+            set(self._on(host, "pymigrate", "exec", self._container, "/bin/sh", "-c", _LIST_PROCESSES).splitlines())
             for _ in range(3)
         ]
         processes = tuple(sorted(set.intersection(*listings)))
         return Seen(hashlib.sha256(values.encode()).hexdigest(), processes, self._counter(host))
 
     def _counter(self, host: str) -> int:
-        return int(self._on(host, "pymigrate", "exec", CONTAINER, "redis-cli", "GET", "counter"))
+        return int(self._on(host, "pymigrate", "exec", self._container, "redis-cli", "GET", "counter"))
 
     def _check(self, host: str, before: Seen, *, not_before: int) -> Seen:
         now = self._look(host)
@@ -145,35 +158,35 @@ class Demo:
         return now
 
     def _move(self, source: str, target: str, before: Seen) -> None:
-        self._say("move", f"pymigrate move web {target}")
-        self._on(source, "pymigrate", "exec", CONTAINER, "redis-cli", "SET", "gap", "0")
-        lines = self._on(source, "pymigrate", "--json", "move", CONTAINER, target).splitlines()
+        self._say("move", f"pymigrate move {self._container} {target}")
+        self._on(source, "pymigrate", "exec", self._container, "redis-cli", "SET", "gap", "0")
+        lines = self._on(source, "pymigrate", "--json", "move", self._container, target).splitlines()
         report: dict[str, Any] = json.loads(lines[-1])
         for name, seconds in report["phases"].items():
             print(f"             {name:<14} {duration(seconds):>8}  {'#' * max(1, round(seconds * 60))}"[:100])
-        gap = int(float(self._on(target, "pymigrate", "exec", CONTAINER, "redis-cli", "GET", "gap"))) / 1e6
+        gap = int(float(self._on(target, "pymigrate", "exec", self._container, "redis-cli", "GET", "gap"))) / 1e6
         self._say(
             "move",
             f"downtime {duration(report['downtime_s'])} (longest gap between two ticks inside: {duration(gap)}), "
             f"total {duration(report['total_s'])}, {size(report['bytes_sent'])} sent",
         )
-        if CONTAINER in self._on(source, "pymigrate", "list", "-q").split():
+        if self._container in self._on(source, "pymigrate", "list", "-q").split():
             raise DemoFailed(f"{source} still has the container")
         self._check(target, before, not_before=before.counter)
 
     def _snapshots(self) -> None:
-        self._say("snapshot", f"pymigrate snapshot save web {SNAPSHOT}")
+        self._say("snapshot", f"pymigrate snapshot save {self._container} {self._snapshot}")
         host = self._hosts.source
         before = self._look(host)
-        self._on(host, "pymigrate", "snapshot", "save", CONTAINER, SNAPSHOT)
-        for line in self._on(host, "pymigrate", "snapshot", "show", SNAPSHOT).splitlines():
+        self._on(host, "pymigrate", "snapshot", "save", self._container, self._snapshot)
+        for line in self._on(host, "pymigrate", "snapshot", "show", self._snapshot).splitlines():
             print(f"             {line}")
         for turn in ("first", "second"):
-            self._on(host, "pymigrate", "delete", "--force", CONTAINER)
+            self._on(host, "pymigrate", "delete", "--force", self._container)
             self._say("snapshot", f"container deleted; restoring it, {turn} time")
-            self._on(host, "pymigrate", "snapshot", "restore", SNAPSHOT)
+            self._on(host, "pymigrate", "snapshot", "restore", self._snapshot)
             self._check(host, before, not_before=before.counter)
-        self._on(host, "pymigrate", "delete", "--force", CONTAINER)
+        self._on(host, "pymigrate", "delete", "--force", self._container)
 
     def _say(self, what: str, text: str) -> None:
         print(f"{time.monotonic() - self._start:7.2f} s  {what:<9} {text}", flush=True)

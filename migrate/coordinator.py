@@ -17,10 +17,10 @@ from migrate.errors import InDoubt, MigrateError, MovedDirty, MoveFailed, Rolled
 from migrate.events import Monitor, PhaseStarted, Progress, Report, Warned
 from migrate.files import fingerprint, send_tree
 from migrate.interrupts import uninterruptible
-from migrate.journal import Journal
+from migrate.journal import Entry, Journal
 from migrate.model import MigrationSpec
-from migrate.peer import Peer, connect
-from migrate.phases import Phase
+from migrate.peer import Peer, RemoteFailure, connect
+from migrate.phases import Phase, workload
 from migrate.settlement import clean_source, clean_target, save_log, settle
 from migrate.validate import container_blockers, preflight
 from runtime import checkpoint
@@ -74,7 +74,7 @@ class Coordinator:
                 self._clock.step("preflight")
                 log = Journal.begin(
                     self._migration, role="source", id=wanted.id, source=self._source, target=wanted.host,
-                    root=str(self._store.root),
+                    root=str(self._store.root), created=state.created,
                 )  # fmt: skip
                 return self._move(log, state, spec, digest, peer)
 
@@ -112,8 +112,7 @@ class Coordinator:
         """Bundle and root file system to the target, and everything made ready there."""
         log.record(Phase.SEED)
         self._say(Phase.SEED, "root file system")
-        if uncleaned := list(_uncleaned(self._wanted.host)):
-            peer.call(protocol.Discard(uncleaned), FINGERPRINT_TIMEOUT)
+        self._discard_leftovers(peer)
         config = (Path(state.bundle) / "config.json").read_text()
         hints = [state.bundle, *state.bundle_hints]
         place = peer.call(
@@ -130,6 +129,19 @@ class Coordinator:
         carried = {"annotations": state.annotations, "created": state.created, "bundle_hints": _hints(state, place)}
         peer.call(protocol.Prepare(carried, list(state.stdio)))
         self._clock.step("seed")
+
+    def _discard_leftovers(self, peer: Peer) -> None:
+        """Have the target remove what it has of moves that were aborted here when it could not be told."""
+        uncleaned = list(_uncleaned(self._wanted, str(self._store.root), self._migration))
+        if not uncleaned:
+            return
+        try:
+            peer.call(protocol.Discard([entry.migration for entry in uncleaned]), FINGERPRINT_TIMEOUT)
+        except RemoteFailure as error:
+            self._monitor.emit(Warned(f"{self._wanted.host} still has images of a move that was aborted: {error}"))
+            return
+        for entry in uncleaned:
+            Journal.resume(entry).record(Phase.ABORTED, cleaned=True)
 
     def _stop_and_copy(self, log: Journal, departure: Departure, peer: Peer) -> None:
         log.record(Phase.STOP_AND_COPY)
@@ -213,12 +225,18 @@ class Coordinator:
         self._monitor.emit(PhaseStarted(phase, text))
 
 
-def _uncleaned(host: str) -> Iterator[str]:
-    """Moves to `host` that were aborted here when it could not be told."""
+def _uncleaned(wanted: MigrationSpec, root: str, current: str) -> Iterator[Entry]:
+    """Moves to this host that were aborted without its knowledge, or that ended with their coordinator.
+
+    That a move of the same container is not going on any more is sure: we hold the container's lock.
+    """
     for entry in journal.entries():
-        aborted = (entry.role, entry.target, entry.phase) == ("source", host, Phase.ABORTED)
-        if aborted and entry.fields.get("cleaned") is False:
-            yield entry.migration
+        if (entry.role, entry.target) != ("source", wanted.host) or entry.migration == current:
+            continue
+        untold = entry.phase is Phase.ABORTED and entry.fields.get("cleaned") is False
+        same = (entry.id, entry.fields.get("root")) == (wanted.id, root)
+        if untold or (same and workload(entry.phase) == "SOURCE" and entry.phase is not Phase.ABORTED):
+            yield entry
 
 
 def _hints(state: State, place: dict[str, Any]) -> list[str]:

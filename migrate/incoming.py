@@ -27,7 +27,6 @@ from migrate.protocol import OpenBundle, Prepare
 from migrate.reception import ReceivedImages, ReceivedPages
 from runtime import processes, spec
 from runtime.checkpoint import RestorePlan, Restoring
-from runtime.errors import ContainerError
 from runtime.state import State, Store, check_id
 
 RESTORE_TIMEOUT = 120.0
@@ -191,8 +190,11 @@ class Incoming:
             with contextlib.suppress(MigrateError, OSError):
                 self.abort()
 
-    def settle(self, migration: str, verdict: str) -> dict[str, Any]:
-        """End a move whose connection was lost. Answers {"workload": "TARGET" | "SOURCE", "pid"?}."""
+    def settle(self, migration: str, verdict: str, *, keep_bundle: bool = False) -> dict[str, Any]:
+        """End a move whose connection was lost. Answers {"workload": "TARGET" | "SOURCE", "pid"?}.
+
+        An abort removes the bundle that the move had made, unless `keep_bundle`.
+        """
         entry = journal.load(migration)
         if entry is None or entry.role != "target":
             if verdict == "resume":
@@ -203,7 +205,8 @@ class Incoming:
         self._id, self._migration, self._journal = check_id(entry.id), migration, Journal.resume(entry)
         if entry.phase is Phase.RESUMED:
             return {"workload": "TARGET", "pid": self._store.load(entry.id).pid}
-        self._bundle, self._made_bundle = Path(entry.fields["bundle"]), entry.fields["made_bundle"]
+        self._bundle = Path(entry.fields["bundle"])
+        self._made_bundle = entry.fields["made_bundle"] and not keep_bundle
         self._images = ReceivedImages.existing(migration)
         state = Restoring.left_behind(self._store, entry.id, migration, OLD_AGENT_TIMEOUT)
         if state is not None:
@@ -218,12 +221,14 @@ class Incoming:
         return {"workload": "TARGET", **self.resume()}
 
     def discard(self, migrations: list[str]) -> dict[str, Any]:
-        """Remove what is left of moves that their source has aborted while this host was dead or cut off."""
+        """Remove what is left of moves that their source has aborted while this host was dead or cut off.
+
+        Bundles stay, as after a move that went well: another container may run from one by now.
+        """
         for migration in migrations:
             entry = journal.load(migration)
             if entry is not None and entry.role == "target" and entry.phase not in FINAL:
-                with contextlib.suppress(MigrateError, ContainerError, OSError):
-                    type(self)(Store(Path(entry.fields["root"]))).settle(migration, "abort")
+                type(self).begin(entry.fields["root"]).settle(migration, "abort", keep_bundle=True)
         return {}
 
     def _confirm(self, state: State) -> State:

@@ -27,7 +27,7 @@ NEXT: dict[Phase | None, frozenset[Phase]] = {
     Phase.COMMITTED: frozenset({Phase.RESUMED, Phase.IN_DOUBT}),
     Phase.IN_DOUBT: frozenset({Phase.RESUMED, Phase.ABORTED, Phase.IN_DOUBT}),
     Phase.RESUMED: frozenset(),
-    Phase.ABORTED: frozenset(),
+    Phase.ABORTED: frozenset({Phase.ABORTED}),  # once more when the target could be told at last
 }
 
 FINAL = frozenset({Phase.RESUMED, Phase.ABORTED})

@@ -34,6 +34,8 @@ def recover(store: Store, container_id: str) -> Entry:
         entry = undecided[-1]
         with uninterruptible():
             state = store.load(container_id) if container_id in store.ids() else None
+            if state is not None and state.created != entry.fields.get("created", state.created):
+                state = None  # another container, which has been given the name since
             if state is not None:
                 checkpoint.end(state)
             settle(Journal.resume(entry), entry.id, entry.target, str(store.root), entry.migration)

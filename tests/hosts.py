@@ -85,6 +85,11 @@ class Hosts(abc.ABC):
     def ids(self, host: str) -> list[str]:
         return self.on(host, "pymigrate", "list", "-q").stdout.split()
 
+    def phases(self, host: str) -> list[str]:
+        """Where the moves that a host has taken part in have ended, oldest first."""
+        lines = self.on(host, "pymigrate", "--json", "migrations").stdout.splitlines()
+        return [json.loads(line)["phase"] for line in lines]
+
     def state(self, host: str, container: str = "web") -> dict[str, Any]:
         text = self.on(host, "cat", f"/run/opencontainer/containers/{container}/state.json").stdout
         value: dict[str, Any] = json.loads(text)

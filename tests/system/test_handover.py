@@ -2,6 +2,7 @@
 
 import json
 import textwrap
+import time
 from typing import Any
 
 import pytest
@@ -116,12 +117,43 @@ def test_the_network_goes_after_the_source_has_given_up(lab: Lab) -> None:
     assert done.stdout == "web: runs at host2\n"
     lab.wait_count("host2", start)
     assert lab.ids("host1") == []
-    phases = [
-        json.loads(line)["phase"] for line in lab.on("host1", "pymigrate", "--json", "migrations").stdout.splitlines()
-    ]
-    assert phases == ["resumed"]
+    assert lab.phases("host1") == ["resumed"]
     again = lab.on("host1", "pymigrate", "recover", "web", check=False)
     assert (again.returncode, "no move of container web is in doubt" in again.stderr) == (4, True)
+
+
+def test_coordinator_dies_when_everything_is_prepared(lab: Lab) -> None:
+    """The target cannot know what was decided and keeps the images; the next move has it remove them."""
+    lab.run()
+    start = lab.wait_count("host1", 1)
+    program = driver("(coordinator.Coordinator, '_stop_and_copy')", after="os.kill(os.getpid(), 9)")
+    assert lab.on("host1", lab.python, "-c", program, check=False).returncode == 137
+    after = lab.wait_count("host1", start)
+    deadline = time.monotonic() + 20
+    while lab.ids("host2") and time.monotonic() < deadline:
+        pass
+    assert lab.sh("host2", "ls -A /var/lib/pymigrate/incoming") != ""
+    lab.on("host1", "pymigrate", "move", "web", "host2")
+    lab.wait_count("host2", after)
+    assert lab.sh("host2", "ls -A /var/lib/pymigrate/incoming") == ""
+    assert lab.phases("host1") == ["aborted", "resumed"]
+    assert lab.phases("host2") == ["aborted", "resumed"]
+
+
+def test_recover_leaves_another_container_of_the_same_name_alone(lab: Lab) -> None:
+    """The operator gives up waiting, deletes what is left and starts anew: that is not the one that is in doubt."""
+    lab.run()
+    start = lab.wait_count("host1", 1)
+    try:
+        assert driven_move(lab, "(departure.Departure, 'give_up')", after="cut()")[0] == 12
+    finally:
+        lab.sh("host1", "ip link set eth0 up")
+    lab.on("host1", "pymigrate", "delete", "--force", "web")
+    lab.on("host1", "pymigrate", "run", "-d", "-b", "/var/lib/pymigrate/test/web", "web")
+    before = lab.wait_count("host1", 1)
+    lab.on("host1", "pymigrate", "recover", "web")
+    lab.wait_count("host1", before)
+    lab.wait_count("host2", start)
 
 
 def test_coordinator_dies_right_after_the_point_of_no_return(lab: Lab) -> None:

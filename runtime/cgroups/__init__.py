@@ -13,7 +13,7 @@ from runtime.errors import ContainerError, DeadlineExceeded
 from runtime.spec import Resources
 
 REMOVE_TIMEOUT = 10.0
-_MONITOR = ".monitor"
+_MONITOR = "@monitor"  # a character that no id has: it cannot be the cgroup of another container
 
 
 class Cgroup:

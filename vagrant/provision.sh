@@ -186,7 +186,10 @@ missing_library() {
 
 # pymigrate as a user has it: a wheel of this checkout in a virtual environment of its own. pip's own settings hold.
 install_pymigrate() {
-    local pip=$PREFIX/venv/bin/pip
+    local pip=$PREFIX/venv/bin/pip stamp
+    stamp=$(cd "$top" && find README.md pyproject.toml criu_rpc migrate runtime -type f -not -name '*.pyc' -print0 |
+        sort -z | xargs -0 sha256sum | sha256sum)
+    if [ "$(cat "$PREFIX/venv/stamp" 2> /dev/null)" = "$stamp" ]; then return; fi
     export PIP_QUIET=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
     need python3-venv
     say "installing pymigrate in $PREFIX/venv"
@@ -199,6 +202,7 @@ install_pymigrate() {
     # The same version with other contents counts as installed.
     "$pip" install --no-index --no-deps --force-reinstall "$scratch"/*.whl || die "pip cannot install pymigrate"
     ln -sf "$PREFIX/venv/bin/pymigrate" /usr/local/bin/pymigrate
+    echo "$stamp" > "$PREFIX/venv/stamp"
     rm -rf "$scratch"
     scratch=
 }

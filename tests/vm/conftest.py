@@ -11,7 +11,8 @@ from tests.vm.machines import AGENT, Machines
 
 @pytest.fixture(scope="session")
 def machines_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
-    machines = Machines(images.build(os.environ.get("DEBIAN", "13")), tmp_path_factory.mktemp("vm"))
+    with images.built(os.environ.get("DEBIAN", "13")) as made:
+        machines = Machines(made, tmp_path_factory.mktemp("vm"))
     try:
         machines.up()
         yield machines
@@ -23,9 +24,8 @@ def machines_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machi
 def pymigrate_on_both(machines: Machines) -> Iterator[Machines]:
     """host2 has what host1 has, for moves that start there; it is bare again afterwards."""
     pycriu = "/usr/lib/python3/dist-packages/pycriu"
-    machines.sh("host1", f"rsync -a /opt/pymigrate host2:/opt/ && rsync -a {pycriu} host2:{pycriu}.of-host1")
-    install = "ln -s /opt/pymigrate/venv/bin/pymigrate /usr/local/bin/; [ -e {0} ] || mv {0}.of-host1 {0}"
-    machines.sh("host2", install.format(pycriu))
+    machines.sh("host1", f"rsync -a /opt/pymigrate host2:/opt/ && rsync -a {pycriu} host2:/opt/pymigrate/lib/")
+    machines.sh("host2", "ln -s /opt/pymigrate/venv/bin/pymigrate /usr/local/bin/")
     yield machines
     machines.sh("host2", "rm -rf /opt/pymigrate /usr/local/bin/pymigrate")
 

@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -39,20 +40,25 @@ class Images:
     keys: Path
 
 
-def build(debian: str) -> Images:
-    """Images of Debian `debian` ("12" or "13") with this very checkout installed on host1; host2 is a bare target."""
+@contextmanager
+def built(debian: str) -> Iterator[Images]:
+    """Images of Debian `debian` ("12" or "13") with this very checkout installed on host1; host2 is a bare target.
+
+    Another session may replace them afterwards: what is needed longer is to be copied.
+    """
     CACHE.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with _locked(CACHE / "lock"):
+    with (CACHE / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         trees = _kept(f"debian{debian}-trees", _TREE_SOURCES, lambda place: _make_trees(debian, place))
         sources = [*_TREE_SOURCES, "tests/vm/images.py", "vagrant/pair", *_code()]
         made = _kept(f"debian{debian}-disks", sources, lambda place: _make_disks(trees, place), trees.name)
-    return Images(
-        {
-            name: Image(made / f"{name}.raw", trees / tree / "vmlinuz", trees / tree / "initrd.img")
-            for name, tree in _TREES.items()
-        },
-        made / "keys",
-    )
+        yield Images(
+            {
+                name: Image(made / f"{name}.raw", trees / tree / "vmlinuz", trees / tree / "initrd.img")
+                for name, tree in _TREES.items()
+            },
+            made / "keys",
+        )
 
 
 _TREES = {"host1": "source", "host2": "peer"}
@@ -135,18 +141,15 @@ def _run(*argv: object) -> None:
     environment |= {name: value for name, value in os.environ.items() if name.startswith("PIP_") or "CERT" in name}
     if argv[0] == "chroot":
         environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LANG": "C.UTF-8"}
-    done = subprocess.run(
-        [str(part) for part in argv], env=environment, capture_output=True, text=True, timeout=BUILD_TIMEOUT,
-        stdin=subprocess.DEVNULL,
+    process = subprocess.Popen(
+        [str(part) for part in argv], env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, start_new_session=True,
     )  # fmt: skip
-    if done.returncode != 0:
-        raise RuntimeError(
-            f"{argv[0]} failed with status {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-4000:]}"
-        )
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    try:
+        out, _ = process.communicate(timeout=BUILD_TIMEOUT)
+    except BaseException:
+        os.killpg(process.pid, signal.SIGTERM)  # scripts remove what they have begun
+        process.communicate()
+        raise
+    if process.returncode != 0:
+        raise RuntimeError(f"{argv[0]} failed with status {process.returncode}:\n{out[-6000:]}")

@@ -33,8 +33,9 @@ class MachineError(Exception):
 def _qemu(accelerator: str, image: Image, *options: str) -> list[str]:
     """The command of a machine, which loses its power when we die."""
     return [
-        "setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64", "-M", "q35", *_ACCELERATORS[accelerator], "-nodefaults", "-no-user-config",
-        "-display", "none", "-no-reboot", "-kernel", str(image.kernel), "-initrd", str(image.initrd),
+        "setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64", "-M", "q35", *_ACCELERATORS[accelerator],
+        "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+        "-kernel", str(image.kernel), "-initrd", str(image.initrd),
         "-append", _KERNEL_ARGUMENTS, *options,
     ]  # fmt: skip
 
@@ -86,12 +87,15 @@ class Machine:
     """
 
     def __init__(self, name: str, number: int, image: Image, keys: Path, directory: Path, accel: str) -> None:
-        self.name, self._number, self._image, self._accelerator = name, number, image, accel
+        self.name, self._number, self._accelerator = name, number, accel
         self._directory = directory
         self._qemu: subprocess.Popen[bytes] | None = None
-        _command("cp", "--sparse=always", "--reflink=auto", image.disk, self._file("raw"))
+        self._image = Image(self._file("raw"), self._file("kernel"), self._file("initrd"))
+        self._identity = self._file("key")
+        copies = {image.disk: self._image.disk, image.kernel: self._image.kernel, image.initrd: self._image.initrd}
+        for source, copy in {**copies, keys / "tests": self._identity}.items():
+            _command("cp", "--sparse=always", "--reflink=auto", "--preserve=mode", source, copy)
         self._file("known_hosts").write_text(f"{name} {(keys / f'{name}.host.pub').read_text()}")
-        self._identity = keys / "tests"
 
     def _file(self, kind: str) -> Path:
         return self._directory / f"{self.name}.{kind}"
@@ -108,7 +112,7 @@ class Machine:
                 _qemu(
                     self._accelerator, self._image, "-name", self.name, "-smp", "1", "-m", MEMORY,
                     "-serial", f"file:{self._file('console')}", "-device", "virtio-rng-pci",
-                    "-drive", f"file={self._file('raw')},if=virtio,format=raw,cache=unsafe",
+                    "-drive", f"file={self._image.disk},if=virtio,format=raw,cache=unsafe",
                     "-netdev", "user,id=outside,restrict=on,hostfwd=tcp:127.0.0.1:0-:22",
                     "-device", "virtio-net-pci,netdev=outside,romfile=",
                     "-netdev", f"dgram,id=wire,local.type=unix,local.path={ours},remote.type=unix,remote.path={theirs}",
@@ -134,7 +138,10 @@ class Machine:
                 sock.sendall(b"info usernet\n")
                 seen = b""
                 while not (found := re.search(rb"HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)\s", seen)):
-                    seen += sock.recv(4096)
+                    data = sock.recv(4096)
+                    if not data:
+                        raise ConnectionError
+                    seen += data
                 return int(found[1])
             time.sleep(0.02)
         raise MachineError(f"{self.name}: QEMU's monitor does not answer")
@@ -186,13 +193,14 @@ class Machine:
             _command(*self._ssh("-O", "exit"), check=False)
 
     def shut_down(self) -> None:
-        """Have it end in good order; pull the plug if it does not. Its disk is gone then."""
+        """Have it end in good order; pull the plug if it does not. Its disk and our key are gone then."""
         if self._qemu is not None and self._qemu.poll() is None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 _command(*self.argv("systemctl", "poweroff"), check=False)
                 self._qemu.wait(STOP_TIMEOUT)
         self.power_off()
-        self._file("raw").unlink(missing_ok=True)
+        for path in (self._image.disk, self._identity):
+            path.unlink(missing_ok=True)
 
 
 def _command(*argv: object, check: bool = True) -> None:
@@ -228,8 +236,9 @@ class Machines(Hosts):
             machine.wait()
 
     def down(self) -> None:
-        for machine in self._machines.values():
-            machine.shut_down()
+        with contextlib.ExitStack() as stack:
+            for machine in self._machines.values():
+                stack.callback(machine.shut_down)  # the others too when one cannot be
 
     def argv(self, host: str, *argv: object) -> list[str]:
         if host == "host2" and argv[0] == "pymigrate":

@@ -78,13 +78,13 @@ systemd-run --quiet --unit inner --property Delegate=yes --property KillMode=pro
 def test_the_cgroup_lies_elsewhere_at_the_target(machines: Machines) -> None:
     """The target's cgroups begin in a unit of its systemd: another path there, the same view from inside."""
     machines.run(linux=linux("/workloads/web", pids={"limit": 77}))
-    machines.sh("host2", _INNER_HOST)
-    machines.sh(
-        "host1",
-        "printf 'Host inner\\nHostName host2\\nPort 2222\\nHostKeyAlias host2\\n' > ~/.ssh/config; "
-        "for i in $(seq 100); do ssh inner true && exit; sleep 0.2; done; exit 1",
-    )
     try:
+        machines.sh("host2", _INNER_HOST)
+        machines.sh(
+            "host1",
+            "printf 'Host inner\\nHostName host2\\nPort 2222\\nHostKeyAlias host2\\n' > ~/.ssh/config; "
+            "for i in $(seq 100); do ssh inner true && exit; sleep 0.2; done; exit 1",
+        )
         before = machines.wait_count("host1", 1)
         move(machines, target="inner")
         machines.wait_count("host2", before)
@@ -97,7 +97,7 @@ def test_the_cgroup_lies_elsewhere_at_the_target(machines: Machines) -> None:
         machines.sh("host1", f"{on_inner} delete --force web")
     finally:
         machines.sh("host2", "systemctl stop inner", check=False)
-        machines.sh("host1", "rm ~/.ssh/config")
+        machines.sh("host1", "rm -f ~/.ssh/config")
 
 
 def test_processes_of_other_users(machines: Machines) -> None:
@@ -124,11 +124,13 @@ def test_processes_of_other_users(machines: Machines) -> None:
 
 
 def test_the_container_outlives_the_unit_it_came_in_by(machines: Machines) -> None:
-    """All of sshd's unit is killed, log-in sessions and the agent's children included: the container writes on."""
+    """All of sshd's unit is killed, in which the agent ran and started the monitor: the container writes on."""
     machines.run()
     before = machines.wait_count("host1", 1)
     move(machines)
     after = machines.wait_count("host2", before)
-    machines.sh("host2", "systemctl kill --kill-whom=all --signal=KILL ssh.service", check=False)
+    main_pid = machines.sh("host2", "systemctl show -P MainPID ssh.service")
+    machines.sh("host2", "systemctl kill --kill-who=all --signal=KILL ssh.service", check=False)
     machines["host2"].wait()
+    assert machines.sh("host2", "systemctl show -P MainPID ssh.service") != main_pid
     machines.wait_count("host2", after)

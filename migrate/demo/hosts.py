@@ -127,10 +127,10 @@ class RealHosts:
 
     @property
     def _remove_files(self) -> list[str]:
-        bundle = f"/var/lib/pymigrate/bundles/{self.container}"
-        return ["rm", "-rf", f"{HERE}/{self.container}", f"{HERE}/{self.container}.snapshot"] + (
-            [bundle] if len(self._hosts) > 1 else []
-        )
+        places = [f"{HERE}/{self.container}", f"{HERE}/{self.container}.snapshot"]
+        if len(self._hosts) > 1:
+            places.append(f"/var/lib/pymigrate/bundles/{self.container}")
+        return ["sh", "-c", f"rm -rf {shlex.join(places)} && {{ rmdir {HERE} 2>/dev/null || true; }}"]
 
     def on(self, host: str, *argv: str, stdin: str = "") -> str:
         if host == self.source:

@@ -9,4 +9,4 @@ def test_demo_between_two_machines(pymigrate_on_both: Machines) -> None:
     assert done.stdout.splitlines()[-1].endswith("nothing was lost")
     for host in ("host1", "host2"):
         assert pymigrate_on_both.leftovers(host) == ""
-        assert pymigrate_on_both.sh(host, "ls -A /var/lib/pymigrate") == "migrations\n"
+        assert pymigrate_on_both.sh(host, "find /var/lib/pymigrate -mindepth 2 -not -path '*/migrations/*'") == ""

@@ -31,7 +31,9 @@ for action, *arguments in json.loads(os.environ["FAKE_CRIU"]):
             sock.send(answer.SerializeToString())
             break
     elif action == "log":
-        directory = f"/proc/{os.getppid()}/fd/{request.opts.work_dir_fd}"
+        opts = request.opts
+        number = opts.work_dir_fd if opts.HasField("work_dir_fd") else opts.images_dir_fd
+        directory = f"/proc/{os.getppid()}/fd/{number}"
         with open(f"{directory}/{request.opts.log_file}", "a") as file:
             file.write("\n".join(arguments) + "\n")
     elif action == "succeed":

@@ -23,24 +23,51 @@ Dump = Callable[..., DumpSession]
 
 
 @pytest.fixture
-def dump(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Dump]:
-    """Start a dump by a CRIU that follows a script."""
+def criu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Criu]:
+    """A CRIU that does what $FAKE_CRIU says."""
     binary = tmp_path / "criu"
     binary.write_text(f'#!/bin/sh\nexec /usr/bin/python3 {FAKE} "$@"\n')
     binary.chmod(0o755)
     monkeypatch.setenv("FAKE_CRIU_MESSAGES", str(messages.source("rpc_pb2")))
     monkeypatch.setenv("FAKE_CRIU_PROTOBUF", str(Path(google.protobuf.__file__).parents[2]))
-    directory = os.open(tmp_path, os.O_RDONLY)
+    yield Criu(str(binary))
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text()
+    assert children == "", "a criu is left"
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Iterator[int]:
+    fd = os.open(tmp_path, os.O_RDONLY)
+    yield fd
+    os.close(fd)
+
+
+@pytest.fixture
+def dump(criu: Criu, directory: int, monkeypatch: pytest.MonkeyPatch) -> Dump:
+    """Start a dump by a CRIU that follows a script."""
 
     def start(*script: list[object], timeout: float = 20) -> DumpSession:
         monkeypatch.setenv("FAKE_CRIU", json.dumps(script))
         options = DumpOptions(pid=1, images_dir_fd=directory, work_dir_fd=directory)
-        return Criu(str(binary)).dump(options, timeout=timeout)
+        return criu.dump(options, timeout=timeout)
 
-    yield start
-    os.close(directory)
-    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text()
-    assert children == "", "a criu is left"
+    return start
+
+
+def test_check_says_why_criu_cannot_work(criu: Criu, directory: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its log is where the request said: up to 4.1 a check without a directory fails."""
+    monkeypatch.setenv("FAKE_CRIU", json.dumps([["log", HARMLESS, CAUSE], ["fail", 0]]))
+    with pytest.raises(RequestFailed, match="criu failed to check: Can't dump file 5 of that type"):
+        criu.check(directory)
+
+
+def test_only_what_is_wanted_is_asked_for(directory: int) -> None:
+    """criu 3.17 does not know leave_stopped: its messages refuse a field of that name, even for false."""
+    request = messages.rpc().criu_req()
+    DumpOptions(pid=1, images_dir_fd=directory, work_dir_fd=directory).fill(request.opts)
+    assert not request.opts.HasField("leave_stopped")
+    DumpOptions(pid=1, images_dir_fd=directory, work_dir_fd=directory, leave_stopped=True).fill(request.opts)
+    assert request.opts.leave_stopped
 
 
 def test_notifications_are_the_callers(dump: Dump) -> None:

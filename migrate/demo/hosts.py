@@ -107,7 +107,11 @@ class RealHosts:
         for host, other in zip(self._hosts, reversed(self._hosts), strict=True):
             if host != other:
                 self.on(host, "ssh", "-o", "BatchMode=yes", other, "true")
-            if self.container in self.on(host, "pymigrate", "list", "-q").split():
+            try:
+                there = self.on(host, "pymigrate", "list", "-q").split()
+            except DemoFailed as error:
+                raise DemoFailed(str(error), remedy=f"is pymigrate installed on {host}? vagrant/provision.sh") from None
+            if self.container in there:
                 raise DemoFailed(
                     f"{host} has a container {self.container} already", remedy=f"pymigrate delete -f {self.container}"
                 )

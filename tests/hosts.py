@@ -99,6 +99,10 @@ class Hosts(abc.ABC):
         """The last number that the counting container wrote."""
         return int(self.on(host, "pymigrate", "logs", "--tail", "1", container).stdout)
 
+    def numbers(self, host: str, container: str = "web") -> list[int]:
+        """All numbers that the counting container wrote, on whatever host."""
+        return [int(line) for line in self.on(host, "pymigrate", "logs", container).stdout.split()]
+
     def wait_count(self, host: str, beyond: int, container: str = "web") -> int:
         """Wait until the container has counted beyond a number: it runs, and it did not begin again."""
         deadline = time.monotonic() + self.patience

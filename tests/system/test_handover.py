@@ -97,7 +97,7 @@ def test_agent_dies_while_it_resumes(lab: Lab, module: str, owner: str, name: st
     lab.wait_count("host2", start)
     assert lab.ids("host1") == []
     assert lab.sh("host2", "ls -A /var/lib/pymigrate/incoming") == ""
-    numbers = [int(n) for n in lab.on("host2", "pymigrate", "logs", "web").stdout.split()]
+    numbers = lab.numbers("host2")
     assert numbers == sorted(set(numbers)), "something ran twice"
 
 

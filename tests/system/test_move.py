@@ -63,7 +63,7 @@ def test_there_and_back_nothing_is_lost(lab: Lab) -> None:
     assert lab.ids("host2") == ["web"]
     assert lab.on("host2", "pymigrate", "exec", "web", "cat", "/proc/1/stat").stdout.split()[:2] == pids
     # Every number is in the log once, across both hosts: no output was lost and none came twice.
-    numbers = [int(line) for line in lab.on("host2", "pymigrate", "logs", "web").stdout.split()]
+    numbers = lab.numbers("host2")
     assert numbers == list(range(1, numbers[-1] + 1))
     back = move(lab, source="host2", target="host1")
     assert back["bytes_sent"] < report["bytes_sent"], "the root file system was sent again"
@@ -90,7 +90,7 @@ def test_a_connection_inside_the_container_survives(lab: Lab) -> None:
     before = lab.wait_count("host1", 3)
     move(lab)
     lab.wait_count("host2", before)
-    numbers = [int(line) for line in lab.on("host2", "pymigrate", "logs", "web").stdout.split()]
+    numbers = lab.numbers("host2")
     assert numbers == list(range(1, numbers[-1] + 1))
 
 

@@ -1,5 +1,7 @@
 """CRIU with Debian's own kernel, which can track dirty pages: that cannot be tried on a machine whose kernel cannot."""
 
+import json
+
 from tests.vm.machines import Machines
 
 # Two pre-dumps and a dump of a container that holds memory, each a child of the one before; pages written by each.
@@ -30,8 +32,6 @@ print(json.dumps({"mem_track": criu.features().mem_track, "sizes": sizes}))
 
 
 def test_second_pre_dump_holds_only_what_has_changed(machines: Machines) -> None:
-    import json
-
     machines.run(
         script="x=$(head -c 6000000 /dev/urandom | base64); i=0; while :; do i=$((i+1)); echo $i; sleep 1; done"
     )

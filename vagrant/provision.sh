@@ -231,16 +231,17 @@ if [ "$mode" != --peer ]; then need ca-certificates iproute2 nftables openssh-cl
 install_criu
 if [ -z "$image" ]; then raise_pipe_size; fi
 case $mode in
---demo)
+--demo | --dev | --vm)
     need binutils
     make_rootfs redis busybox-static redis-server redis-tools -- redis-server redis-cli
     ;;
+esac
+case $mode in
 --dev | --vm)
-    need binutils shellcheck
+    need shellcheck
     if [ "$mode" = --vm ]; then need "${VM_PACKAGES[@]}"; fi
     make_rootfs busybox busybox-static --
-    make_rootfs redis busybox-static redis-server redis-tools -- redis-server redis-cli
     make_venv
     ;;
+'' | --demo) install_pymigrate ;;
 esac
-case $mode in '' | --demo) install_pymigrate ;; esac

@@ -1,91 +1,249 @@
 """Control groups of one container, on version 1, version 2, and the hybrid of both."""
 
-import contextlib
+from __future__ import annotations
+
+import errno
 import os
 import time
-from collections.abc import Iterable
-from pathlib import Path
-from typing import Self
 
 from runtime.cgroups import v1, v2
+from runtime.cgroups.files import read, wait_until, write
 from runtime.cgroups.hierarchies import UNIFIED, discover, inherit_cpuset
-from runtime.errors import ContainerError, DeadlineExceeded
-from runtime.spec import Resources
+from runtime.errors import Conflict, ContainerError, DeadlineExceeded
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from typing import Any, Self
+
+    from runtime.cgroups.v1 import Write
+    from runtime.resources import DeviceRule, Resources
 
 REMOVE_TIMEOUT = 10.0
+FREEZE_TIMEOUT = 10.0
+KILL_TIMEOUT = 2.0
+_PLACE_TIMEOUT = 120
 _MONITOR = "@monitor"  # a character that no id has: it cannot be the cgroup of another container
 
 
 class Cgroup:
-    """The directories of one container: `paths` maps a v1 controller, or "" for version 2, to its directory."""
+    """The directories of one container: `paths` maps a v1 controller, or "" for version 2, to its directory.
 
-    def __init__(self, paths: dict[str, str]) -> None:
+    `unit` is the name of systemd's unit where the cgroup is systemd's, else None.
+    """
+
+    def __init__(self, paths: dict[str, str], unit: str | None = None) -> None:
         self.paths = paths
+        self.unit = unit
+        self._told: Resources | None = None  # what the unit was started with
+        self._placeholder = 0
 
     @classmethod
-    def create(cls, container_id: str, cgroups_path: str | None) -> Self:
+    def create(
+        cls,
+        container_id: str,
+        cgroups_path: str | None,
+        *,
+        systemd: bool = False,
+        pid: int | None = None,
+        resources: Resources | None = None,
+        annotations: Mapping[str, str] | None = None,
+    ) -> Self:
         """Make the container's directory below each mount point: `cgroups_path`, or /pymigrate/<id>.
 
-        Raises ContainerError when one exists already with processes in it.
+        With `systemd` it is a unit of systemd's, `cgroups_path` is slice:prefix:name (by default
+        system.slice:pymigrate:<id>), and the process `pid` is in it from the beginning: no scope is without any. When
+        there is no `pid`, a child of ours holds the place until `occupied` is called. The unit is told what the
+        `resources` say, which `apply` must still be called for, and the properties that `annotations` hold. Without
+        `systemd` a `pid` is moved in.
+
+        Raises ContainerError when one exists already with processes in it, or when there is no systemd.
         """
-        relative = (cgroups_path or f"/pymigrate/{container_id}").strip("/")
-        paths: dict[str, str] = {}
-        try:
-            for hierarchy in discover():
-                path = hierarchy.mountpoint / relative
-                hierarchy.make(path)
-                for name in hierarchy.controllers:
-                    paths[name] = str(path)
-        except OSError as error:
-            cls(paths).remove()
-            raise ContainerError(f"cannot make the cgroup {error.filename}: {error.strerror}") from None
-        busy = cls(paths).pids()
-        if busy:
+        hierarchies = discover()
+        unit: str | None = None
+        if systemd:
+            from runtime.cgroups import systemd as driver
+
+            name = driver.UnitName.parse(container_id, cgroups_path)
+            placeholder = 0 if pid else _hold_place()
+            unified = all(UNIFIED in hierarchy.controllers for hierarchy in hierarchies)
+            try:
+                relative = driver.start(name, pid or placeholder, resources, annotations or {}, unified=unified).strip(
+                    "/"
+                )
+            except BaseException:
+                _end_place(placeholder)
+                raise
+            unit = name.unit
+        elif cgroups_path is not None and ":" in cgroups_path:
             raise ContainerError(
-                f"the cgroup {relative} is in use by process {busy[0]}", remedy="set linux.cgroupsPath to another path"
+                f"linux.cgroupsPath: {cgroups_path} names a unit of systemd's",
+                remedy="let the runtime be called with --systemd-cgroup, or set a path",
             )
-        return cls(paths)
+        else:
+            relative = cls._relative(container_id, cgroups_path)
+        paths: dict[str, str] = {}
+        there: dict[str, str] = {}
+        cgroup = cls(paths, unit)
+        if systemd:
+            cgroup._told, cgroup._placeholder = resources, placeholder
+        try:
+            for hierarchy in hierarchies:
+                path = f"{hierarchy.mountpoint.rstrip('/')}/{relative}"
+                new = hierarchy.make(path)
+                for controller in hierarchy.controllers:
+                    paths[controller] = path
+                    if not new:
+                        there[controller] = path
+            if there and not systemd:
+                cls(there).require_free()
+            if pid is not None:
+                cgroup.add(pid)
+        except BaseException as error:
+            if not isinstance(error, Conflict):  # what another container uses is not ours to remove
+                cgroup.remove()
+            if isinstance(error, OSError):
+                raise ContainerError(f"cannot make the cgroup {error.filename}: {error.strerror}") from None
+            raise
+        return cgroup
+
+    @staticmethod
+    def _relative(container_id: str, cgroups_path: str | None) -> str:
+        return (cgroups_path or f"/pymigrate/{container_id}").strip("/")
+
+    @classmethod
+    def planned(cls, container_id: str, cgroups_path: str | None) -> dict[str, str]:
+        """The paths that `create` is going to make, without systemd."""
+        relative = cls._relative(container_id, cgroups_path)
+        return {
+            controller: f"{hierarchy.mountpoint.rstrip('/')}/{relative}"
+            for hierarchy in discover()
+            for controller in hierarchy.controllers
+        }
+
+    def occupied(self) -> None:
+        """There is a process in it: the one that has held its place may end."""
+        _end_place(self._placeholder)
+        self._placeholder = 0
+
+    def require_free(self) -> None:
+        """Raise ContainerError when there are processes in it, or when those that come would be frozen."""
+        busy = self.pids()
+        problem = f"in use by process {busy[0]}" if busy else "frozen" if self.frozen else None
+        if problem:
+            raise Conflict(
+                f"the cgroup {self.directories()[0]} is {problem}", remedy="set linux.cgroupsPath to another path"
+            )
 
     def directories(self) -> list[str]:
         """Each directory once."""
         return list(dict.fromkeys(self.paths.values()))
 
-    def add(self, pid: int) -> None:
-        """Move a process in; 0 is the caller. Raises ContainerError."""
+    def add(self, pid: int, *, beside: int | None = None) -> None:
+        """Move a process in; 0 is the caller. Raises ContainerError.
+
+        `beside` is a process of the container: a version 2 cgroup that has given controllers to its children takes no
+        processes itself, and `pid` then goes to where that process is.
+        """
         for directory in self.directories():
-            _move_in(directory, pid)
+            try:
+                write(f"{directory}/cgroup.procs", str(pid))
+            except OSError as error:
+                if error.errno != errno.EBUSY or beside is None or directory != self.paths.get(UNIFIED):
+                    raise _not_taken(directory, pid, error) from None
+                _move_in(_unified_of(beside, directory), pid)
 
     def add_monitor(self, pid: int) -> None:
         """Move the container's monitor into a cgroup beside this one. Raises ContainerError.
 
         It must not stay where its starter was: a service manager may end all of that (a log-in session, sshd's unit),
-        and a container whose monitor is gone dies of a broken pipe.
+        and a container whose monitor is gone dies of a broken pipe. With systemd it gets a scope of its own: all of a
+        slice's cgroups are systemd's to make, and stopping the container's unit must not end its monitor.
         """
-        for directory in self.directories():
-            beside = Path(directory + _MONITOR)
-            beside.mkdir(mode=0o755, exist_ok=True)
+        if self.unit is not None:
+            from runtime.cgroups import systemd as driver
+
+            lies_in = os.path.basename(os.path.dirname(self.directories()[0]))
+            driver.start_monitor(self.unit, lies_in if lies_in.endswith(".slice") else "-.slice", pid)
+        for directory, beside in zip(self.directories(), self._monitor_directories(), strict=True):
+            try:
+                os.mkdir(beside, 0o755)
+            except FileExistsError:
+                pass
+            except OSError as error:
+                raise ContainerError(f"cannot make the cgroup {beside}: {error.strerror}") from None
             if self.paths.get("cpuset") == directory:
                 inherit_cpuset(beside)
-            _move_in(str(beside), pid)
+            _move_in(beside, pid)
+
+    def _monitor_directories(self) -> list[str]:
+        if self.unit is None:
+            return [directory + _MONITOR for directory in self.directories()]
+        from runtime.cgroups.systemd import monitor_unit
+
+        return [f"{os.path.dirname(directory)}/{monitor_unit(self.unit)}" for directory in self.directories()]
 
     def apply(self, resources: Resources) -> None:
-        """Set the limits. Raises ContainerError naming the field of config.json and the file."""
-        writes = v2.writes(resources) if self.unified_only else v1.writes(resources)
-        for field, controller, file, value in writes:
-            directory = self.paths.get(controller)
-            if directory is None:
-                raise ContainerError(f"linux.resources.{field}: this host has no {controller or 'version 2'} cgroup")
+        """Set the limits, and no others. Raises ContainerError naming the field of config.json and the file."""
+        if self.unit is not None and resources is not self._told:
+            from runtime.cgroups import systemd as driver
+
+            driver.set_properties(self.unit, resources, self.paths[UNIFIED] if self.unified_only else None)
+        if self.unified_only:
+            self._write_all(v2.writes(resources, self.paths[UNIFIED]))
+        else:
+            self._write_all(v1.writes(resources, self.paths))
+        self._write_all((f"unified.{key}", UNIFIED, key, value) for key, value in resources.unified.items())
+        if resources.devices:
+            from runtime.cgroups.devices import DEFAULT
+
+            self._apply_devices([*resources.devices, *DEFAULT])
+
+    def _apply_devices(self, rules: Sequence[DeviceRule]) -> None:
+        if "devices" in self.paths:
             try:
-                _write(os.path.join(directory, file), value)
-            except FileNotFoundError:
-                raise ContainerError(
-                    f"linux.resources.{field}: there is no {file} in {directory}",
-                    remedy="the kernel lacks that controller, or (version 2) it is not delegated to that cgroup",
-                ) from None
+                current = read(f"{self.paths['devices']}/devices.list")
             except OSError as error:
-                raise ContainerError(
-                    f"linux.resources.{field}: cannot write {value!r} to {file}: {error.strerror}"
-                ) from None
+                raise ContainerError(f"linux.resources.devices: cannot read devices.list: {error.strerror}") from None
+            self._write_all(v1.device_writes(rules, current))
+        elif UNIFIED in self.paths:
+            from runtime.cgroups import devices
+
+            devices.apply(self.paths[UNIFIED], rules)
+        else:
+            raise ContainerError("linux.resources.devices: this host has no devices cgroup")
+
+    def _write_all(self, writes: Iterable[Write]) -> None:
+        """Write in the order given, and what the kernel refuses once more after the rest.
+
+        Limits depend on each other (memory and swap, quota and period and burst), and which one is to be first depends
+        on whether they rise or fall.
+        """
+        pending = list(writes)
+        while pending:
+            refused: list[tuple[Write, OSError]] = []
+            for one in pending:
+                try:
+                    self._write(*one)
+                except OSError as error:
+                    refused.append((one, error))
+                    if error.errno not in (errno.EINVAL, errno.EBUSY):
+                        raise _refusal(one, error) from None
+            if len(refused) == len(pending):
+                raise _refusal(*refused[0])
+            pending = [one for one, _ in refused]
+
+    def _write(self, field: str, controller: str, file: str, value: str) -> None:
+        directory = self.paths.get(controller)
+        if directory is None:
+            raise ContainerError(f"linux.resources.{field}: this host has no {controller or 'version 2'} cgroup")
+        try:
+            write(f"{directory}/{file}", value)
+        except FileNotFoundError:
+            raise ContainerError(
+                f"linux.resources.{field}: there is no {file} in {directory}",
+                remedy="the kernel lacks that controller, or (version 2) it is not delegated to that cgroup",
+            ) from None
 
     @property
     def unified_only(self) -> bool:
@@ -94,94 +252,191 @@ class Cgroup:
     @property
     def frozen(self) -> bool:
         """Whether the processes are paused by the freezer."""
-        with contextlib.suppress(OSError):
+        try:
             if "freezer" in self.paths:
-                return Path(self.paths["freezer"], "freezer.state").read_text().strip() != "THAWED"
+                return read(f"{self.paths['freezer']}/freezer.state") != "THAWED"
             if UNIFIED in self.paths:
-                return Path(self.paths[UNIFIED], "cgroup.freeze").read_text().strip() == "1"
+                return read(f"{self.paths[UNIFIED]}/cgroup.freeze") == "1"
+        except OSError:
+            return False
         return False
 
     def freeze(self) -> None:
+        """Pause all processes, and wait until they are. Raises ContainerError, DeadlineExceeded: they run on then."""
         self._freezer("FROZEN", "1")
+        if not self._await_frozen(FREEZE_TIMEOUT):
+            self.thaw()
+            raise DeadlineExceeded(f"the processes of {self.directories()[0]} cannot be frozen")
 
     def thaw(self) -> None:
+        """Let the processes go on. Raises ContainerError."""
         self._freezer("THAWED", "0")
 
     def _freezer(self, v1_state: str, v2_state: str) -> None:
-        if "freezer" in self.paths:
-            Path(self.paths["freezer"], "freezer.state").write_text(v1_state)
-        elif UNIFIED in self.paths:
-            Path(self.paths[UNIFIED], "cgroup.freeze").write_text(v2_state)
-        else:
-            raise ContainerError("this host has no freezer cgroup")
+        try:
+            if "freezer" in self.paths:
+                write(f"{self.paths['freezer']}/freezer.state", v1_state)
+            elif UNIFIED in self.paths:
+                write(f"{self.paths[UNIFIED]}/cgroup.freeze", v2_state)
+            else:
+                raise ContainerError("this host has no freezer cgroup")
+        except OSError as error:
+            raise ContainerError(f"{error.filename or self.directories()[0]}: {error.strerror}") from None
+
+    def _await_frozen(self, timeout: float) -> bool:
+        if "freezer" not in self.paths:
+            return wait_until(f"{self.paths[UNIFIED]}/cgroup.events", lambda events: events.get("frozen") == 1, timeout)
+        deadline = time.monotonic() + timeout
+        # The version 1 freezer tells nobody, and looks at its processes when it is read.
+        while read(f"{self.paths['freezer']}/freezer.state") != "FROZEN":
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.001)
+            self._freezer("FROZEN", "1")
+        return True
 
     def pids(self) -> list[int]:
         """All processes in it and below it."""
         found: set[int] = set()
         for directory in self.directories():
-            for procs in _below(directory):
-                with contextlib.suppress(OSError):
-                    found |= {int(line) for line in Path(procs, "cgroup.procs").read_text().split()}
+            for below in _below(directory):
+                try:
+                    found.update(map(int, read(f"{below}/cgroup.procs").split()))
+                except OSError:  # it has just been removed, or it is threaded: its processes are its parent's then
+                    continue
+        found.discard(0)  # what is outside of our pid namespace
         return sorted(found)
 
     def kill(self) -> None:
-        """Send SIGKILL to every process in it; one that forks meanwhile is caught by the next round."""
-        with contextlib.suppress(OSError):
-            self.thaw()
-        for _ in range(100):
-            pids = self.pids()
-            if not pids:
+        """Send SIGKILL to every process in it; one that forks meanwhile is killed as well."""
+        deadline = time.monotonic() + KILL_TIMEOUT
+        while pids := self.pids():
+            self._kill_all(pids)
+            if time.monotonic() > deadline:
                 return
+            time.sleep(0.005)
+
+    def _kill_all(self, pids: list[int]) -> None:
+        if self.frozen:
+            self.thaw()  # what a version 1 freezer holds does not die
+        try:
+            write(f"{self.paths[UNIFIED]}/cgroup.kill", "1")  # since Linux 5.14
+        except (KeyError, OSError):
             for pid in pids:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, 9)
-            time.sleep(0.01)
+                _kill(pid)
 
     def remove(self) -> None:
         """Remove the directories, and our own parent when it is empty. Raises DeadlineExceeded."""
+        self.occupied()
+        directories = self.directories()
+        if self.unit is not None:
+            from runtime.cgroups import systemd as driver
+
+            driver.stop(self.unit, driver.monitor_unit(self.unit))
         deadline = time.monotonic() + REMOVE_TIMEOUT
-        for directory in self.directories():
+        for directory, beside in zip(directories, self._monitor_directories(), strict=True):
             remove_tree(directory, deadline)
-            remove_tree(directory + _MONITOR, deadline)
-            parent = Path(directory).parent
-            if parent.name == "pymigrate":
-                with contextlib.suppress(OSError):
-                    parent.rmdir()
+            remove_tree(beside, deadline)
+            parent = os.path.dirname(directory)
+            if os.path.basename(parent) == "pymigrate":
+                try:
+                    os.rmdir(parent)
+                except OSError:
+                    continue
+
+    def stats(self) -> dict[str, Any]:
+        """Usage and limits, in the shape of the data of `runc events --stats`."""
+        from runtime.cgroups.stats import stats
+
+        return stats(self.paths)
+
+    def oom_events(self, interval: float | None = None) -> Iterator[bool]:
+        """True whenever the kernel was out of memory here, False after `interval` seconds; ends with the processes."""
+        from runtime.cgroups.stats import oom_events
+
+        return oom_events(self, interval)
 
 
-def _write(path: str, value: str) -> None:
-    """Unlike a plain open() this does not ask for the file to be made, which the kernel answers with EACCES."""
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+def _hold_place() -> int:
+    """A child that does nothing."""
+    pid = os.fork()
+    if pid == 0:
+        from runtime.light import signals
+
+        for number in range(1, signals.NSIG):
+            if signals.getsignal(number) not in (signals.SIG_DFL, None):
+                signals.signal(number, signals.SIG_DFL)
+        signals.alarm(_PLACE_TIMEOUT)  # whatever becomes of us
+        while True:
+            signals.pause()
+    return pid
+
+
+def _end_place(pid: int) -> None:
+    if pid:
+        _kill(pid)
+        os.waitpid(pid, 0)
+
+
+def _refusal(one: Write, error: OSError) -> ContainerError:
+    field, _, file, value = one
+    return ContainerError(f"linux.resources.{field}: cannot write {value!r} to {file}: {error.strerror}")
+
+
+def _kill(pid: int) -> None:
     try:
-        os.write(fd, value.encode())
-    finally:
-        os.close(fd)
+        os.kill(pid, 9)
+    except ProcessLookupError:
+        return
 
 
 def _move_in(directory: str, pid: int) -> None:
     try:
-        _write(os.path.join(directory, "cgroup.procs"), str(pid))
+        write(f"{directory}/cgroup.procs", str(pid))
     except OSError as error:
-        raise ContainerError(f"{directory}: cannot take process {pid}: {error.strerror}") from None
+        raise _not_taken(directory, pid, error) from None
+
+
+def _not_taken(directory: str, pid: int, error: OSError) -> ContainerError:
+    return ContainerError(f"{directory}: cannot take process {pid}: {error.strerror}")
+
+
+def _unified_of(pid: int, otherwise: str) -> str:
+    """The directory of the version 2 cgroup that a process is in; `otherwise` when that cannot be found out."""
+    try:
+        lines = read(f"/proc/{pid}/cgroup").splitlines()
+    except OSError:
+        return otherwise
+    mounts = [hierarchy.mountpoint for hierarchy in discover() if hierarchy.controllers == (UNIFIED,)]
+    places = [line.removeprefix("0::") for line in lines if line.startswith("0::/")]
+    return mounts[0] + places[0] if mounts and places else otherwise
 
 
 def remove_tree(directory: str, deadline: float) -> None:
     """Remove a cgroup and all below it; harmless when it is gone. Raises DeadlineExceeded at `deadline` (monotonic)."""
-    for path in sorted(_below(directory), key=len, reverse=True):
-        while True:
-            try:
+    while True:
+        try:
+            for path in reversed(_below(directory)):
                 os.rmdir(path)
-            except FileNotFoundError:
-                pass
-            except OSError as error:
-                # A process that has just died is still counted for a moment.
-                if time.monotonic() > deadline:
-                    raise DeadlineExceeded(f"the cgroup {path} cannot be removed: {error.strerror}") from None
-                time.sleep(0.005)
-                continue
-            break
+            return
+        except FileNotFoundError:  # another remover was faster
+            if not os.path.exists(directory):
+                return
+        except OSError as error:
+            # A process that has just died is still counted for a moment.
+            if time.monotonic() > deadline:
+                raise DeadlineExceeded(f"the cgroup {directory} cannot be removed: {error.strerror}") from None
+            time.sleep(0.005)
 
 
-def _below(directory: str) -> Iterable[str]:
-    """The directory and all cgroups below it."""
-    return [path for path, _, _ in os.walk(directory)]
+def _below(directory: str) -> list[str]:
+    """The directory and all cgroups below it, parents first; [] when it is gone."""
+    try:
+        # A directory's link count is two more than the directories in it: most need not be listed.
+        if os.stat(directory).st_nlink == 2:
+            return [directory]
+        with os.scandir(directory) as entries:
+            children = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+    except OSError:
+        return []
+    return [directory, *(path for child in children for path in _below(child))]

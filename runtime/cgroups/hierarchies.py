@@ -1,7 +1,12 @@
 """Where this host's cgroup hierarchies are mounted (proc_pid_mountinfo(5), cgroups(7))."""
 
-from dataclasses import dataclass
-from pathlib import Path
+from __future__ import annotations
+
+import os
+
+from runtime.cgroups.files import read, write
+from runtime.errors import ContainerError
+from runtime.records import Record
 
 UNIFIED = ""
 _V1 = frozenset(
@@ -9,39 +14,60 @@ _V1 = frozenset(
      "perf_event", "rdma", "misc")
 )  # fmt: skip
 # Version 2 controllers that a container's limits may need.
-_WANTED = ("cpu", "cpuset", "memory", "pids", "io")
+_WANTED = ("cpu", "cpuset", "memory", "pids", "io", "hugetlb", "rdma")
+_MAKE_ATTEMPTS = 100
 
 
-@dataclass(frozen=True)
-class Hierarchy:
+class Hierarchy(Record):
     """One mounted hierarchy: `controllers` of version 1 (a named one as "name=systemd"), or (UNIFIED,).
 
     Containers live below its mount point, as runc's do: below our own cgroup they would end with a log-in session.
     """
 
-    mountpoint: Path
+    mountpoint: str
     controllers: tuple[str, ...]
 
-    def make(self, path: Path) -> None:
-        """Make the cgroup `path` and, where that is needed, make it usable: cpuset values, delegated controllers."""
-        for directory in reversed([path, *path.parents]):
-            if directory.is_relative_to(self.mountpoint) and directory != self.mountpoint:
-                directory.mkdir(mode=0o755, exist_ok=True)
-                if "cpuset" in self.controllers:
-                    inherit_cpuset(directory)
+    def make(self, path: str) -> bool:
+        """Make the cgroup `path` and, where that is needed, make it usable: cpuset values, delegated controllers.
+
+        Returns whether it was not there before. Raises OSError.
+        """
+        new = self._make_directory(path)
         if self.controllers == (UNIFIED,):
-            for directory in reversed(path.parents):
-                if directory.is_relative_to(self.mountpoint):
-                    _delegate(directory)
+            parents, parent = [], os.path.dirname(path)
+            while len(parent) >= len(self.mountpoint):
+                parents.append(parent)
+                parent = os.path.dirname(parent) if parent != "/" else ""
+            for directory in reversed(parents):
+                _delegate(directory)
+        elif "cpuset" in self.controllers:
+            inherit_cpuset(path)
+        return new
+
+    def _make_directory(self, path: str) -> bool:
+        for _ in range(_MAKE_ATTEMPTS):
+            try:
+                os.mkdir(path, 0o755)
+                return True
+            except FileExistsError:
+                return False
+            except FileNotFoundError:
+                # Whoever removes another container may remove an empty parent again before we have used it.
+                if len(path) <= len(self.mountpoint):
+                    raise
+                self._make_directory(os.path.dirname(path))
+        raise ContainerError(f"cannot make the cgroup {path}: what it lies in is removed again and again")
 
 
 def discover(mountinfo: str | None = None) -> list[Hierarchy]:
     """The hierarchies that this process sees; the text is for tests, by default that of /proc/self/mountinfo."""
-    mountinfo = Path("/proc/self/mountinfo").read_text() if mountinfo is None else mountinfo
+    if mountinfo is None:
+        with open("/proc/self/mountinfo", errors="surrogateescape") as file:
+            mountinfo = file.read()
     found: dict[tuple[str, ...], Hierarchy] = {}
     for line in mountinfo.splitlines():
         before, _, after = line.partition(" - ")
-        kind, _, options = after.split()[:3]
+        kind, _, options = after.split(" ")[:3]
         if kind == "cgroup2":
             controllers: tuple[str, ...] = (UNIFIED,)
         elif kind == "cgroup":
@@ -49,24 +75,38 @@ def discover(mountinfo: str | None = None) -> list[Hierarchy]:
         else:
             continue
         if controllers and controllers not in found:
-            mountpoint = before.split()[4].encode().decode("unicode_escape")
-            found[controllers] = Hierarchy(Path(mountpoint), controllers)
+            mountpoint = before.split(" ")[4]
+            if "\\" in mountpoint:
+                mountpoint = mountpoint.encode().decode("unicode_escape")
+            found[controllers] = Hierarchy(mountpoint, controllers)
     return list(found.values())
 
 
-def inherit_cpuset(directory: Path) -> None:
-    """A new version 1 cpuset is empty, and no process may join it before it has processors and memory nodes."""
+def inherit_cpuset(directory: str) -> None:
+    """A new version 1 cpuset is empty, and no process may join it before it has processors and memory nodes.
+
+    Nor may it get any before its parent has: one that another process has just made may still be without.
+    """
     for name in ("cpuset.cpus", "cpuset.mems"):
-        if not (directory / name).read_text().strip():
-            (directory / name).write_text((directory.parent / name).read_text())
+        if not read(f"{directory}/{name}"):
+            parent = os.path.dirname(directory)
+            if not read(f"{parent}/{name}"):
+                inherit_cpuset(parent)
+            write(f"{directory}/{name}", read(f"{parent}/{name}"))
 
 
-def _delegate(directory: Path) -> None:
+def _delegate(directory: str) -> None:
     """Let children of a version 2 cgroup have its controllers; what is refused shows when a limit is set."""
-    there = (directory / "cgroup.controllers").read_text().split()
-    for name in _WANTED:
-        if name in there:
-            try:
-                (directory / "cgroup.subtree_control").write_text(f"+{name}")
-            except OSError:
-                continue
+    try:
+        there = read(f"{directory}/cgroup.controllers").split()
+        given = read(f"{directory}/cgroup.subtree_control").split()
+    except FileNotFoundError:
+        return
+    missing = [f"+{name}" for name in _WANTED if name in there and name not in given]
+    for change in [" ".join(missing), *missing] if missing else ():
+        try:
+            write(f"{directory}/cgroup.subtree_control", change)
+        except OSError:  # one that cannot be had lets the whole line fail: then one by one
+            continue
+        if change == " ".join(missing):
+            return

@@ -1,7 +1,5 @@
 """Finding cgroup hierarchies in mount tables of other machines than this one."""
 
-from pathlib import Path
-
 import pytest
 
 from runtime.cgroups.hierarchies import UNIFIED, Hierarchy, discover
@@ -37,4 +35,4 @@ ODD_PLACE = r"9 1 0:28 / /srv/my\040cgroups rw - cgroup2 none rw"
     ],
 )
 def test_each_hierarchy_once_where_it_is_mounted(table: str, expected: list[tuple[str, tuple[str, ...]]]) -> None:
-    assert discover(table) == [Hierarchy(Path(place), controllers) for place, controllers in expected]
+    assert discover(table) == [Hierarchy(place, controllers) for place, controllers in expected]

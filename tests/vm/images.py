@@ -90,7 +90,7 @@ def _kept(kind: str, sources: list[str], make: Callable[[Path], None], *more: st
 
 def _make_trees(debian: str, place: Path) -> None:
     _run(TOP / "vagrant/make-tree", debian, place / "peer")
-    _run(TOP / "vagrant/make-tree", debian, place / "source", "--demo")
+    _run(TOP / "vagrant/make-tree", debian, place / "source", "--demo", "dbus")
 
 
 def _make_disks(trees: Path, place: Path) -> None:

@@ -1,0 +1,64 @@
+"""Reading, writing and watching cgroup files."""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def read(path: str) -> str:
+    """The file's text without white space around it. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return read_again(fd)
+    finally:
+        os.close(fd)
+
+
+def read_again(fd: int) -> str:
+    """What an open file holds now. Raises OSError, ENODEV when its cgroup has been removed."""
+    parts, place = [], 0
+    while part := os.pread(fd, 1 << 16, place):
+        parts.append(part)
+        place += len(part)
+    return b"".join(parts).decode(errors="replace").strip()
+
+
+def write(path: str, value: str) -> None:
+    """Unlike a plain open() this does not ask for the file to be made, which the kernel answers with EACCES."""
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, value.encode())
+    finally:
+        os.close(fd)
+
+
+def flat_keyed(text: str) -> dict[str, int]:
+    """Lines of a name and a number; others, and those whose value is no number, are left out."""
+    pairs = [line.split() for line in text.splitlines()]
+    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdecimal()}
+
+
+def wait_until(path: str, holds: Callable[[dict[str, int]], bool], timeout: float) -> bool:
+    """Wait for a flat keyed file of version 2 to say something; whether it did within `timeout` seconds.
+
+    The kernel wakes pollers of such a file when it changes (cgroup-v2.rst, "A file modified event"). Raises OSError.
+    """
+    deadline = time.monotonic() + timeout
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        poll = select.poll()
+        poll.register(fd, select.POLLPRI)
+        while not holds(flat_keyed(read_again(fd))):
+            rest = deadline - time.monotonic()
+            if rest <= 0:
+                return False
+            poll.poll(rest * 1000)
+        return True
+    finally:
+        os.close(fd)

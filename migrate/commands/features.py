@@ -1,0 +1,23 @@
+"""pymigrate features: what this runtime recognizes, as the OCI runtime specification defines it."""
+
+from __future__ import annotations
+
+from migrate.flags import Syntax
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from migrate.flags import Values
+
+SYNTAX = Syntax("Print what this runtime recognizes, as JSON.")
+
+
+def run(args: Values) -> int:
+    import json
+
+    from migrate import __version__
+    from runtime.features import features
+
+    value = features()
+    value["annotations"]["org.pymigrate.version"] = __version__
+    print(json.dumps(value, indent=None if args.json else 2))
+    return 0

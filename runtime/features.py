@@ -1,0 +1,38 @@
+"""What this runtime recognizes, as features.json of the runtime-spec 1.2 (features.md, features-linux.md).
+
+It speaks of the code, never of this host. Lists come from the tables that the code itself uses;
+tests/unit/test_features.py checks each claim, and each "not enabled", against what spec.parse accepts.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+# Annotations of a config.json that change what the runtime does (a trailing "." would make one a prefix): none yet.
+UNSAFE_ANNOTATIONS: tuple[str, ...] = ()
+
+
+def features() -> dict[str, Any]:
+    """The value of the document, as JSON."""
+    from runtime import capabilities, mount_spec, seccomp, spec
+
+    return {
+        "ociVersionMin": "1.0.0",
+        "ociVersionMax": "1.2.0",
+        "hooks": list(spec.HOOK_POINTS),
+        "mountOptions": sorted((*mount_spec.FLAGS, *mount_spec.PROPAGATIONS, *mount_spec.RECURSIVE, *mount_spec.OTHER)),
+        "linux": {
+            "namespaces": sorted(spec.NAMESPACES),
+            "capabilities": list(capabilities.NUMBERS),
+            "cgroup": {"v1": True, "v2": True, "systemd": True, "systemdUser": False, "rdma": True},
+            "seccomp": seccomp.features(),
+            "apparmor": {"enabled": True},
+            "selinux": {"enabled": True},
+            "intelRdt": {"enabled": False},
+            "mountExtensions": {"idmap": {"enabled": True}},
+        },
+        "annotations": {"org.pymigrate.checkpoint.enabled": "true"},
+        "potentiallyUnsafeConfigAnnotations": list(UNSAFE_ANNOTATIONS),
+    }

@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from socket import socket
@@ -111,11 +112,16 @@ class _Session:
         """Make CRIU fail at the notification it waits at: a dump is undone, a restored tree killed."""
         self._answer(False)
 
-    def run_until(self, script: str) -> Notification:
-        """Let CRIU go on up to the notification `script`, which stays unanswered."""
+    def run_until(self, script: str, take: Callable[[int], None] | None = None) -> Notification:
+        """Let CRIU go on up to the notification `script`, which stays unanswered.
+
+        `take` gets the descriptors that come on the way (orphan-pts-master); without it they are closed.
+        """
         if self._waiting:
             self.ack()
         while (notification := self.next()) is not None:
+            if notification.fd is not None:
+                take(notification.fd) if take is not None else os.close(notification.fd)
             if notification.script == script:
                 return notification
             self.ack()

@@ -36,6 +36,11 @@ class _Common:
     link_remap: bool = False
     manage_cgroups: ManageCgroups = ManageCgroups.IGNORE
     ghost_limit: int | None = None
+    orphan_pts_master: bool = False
+    empty_ns: int | None = None
+    lsm_profile: str | None = None
+    lsm_mount_context: str | None = None
+    tcp_close: bool = False
 
     def fill(self, opts: Any) -> None:
         """Write these options into a criu_opts message."""
@@ -55,30 +60,49 @@ class _Common:
         opts.manage_cgroups = True
         opts.manage_cgroups_mode = rpc.criu_cg_mode.Value(self.manage_cgroups.value)
         opts.network_lock = rpc.NFTABLES
-        if self.ghost_limit is not None:
-            opts.ghost_limit = self.ghost_limit
+        # Older versions do not know all of these: only what is wanted is asked for.
+        for name in ("ghost_limit", "empty_ns", "lsm_profile", "lsm_mount_context"):
+            if getattr(self, name) is not None:
+                setattr(opts, name, getattr(self, name))
+        for name in ("orphan_pts_master", "tcp_close"):
+            if getattr(self, name):
+                setattr(opts, name, True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DumpOptions(_Common):
-    """`pid` is the root of the tree; pages go to the page server on `page_server_fd` if there is one."""
+    """`pid` is the root of the tree; pages go to the page server on `page_server_fd`, or at an address.
+
+    `status_fd` gets a null byte when a lazy dump's page server is ready; it is a number in the CRIU process.
+    """
 
     pid: int
     log_file: str = "dump.log"
     leave_running: bool = False
     leave_stopped: bool = False
     page_server_fd: int | None = None
+    page_server: tuple[str, int] | None = None
+    lazy_pages: bool = False
+    auto_dedup: bool = False
+    tcp_skip_in_flight: bool = False
+    status_fd: int | None = None
+    freeze_cgroup: str | None = None
     parent_img: str | None = None
     track_mem: bool = False
 
     def fill(self, opts: Any) -> None:
         super().fill(opts)
         opts.pid = self.pid
-        for name in ("leave_running", "leave_stopped", "track_mem"):
-            if getattr(self, name):  # criu 3.17 does not know all of them: only what is wanted is asked for
+        for name in (
+            "leave_running", "leave_stopped", "track_mem", "lazy_pages", "auto_dedup", "tcp_skip_in_flight",
+        ):  # fmt: skip
+            if getattr(self, name):
                 setattr(opts, name, True)
-        if self.parent_img is not None:
-            opts.parent_img = self.parent_img
+        for name in ("parent_img", "status_fd", "freeze_cgroup"):
+            if getattr(self, name) is not None:
+                setattr(opts, name, getattr(self, name))
+        if self.page_server is not None:
+            opts.ps.address, opts.ps.port = self.page_server
         if self.page_server_fd is not None:
             opts.ps.fd = self.page_server_fd
             opts.ps.port = 0
@@ -86,7 +110,7 @@ class DumpOptions(_Common):
     @property
     def inherited(self) -> tuple[int, ...]:
         """Descriptors that the CRIU process must inherit."""
-        return () if self.page_server_fd is None else (self.page_server_fd,)
+        return tuple(fd for fd in (self.page_server_fd, self.status_fd) if fd is not None)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,155 +1,175 @@
-"""The command line: one static table of verbs; a verb's module is imported only when it is called."""
+"""The command line: one static table of verbs; a verb's module is imported only when it is called.
 
-import argparse
-import importlib
-import signal
+The verbs of the runtime follow runc's command line (flags.py) and import next to nothing: engines call them several
+times for each container. The others are read with argparse (options.py).
+"""
+
+from __future__ import annotations
+
+import os
 import sys
-from pathlib import Path
-from types import FrameType
-from typing import NoReturn
 
 from migrate import __version__
-from migrate.errors import Blocked, Interrupted, MigrateError, UsageError
+from migrate.errors import Interrupted, MigrateError, UsageError
 from migrate.exits import EXIT_CODES, exit_code
+from migrate.flags import Flag, Values, parse, scan, usage
+from runtime.light import signals
 
-DEFAULT_ROOT = Path("/run/opencontainer/containers")
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import FrameType
+    from typing import Any, NoReturn
 
-VERBS: dict[str, tuple[str, str]] = {
-    "move": ("migrate.commands.move", "move a running container to another host"),
-    "validate": ("migrate.commands.validate", "list every reason why a container cannot move"),
-    "snapshot": ("migrate.commands.snapshot", "save, show or restore a snapshot of a running container"),
-    "recover": ("migrate.commands.recover", "finish a move whose end is not known"),
-    "migrations": ("migrate.commands.migrations", "list the moves that this host has taken part in"),
-    "demo": ("migrate.commands.demo", "move a Redis to another host and back, and check that nothing is lost"),
-    "lab": ("migrate.commands.lab", "hosts on this machine to try moves between"),
-    "create": ("migrate.commands.create", "create a container from a bundle"),
-    "start": ("migrate.commands.start", "start a created container"),
-    "run": ("migrate.commands.run", "create and start a container"),
-    "exec": ("migrate.commands.exec", "run a program in a running container"),
-    "kill": ("migrate.commands.kill", "send a signal to a container"),
-    "delete": ("migrate.commands.delete", "delete a container"),
-    "state": ("migrate.commands.state", "print the state of a container"),
-    "list": ("migrate.commands.list", "list the containers of this host"),
-    "logs": ("migrate.commands.logs", "print what a container wrote to stdout and stderr"),
-    "spec": ("migrate.commands.spec", "write a config.json that can be moved"),
+DEFAULT_ROOT = "/run/opencontainer/containers"
+
+VERBS: dict[str, str] = {
+    "move": "move a running container to another host",
+    "validate": "list every reason why a container cannot move",
+    "snapshot": "save, show or restore a snapshot of a running container",
+    "recover": "finish a move whose end is not known",
+    "migrations": "list the moves that this host has taken part in",
+    "demo": "move a Redis to another host and back, and check that nothing is lost",
+    "lab": "hosts on this machine to try moves between",
+    "create": "create a container from a bundle",
+    "start": "start a created container",
+    "run": "create and start a container",
+    "exec": "run a program in a running container",
+    "kill": "send a signal to a container",
+    "delete": "delete a container",
+    "state": "print the state of a container",
+    "list": "list the containers of this host",
+    "ps": "list the processes of a container",
+    "pause": "freeze all processes of a container",
+    "resume": "let a paused container go on",
+    "update": "change the limits of a container",
+    "events": "print what happens to a container, and how much it uses",
+    "checkpoint": "save a running container to image files",
+    "restore": "make a running container of image files",
+    "logs": "print what a container wrote to stdout and stderr",
+    "spec": "write a config.json that can be moved",
+    "features": "print what this runtime can do, as JSON",
 }
+# The others are OCI verbs.
+_WITH_ARGPARSE = frozenset(("move", "validate", "snapshot", "recover", "migrations", "demo", "lab", "logs"))
+
+_GLOBAL = (
+    Flag("root", "state directory", "str", metavar="DIR"),
+    Flag("log", "append errors to FILE as well", "str", metavar="FILE"),
+    Flag("log-format", "how they are written there", "str", default="text", choices=("text", "json")),
+    Flag("systemd-cgroup", "let systemd make the cgroups; cgroupsPath is slice:prefix:name then"),
+    Flag("debug", "show tracebacks and CRIU's full log tail"),
+    Flag("json", "machine-readable output, one JSON object per line"),
+    Flag("version", "show the version", short="v"),
+    Flag("cgroup-manager", "`disabled`, `cgroupfs` or `systemd`, as conmon says it", "str",
+         choices=("disabled", "cgroupfs", "systemd")),
+    Flag("rootless", "accepted for runc's sake: it is found out", "str"),
+    Flag("criu", "accepted for runc's sake: see $PYMIGRATE_CRIU", "str"),
+)  # fmt: skip
 
 
-class _Parser(argparse.ArgumentParser):
-    """Reports a bad command line as one line through the same path as every other error."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message, remedy=f"see `{self.prog} --help`")
-
-
-def _epilog() -> str:
+def _help() -> str:
     width = max(map(len, VERBS))
-    verbs = "\n".join(f"  {verb:<{width}}  {text}" for verb, (_, text) in VERBS.items())
-    exits = "\n".join(f"  {code:>3}  {text}" for code, text in EXIT_CODES.values())
-    return f"verbs:\n{verbs}\n\nexit codes:\n{exits}\n\n`pymigrate VERB --help` says more."
+    lines = ["usage: pymigrate [options] VERB ...", ""]
+    lines += ["Move running containers between Linux hosts, or snapshot them, with CRIU.", "", "options:"]
+    for flag in _GLOBAL:
+        left = f"-{flag.short}, --{flag.name}" if flag.short else f"--{flag.name}"
+        left += "" if flag.kind == "bool" else f" {flag.metavar}"
+        lines.append(f"  {left:<26}  {flag.help}")
+    lines += ["", "verbs:", *(f"  {verb:<{width}}  {text}" for verb, text in VERBS.items())]
+    lines += ["", "exit codes:", *(f"  {code:>3}  {text}" for code, text in EXIT_CODES.values())]
+    return "\n".join([*lines, "", "`pymigrate VERB --help` says more."])
 
 
-def _global_parser() -> _Parser:
-    parser = _Parser(
-        prog="pymigrate",
-        description="Move running containers between Linux hosts, or snapshot them, with CRIU.",
-        epilog=_epilog(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--version", action="version", version=f"pymigrate {__version__}")
-    parser.add_argument("--root", type=Path, default=DEFAULT_ROOT, metavar="DIR", help="state directory")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks and CRIU's full log tail")
-    parser.add_argument("--json", action="store_true", help="machine-readable output, one JSON object per line")
-    parser.add_argument("--log", type=Path, metavar="FILE", help="append errors to FILE instead of stderr")
-    parser.add_argument("--log-format", choices=("text", "json"), default="text")
-    parser.add_argument("verb", metavar="VERB", choices=tuple(VERBS), help=argparse.SUPPRESS)
-    parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
-    return parser
+def _default_root() -> str:
+    """A directory of the user's own for who is not root."""
+    runtime_dir = os.environ.get("XDG_RUNTIME_DIR")
+    return f"{runtime_dir}/pymigrate" if os.geteuid() and runtime_dir else DEFAULT_ROOT
 
 
-def parse(argv: list[str]) -> tuple[argparse.Namespace, str]:
-    """Arguments of the verb with the global options merged in, and the name of the verb's module."""
-    glob = _global_parser().parse_args(argv)
-    module, text = VERBS[glob.verb]
-    command = importlib.import_module(module)
-    parser = _Parser(prog=f"pymigrate {glob.verb}", description=text[0].upper() + text[1:] + ".")
-    parser.add_argument("--debug", action="store_true", default=glob.debug, help=argparse.SUPPRESS)
-    parser.add_argument("--json", action="store_true", default=glob.json, help=argparse.SUPPRESS)
-    command.add_arguments(parser)
-    args = parser.parse_args(glob.rest)
-    args.root, args.log, args.log_format = glob.root, glob.log, glob.log_format
-    return args, module
+def _run(argv: list[str], glob: Values) -> int:
+    """Run the verb of a command line; `glob` takes the global options, for whoever reports an error."""
+    found, rest = scan(argv, _GLOBAL, "pymigrate", stop=True)
+    glob.__dict__.update(found.__dict__)
+    glob.root = found.root or _default_root()
+    glob.systemd_cgroup = found.systemd_cgroup or found.cgroup_manager == "systemd"
+    if found.version:
+        from runtime.state import OCI_VERSION
+
+        print(f"pymigrate version {__version__}\nspec: {OCI_VERSION}")
+        return 0
+    if found.help or rest[:1] == ["help"]:
+        print(_help())
+        return 0
+    if not rest:
+        raise UsageError("no verb", remedy="see `pymigrate --help`")
+    verb = rest[0]
+    if verb not in VERBS:
+        raise UsageError(f"unknown verb {verb!r}", remedy="see `pymigrate --help`")
+    command: Any = __import__(f"migrate.commands.{verb}", fromlist=["run"])
+    program = f"pymigrate {verb}"
+    if verb in _WITH_ARGPARSE:
+        from migrate import options
+
+        args: Any = options.parse(command, program, VERBS[verb], rest[1:], glob)
+    else:
+        args = parse(rest[1:], command.SYNTAX, program)
+        if args.help:
+            print(usage(command.SYNTAX, program))
+            return 0
+        args.__dict__.update({name: value for name, value in glob.__dict__.items() if name not in args.__dict__})
+    code: int = command.run(args)
+    return code
 
 
 def _interrupt(signum: int, _frame: FrameType | None) -> NoReturn:
     """The first signal unwinds through every `finally`; further ones must not cut the cleaning up short."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    raise Interrupted(f"interrupted by {signal.Signals(signum).name}")
-
-
-def report_error(error: BaseException, *, log: Path | None, log_format: str, as_json: bool) -> None:
-    """Write one error where the user asked for it: a log file, JSON on stdout, or plain lines on stderr."""
-    message, remedy = str(error) or type(error).__name__, getattr(error, "remedy", None)
-    if as_json or log_format == "json":
-        import json
-        from datetime import UTC, datetime
-
-        if log is not None:
-            entry = {"level": "error", "msg": message, "time": datetime.now(UTC).isoformat()}
-            with log.open("a") as out:
-                out.write(json.dumps(entry) + "\n")
-        if as_json:
-            event: dict[str, object] = {"event": "error", "kind": getattr(error, "kind", "failure"), "message": message}
-            event |= {"remedy": remedy} if remedy else {}
-            event |= {"workload": error.workload} if hasattr(error, "workload") else {}
-            if isinstance(error, Blocked):
-                names = ("rule", "where", "problem", "remedy")
-                event["blockers"] = [dict(zip(names, problem, strict=True)) for problem in error.problems]
-            print(json.dumps(event), flush=True)
-            return
-    lines = [f"pymigrate: error: {message}"]
-    lines += [f"  {line}" for line in (remedy or "").splitlines()]
-    if isinstance(error, Blocked):
-        for rule, where, problem, what_to_do in error.problems:
-            lines += [f"  {rule}: {where}: {problem}", f"    {what_to_do}"]
-    if log is not None and log_format == "text":
-        with log.open("a") as out:
-            out.write("\n".join(lines) + "\n")
-    print("\n".join(lines), file=sys.stderr, flush=True)
+    for number in (signals.SIGINT, signals.SIGTERM, signals.SIGHUP):
+        signals.signal(number, signals.SIG_IGN)
+    names = {int(signals.SIGINT): "SIGINT", int(signals.SIGTERM): "SIGTERM", int(signals.SIGHUP): "SIGHUP"}
+    raise Interrupted(f"interrupted by {names[signum]}")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one verb; returns its exit code. Every error is one message; a traceback only with --debug."""
     argv = sys.argv[1:] if argv is None else argv
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
-    args: argparse.Namespace | None = None
+    for number in (signals.SIGINT, signals.SIGTERM, signals.SIGHUP):
+        signals.signal(number, _interrupt)
+    glob = Values(log=None, log_format="text", json="--json" in argv)
     try:
-        args, module = parse(argv)
-        code: int = importlib.import_module(module).run(args)
-        return code
+        return _run(argv, glob)
     except BrokenPipeError:
         return 1
     except Exception as error:
-        if "--debug" in argv and not isinstance(error, UsageError):
-            import traceback
+        from migrate.report import report
 
-            traceback.print_exc()
-        elif isinstance(error, ModuleNotFoundError):
-            error = MigrateError(
-                f"this needs the Python module {error.name}, which is not installed",
-                remedy="install pymigrate on this host: vagrant/provision.sh",
-            )
-        elif not hasattr(error, "kind") and not isinstance(error, OSError):
-            error = type(error)(f"internal error: {type(error).__name__}: {error} (run with --debug for details)")
-        report_error(
-            error,
-            log=args.log if args else None,
-            log_format=args.log_format if args else "text",
-            as_json=args.json if args else "--json" in argv,
+        return exit_code(report(_explain(error, debug="--debug" in argv), glob))
+
+
+def _explain(error: Exception, *, debug: bool) -> Exception:
+    """The error to show to a user."""
+    if debug and not isinstance(error, UsageError):
+        import traceback
+
+        traceback.print_exc()
+    if isinstance(error, ModuleNotFoundError):
+        return MigrateError(
+            f"this needs the Python module {error.name}, which is not installed",
+            remedy="install pymigrate on this host: vagrant/provision.sh",
         )
-        return exit_code(getattr(error, "kind", "failure"))
+    if not debug and not hasattr(error, "kind") and not isinstance(error, OSError):
+        return MigrateError(f"internal error: {type(error).__name__}: {error} (run with --debug for details)")
+    return error
+
+
+def entry() -> NoReturn:
+    """For the launcher: end without what the interpreter does at its end, which a short verb would wait for."""
+    code = main()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:
+        code = code or 1
+    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from typing import Any, Self
 from criu_rpc.client import Criu
 from criu_rpc.errors import CriuError
 from migrate.errors import ProtocolError
-from runtime.capabilities import NUMBERS, held
+from runtime.capabilities import NUMBERS, permitted
 from runtime.errors import InvalidId
 from runtime.state import Store, check_id
 
@@ -130,7 +130,7 @@ def gather(query: FactsQuery) -> HostFacts:
 
 def can_carry_any_uid() -> bool:
     """Whether CRIU can handle the limits of other users' processes here (CAP_SYS_RESOURCE)."""
-    return bool(held() >> NUMBERS["CAP_SYS_RESOURCE"] & 1)
+    return bool(permitted() >> NUMBERS["CAP_SYS_RESOURCE"] & 1)
 
 
 def free_bytes(path: Path) -> int:

@@ -26,7 +26,7 @@ from migrate.phases import FINAL, Phase
 from migrate.protocol import OpenBundle, Prepare
 from migrate.reception import ReceivedImages, ReceivedPages
 from runtime import processes, spec
-from runtime.checkpoint import RestorePlan, Restoring
+from runtime.restore import RestorePlan, Restoring
 from runtime.state import State, Store, check_id
 
 RESTORE_TIMEOUT = 120.0
@@ -168,7 +168,7 @@ class Incoming:
         """Keep what the container had written before it came here."""
         if not self._resumed or self._restoring is None:
             raise ProtocolError("History came before Resume")
-        _write_atomically(self._restoring.history_path, log.encode())
+        _write_atomically(Path(self._restoring.history_path), log.encode())
         return {}
 
     def abort(self) -> dict[str, Any]:
@@ -247,9 +247,9 @@ class Incoming:
         loaded = spec.load(bundle)
         plan = RestorePlan(
             id=self._id,
-            bundle=bundle,
-            images=self._images.path,
-            work=self._images.path,
+            bundle=str(bundle),
+            images=str(self._images.path),
+            work=str(self._images.path),
             stdio=tuple(fields["stdio"]),
             carried=dict(fields["state"]),
             move=self._migration,

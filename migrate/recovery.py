@@ -5,7 +5,7 @@ from migrate.interrupts import uninterruptible
 from migrate.journal import Entry, Journal, entries
 from migrate.phases import Phase
 from migrate.settlement import clean_source, settle
-from runtime import checkpoint
+from runtime import container
 from runtime.state import Store
 
 LOCK_TIMEOUT = 5.0
@@ -37,7 +37,7 @@ def recover(store: Store, container_id: str) -> Entry:
             if state is not None and state.created != entry.fields.get("created", state.created):
                 state = None  # another container, which has been given the name since
             if state is not None:
-                checkpoint.end(state)
+                container.end(state)
             settle(Journal.resume(entry), entry.id, entry.target, str(store.root), entry.migration)
             if state is not None and (failure := clean_source(store, state, None)):
                 raise failure

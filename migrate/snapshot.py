@@ -32,8 +32,8 @@ from migrate.files import fingerprint
 from migrate.hostfacts import free_bytes
 from migrate.interrupts import uninterruptible
 from migrate.validate import require_movable
-from runtime import checkpoint, syscalls
-from runtime.checkpoint import RestorePlan, Restoring
+from runtime import checkpoint, container, syscalls
+from runtime.restore import RestorePlan, Restoring
 from runtime.spec import Spec
 from runtime.spec import load as load_spec
 from runtime.state import State, Store
@@ -123,7 +123,7 @@ def save(store: Store, container_id: str, directory: Path, *, allow: frozenset[s
                     session.finish()
             manifest = manifest or _seal(state, place, directory)
         if stop:
-            checkpoint.end(state)
+            container.end(state)
         return manifest
 
 
@@ -208,10 +208,10 @@ def restore(store: Store, directory: Path, *, new_id: str | None = None, rootfs:
     try:
         plan = RestorePlan(
             id=new_id or manifest.id,
-            bundle=directory,
-            rootfs=root,
-            images=directory / "images",
-            work=work,
+            bundle=str(directory),
+            rootfs=str(root),
+            images=str(directory / "images"),
+            work=str(work),
             stdio=tuple(manifest.stdio),
             carried={"annotations": manifest.annotations},
             move=None,

@@ -1,45 +1,52 @@
-"""What of a container CRIU must be told, at dump and at restore, and what is made around a restored tree.
+"""What of a container CRIU must be told at a dump, and runc's `checkpoint` made of it.
 
 Kept out of CRIU's hands, because it is cheaper or sounder so:
-- the network namespace is external: it is made anew with `lo` up before the source is frozen;
+- the network namespace is external: at a restore it is made anew with `lo` up before anything is frozen (but for one
+  that belongs to a user namespace of the container);
 - cgroups are ignored: the restored tree is born in the container's new cgroup (criu_exec.py);
-- stdout and stderr are pipes of the monitor: at restore the new monitor's pipes are inherited in their place.
+- standard streams that are pipes: at a restore other pipes are inherited in their place.
+
+What is bound into the container is external as well, and goes by the place where it is mounted.
 """
 
-import contextlib
-import dataclasses
+from __future__ import annotations
+
 import fcntl
 import os
-import signal
-import socket
 import sys
 import termios
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any, Self
 
-from criu_rpc.client import Criu, RestoreSession
-from criu_rpc.options import DumpOptions, RestoreOptions
-from criu_rpc.swrk import Swrk
-from runtime import container, namespaces, processes, selfexec, shim
+from criu_rpc.client import Criu
+from criu_rpc.errors import CriuError
+from criu_rpc.options import DumpOptions
+from runtime import container, jsonio, namespaces
 from runtime.cgroups import Cgroup
-from runtime.errors import ContainerError, DeadlineExceeded, NotFound, StartFailed
-from runtime.spec import Spec
-from runtime.state import State, Status, Store
+from runtime.cgroups.hierarchies import UNIFIED, discover
+from runtime.errors import ContainerError, SpecError
+from runtime.records import Record
+from runtime.spec import load
+from runtime.state import Status
 
-_NETNS_KEY = "pymigrate-net"
-DEATH_TIMEOUT = 30.0
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from runtime.spec import Spec
+    from runtime.state import State, Store
+
+NETNS_KEY = "pymigrate-net"
+DESCRIPTORS = "descriptors.json"  # the standard streams at the dump, as runc's images say them
+DUMP_TIMEOUT = 600.0
+_HOST_DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 
 
-def _own_network(spec: Spec) -> bool:
-    """Whether the container has a network namespace of its own, which we make anew at restore."""
-    return "network" in spec.namespaces and spec.namespaces["network"] is None
+def is_own_network(spec: Spec) -> bool:
+    """Whether the container has a network namespace of its own that we make anew at a restore."""
+    return spec.is_new("network") and "user" not in spec.namespaces
 
 
-def _joined(spec: Spec) -> dict[str, str]:
+def joined(spec: Spec) -> dict[str, str]:
     """Namespaces that the container joined by a path: type -> path."""
     return {kind: path for kind, path in spec.namespaces.items() if path is not None}
 
@@ -49,44 +56,143 @@ def bind_mounts(spec: Spec) -> dict[str, str]:
     return {mount.destination.rstrip("/"): os.path.realpath(mount.source) for mount in spec.mounts if mount.is_bind}
 
 
-def dump_options(
-    state: State,
-    spec: Spec,
-    *,
-    images_dir_fd: int,
-    work_dir_fd: int,
-    page_server_fd: int | None = None,
-    leave_running: bool = False,
-) -> DumpOptions:
-    """What CRIU must know to dump this container. The descriptors are the caller's."""
-    external = [f"mnt[{destination}]:{destination}" for destination in bind_mounts(spec)]
-    if "network" in spec.namespaces:
-        inode = os.stat(f"/proc/{state.pid}/ns/net").st_ino
-        external.append(f"net[{inode}]:{_NETNS_KEY}")
-    for kind in set(_joined(spec)) - {"network"}:
-        inode = os.stat(f"/proc/{state.pid}/ns/{namespaces.FILES[kind]}").st_ino
-        external.append(f"{namespaces.FILES[kind]}[{inode}]:pymigrate-{kind}")
+def external_mounts(spec: Spec, cgroup_paths: dict[str, str]) -> dict[str, str]:
+    """Everything that lies outside and is mounted inside: bind mounts, and what we bind ourselves (mounts.py)."""
+    found = bind_mounts(spec)
+    if "user" in spec.namespaces:
+        found |= {f"/dev/{name}": f"/dev/{name}" for name in _HOST_DEVICES}
+        found |= {device.path: device.path for device in spec.devices}
+    if "cgroup" not in spec.namespaces:
+        for mount in spec.mounts:
+            if mount.type == "cgroup":
+                found |= _cgroup_binds(mount.destination.rstrip("/"), cgroup_paths)
+    return found
+
+
+def _cgroup_binds(place: str, paths: dict[str, str]) -> dict[str, str]:
+    if set(paths) == {UNIFIED}:
+        return {place: paths[UNIFIED]}
+    return {
+        f"{place}/{os.path.basename(hierarchy.mountpoint)}": paths[hierarchy.controllers[0]]
+        for hierarchy in discover()
+        if hierarchy.controllers != (UNIFIED,) and hierarchy.controllers[0] in paths
+    }
+
+
+def dump_options(state: State, spec: Spec, **more: Any) -> DumpOptions:
+    """What CRIU must know to dump this container; `more` are further DumpOptions. The descriptors are the caller's."""
+    external = [f"mnt[{destination}]:{destination}" for destination in external_mounts(spec, state.cgroup_paths)]
+    outside = set(joined(spec)) | ({"network"} if is_own_network(spec) else set())
+    for kind in sorted(outside):
+        file = namespaces.FILES[kind]
+        inode = os.stat(f"/proc/{state.pid}/ns/{file}").st_ino
+        external.append(f"{file}[{inode}]:{external_key(kind)}")
+    options: dict[str, Any] = {"tcp_established": True, "file_locks": True, "link_remap": True} | more
     return DumpOptions(
-        pid=state.pid,
-        images_dir_fd=images_dir_fd,
-        work_dir_fd=work_dir_fd,
-        root=state.rootfs,
-        external=tuple(external),
-        tcp_established=True,
-        file_locks=True,
-        link_remap=True,
-        leave_running=leave_running,
-        page_server_fd=page_server_fd,
-    )
+        pid=state.pid, root=state.rootfs, external=tuple(external), orphan_pts_master=spec.process.terminal, **options
+    )  # fmt: skip
+
+
+def external_key(kind: str) -> str:
+    """What an external namespace is called in the images."""
+    return NETNS_KEY if kind == "network" else f"pymigrate-{kind}"
+
+
+class Request(Record):
+    """What the flags of `checkpoint` say."""
+
+    images: str
+    work: str
+    parent: str | None = None
+    pre_dump: bool = False
+    leave_running: bool = False
+    options: dict[str, Any] = {}
+
+
+def checkpoint(store: Store, container_id: str, request: Request) -> None:
+    """Write a container's images; it is gone afterwards, unless it is to go on, or this was a pre-dump.
+
+    Raises CriuError, ContainerError; it runs on then.
+    """
+    with store.lock(container_id):
+        state = store.load(container_id)
+        status = state.status
+        status.require(container_id, "checkpoint", Status.RUNNING, Status.PAUSED)
+        spec = load(state.bundle)
+        for directory in (request.images, request.work):
+            try:
+                os.makedirs(directory, 0o700, exist_ok=True)
+            except OSError as error:
+                raise ContainerError(f"{directory}: cannot be made: {error.strerror}") from None
+        if request.parent is not None and not os.path.isdir(os.path.join(request.images, request.parent)):
+            raise SpecError(f"--parent-path {request.parent}: there is no such directory, seen from {request.images}")
+        cgroup = Cgroup(state.cgroup_paths, state.systemd_unit)
+        if status is Status.PAUSED:
+            cgroup.thaw()  # CRIU freezes by itself; what the freezer holds cannot be dumped
+        try:
+            _dump(state, spec, request)
+        except CriuError:
+            if status is Status.PAUSED:
+                cgroup.freeze()
+            raise
+        if request.pre_dump:
+            return
+        if not request.leave_running:
+            container.remove(store, state)
+        elif status is Status.PAUSED:
+            cgroup.freeze()
+
+
+def _dump(state: State, spec: Spec, request: Request) -> None:
+    images, work = (os.open(path, os.O_RDONLY | os.O_DIRECTORY) for path in (request.images, request.work))
+    try:
+        options = dump_options(
+            state, spec, images_dir_fd=images, work_dir_fd=work, leave_running=request.leave_running,
+            parent_img=request.parent, track_mem=request.pre_dump or request.parent is not None, **request.options,
+        )  # fmt: skip
+        if request.pre_dump:
+            Criu().pre_dump(options, timeout=DUMP_TIMEOUT)
+        else:
+            with Criu().dump(options, timeout=DUMP_TIMEOUT) as session:
+                session.finish()
+    finally:
+        os.close(images)
+        os.close(work)
+    if not request.pre_dump:
+        write_descriptors(request.images, state.stdio)
+
+
+def write_descriptors(images: str, stdio: tuple[str, ...]) -> None:
+    fd = os.open(os.path.join(images, DESCRIPTORS), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with open(fd, "w") as file:
+        file.write(jsonio.dumps(list(stdio)))
+
+
+def read_descriptors(images: str) -> tuple[str, ...]:
+    """The standard streams at the dump; Raises SpecError."""
+    path = os.path.join(images, DESCRIPTORS)
+    try:
+        with open(path, "rb") as file:
+            names = jsonio.loads(file.read())
+    except FileNotFoundError:
+        return ()
+    except (OSError, ValueError, RecursionError) as error:
+        raise SpecError(f"{path}: cannot be read: {error}") from None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or len(names) > 3:
+        raise SpecError(f"{path}: must be an array of three strings")
+    return tuple(names)
 
 
 def wait_output_logged(state: State, timeout: float) -> None:
     """Wait until the monitor has taken all that a frozen container has written, `timeout` seconds at most."""
+    if not state.shim_pid:
+        return
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
         waiting = sum(_unread(state.pid, number) for number in (1, 2))
         # With the pipes empty, a monitor that sleeps has written what it has read.
-        stat = Path(f"/proc/{state.shim_pid}/stat").read_bytes().rpartition(b")")[2].split()
+        with open(f"/proc/{state.shim_pid}/stat", "rb") as file:
+            stat = file.read().rpartition(b")")[2].split()
         if waiting == 0 and stat[0] == b"S":
             return
         time.sleep(0.001)
@@ -109,227 +215,3 @@ def _unread(pid: int, number: int) -> int:
 def is_running(state: State) -> bool:
     """Whether the container's init lives and is not stopped."""
     return state.status in (Status.RUNNING, Status.CREATED, Status.PAUSED)
-
-
-def end(state: State) -> None:
-    """Kill a container's processes and wait until the last one is gone. Harmless when it is dead."""
-    pidfd = container.open_init(state)
-    if pidfd is None:
-        return
-    try:
-        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        if not processes.wait_exit(pidfd, DEATH_TIMEOUT):
-            raise DeadlineExceeded(f"container {state.id}: process {state.pid} does not end")
-    finally:
-        os.close(pidfd)
-
-
-@dataclass(frozen=True)
-class RestorePlan:
-    """What a restore needs to know beside the spec.
-
-    `stdio` are the init's standard streams as they were named at the dump ("pipe:[123]"); `rootfs` overrides the
-    bundle's; `carried` is what goes along of the old state: annotations, created, bundle_hints; `move` the migration
-    this belongs to.
-    """
-
-    id: str
-    bundle: Path
-    images: Path
-    work: Path
-    stdio: tuple[str, ...]
-    carried: dict[str, Any] = field(default_factory=dict)
-    rootfs: Path | None = None
-    move: str | None = None
-
-
-class Restoring:
-    """A container on its way into existence: `prepare`, `restore` (held), then `resume` or `abort`."""
-
-    def __init__(self, store: Store, state: State, plan: RestorePlan) -> None:
-        self._store, self._state, self._plan = store, state, plan
-        self._cgroup: Cgroup | None = None
-        self._monitor: shim.Monitor | None = None
-        self._connection: Swrk | None = None
-        self._session: RestoreSession | None = None
-        self._options: Callable[[int, int], RestoreOptions] | None = None
-        self._released = False
-
-    @property
-    def history_path(self) -> Path:
-        """Where the log of the container's earlier places goes."""
-        return Path(self._state.log_path + ".1")
-
-    @classmethod
-    def prepare(cls, store: Store, spec: Spec, plan: RestorePlan, criu: Criu) -> Self:
-        """Make everything but the tree: directory, cgroup, network namespace, monitor, and a CRIU that waits.
-
-        Must be called by a process without threads. Raises Conflict when the id is in use; a failure leaves nothing.
-        """
-        directory = store.create(plan.id)
-        rootfs = (plan.rootfs or spec.root).resolve()
-        carried = plan.carried
-        state = State(
-            id=plan.id,
-            bundle=str(plan.bundle),
-            rootfs=str(rootfs),
-            created=str(carried.get("created") or datetime.now(UTC).isoformat()),
-            log_path=str(directory / "log"),
-            annotations={str(key): str(value) for key, value in dict(carried.get("annotations", {})).items()},
-            bundle_hints=tuple(str(hint) for hint in list(carried.get("bundle_hints", []))[-8:]),
-            move=plan.move,
-        )
-        restoring = cls(store, state, plan)
-        try:
-            store.save(state)
-            restoring._cgroup = Cgroup.create(plan.id, spec.cgroups_path)
-            restoring._state = dataclasses.replace(state, cgroup_paths=restoring._cgroup.paths)
-            store.save(restoring._state)
-            restoring._cgroup.apply(spec.resources)
-            restoring._launch(spec, criu, directory, rootfs)
-        except BaseException:
-            restoring.abort()
-            raise
-        return restoring
-
-    def _launch(self, spec: Spec, criu: Criu, directory: Path, rootfs: Path) -> None:
-        """Start the monitor with a CRIU as its child, both ends of all pipes in the right hands."""
-        (out_r, out_w), (err_r, err_w) = os.pipe(), os.pipe()
-        inherited: list[tuple[str, int]] = []
-        opened = [out_r, out_w, err_r, err_w]
-        names = (*self._plan.stdio, "", "", "")[:3]
-        if names[1]:
-            inherited.append((names[1], out_w))
-        if names[2] and names[2] != names[1]:
-            inherited.append((names[2], err_w))
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        try:
-            if _own_network(spec):
-                opened.append(namespaces.new_netns())
-                inherited.append((_NETNS_KEY, opened[-1]))
-            for kind, path in _joined(spec).items():
-                opened.append(_open_namespace(kind, path))
-                key = _NETNS_KEY if kind == "network" else f"pymigrate-{kind}"
-                inherited.append((key, opened[-1]))
-            wrapper = [
-                str(rootfs),
-                "cgroupns" if "cgroup" in spec.namespaces else "",
-                *Cgroup(self._state.cgroup_paths).directories(),
-            ]
-            self._monitor = shim.spawn(
-                directory, stdout=out_r, stderr=err_r, child_fds=[theirs.fileno(), *(fd for _, fd in inherited)],
-                child=selfexec.command("runtime.criu_exec", *wrapper, "--", criu.path, "swrk", str(theirs.fileno())),
-            )  # fmt: skip
-            Cgroup(self._state.cgroup_paths).add_monitor(self._monitor.pid)
-            self._state = dataclasses.replace(
-                self._state, shim_pid=self._monitor.pid, shim_start_time=processes.start_time(self._monitor.pid),
-                stdio=("/dev/null", os.readlink(f"/proc/self/fd/{out_w}"), os.readlink(f"/proc/self/fd/{err_w}")),
-            )  # fmt: skip
-            self._store.save(self._state)
-        except BaseException:
-            ours.close()
-            raise
-        finally:
-            theirs.close()
-            for fd in opened:
-                os.close(fd)
-        self._connection = Swrk.adopt(ours)
-        external = tuple(f"mnt[{destination}]:{source}" for destination, source in bind_mounts(spec).items())
-        self._options = lambda images, work: RestoreOptions(
-            images_dir_fd=images,
-            work_dir_fd=work,
-            root=str(rootfs),
-            external=external,
-            tcp_established=True,
-            file_locks=True,
-            link_remap=True,
-            inherit_fd=tuple(inherited),
-        )
-
-    def restore(self, timeout: float) -> int:
-        """Restore up to `post-restore`: the tree exists and is held. Returns its init's pid. Raises CriuError."""
-        assert self._connection is not None
-        assert self._options is not None
-        images = os.open(self._plan.images, os.O_RDONLY | os.O_DIRECTORY)
-        work = os.open(self._plan.work, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            connection, self._connection = self._connection, None
-            options = self._options(images, work)
-            self._session = Criu().restore(options, timeout=timeout, connection=connection)
-            pid = self._session.run_until("post-restore").pid
-        finally:
-            os.close(images)
-            os.close(work)
-        self._state = dataclasses.replace(
-            self._state, pid=pid, pid_start_time=processes.start_time(pid), namespace_paths=namespaces.paths(pid)
-        )
-        self._store.save(self._state)
-        return pid
-
-    def resume(self) -> State:
-        """Let the tree run. The monitor keeps it from here on.
-
-        CRIU kills the tree when it loses us at `post-restore`, and lets it run when it loses us at `network-unlock`,
-        the next notification: so that is where the state says that the container has been started.
-        """
-        assert self._session is not None
-        assert self._monitor is not None
-        self._monitor.watch(self._state.pid)
-        self._session.run_until("network-unlock")
-        self._released = True
-        self._state = dataclasses.replace(self._state, started=True)
-        self._store.save(self._state)
-        self._session.finish()
-        self._session = None
-        return self._state
-
-    def abort(self) -> None:
-        """Kill what was restored and remove everything that `prepare` made; not once the tree was let run."""
-        if self._released:
-            return
-        if self._session is not None:
-            self._session.abort()
-            self._session = None
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
-        if self._monitor is not None:
-            self._monitor.abandon()
-        if self._cgroup is not None:
-            self._cgroup.kill()
-            with contextlib.suppress(ContainerError):
-                self._cgroup.remove()
-        self._store.remove(self._state.id)
-
-    @staticmethod
-    def left_behind(store: Store, container_id: str, move: str, timeout: float) -> State | None:
-        """What has become of a restore for the migration `move` whose process died.
-
-        The state of the container if it was let run (it may have ended since); None if it was not: what is left of it
-        has been removed then. Raises DeadlineExceeded when CRIU or the monitor does not come to an end.
-        """
-        try:
-            state = store.load(container_id)
-        except NotFound:
-            return None
-        if state.move != move:
-            return None
-        deadline = time.monotonic() + timeout
-        while processes.children(state.shim_pid, state.shim_start_time) - {state.pid}:  # CRIU is still at it
-            if time.monotonic() > deadline:
-                raise DeadlineExceeded(f"the restore of {container_id} for migration {move} does not end")
-            time.sleep(0.02)
-        if not state.started and state.pid and processes.is_alive(state.pid, state.pid_start_time):
-            state = dataclasses.replace(state, started=True)
-            store.save(state)
-        if state.started:
-            return state
-        container.remove(store, state)
-        return None
-
-
-def _open_namespace(kind: str, path: str) -> int:
-    try:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise StartFailed(f"linux.namespaces ({kind}): {path}: {error.strerror}") from None

@@ -11,6 +11,7 @@ import os
 import sys
 
 from runtime import syscalls
+from runtime.mount_spec import MS_BIND, MS_PRIVATE, MS_REC
 
 
 def main(argv: list[str]) -> int:
@@ -23,8 +24,8 @@ def main(argv: list[str]) -> int:
             with open(os.path.join(directory, "cgroup.procs"), "w") as procs:
                 procs.write("0")
         syscalls.unshare(syscalls.CLONE_NEWNS | (syscalls.CLONE_NEWCGROUP if cgroupns else 0))
-        syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
-        syscalls.mount(rootfs, rootfs, None, syscalls.MS_BIND | syscalls.MS_REC)
+        syscalls.mount(None, "/", None, MS_REC | MS_PRIVATE)
+        syscalls.mount(rootfs, rootfs, None, MS_BIND | MS_REC)
         os.chdir("/")
         os.execv(argv[split + 1], argv[split + 1 :])
     except OSError as error:

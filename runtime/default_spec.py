@@ -1,6 +1,10 @@
 """A config.json to start from: one that can be moved (terminal false, read-only root, no seccomp, /tmp a tmpfs)."""
 
-from typing import Any
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 _CAPABILITIES = ["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"]
 _MASKED = ("acpi", "asound", "kcore", "keys", "latency_stats", "timer_list", "timer_stats", "sched_debug", "scsi")
@@ -21,7 +25,7 @@ def default_spec() -> dict[str, Any]:
             "args": ["sh"],
             "env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "TERM=xterm"],
             "cwd": "/",
-            "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), _CAPABILITIES),
+            "capabilities": {name: list(_CAPABILITIES) for name in ("bounding", "effective", "permitted")},
             "rlimits": [{"type": "RLIMIT_NOFILE", "hard": 1024, "soft": 1024}],
             "noNewPrivileges": True,
         },
@@ -53,3 +57,23 @@ def _devices() -> list[dict[str, Any]]:
         {"allow": True, "type": "c", "major": major, **({"minor": minor} if minor is not None else {}), "access": "rwm"}
         for major, minor in numbers
     ] + [{"allow": True, "type": kind, "access": "m"} for kind in "cb"]
+
+
+def rootless(value: dict[str, Any], uid: int, gid: int) -> dict[str, Any]:
+    """The same for a user without privileges: root of the container is that user, and there are no limits."""
+    linux = value["linux"]
+    linux["namespaces"] = [entry for entry in linux["namespaces"] if entry["type"] != "network"] + [{"type": "user"}]
+    linux["uidMappings"] = [{"containerID": 0, "hostID": uid, "size": 1}]
+    linux["gidMappings"] = [{"containerID": 0, "hostID": gid, "size": 1}]
+    del linux["resources"]
+    # Without a network namespace of its own it may not mount sysfs; a terminal's group is not one of its ids.
+    sys = {"destination": "/sys", "type": "none", "source": "/sys"}
+    sys["options"] = ["rbind", "nosuid", "noexec", "nodev", "ro"]  # type: ignore[assignment]
+    value["mounts"] = [
+        sys if entry["destination"] == "/sys" else entry
+        for entry in value["mounts"]
+        if entry["destination"] != "/sys/fs/cgroup"
+    ]
+    for entry in value["mounts"]:
+        entry["options"] = [option for option in entry.get("options", []) if option != "gid=5"]
+    return value

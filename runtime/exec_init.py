@@ -1,36 +1,35 @@
 """The child side of `exec`: joins a container's cgroup and namespaces, forks into its pid namespace, execs.
 
-The first process stays outside, waits for the program and ends as it did. Runs under `python3 -I -S`.
+The first process stays outside, waits for the program and ends as it did. Runs under `python3 -I -S`, from an
+interpreter that the container cannot write to (selfexec.sealed).
 """
 
-import os
-import signal
-import socket
-import sys
-from typing import Any
+from __future__ import annotations
 
-from runtime import process, processes, sync, syscalls
+import os
+import sys
+
+from runtime import init, namespaces, process, processes, selfexec, sync, syscalls
 from runtime.cgroups import Cgroup
 from runtime.errors import Conflict
-from runtime.namespaces import FILES, FLAGS
-from runtime.spec import Process, Rlimit
+from runtime.light import signals
+from runtime.process_spec import Process, Rlimit, Scheduler
 
-_STEP_TIMEOUT = 60.0
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket
+    from typing import Any
 
 
 def _process(value: dict[str, Any]) -> Process:
-    """The dataclass from its JSON form; it was checked where it was read."""
-    capabilities = value["capabilities"]
-    return Process(
-        **{
-            **value,
-            "args": tuple(value["args"]),
-            "env": tuple(value["env"]),
-            "additional_gids": tuple(value["additional_gids"]),
-            "rlimits": tuple(Rlimit(**limit) for limit in value["rlimits"]),
-            "capabilities": capabilities and {name: frozenset(names) for name, names in capabilities.items()},
-        }
-    )
+    """The record from its JSON form; it was checked where it was read."""
+    changed: dict[str, Any] = {name: tuple(item) for name, item in value.items() if isinstance(item, list)}
+    changed["rlimits"] = tuple(Rlimit(**limit) for limit in value["rlimits"])
+    if value["scheduler"] is not None:
+        changed["scheduler"] = Scheduler(**value["scheduler"])
+    if value["capabilities"] is not None:
+        changed["capabilities"] = {name: frozenset(names) for name, names in value["capabilities"].items()}
+    return Process(**{**value, **changed})
 
 
 def _join(pid: int, start_time: int) -> None:
@@ -39,43 +38,58 @@ def _join(pid: int, start_time: int) -> None:
     if processes.start_time(pid) != start_time:
         raise Conflict("container not running")
     flags = 0
-    for kind, name in FILES.items():
+    for kind, name in namespaces.FILES.items():
+        # A time namespace too: CRIU gives one to what it restores, so that its monotonic clock goes on.
         if os.stat(f"/proc/{pid}/ns/{name}").st_ino != os.stat(f"/proc/self/ns/{name}").st_ino:
-            flags |= FLAGS[kind]
-    # CRIU gives restored containers a time namespace, so that their monotonic clock goes on.
-    if os.stat(f"/proc/{pid}/ns/time").st_ino != os.stat("/proc/self/ns/time").st_ino:
-        flags |= syscalls.CLONE_NEWTIME
+            flags |= namespaces.FLAGS[kind]
     syscalls.setns(pidfd, flags)
     os.close(pidfd)
+    if flags & syscalls.CLONE_NEWUSER:
+        os.setresgid(0, 0, 0)
+        os.setresuid(0, 0, 0)
 
 
 def main(argv: list[str]) -> int:
     """argv: the number of the handshake's descriptor."""
-    sock = socket.socket(fileno=int(argv[0]))
+    sock = sync.adopt(int(argv[0]))
     try:
-        sock.set_inheritable(False)
-        config = sync.receive(sock, _STEP_TIMEOUT, "exec")["config"]
+        config = sync.receive(sock, init.STEP_TIMEOUT, "exec")["config"]
         wanted = _process(config["process"])
-        Cgroup(config["cgroups"]).add(0)
+        given = set() if config["console"] is None else {config["console"]}
+        init.close_all_but({sock.fileno(), *given}, config["keep"])
+        if given:
+            from runtime import console
+        load = None
+        if config["filter"]:
+            value = {**config["filter"], "program": bytes.fromhex(config["filter"]["program"])}
+            load = process.loader(process.Filter(**value), sock)
+        Cgroup(config["cgroups"]).add(0, beside=config["pid"])
+        process.tune_self(wanted)
+        process.limit_self(wanted)
+        # The container's processes must not reach us, nor through us the host, before we have become one of them;
+        # nor may a module be loaded from its files.
+        syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
+        selfexec.forbid_imports()
         _join(config["pid"], config["start_time"])
         pid = os.fork()
         if pid:
             return _wait(pid, sock, detach=config["detach"])
-        sync.receive(sock, _STEP_TIMEOUT, "exec")
-        if config["detach"]:
+        sync.receive(sock, init.STEP_TIMEOUT, "exec")
+        if config["detach"] or given:
             os.setsid()
-        process.limit_self(wanted)
+        if given:
+            owner = sync.adopt(config["console"])
+            console.open_terminal(wanted, owner, console=False)
+            owner.close()
         process.enter_cwd(wanted)
         program = process.find_program(wanted)
-        process.become_user(wanted)
+        process.label_next_exec(wanted)
+        process.reset_signals()
+        process.become_user(wanted, load)
         sync.send(sock, {"ready": True})
         process.execute(wanted, program)
     except BaseException as error:
-        text = str(error) if hasattr(error, "kind") or isinstance(error, OSError) else f"exec: {error!r}"
-        try:
-            sync.send(sock, {"error": text})
-        except OSError:
-            print(text, file=sys.stderr)
+        init.report(error, sock, "exec")
     os._exit(1)
 
 
@@ -85,8 +99,8 @@ def _wait(pid: int, sock: socket.socket, *, detach: bool) -> int:
     sock.close()
     if detach:
         os._exit(0)
-    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # `exec` forwards them to the program
+    for number in (signals.SIGINT, signals.SIGQUIT, signals.SIGHUP, signals.SIGTERM):
+        signals.signal(number, signals.SIG_IGN)  # `exec` forwards them to the program
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     os._exit(code if code >= 0 else 128 - code)
 

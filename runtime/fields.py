@@ -1,11 +1,16 @@
 """Reading JSON that comes from outside: every value is checked, every complaint names the file and the field."""
 
-from collections.abc import Iterator
-from typing import Any, NoReturn, TypeVar
+from __future__ import annotations
 
-from runtime.errors import SpecError
+from runtime.errors import NotSupported, SpecError
 
-T = TypeVar("T")
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any, NoReturn, TypeVar
+
+    T = TypeVar("T")
+
 _NAMES = {str: "a string", int: "an integer", bool: "true or false", dict: "an object", list: "an array"}
 
 
@@ -20,8 +25,17 @@ class Fields:
 
     def refuse(self, name: str, problem: str, error: type[SpecError] = SpecError) -> NoReturn:
         """Raise a SpecError about the field `name` of this object."""
-        place = ".".join(part for part in (self._path, name) if part)
+        # A key may hold anything: it must neither break the line nor reach a terminal as a command.
+        place = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in self.place(name)[:200])
         raise error(f"{self._file}: {place or 'the file'}: {problem}")
+
+    def place(self, name: str = "") -> str:
+        """The path of the field `name` in the file; of this object without one."""
+        return ".".join(part for part in (self._path, name) if part)
+
+    def has(self, name: str) -> bool:
+        """Whether the field is there and not null."""
+        return self.value.get(name) is not None
 
     def take(self, name: str, kind: type[T], default: T) -> T:
         """The field's value, or `default` when it is absent or null."""
@@ -31,56 +45,84 @@ class Fields:
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
             self.refuse(name, f"must be {_NAMES[kind]}")
         checked: T = value
-        if isinstance(value, str) and "\0" in value:
-            self.refuse(name, "must not contain a null character")
+        if isinstance(value, str):
+            self._check_text(name, value)
         return checked
 
     def need(self, name: str, kind: type[T]) -> T:
         """The value of a field that must be there."""
-        if self.value.get(name) is None:
+        if not self.has(name):
             self.refuse(name, f"is missing: must be {_NAMES[kind]}")
         return self.take(name, kind, kind())
 
     def natural(self, name: str, default: int | None = None, *, largest: int = 2**63 - 1) -> int | None:
         """A number from 0 to `largest`."""
-        if self.value.get(name) is None:
+        return self.number(name, default, smallest=0, largest=largest)
+
+    def number(self, name: str, default: int | None = None, *, smallest: int, largest: int) -> int | None:
+        """A number from `smallest` to `largest`."""
+        if not self.has(name):
             return default
         value = self.need(name, int)
-        if not 0 <= value <= largest:
-            self.refuse(name, f"must be a number from 0 to {largest}")
+        if not smallest <= value <= largest:
+            self.refuse(name, f"must be a number from {smallest} to {largest}")
         return value
+
+    def choice(self, name: str, allowed: tuple[str, ...] | dict[str, Any], default: str = "") -> str:
+        """A string that is one of `allowed`; `default` when absent or empty."""
+        value = self.take(name, str, "")
+        if value and value not in allowed:
+            self.refuse(name, f"must be one of {', '.join(allowed)}, not {value!r}")
+        return value or default
 
     def strings(self, name: str) -> tuple[str, ...]:
         """An array of strings; () when absent."""
         value: list[Any] = self.take(name, list, [])
         for index, item in enumerate(value):
-            if not isinstance(item, str) or "\0" in item:
-                self.refuse(f"{name}[{index}]", "must be a string without null characters")
+            if not isinstance(item, str):
+                self.refuse(f"{name}[{index}]", "must be a string")
+            self._check_text(f"{name}[{index}]", item)
         return tuple(value)
 
     def string_map(self, name: str) -> dict[str, str]:
         """An object of strings; {} when absent."""
         value: dict[str, Any] = self.take(name, dict, {})
         for key, item in value.items():
-            if not isinstance(item, str) or "\0" in item or "\0" in key:
-                self.refuse(f"{name}.{key}", "must be a string without null characters")
+            if not isinstance(item, str):
+                self.refuse(f"{name}.{key}", "must be a string")
+            self._check_text(f"{name}.{key}", key + item)
         return dict(value)
 
-    def object(self, name: str) -> "Fields":
+    def paths(self, name: str) -> tuple[str, ...]:
+        """An array of absolute paths without `..`."""
+        for index, path in enumerate(self.strings(name)):
+            self.check_path(f"{name}[{index}]", path)
+        return self.strings(name)
+
+    def check_path(self, name: str, path: str) -> str:
+        """Return a path inside the container; refuse one that is relative or holds `..`."""
+        if not path.startswith("/") or ".." in path.split("/"):
+            self.refuse(name, "must be an absolute path without ..")
+        return path
+
+    def object(self, name: str) -> Fields:
         """The object in the field `name`; an empty one when absent."""
         value = self.value.get(name)
-        return Fields({} if value is None else value, self._file, f"{self._path}.{name}".strip("."))
+        return Fields({} if value is None else value, self._file, self.place(name))
 
-    def objects(self, name: str) -> Iterator["Fields"]:
+    def objects(self, name: str) -> Iterator[Fields]:
         """The objects of an array; nothing when absent."""
         value: list[Any] = self.take(name, list, [])
         for index, item in enumerate(value):
-            yield Fields(item, self._file, f"{self._path}.{name}[{index}]".strip("."))
+            yield Fields(item, self._file, self.place(f"{name}[{index}]"))
 
     def unsupported(self, *names: str) -> None:
         """Refuse fields that mean something we do not do; empty ones are harmless."""
         for name in names:
             if self.value.get(name) not in (None, {}, [], "", False):
-                from runtime.errors import NotSupported
+                self.refuse(name, "is not supported", NotSupported)
 
-                self.refuse(name, "is not supported by this version", NotSupported)
+    def _check_text(self, name: str, text: str) -> None:
+        """What goes to the kernel is a C string in UTF-8."""
+        if "\0" in text or not (text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)):
+            self.refuse(name, "must be a string without null characters and lone surrogates")

@@ -1,28 +1,41 @@
 """Hooks of a bundle: programs that get the container's state on stdin (runtime-spec, config.md)."""
 
-import json
-import subprocess
-from collections.abc import Iterable
-from typing import Any
+from __future__ import annotations
 
+from runtime import jsonio
 from runtime.errors import StartFailed
-from runtime.spec import Hook
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from types import ModuleType
+    from typing import Any
+
+    from runtime.spec import Hook
+
+
+def preload() -> ModuleType:
+    """What running a hook needs; for a process that cannot import later."""
+    import subprocess
+
+    return subprocess
 
 
 def run(point: str, hooks: Iterable[Hook], state: dict[str, Any]) -> None:
     """Run the hooks of one point in order. Raises StartFailed at the first that fails or exceeds its timeout."""
     for index, hook in enumerate(hooks):
+        subprocess = preload()
         where = f"hooks.{point}[{index}] ({hook.path})"
         environment = dict(entry.partition("=")[::2] for entry in hook.env)
         try:
             done = subprocess.run(
-                list(hook.args), executable=hook.path, env=environment, input=json.dumps(state).encode(),
+                list(hook.args), executable=hook.path, env=environment, input=jsonio.dumps(state).encode(),
                 stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=hook.timeout, cwd=state["bundle"],
             )  # fmt: skip
         except subprocess.TimeoutExpired:
             raise StartFailed(f"{where}: did not end within {hook.timeout:g} s") from None
-        except OSError as error:
-            raise StartFailed(f"{where}: {error.strerror}") from None
+        except (OSError, ValueError) as error:
+            raise StartFailed(f"{where}: {getattr(error, 'strerror', None) or error}") from None
         if done.returncode != 0:
             words = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
             raise StartFailed(": ".join([f"{where}: exit status {done.returncode}", *words]))

@@ -1,109 +1,198 @@
-"""The child side of `create`: from a process of the host to the container's init, which waits for `start`.
+"""The child side of `create`: from a fork of the runtime to the container's init, which waits for `start`.
 
 Two stages: the first joins the cgroup and makes the namespaces, the second is the first process of the new pid
-namespace. The first ends at once; the monitor, a subreaper, becomes the second's parent. sync.py draws the handshake.
-Runs under `python3 -I -S`.
+namespace. The first ends at once; the second then belongs to whoever adopts it: the container's monitor, or the
+caller of `create`. sync.py draws the handshake.
 """
 
+from __future__ import annotations
+
 import os
-import select
-import socket
-import sys
-from pathlib import Path
-from typing import Any
 
-from runtime import hooks, mounts, namespaces, process, sync
+from runtime import hooks, mounts, namespaces, process, selfexec, sync, syscalls
 from runtime.cgroups import Cgroup
-from runtime.spec import Spec, load
+from runtime.records import Record
 
-_STEP_TIMEOUT = 120.0
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket
+    from typing import Any, NoReturn
+
+    from runtime.process import Filter
+    from runtime.spec import Spec
+
+STEP_TIMEOUT = 120.0
 
 
-def _close_all_but(keep: set[int]) -> None:
-    """Nothing of the caller may reach the container."""
+class Setup(Record):
+    """What the init is to become.
+
+    `cgroups` maps controllers to directories (Cgroup.paths); `fifo` is the path that `start` writes to; `stdio` the
+    descriptors to become 0, 1 and 2, None for the container's own /dev/null; `keep` how many from 3 on the program
+    gets; `console` the descriptor of a connection that takes the terminal's master; `keyring` the name of a new session
+    keyring.
+    """
+
+    spec: Spec
+    cgroups: dict[str, str]
+    fifo: str
+    state: dict[str, Any]
+    stdio: tuple[int | None, int | None, int | None]
+    keep: int = 0
+    console: int | None = None
+    filter: Filter | None = None
+    keyring: str | None = None
+    move_root: bool = False
+
+
+def become(setup: Setup, sock: socket.socket, *, sealed: bool = False) -> NoReturn:
+    """Runs in a process that was forked for it and never returns."""
+    try:
+        process.reset_signals()
+        close_all_but({sock.fileno(), *_given(setup)}, setup.keep)
+        if not selfexec.is_write_protected() and not sealed:
+            _become_sealed(setup, sock)
+        _stage_two(setup, sock, _stage_one(setup, sock))
+    except BaseException as error:
+        report(error, sock, "init")
+    os._exit(1)
+
+
+def report(error: BaseException, sock: socket.socket, who: str) -> None:
+    """Whatever it is, the other side shows it: this process has nowhere to show it."""
+    text = str(error) if hasattr(error, "kind") or isinstance(error, OSError) else f"{who}: {error!r}"
+    try:
+        sync.send(sock, {"error": text})
+    except OSError:
+        os.write(2, f"{text}\n".encode())
+
+
+def close_all_but(keep: set[int], given: int) -> None:
+    """Nothing of the caller may reach the container but 0 to 2, `keep`, and for its program `given` from 3 on."""
+    program = range(3, 3 + given)
     for name in os.listdir("/proc/self/fd"):
-        if int(name) not in keep:
-            try:
-                os.close(int(name))
-            except OSError:
-                continue  # the descriptor that listed the directory
-    for fd in keep:
-        os.set_inheritable(fd, False)
+        fd = int(name)
+        try:
+            if fd > 2 and fd not in keep and fd not in program:
+                os.close(fd)
+            elif fd > 2:
+                os.set_inheritable(fd, fd in program)
+        except OSError:
+            continue  # the descriptor that listed the directory
 
 
-def _stage_one(config: dict[str, Any], spec: Spec, sock: socket.socket) -> int:
-    """In the host's namespaces; returns in the child, which is pid 1 of the container."""
+def _given(setup: Setup) -> list[int]:
+    return [fd for fd in (setup.console, *setup.stdio) if fd is not None]
+
+
+def _become_sealed(setup: Setup, sock: socket.socket) -> NoReturn:
+    """Go on as the same process under an interpreter that a container cannot write to (selfexec.sealed)."""
+    import pickle
+
+    memory = os.memfd_create("setup")
+    with open(memory, "wb", closefd=False) as file:
+        pickle.dump(setup, file)
+    for fd in (memory, sock.fileno(), *_given(setup)):
+        os.set_inheritable(fd, True)
+    argv = selfexec.command("runtime.init", str(memory), str(sock.fileno()))
+    os.execv(f"/proc/self/fd/{selfexec.sealed()}", argv)
+
+
+def main(argv: list[str]) -> int:
+    """argv: the descriptors of the pickled Setup and of the handshake."""
+    import pickle
+
+    with open(int(argv[0]), "rb") as file:
+        file.seek(0)
+        setup = pickle.load(file)  # what we ourselves have written, a moment ago
+    become(setup, sync.adopt(int(argv[1])), sealed=True)
+
+
+def _stage_one(setup: Setup, sock: socket.socket) -> dict[int, int]:
+    """In the host's namespaces; returns in the child, which is pid 1 of the container: mounts.prepare's trees."""
+    spec = setup.spec
+
+    def map_ids() -> None:
+        sync.send(sock, {"map": os.getpid()})
+        sync.receive(sock, STEP_TIMEOUT, "create")
+        # The user that we are is unknown in the new namespace; its root is who sets the rest up.
+        os.setresgid(0, 0, 0)
+        os.setresuid(0, 0, 0)
+        syscalls.prctl(syscalls.PR_SET_DUMPABLE, 1)
+
     # Joined before the cgroup namespace is made: its root is then the container's own cgroup.
-    Cgroup(config["cgroups"]).add(0)
-    namespaces.enter(spec)
+    Cgroup(setup.cgroups).add(0)
+    process.tune_self(spec.process)
+    if "user" in spec.namespaces:
+        process.limit_self(spec.process)  # a limit cannot be raised from inside
+    if setup.keyring is not None:
+        syscalls.join_session_keyring(setup.keyring)
+    trees = mounts.prepare(spec)
+    # Who is in one of these namespaces already must not trace us, nor reach the host through our /proc entries. In a
+    # user namespace they would be out of our own reach as well, so that has to wait until the mounts are made.
+    syscalls.prctl(syscalls.PR_SET_DUMPABLE, int("user" in spec.namespaces))
+    namespaces.enter(spec, map_ids)
     pid = os.fork()
     if pid:
         sync.send(sock, {"pid": pid})
         os._exit(0)
-    return pid
+    return trees
 
 
-def _stage_two(config: dict[str, Any], spec: Spec, sock: socket.socket) -> None:
+def _stage_two(setup: Setup, sock: socket.socket, trees: dict[int, int]) -> None:
+    spec = setup.spec
     os.setsid()
-    sync.receive(sock, _STEP_TIMEOUT, "create")
+    sync.receive(sock, STEP_TIMEOUT, "create")
     # Before pivot_root: the reading end of the fifo that `start` writes to lies on the host.
-    fifo = os.open(config["fifo"], os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    process.limit_self(spec.process)
+    # We are a writer ourselves, so that it never seems to be at its end.
+    fifo = os.open(setup.fifo, os.O_RDWR | os.O_CLOEXEC)
     namespaces.set_up(spec)
-    mounts.build(spec)
-    state = dict(config["state"], status="creating", pid=1)
+    mounts.build(spec, trees, setup.cgroups)
+    state = dict(setup.state, status="creating", pid=1)
     hooks.run("createContainer", spec.hooks["createContainer"], state)
-    mounts.pivot(spec)
+    if spec.hooks["startContainer"]:
+        hooks.preload()
+    if setup.console is not None:
+        from runtime import console
+    selfexec.forbid_imports()
+    mounts.pivot(spec, move=setup.move_root)
     mounts.protect(spec)
-    _connect_stdio(config["stdout"], config["stderr"])
+    syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
+    if setup.console is not None:
+        owner = sync.adopt(setup.console)
+        console.open_terminal(spec.process, owner, console=True)
+        owner.close()
+    else:
+        _connect_stdio(setup)
     process.enter_cwd(spec.process)
     program = process.find_program(spec.process)
+    process.label_next_exec(spec.process)
+    if "user" not in spec.namespaces:
+        process.limit_self(spec.process)
+    if spec.personality is not None:
+        syscalls.personality(spec.personality)
+    process.become_user(spec.process, process.loader(setup.filter, sock) if setup.filter is not None else None)
     sync.send(sock, {"ready": True})
     _await_start(fifo)
     hooks.run("startContainer", spec.hooks["startContainer"], dict(state, status="created", bundle="/"))
-    process.become_user(spec.process)
     process.execute(spec.process, program)
 
 
-def _connect_stdio(stdout: int, stderr: int) -> None:
-    """stdin is the container's own /dev/null: one of the host's could not be dumped."""
-    null = os.open("/dev/null", os.O_RDWR)
-    for fd, number in ((null, 0), (stdout, 1), (stderr, 2)):
-        os.dup2(fd, number)
-    os.close(null)
+def _connect_stdio(setup: Setup) -> None:
+    for number, fd in enumerate(setup.stdio):
+        if fd is None:
+            # One of the host's could not be dumped.
+            null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+            os.dup2(null, number)
+            os.close(null)
+        elif fd != number:
+            os.dup2(fd, number)
+        else:
+            os.set_inheritable(fd, True)
+        process.own_stream(number, setup.spec.process.uid)
 
 
 def _await_start(fifo: int) -> None:
-    """Wait for the byte that `start` writes; a writer that only opens and closes is not it."""
-    poll = select.poll()
-    poll.register(fifo, select.POLLIN)
-    while True:
-        poll.poll()
-        if os.read(fifo, 1):
-            os.close(fifo)
-            return
-        # Every writer is gone: the fifo stays readable with nothing in it until another one comes.
-        os.set_blocking(fifo, True)
-
-
-def main(argv: list[str]) -> int:
-    """argv: the number of the handshake's descriptor."""
-    sock = socket.socket(fileno=int(argv[0]))
-    try:
-        config = sync.receive(sock, _STEP_TIMEOUT, "create")["config"]
-        _close_all_but({0, 1, 2, sock.fileno(), config["stdout"], config["stderr"]})
-        spec = load(Path(config["bundle"]))
-        _stage_one(config, spec, sock)
-        _stage_two(config, spec, sock)
-    except BaseException as error:
-        # Whatever it is, the other side shows it: this process has nowhere to show it.
-        text = str(error) if hasattr(error, "kind") or isinstance(error, OSError) else f"init: {error!r}"
-        try:
-            sync.send(sock, {"error": text})
-        except OSError:
-            print(text, file=sys.stderr)
-    os._exit(1)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
+    """Wait for the byte that `start` writes."""
+    os.read(fifo, 1)
+    os.close(fifo)

@@ -3,60 +3,43 @@
 Every destination is resolved inside the root file system (openat2, RESOLVE_IN_ROOT): a symbolic link in it cannot
 make us mount over the host. Everything is private to the container's mount namespace, and nothing of the host stays
 visible, which CRIU needs to be able to dump it.
+
+What a user namespace could not do itself (reach a bind mount's source, map its ids) is prepared before it is entered.
 """
+
+from __future__ import annotations
 
 import errno
 import os
 import stat
-from pathlib import Path
 
-from runtime import syscalls
+from runtime import idmaps, syscalls
 from runtime.cgroups.hierarchies import UNIFIED, discover
 from runtime.errors import StartFailed
-from runtime.spec import Device, Mount, Spec
-from runtime.syscalls import (
+from runtime.mount_spec import (
+    ATTR_IDMAP,
     MS_BIND,
-    MS_DIRSYNC,
-    MS_I_VERSION,
-    MS_LAZYTIME,
-    MS_MANDLOCK,
-    MS_NOATIME,
+    MS_MOVE,
     MS_NODEV,
-    MS_NODIRATIME,
     MS_NOEXEC,
     MS_NOSUID,
-    MS_NOSYMFOLLOW,
     MS_PRIVATE,
     MS_RDONLY,
     MS_REC,
-    MS_RELATIME,
     MS_REMOUNT,
     MS_SHARED,
-    MS_SILENT,
     MS_SLAVE,
-    MS_STRICTATIME,
-    MS_SYNCHRONOUS,
-    MS_UNBINDABLE,
-)  # fmt: skip
+    PROPAGATIONS,
+    Device,
+    Mount,
+    parse_options,
+)
 
-# Option -> (flag, is the flag cleared)
-_FLAGS: dict[str, tuple[int, bool]] = {
-    "defaults": (0, False), "ro": (MS_RDONLY, False), "rw": (MS_RDONLY, True), "nosuid": (MS_NOSUID, False),
-    "suid": (MS_NOSUID, True), "nodev": (MS_NODEV, False), "dev": (MS_NODEV, True), "noexec": (MS_NOEXEC, False),
-    "exec": (MS_NOEXEC, True), "sync": (MS_SYNCHRONOUS, False), "async": (MS_SYNCHRONOUS, True),
-    "dirsync": (MS_DIRSYNC, False), "mand": (MS_MANDLOCK, False), "nomand": (MS_MANDLOCK, True),
-    "noatime": (MS_NOATIME, False), "atime": (MS_NOATIME, True), "nodiratime": (MS_NODIRATIME, False),
-    "diratime": (MS_NODIRATIME, True), "relatime": (MS_RELATIME, False), "norelatime": (MS_RELATIME, True),
-    "strictatime": (MS_STRICTATIME, False), "nostrictatime": (MS_STRICTATIME, True), "silent": (MS_SILENT, False),
-    "loud": (MS_SILENT, True), "iversion": (MS_I_VERSION, False), "noiversion": (MS_I_VERSION, True),
-    "lazytime": (MS_LAZYTIME, False), "nolazytime": (MS_LAZYTIME, True), "nosymfollow": (MS_NOSYMFOLLOW, False),
-    "symfollow": (MS_NOSYMFOLLOW, True), "bind": (MS_BIND, False), "rbind": (MS_BIND | MS_REC, False),
-}  # fmt: skip
-_PROPAGATION = {
-    "private": MS_PRIVATE, "rprivate": MS_PRIVATE | MS_REC, "slave": MS_SLAVE, "rslave": MS_SLAVE | MS_REC,
-    "shared": MS_SHARED, "rshared": MS_SHARED | MS_REC, "unbindable": MS_UNBINDABLE,
-    "runbindable": MS_UNBINDABLE | MS_REC,
-}  # fmt: skip
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from runtime.spec import Spec
+
+_ROOT = -1  # among the prepared trees; the others go by their index in `mounts`
 
 _DEFAULT_DEVICES = tuple(
     Device(path, "c", major, minor, 0o666, 0, 0)
@@ -72,24 +55,44 @@ _DEVICE_LINKS = {
 _KINDS = {"c": stat.S_IFCHR, "b": stat.S_IFBLK, "p": stat.S_IFIFO}
 
 
-def parse_options(options: tuple[str, ...]) -> tuple[int, list[int], str]:
-    """Mount options as flags, propagation changes to make afterwards, and the rest as data for the file system."""
-    flags, propagation, data = 0, [], []
-    for option in options:
-        if option in _PROPAGATION:
-            propagation.append(_PROPAGATION[option])
-        elif option in _FLAGS:
-            flag, clear = _FLAGS[option]
-            flags = flags & ~flag if clear else flags | flag
-        else:
-            data.append(option)
-    return flags, propagation, ",".join(data)
+# What statvfs(3) says of a mount -> the flag of mount(2)
+_KEPT = {1: 1, 2: 2, 4: 4, 8: 8, 1024: 1024, 2048: 2048, 4096: 1 << 21}
+
+
+def prepare(spec: Spec) -> dict[int, int]:
+    """Copies of the mounts that have to be taken while we are root of the host: descriptors for `build`."""
+    trees: dict[int, int] = {}
+    entering = "user" in spec.namespaces
+    for index, mount in enumerate(spec.mounts):
+        if mount.is_bind and (mount.idmap or entering):
+            try:
+                trees[index] = syscalls.open_tree(os.path.realpath(mount.source), recursive=mount.recursive)
+                if mount.idmap:
+                    _map_ids(trees[index], mount, spec)
+            except OSError as error:
+                raise StartFailed(f"mounts[{index}] ({mount.destination}): {mount.source}: {error.strerror}") from None
+    if entering:
+        trees[_ROOT] = syscalls.open_tree(spec.root, recursive=True)
+    return trees
+
+
+def _map_ids(tree: int, mount: Mount, spec: Spec) -> None:
+    uids, gids = mount.uid_mappings or spec.uid_mappings, mount.gid_mappings or spec.gid_mappings
+    userns = idmaps.namespace(uids, gids)
+    try:
+        syscalls.mount_setattr(
+            tree, set=ATTR_IDMAP, clear=0, recursive=mount.idmap == "ridmap", userns_fd=userns
+        )  # fmt: skip
+    except OSError as error:
+        raise OSError(error.errno, f"its ids cannot be mapped: {os.strerror(error.errno or 0)}") from None
+    finally:
+        os.close(userns)
 
 
 class Root:
     """The root file system while it is being set up; all paths are the container's own."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: str) -> None:
         self._path = path
         self._fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
@@ -103,7 +106,7 @@ class Root:
     def make_directory(self, path: str) -> int:
         """An O_PATH descriptor of the directory `path`, which is made, parents included, where it is missing."""
         current = "."
-        for part in Path(path.lstrip("/")).parts:
+        for part in filter(None, path.split("/")):
             parent, current = current, os.path.join(current, part)
             try:
                 os.close(self.open(current))
@@ -130,26 +133,87 @@ class Root:
                 os.close(parent_fd)
             return self.open(path)
 
-    def mount(self, mount: Mount) -> None:
-        """Do one entry of `mounts`."""
+    def mount(self, mount: Mount, tree: int | None, own_cgroups: dict[str, str] | None) -> None:
+        """Do one entry of `mounts`; `tree` is what `prepare` has made of it. See `build` for the cgroups."""
         if mount.type == "cgroup":
-            self._mount_cgroups(mount)
+            self._mount_cgroups(mount, own_cgroups)
             return
-        flags, propagation, data = parse_options(mount.options)
+        options = parse_options(mount.options)
         if mount.is_bind:
-            source = os.path.realpath(mount.source)
-            if not os.path.exists(source):
-                raise OSError(errno.ENOENT, f"the source {mount.source} does not exist")
-            fd = self.make_directory(mount.destination) if os.path.isdir(source) else self.make_file(mount.destination)
-            self._attach(fd, source, None, MS_BIND | flags & MS_REC, None)
-            rest = flags & ~(MS_BIND | MS_REC)
-            if rest:
-                self._again(mount.destination, MS_REMOUNT | MS_BIND | rest)
+            self._bind(mount, tree, options.flags)
+            rest, cleared = options.flags & ~(MS_BIND | MS_REC), options.cleared & ~(MS_BIND | MS_REC)
+            if rest or cleared:
+                self._remount(mount.destination, rest, cleared)
         else:
-            fd = self.make_directory(mount.destination)
-            self._attach(fd, mount.source or mount.type, mount.type, flags, data)
-        for change in propagation:
+            if mount.type in ("proc", "sysfs"):
+                self._refuse_links(mount.destination)
+            below = fd = self.make_directory(mount.destination)
+            if options.copy_up:
+                below = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            late = options.flags & MS_RDONLY if options.copy_up else 0
+            self._attach(fd, mount.source or mount.type, mount.type, options.flags & ~late, options.data)
+            if options.copy_up:
+                self._copy_up(below, mount.destination)
+                if late:
+                    self._remount(mount.destination, options.flags, 0)
+        for change in options.propagation:
             self._again(mount.destination, change)
+        if options.set or options.clear:
+            with_all = self.open(mount.destination)
+            try:
+                syscalls.mount_setattr(with_all, set=options.set, clear=options.clear, recursive=True)
+            finally:
+                os.close(with_all)
+
+    def _bind(self, mount: Mount, tree: int | None, flags: int) -> None:
+        source = os.path.realpath(mount.source)
+        if tree is None and not os.path.exists(source):
+            raise OSError(errno.ENOENT, f"the source {mount.source} does not exist")
+        is_directory = stat.S_ISDIR((os.stat(source) if tree is None else os.fstat(tree)).st_mode)
+        fd = self.make_directory(mount.destination) if is_directory else self.make_file(mount.destination)
+        if tree is None:
+            self._attach(fd, source, None, MS_BIND | flags & MS_REC, None)
+            return
+        try:
+            syscalls.move_mount(tree, fd)
+        finally:
+            os.close(fd)
+            os.close(tree)
+        self._again(mount.destination, MS_SLAVE | MS_REC)
+
+    def _remount(self, path: str, flags: int, cleared: int) -> None:
+        """Change flags of one mount; others stay, which a user namespace demands of those that it inherited."""
+        fd = self.open(path)
+        try:
+            there = os.statvfs(f"/proc/self/fd/{fd}").f_flag
+            kept = sum(flag for bit, flag in _KEPT.items() if there & bit)
+            syscalls.mount(None, f"/proc/self/fd/{fd}", None, MS_REMOUNT | MS_BIND | flags | kept & ~cleared)
+        finally:
+            os.close(fd)
+
+    def _refuse_links(self, path: str) -> None:
+        """proc and sysfs stand where the image says, or an image could put its own files in their place."""
+        current = ""
+        for part in filter(None, path.split("/")):
+            current = os.path.join(current, part)
+            try:
+                fd = syscalls.open_in_root(self._fd, current, os.O_PATH | os.O_NOFOLLOW)
+            except FileNotFoundError:
+                return
+            is_link = stat.S_ISLNK(os.fstat(fd).st_mode)
+            os.close(fd)
+            if is_link:
+                raise OSError(errno.ELOOP, f"/{current} is a symbolic link in the root file system")
+
+    def _copy_up(self, below: int, path: str) -> None:
+        fd = self.open(path)
+        try:
+            above = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            _copy_tree(below, above)
+            os.close(above)
+        finally:
+            os.close(fd)
+            os.close(below)
 
     def _attach(self, fd: int, source: str, fstype: str | None, flags: int, data: str | None) -> None:
         """Mount on the directory or file behind an O_PATH descriptor, which is closed."""
@@ -166,23 +230,45 @@ class Root:
         finally:
             os.close(fd)
 
-    def _mount_cgroups(self, mount: Mount) -> None:
-        """/sys/fs/cgroup as the container's own cgroup namespace shows it: version 2, or each version 1 hierarchy."""
-        flags, _, _ = parse_options(mount.options)
+    def _mount_cgroups(self, mount: Mount, own: dict[str, str] | None) -> None:
+        """/sys/fs/cgroup as the container is to see it: version 2, or each version 1 hierarchy.
+
+        In a cgroup namespace that is a mount of its own; without one, the container's own directories are bound.
+        """
+        flags = parse_options(mount.options).flags
         hierarchies = discover()
+        place = mount.destination
         if [hierarchy.controllers for hierarchy in hierarchies] == [(UNIFIED,)]:
-            self._attach(self.make_directory(mount.destination), "cgroup", "cgroup2", flags, None)
+            self._mount_hierarchy(place, "cgroup2", "", flags, own.get(UNIFIED) if own else None)
             return
-        plain = flags & ~MS_RDONLY
-        self._attach(self.make_directory(mount.destination), "tmpfs", "tmpfs", plain, "mode=755")
+        self._attach(self.make_directory(place), "tmpfs", "tmpfs", flags & ~MS_RDONLY, "mode=755")
         for hierarchy in hierarchies:
-            if hierarchy.controllers != (UNIFIED,):
-                names = ",".join(hierarchy.controllers)
-                place = f"{mount.destination}/{hierarchy.mountpoint.name}"
-                options = names if not names.startswith("name=") else f"none,{names}"
-                self._attach(self.make_directory(place), "cgroup", "cgroup", flags, options)
+            if hierarchy.controllers == (UNIFIED,):
+                continue
+            names = ",".join(hierarchy.controllers)
+            name = os.path.basename(hierarchy.mountpoint)
+            options = names if not names.startswith("name=") else f"none,{names}"
+            below = f"{place}/{name}"
+            self._mount_hierarchy(below, "cgroup", options, flags, own.get(hierarchy.controllers[0]) if own else None)
+            parent = self.open(place)
+            for controller in hierarchy.controllers:
+                if controller != name and "=" not in controller:  # cpu -> cpu,cpuacct
+                    os.symlink(name, controller, dir_fd=parent)
+            os.close(parent)
         if flags & MS_RDONLY:
-            self._again(mount.destination, MS_REMOUNT | MS_BIND | flags)
+            self._remount(place, flags, 0)
+
+    def _mount_hierarchy(self, place: str, kind: str, options: str, flags: int, own: str | None) -> None:
+        fd = self.make_directory(place)
+        if own is None:
+            self._attach(fd, "cgroup", kind, flags, options)
+        else:
+            self._attach(fd, own, None, MS_BIND, None)
+            self._remount(place, flags, 0)
+
+    def bind_device(self, device: Device) -> None:
+        """The host's own node in the place of one that a user namespace may not make."""
+        self._attach(self.make_file(device.path), device.path, None, MS_BIND, None)
 
     def make_device(self, device: Device) -> None:
         """Make a device node; one that is there already with the same numbers is left alone."""
@@ -215,21 +301,59 @@ class Root:
                 os.close(parent_fd)
 
 
-def build(spec: Spec) -> None:
-    """Set up all mounts and devices below the root file system, in a mount namespace that is already our own."""
-    propagation = _PROPAGATION.get(spec.rootfs_propagation or "rprivate", MS_PRIVATE | MS_REC)
+def _copy_tree(source: int, target: int) -> None:
+    """Copy what is in a directory into another one, with owners and modes; nothing outside is followed or opened."""
+    for name in os.listdir(source):
+        there = os.stat(name, dir_fd=source, follow_symlinks=False)
+        if stat.S_ISLNK(there.st_mode):
+            os.symlink(os.readlink(name, dir_fd=source), name, dir_fd=target)
+        elif stat.S_ISDIR(there.st_mode):
+            os.mkdir(name, dir_fd=target)
+            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+            inner, outer = os.open(name, flags, dir_fd=source), os.open(name, flags, dir_fd=target)
+            _copy_tree(inner, outer)
+            os.close(inner)
+            os.close(outer)
+        elif stat.S_ISREG(there.st_mode):
+            inner = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=source)
+            outer = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, dir_fd=target)
+            while os.sendfile(outer, inner, None, 1 << 24):
+                pass
+            os.close(inner)
+            os.close(outer)
+        else:
+            os.mknod(name, there.st_mode, there.st_rdev, dir_fd=target)
+        os.chown(name, there.st_uid, there.st_gid, dir_fd=target, follow_symlinks=False)
+        if not stat.S_ISLNK(there.st_mode):
+            os.chmod(name, stat.S_IMODE(there.st_mode), dir_fd=target)
+
+
+def build(spec: Spec, trees: dict[int, int], own_cgroups: dict[str, str]) -> None:
+    """Set up all mounts and devices below the root file system, in a mount namespace that is already our own.
+
+    `trees` comes from `prepare`; `own_cgroups` are the container's directories, shown when it has no cgroup namespace.
+    """
+    propagation = PROPAGATIONS[spec.rootfs_propagation or "rprivate"]
     syscalls.mount(None, "/", None, MS_REC | (MS_SLAVE if propagation & (MS_SLAVE | MS_SHARED) else MS_PRIVATE))
-    syscalls.mount(spec.root, spec.root, None, MS_BIND | MS_REC)
+    if _ROOT in trees:
+        fd = os.open(spec.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        syscalls.move_mount(trees[_ROOT], fd)
+        os.close(fd)
+        syscalls.mount(None, spec.root, None, MS_REC | MS_SLAVE)
+    else:
+        syscalls.mount(spec.root, spec.root, None, MS_BIND | MS_REC)
+    shown = None if "cgroup" in spec.namespaces else own_cgroups
     root = Root(spec.root)
     try:
         for index, mount in enumerate(spec.mounts):
             try:
-                root.mount(mount)
+                root.mount(mount, trees.get(index), shown)
             except OSError as error:
                 raise StartFailed(f"mounts[{index}] ({mount.destination}): {error.strerror or error}") from None
+        make = root.bind_device if "user" in spec.namespaces else root.make_device
         for device in (*_DEFAULT_DEVICES, *spec.devices):
             try:
-                root.make_device(device)
+                make(device)
             except OSError as error:
                 raise StartFailed(f"linux.devices ({device.path}): {error.strerror or error}") from None
         root.make_links()
@@ -237,14 +361,23 @@ def build(spec: Spec) -> None:
         root.close()
 
 
-def pivot(spec: Spec) -> None:
-    """Make the container's root the root; the old one is gone afterwards."""
+def pivot(spec: Spec, *, move: bool) -> None:
+    """Make the container's root the root; the old one is gone afterwards.
+
+    With `move` by MS_MOVE and chroot, for a host whose root is the initial ramdisk, which pivot_root(2) does not take.
+    """
     os.chdir(spec.root)
-    syscalls.pivot_root(".", ".")
-    # The old root now lies over the new one: its propagation is cut, then it is taken away (pivot_root(2), notes).
-    syscalls.mount(None, ".", None, MS_REC | MS_SLAVE)
-    syscalls.umount(".", syscalls.MNT_DETACH)
+    if move:
+        syscalls.mount(".", "/", None, MS_MOVE)
+        os.chroot(".")
+    else:
+        syscalls.pivot_root(".", ".")
+        # The old root now lies over the new one: its propagation is cut, then it is taken away (pivot_root(2), notes).
+        syscalls.mount(None, ".", None, MS_REC | MS_SLAVE)
+        syscalls.umount(".", syscalls.MNT_DETACH)
     os.chdir("/")
+    if spec.rootfs_propagation:
+        syscalls.mount(None, "/", None, PROPAGATIONS[spec.rootfs_propagation])
 
 
 def protect(spec: Spec) -> None:

@@ -1,14 +1,18 @@
 """Namespaces of a container: their flags, and what is set up in new ones."""
 
-import fcntl
+from __future__ import annotations
+
 import os
-import socket
-import struct
-from pathlib import Path
+import sys
 
 from runtime import syscalls
 from runtime.errors import StartFailed
-from runtime.spec import Spec
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from runtime.spec import Spec
 
 FLAGS = {
     "mount": syscalls.CLONE_NEWNS,
@@ -16,12 +20,19 @@ FLAGS = {
     "ipc": syscalls.CLONE_NEWIPC,
     "network": syscalls.CLONE_NEWNET,
     "cgroup": syscalls.CLONE_NEWCGROUP,
+    "user": syscalls.CLONE_NEWUSER,
+    "time": syscalls.CLONE_NEWTIME,
     "pid": syscalls.CLONE_NEWPID,
 }
 # The names under /proc/PID/ns.
-FILES = {"mount": "mnt", "uts": "uts", "ipc": "ipc", "network": "net", "cgroup": "cgroup", "pid": "pid"}
+FILES = {
+    "mount": "mnt", "uts": "uts", "ipc": "ipc", "network": "net", "cgroup": "cgroup", "user": "user", "time": "time",
+    "pid": "pid",
+}  # fmt: skip
 
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
+# Clocks as /proc/PID/timens_offsets numbers them (time_namespaces(7)).
+_CLOCKS = {"monotonic": 1, "boottime": 7}
 
 
 def paths(pid: int) -> dict[str, str]:
@@ -29,44 +40,92 @@ def paths(pid: int) -> dict[str, str]:
     return {kind: f"/proc/{pid}/ns/{name}" for kind, name in FILES.items()}
 
 
-def enter(spec: Spec) -> None:
-    """Join the namespaces that have a path and make the others. The pid namespace holds for children only."""
-    for kind, path in spec.namespaces.items():
-        if path is not None:
-            try:
-                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-                try:
-                    syscalls.setns(fd, FLAGS[kind])
-                finally:
-                    os.close(fd)
-            except OSError as error:
-                raise StartFailed(f"linux.namespaces ({kind}): {path}: {error.strerror}") from None
-    syscalls.unshare(sum(FLAGS[kind] for kind, path in spec.namespaces.items() if path is None))
+def enter(spec: Spec, map_ids: Callable[[], None]) -> None:
+    """Join the namespaces that have a path and make the others. The pid and time namespaces hold for children only.
+
+    `map_ids` is called in a new user namespace and returns when somebody outside has written its maps.
+    Raises StartFailed naming the type.
+    """
+    joined = {kind: path for kind, path in spec.namespaces.items() if path is not None}
+    opened: dict[str, int] = {}
+    try:
+        for kind, path in joined.items():
+            opened[kind] = open_path(kind, path)
+        # Joining needs privileges over the namespace. Those of the host are joined before the user namespace is
+        # entered, and those that belong to the user namespace itself after it.
+        later = [kind for kind in joined if kind != "user" and not _join(kind, opened[kind], "user" in opened)]
+        if "user" in joined:
+            _join("user", opened["user"], False)
+            os.setresgid(0, 0, 0)
+            os.setresuid(0, 0, 0)
+        for kind in later:
+            _join(kind, opened[kind], False)
+    finally:
+        for fd in opened.values():
+            os.close(fd)
+    new = {kind for kind, path in spec.namespaces.items() if path is None}
+    try:
+        if "user" in new:
+            syscalls.unshare(syscalls.CLONE_NEWUSER)
+            map_ids()
+        syscalls.unshare(sum(FLAGS[kind] for kind in new - {"user"}))
+    except OSError as error:
+        raise StartFailed(f"linux.namespaces: cannot make {', '.join(sorted(new))}: {error.strerror}") from None
+    _set_clocks(spec)
+
+
+def open_path(kind: str, path: str) -> int:
+    """A descriptor of the namespace to join. Raises StartFailed."""
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise StartFailed(f"linux.namespaces ({kind}): {path}: {error.strerror}") from None
+
+
+def _join(kind: str, fd: int, again: bool) -> bool:
+    """Join a namespace; False when that is not permitted yet and will be tried `again`."""
+    try:
+        syscalls.setns(fd, FLAGS[kind])
+    except OSError as error:
+        if isinstance(error, PermissionError) and again:
+            return False
+        raise StartFailed(f"linux.namespaces ({kind}): cannot be joined: {error.strerror}") from None
+    return True
+
+
+def _set_clocks(spec: Spec) -> None:
+    """Before the first process enters the new time namespace: afterwards its clocks are fixed."""
+    for clock, (seconds, nanoseconds) in spec.time_offsets.items():
+        try:
+            with open("/proc/self/timens_offsets", "w") as file:
+                file.write(f"{_CLOCKS[clock]} {seconds} {nanoseconds}\n")
+        except OSError as error:
+            raise StartFailed(f"linux.timeOffsets.{clock}: cannot be set: {error.strerror}") from None
 
 
 def set_up(spec: Spec) -> None:
     """Inside new namespaces: host name, domain name, loopback, sysctl. Raises StartFailed naming the field."""
-    new = [kind for kind, path in spec.namespaces.items() if path is None]
     for field, name, setter in (
         ("hostname", spec.hostname, syscalls.sethostname),
         ("domainname", spec.domainname, syscalls.setdomainname),
     ):
         if name is not None:
-            if "uts" not in new:
+            if not spec.is_new("uts"):
                 raise StartFailed(f"{field}: cannot be set without a new uts namespace")
             try:
                 setter(name)
             except OSError as error:
                 raise StartFailed(f"{field}: {error.strerror}") from None
-    if "network" in new:
+    if spec.is_new("network"):
         bring_up("lo")
     for key, value in spec.sysctl.items():
         # kernel.* of ipc and uts namespaces, fs.mqueue.*, net.*: anything else would change the host.
         kind = _sysctl_namespace(key)
-        if kind is None or kind not in new:
+        if kind is None or kind not in spec.namespaces:
             raise StartFailed(f"linux.sysctl.{key}: is not separate for this container")
         try:
-            Path("/proc/sys", *key.split(".")).write_text(value)
+            with open("/proc/sys/" + key.replace(".", "/"), "w") as file:
+                file.write(value)
         except OSError as error:
             raise StartFailed(f"linux.sysctl.{key}: {error.strerror}") from None
 
@@ -83,10 +142,18 @@ def _sysctl_namespace(key: str) -> str | None:
 
 def bring_up(interface: str) -> None:
     """Set an interface of our network namespace up (netdevice(7))."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
-        request = struct.pack("16sh14x", interface.encode(), 0)
-        flags = struct.unpack("16sh14x", fcntl.ioctl(sock, _SIOCGIFFLAGS, request))[1]
-        fcntl.ioctl(sock, _SIOCSIFFLAGS, struct.pack("16sh14x", interface.encode(), flags | _IFF_UP))
+    import fcntl
+
+    from runtime.light import sockets
+
+    sock = sockets.socket(sockets.AF_INET, sockets.SOCK_DGRAM | sockets.SOCK_CLOEXEC)
+    try:
+        # struct ifreq: a name of 16 bytes, then the flags, a short, in a union of 24 bytes
+        request = interface.encode().ljust(40, b"\0")
+        flags = int.from_bytes(fcntl.ioctl(sock.fileno(), _SIOCGIFFLAGS, request)[16:18], sys.byteorder) | _IFF_UP
+        fcntl.ioctl(sock.fileno(), _SIOCSIFFLAGS, request[:16] + flags.to_bytes(2, sys.byteorder) + bytes(22))
+    finally:
+        sock.close()
 
 
 def new_netns() -> int:

@@ -1,32 +1,107 @@
-"""Becoming the program of the container: identity, limits, capabilities, and exec. Runs inside its namespaces."""
+"""Becoming the program of the container: limits, labels, identity, capabilities, seccomp, and exec.
+
+Runs inside the container's namespaces. The order is the kernel's: what needs privileges comes before they are given
+up, and a seccomp filter, which could forbid any of it, comes as late as its own conditions allow.
+"""
+
+from __future__ import annotations
 
 import errno
 import os
 import resource
-import signal
-from pathlib import Path
-from typing import NoReturn
+import stat
 
 from runtime import capabilities, syscalls
-from runtime.errors import StartFailed
-from runtime.spec import Process
+from runtime.errors import NotSupported, StartFailed
+from runtime.light import signals
+from runtime.process_spec import LIMIT_MAX, RLIMITS
+from runtime.records import Record
 
-_INFINITE = 2**64 - 1
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+    from typing import NoReturn
+
+    from runtime.process_spec import Process
+
+
+_NULL = os.makedev(1, 3)
+
+
+class Filter(Record):
+    """A compiled seccomp filter: the BPF program and the flags of seccomp(2)."""
+
+    program: bytes
+    flags: int
+    listener: bool
 
 
 def limit_self(process: Process) -> None:
-    """Set rlimits and the OOM score. Raises StartFailed naming the field."""
-    for index, limit in enumerate(process.rlimits):
-        soft, hard = (resource.RLIM_INFINITY if value == _INFINITE else value for value in (limit.soft, limit.hard))
+    """Set the rlimits. Raises StartFailed naming the field."""
+    for limit in process.rlimits:
+        soft, hard = (resource.RLIM_INFINITY if value == LIMIT_MAX else value for value in (limit.soft, limit.hard))
         try:
-            resource.setrlimit(getattr(resource, limit.type), (soft, hard))
-        except (OSError, ValueError) as error:
-            raise StartFailed(f"process.rlimits[{index}]: cannot set {limit.type}: {error}") from None
+            resource.setrlimit(RLIMITS[limit.type], (soft, hard))
+        except (OSError, OverflowError, ValueError) as error:
+            raise StartFailed(f"process.rlimits: cannot set {limit.type}: {error}") from None
+
+
+def tune_self(process: Process) -> None:
+    """Set the OOM score, scheduling and I/O priority. Raises StartFailed naming the field."""
     if process.oom_score_adj is not None:
+        _set("process.oomScoreAdj", "/proc/self/oom_score_adj", str(process.oom_score_adj))
+    scheduler = process.scheduler
+    try:
+        field = "process.scheduler"
+        if scheduler is not None:
+            times = (scheduler.runtime, scheduler.deadline, scheduler.period)
+            syscalls.sched_setattr(scheduler.policy, scheduler.flags, scheduler.nice, scheduler.priority, times)
+        field = "process.ioPriority"
+        if process.io_priority is not None:
+            syscalls.ioprio_set(*process.io_priority)
+    except OSError as error:
+        raise StartFailed(f"{field}: cannot be set: {os.strerror(error.errno or 0)}") from None
+
+
+def require_labels(process: Process, mount_label: str | None) -> None:
+    """Raise NotSupported when a label of a security module is asked for that this kernel does not run."""
+    modules = ""
+    if process.apparmor_profile or process.selinux_label or mount_label:
         try:
-            Path("/proc/self/oom_score_adj").write_text(str(process.oom_score_adj))
-        except OSError as error:
-            raise StartFailed(f"process.oomScoreAdj: cannot be set: {error.strerror}") from None
+            with open("/sys/kernel/security/lsm") as file:
+                modules = file.read()
+        except OSError:
+            modules = "selinux" if os.path.exists("/sys/fs/selinux/enforce") else ""
+            modules += "apparmor" if os.path.isdir("/sys/module/apparmor") else ""
+    for field, label, module in (
+        ("process.apparmorProfile", process.apparmor_profile, "apparmor"),
+        ("process.selinuxLabel", process.selinux_label, "selinux"),
+        ("linux.mountLabel", mount_label, "selinux"),
+    ):
+        if label and module not in modules and label != "unconfined":
+            raise NotSupported(f"config.json: {field}: this kernel does not run {module}")
+
+
+def label_next_exec(process: Process) -> None:
+    """Have the next exec take the AppArmor profile and SELinux label. Raises StartFailed naming the field."""
+    if process.apparmor_profile and process.apparmor_profile != "unconfined":
+        own = "/proc/self/attr/apparmor/exec"
+        path = own if os.path.exists(own) else "/proc/self/attr/exec"
+        _set("process.apparmorProfile", path, f"exec {process.apparmor_profile}")
+    if process.selinux_label:
+        _set("process.selinuxLabel", "/proc/self/attr/exec", process.selinux_label)
+
+
+def _set(field: str, path: str, value: str) -> None:
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, value.encode())
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise StartFailed(f"{field}: cannot be set to {value!r}: {error.strerror}") from None
 
 
 def find_program(process: Process) -> str:
@@ -43,6 +118,8 @@ def find_program(process: Process) -> str:
             if os.access(candidate, os.X_OK):
                 return candidate
             denied = True
+        elif "/" in name and os.path.exists(candidate):
+            denied = True
     if denied:
         raise StartFailed(f"process.args[0]: exec: {name!r}: permission denied")
     problem = "no such file or directory" if "/" in name else "executable file not found in $PATH"
@@ -50,43 +127,160 @@ def find_program(process: Process) -> str:
 
 
 def enter_cwd(process: Process) -> None:
-    """Change to `cwd`. Raises StartFailed."""
+    """Change to `cwd`, which is made where it is missing. Raises StartFailed.
+
+    A directory that is not in the container is refused: a descriptor of the host's, left open, would be the way to it
+    (/proc/self/fd/N), and getcwd(2) then answers with a path that is not absolute.
+    """
     try:
-        os.chdir(process.cwd)
+        try:
+            os.chdir(process.cwd)
+        except FileNotFoundError:
+            os.makedirs(process.cwd, 0o755)
+            os.chdir(process.cwd)
+        if not os.getcwd().startswith("/"):
+            os.chdir("/")
+            raise OSError(errno.ENOENT, "is outside of the container")
     except OSError as error:
         raise StartFailed(f"process.cwd: {process.cwd}: {error.strerror}") from None
 
 
-def become_user(process: Process) -> None:
-    """Change user and groups, capabilities and no_new_privs. Raises StartFailed naming the field."""
+def become_user(process: Process, seccomp: Callable[[], None] | None) -> None:
+    """Change user, groups, capabilities and no_new_privs for good.
+
+    `seccomp` loads a filter: without no_new_privs that needs CAP_SYS_ADMIN, and so comes before the capabilities are
+    given up. Raises StartFailed naming the field.
+    """
+    sets = process.capabilities
     try:
+        field = "process.capabilities"
+        if sets is not None:
+            _drop_bounding(capabilities.mask(sets["bounding"]))
+        syscalls.prctl(syscalls.PR_SET_KEEPCAPS, 1)
+        field = f"process.user: cannot become {process.uid}:{process.gid}"
+        try:
+            os.setgroups(process.additional_gids)
+        except PermissionError:
+            # An unprivileged user namespace denies it; that matters only when groups were asked for.
+            if process.additional_gids or _may_set_groups():
+                raise
+        os.setresgid(process.gid, process.gid, process.gid)
+        os.setresuid(process.uid, process.uid, process.uid)
+        if process.umask is not None:
+            os.umask(process.umask)
+        field = "process.capabilities"
+        held = capabilities.permitted()
+        if seccomp is not None and not process.no_new_privileges:
+            syscalls.capset(held, held, held)
+            field = "linux.seccomp"
+            seccomp()
+        field = "process.capabilities"
+        if sets is not None:
+            _apply(sets, held)
+        elif process.uid:
+            syscalls.capset(0, 0, 0)
+        field = "process.noNewPrivileges"
         if process.no_new_privileges:
             syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
-        if process.capabilities is not None:
-            capabilities.drop_bounding(process.capabilities["bounding"])
-        capabilities.keep_over_setuid()
+        field = "linux.seccomp"
+        if seccomp is not None and process.no_new_privileges:
+            seccomp()
     except OSError as error:
-        raise StartFailed(f"process.capabilities: {error.strerror}") from None
+        raise StartFailed(f"{field}: {error.strerror or error}") from None
+
+
+def _may_set_groups() -> bool:
     try:
-        capabilities.become(process.uid, process.gid, process.additional_gids)
-    except OSError as error:
-        raise StartFailed(f"process.user: cannot become {process.uid}:{process.gid}: {error.strerror}") from None
-    if process.umask is not None:
-        os.umask(process.umask)
-    if process.capabilities is not None:
-        try:
-            capabilities.apply(process.capabilities)
-        except OSError as error:
-            raise StartFailed(f"process.capabilities: {error.strerror}") from None
+        with open("/proc/self/setgroups") as file:
+            return file.read().strip() == "allow"
+    except OSError:
+        return True
+
+
+def _drop_bounding(keep: int) -> None:
+    """Needs CAP_SETPCAP, so it comes before the user is changed."""
+    with open("/proc/sys/kernel/cap_last_cap") as file:
+        last = int(file.read())
+    for number in range(last + 1):
+        if not keep >> number & 1:
+            syscalls.prctl(syscalls.PR_CAPBSET_DROP, number)
+
+
+def _apply(sets: dict[str, frozenset[str]], held: int) -> None:
+    """Set effective, permitted, inheritable and ambient, as far as this process holds them itself.
+
+    A capability that we lack cannot be given; runc leaves such ones out as well.
+    """
+    mask = capabilities.mask
+    syscalls.capset(mask(sets["effective"]) & held, mask(sets["permitted"]) & held, mask(sets["inheritable"]) & held)
+    syscalls.prctl(syscalls.PR_CAP_AMBIENT, syscalls.PR_CAP_AMBIENT_CLEAR_ALL)
+    wanted = mask(sets["ambient"]) & mask(sets["permitted"]) & mask(sets["inheritable"]) & held
+    for number in range(wanted.bit_length()):
+        if wanted >> number & 1:
+            syscalls.prctl(syscalls.PR_CAP_AMBIENT, syscalls.PR_CAP_AMBIENT_RAISE, number)
 
 
 def execute(process: Process, program: str) -> NoReturn:
     """exec, with the signals as a fresh process has them. Raises StartFailed."""
-    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # the interpreter ignores these, and exec would keep that
-        signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    environment: dict[str, str] = {}
+    for entry in process.env:
+        name, _, value = entry.partition("=")
+        if name:
+            environment.setdefault(name, value)
+    environment.setdefault("HOME", _home(process.uid))
     try:
-        os.execve(program, list(process.args), dict(entry.partition("=")[::2] for entry in process.env))
-    except OSError as error:
-        reason = "exec format error" if error.errno == errno.ENOEXEC else (error.strerror or "").lower()
+        os.execve(program, list(process.args), environment)
+    except (OSError, ValueError) as error:
+        number = getattr(error, "errno", None)
+        reason = "exec format error" if number == errno.ENOEXEC else (os.strerror(number).lower() if number else error)
         raise StartFailed(f"process.args[0]: exec: {process.args[0]!r}: {reason}") from None
+
+
+def own_stream(fd: int, uid: int) -> None:
+    """Give a pipe or a terminal on our standard streams to the user, who may want to open it by /dev/stdout again."""
+    there = os.fstat(fd)
+    if there.st_uid != uid and not stat.S_ISREG(there.st_mode) and there.st_rdev != _NULL:
+        try:
+            os.fchown(fd, uid, -1)
+        except OSError:
+            pass  # a read-only place, an owner unknown in this user namespace: it works without
+
+
+def loader(seccomp: Filter, sock: socket.socket) -> Callable[[], None]:
+    """What loads a filter; the other side of the handshake takes the listener of one that notifies.
+
+    After that only write, read and close are called before the exec.
+    """
+    from runtime.seccomp_load import load
+
+    fd = sock.fileno()
+
+    def load_filter() -> None:
+        listener = load(seccomp.program, seccomp.flags, listener=seccomp.listener)
+        if listener is not None:
+            os.write(fd, b'{"listener": %d}' % listener)
+            os.read(fd, 64)
+            os.close(listener)
+
+    return load_filter
+
+
+def reset_signals() -> None:
+    """No signal handled, ignored or blocked, as a fresh process has them."""
+    for number in range(1, signals.NSIG):
+        if signals.getsignal(number) not in (signals.SIG_DFL, None):
+            signals.signal(number, signals.SIG_DFL)
+    signals.pthread_sigmask(signals.SIG_SETMASK, ())
+
+
+def _home(uid: int) -> str:
+    """The home directory that the container's own /etc/passwd gives the user."""
+    try:
+        with open("/etc/passwd", errors="surrogateescape") as file:
+            for line in file:
+                fields = line.rstrip("\n").split(":")
+                if len(fields) > 5 and fields[2] == str(uid):
+                    return fields[5] or "/"
+    except OSError:
+        pass  # no such file: then there is no user database
+    return "/"

@@ -1,8 +1,23 @@
 """Processes as /proc shows them."""
 
+from __future__ import annotations
+
 import os
 import select
-from pathlib import Path
+
+
+def _stat(pid: int) -> list[bytes]:
+    """The fields of proc(5)'s stat from the third (the state) on; none when there is no such process."""
+    try:
+        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return []
+    try:
+        return os.read(fd, 4096).rpartition(b")")[2].split()
+    except OSError:
+        return []
+    finally:
+        os.close(fd)
 
 
 def start_time(pid: int) -> int | None:
@@ -10,27 +25,21 @@ def start_time(pid: int) -> int | None:
 
     Together with the pid it names a process for good, where the pid alone can be used again.
     """
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_bytes()
-    except OSError:
-        return None
-    return int(stat.rpartition(b")")[2].split()[19])
+    fields = _stat(pid)
+    return int(fields[19]) if fields else None
 
 
 def is_alive(pid: int, started: int | None) -> bool:
     """Whether the process is there and no zombie."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_bytes()
-    except OSError:
-        return False
-    fields = stat.rpartition(b")")[2].split()
-    return int(fields[19]) == started and fields[0] not in (b"Z", b"X")
+    fields = _stat(pid)
+    return bool(fields) and int(fields[19]) == started and fields[0] not in (b"Z", b"X")
 
 
 def children(pid: int, started: int | None) -> set[int]:
     """The children of a process's first thread; none when it is gone."""
     try:
-        found = {int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_bytes().split()}
+        with open(f"/proc/{pid}/task/{pid}/children", "rb") as file:
+            found = {int(child) for child in file.read().split()}
     except OSError:
         return set()
     return found if start_time(pid) == started else set()

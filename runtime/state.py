@@ -3,35 +3,35 @@
 <root>/<id>/        0700
     state.json      0600, written beside and renamed
     exec.fifo       between create and start: init waits on it
-    exit.json       once init has ended
+    exit.json       once init has ended, when a monitor of ours has seen it
     log, log.1      what it wrote here, and what it had written elsewhere before
 <root>/.<id>.lock   taken by every verb that changes the container
+
+<root> lies in /run: what it holds ends with the machine, as the containers do, so nothing waits for a disk (fsync).
 """
 
-import dataclasses
-import enum
-import fcntl
-import json
-import os
-import re
-import shutil
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from __future__ import annotations
 
-from runtime import processes
+import fcntl
+import os
+import time
+
+from runtime import jsonio, processes
 from runtime.errors import Conflict, ContainerError, DeadlineExceeded, InvalidId, NotFound, StateError
+from runtime.records import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pathlib import Path
+    from typing import Any
 
 OCI_VERSION = "1.2.0"
-_ID = re.compile(r"[A-Za-z0-9_+.-]{1,200}")
+_ID_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_+.-")
 
 
 def check_id(value: str) -> str:
     """Return a container id that is fit to be a directory's name (runc's rule). Raises InvalidId."""
-    if not _ID.fullmatch(value) or value.startswith("."):
+    if not 0 < len(value) <= 200 or not _ID_CHARACTERS.issuperset(value) or value.startswith("."):
         raise InvalidId(
             f"invalid container id {value[:80]!r}",
             remedy="an id is made of letters, digits, _ + . and -, at most 200, and does not begin with a dot",
@@ -39,32 +39,40 @@ def check_id(value: str) -> str:
     return value
 
 
-class Status(enum.StrEnum):
+class Status(str):
     """The status of a container. `require` raises Conflict when a verb does not fit."""
 
-    CREATING = "creating"
-    CREATED = "created"
-    RUNNING = "running"
-    PAUSED = "paused"
-    STOPPED = "stopped"
+    __slots__ = ()
+    CREATING: Status
+    CREATED: Status
+    RUNNING: Status
+    PAUSED: Status
+    STOPPED: Status
 
-    def require(self, container_id: str, verb: str, *allowed: "Status") -> None:
+    def require(self, container_id: str, verb: str, *allowed: Status) -> None:
         if self in allowed:
             return
-        if verb == "start" and self is Status.STOPPED:
+        if verb == "start" and self == "stopped":
             raise Conflict(f"cannot start a container that has stopped: {container_id}")
-        if verb in ("kill", "exec") and self is Status.STOPPED:
-            raise Conflict(f"container not running: {container_id}")
+        if verb == "start" and self in ("running", "paused"):
+            raise Conflict(f"cannot start an already running container: {container_id}")
+        if self == "stopped":
+            raise Conflict(f"container not running: cannot {verb} {container_id}, it has stopped")
         raise Conflict(f"cannot {verb} container {container_id}: it is {self}")
 
 
-@dataclass(frozen=True)
-class State:
+for _name in ("creating", "created", "running", "paused", "stopped"):
+    setattr(Status, _name.upper(), Status(_name))
+
+
+class State(Record):
     """state.json. `pid` is 0 until there is an init; the start times defeat the reuse of pids.
 
-    `cgroup_paths` maps a v1 controller (or "" for v2) to the directory; `stdio` are the init's descriptors 0 to 2 as
-    /proc shows them; `bundle_hints` are where the bundle lay on hosts it came from; `move` is the id of a migration
-    that is going on, None otherwise.
+    `hooks` are those of the points still to come, poststart and poststop (the bundle may be gone by then);
+    `cgroup_paths` maps a v1 controller (or "" for v2) to the directory; `systemd_unit` the unit that they belong to, if
+    systemd made them; `shim_pid` is the pid of the monitor, 0 when the caller of `create` is it; `stdio` are the init's
+    descriptors 0 to 2 as /proc shows them; `bundle_hints` are where the bundle lay on hosts it came from; `move` is the
+    id of a migration that is going on, None otherwise.
     """
 
     id: str
@@ -77,10 +85,12 @@ class State:
     shim_pid: int = 0
     shim_start_time: int | None = None
     started: bool = False
-    cgroup_paths: dict[str, str] = field(default_factory=dict)
-    namespace_paths: dict[str, str] = field(default_factory=dict)
+    hooks: dict[str, list[dict[str, Any]]] = {}
+    cgroup_paths: dict[str, str] = {}
+    systemd_unit: str | None = None
+    namespace_paths: dict[str, str] = {}
     stdio: tuple[str, str, str] = ("", "", "")
-    annotations: dict[str, str] = field(default_factory=dict)
+    annotations: dict[str, str] = {}
     bundle_hints: tuple[str, ...] = ()
     move: str | None = None
 
@@ -97,134 +107,166 @@ class State:
             return Status.CREATING
         return Status.STOPPED
 
-    def oci(self) -> dict[str, Any]:
+    def oci(self, status: str | None = None) -> dict[str, Any]:
         """The state as the runtime-spec (and runc) shows it; what hooks get on stdin."""
-        status = self.status
-        shown = {"ociVersion": OCI_VERSION, "id": self.id, "pid": 0 if status is Status.STOPPED else self.pid}
-        shown |= {"status": str(status), "bundle": self.bundle, "rootfs": self.rootfs, "created": self.created}
-        return shown | {"owner": "root", "annotations": self.annotations}
+        status = self.status if status is None else status
+        shown: dict[str, Any] = {"ociVersion": OCI_VERSION, "id": self.id}
+        shown |= {"pid": 0 if status == "stopped" else self.pid, "status": str(status), "bundle": self.bundle}
+        return shown | {
+            "rootfs": self.rootfs, "created": self.created, "annotations": self.annotations, "owner": "root",
+        }  # fmt: skip
 
 
-_FIELDS = {item.name: item for item in dataclasses.fields(State)}
 _KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("id", "bundle", "rootfs", "created", "log_path"), (str,)),
     **dict.fromkeys(("pid", "shim_pid"), (int,)),
-    **{name: (int, type(None)) for name in ("pid_start_time", "shim_start_time")},
+    **dict.fromkeys(("pid_start_time", "shim_start_time"), (int, type(None))),
     "started": (bool,),
-    **dict.fromkeys(("cgroup_paths", "namespace_paths", "annotations"), (dict,)),
+    **dict.fromkeys(("hooks", "cgroup_paths", "namespace_paths", "annotations"), (dict,)),
     **dict.fromkeys(("stdio", "bundle_hints"), (list,)),
-    "move": (str, type(None)),
+    **dict.fromkeys(("move", "systemd_unit"), (str, type(None))),
 }
 
 
 class Store:
     """The containers of one root directory."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: str | Path) -> None:
+        self.root = os.fspath(root)
 
-    def directory(self, container_id: str) -> Path:
+    def directory(self, container_id: str) -> str:
         """Where a container keeps its files. Raises InvalidId."""
-        return self.root / check_id(container_id)
+        return os.path.join(self.root, check_id(container_id))
 
     def ids(self) -> list[str]:
         try:
-            return sorted(entry.name for entry in self.root.iterdir() if entry.is_dir() and entry.name[0] != ".")
+            return sorted(entry.name for entry in os.scandir(self.root) if entry.is_dir() and entry.name[0] != ".")
         except FileNotFoundError:
             return []
 
     def load(self, container_id: str) -> State:
         """Raises NotFound, StateError."""
-        path = self.directory(container_id) / "state.json"
+        path = self.directory(container_id) + "/state.json"
+        remedy = f"`pymigrate delete --force {container_id}` removes what is left"
         try:
-            value = json.loads(path.read_bytes())
+            with open(path, "rb") as file:
+                value = jsonio.loads(file.read())
         except (FileNotFoundError, NotADirectoryError):
             raise NotFound(
                 f"container does not exist: {container_id}", remedy="`pymigrate list` shows those of this host"
             ) from None
         except (OSError, ValueError, RecursionError) as error:
-            raise StateError(
-                f"{path}: cannot be read: {error}",
-                remedy=f"`pymigrate delete --force {container_id}` removes what is left",
-            ) from None
-        if not isinstance(value, dict) or value.pop("ociVersion", None) != OCI_VERSION or set(value) != set(_FIELDS):
-            raise StateError(f"{path}: is no state of this version", remedy=f"pymigrate delete --force {container_id}")
+            raise StateError(f"{path}: cannot be read: {error}", remedy=remedy) from None
+        if not isinstance(value, dict) or value.pop("ociVersion", None) != OCI_VERSION or set(value) != set(_KINDS):
+            raise StateError(f"{path}: is no state of this version", remedy=remedy)
         for name, kinds in _KINDS.items():
             if type(value[name]) not in kinds:
-                raise StateError(
-                    f"{path}: {name}: is of the wrong type", remedy=f"pymigrate delete --force {container_id}"
-                )
+                raise StateError(f"{path}: {name}: is of the wrong type", remedy=remedy)
         stdio = (*map(str, value["stdio"]), "", "", "")[:3]
         return State(**{**value, "stdio": stdio, "bundle_hints": tuple(map(str, value["bundle_hints"]))})
 
     def save(self, state: State) -> None:
         """Write state.json so that a reader sees the old one or the new one, whole."""
-        value = {"ociVersion": OCI_VERSION, **dataclasses.asdict(state)}
-        path = self.directory(state.id) / "state.json"
-        temporary = path.with_name(f".state.json.{os.getpid()}")
+        path = self.directory(state.id) + "/state.json"
+        temporary = f"{path}.{os.getpid()}"
         try:
             fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            with open(fd, "w") as file:
-                json.dump(value, file, indent=1)
-                file.flush()
-                os.fsync(fd)
-            temporary.rename(path)
+            try:
+                os.write(fd, jsonio.dumps({"ociVersion": OCI_VERSION, **state.plain()}).encode())
+            finally:
+                os.close(fd)
+            os.rename(temporary, path)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
+            try:
+                os.unlink(temporary)
+            except OSError:
+                pass  # it was not made
             raise ContainerError(f"{path}: cannot be written: {error.strerror}") from None
 
-    def create(self, container_id: str) -> Path:
+    def create(self, container_id: str) -> str:
         """Make the directory of a new container. Raises Conflict when the id is in use."""
         directory = self.directory(container_id)
-        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
-            directory.mkdir(mode=0o700)
+            os.makedirs(self.root, 0o700, exist_ok=True)
+            os.mkdir(directory, 0o700)
         except FileExistsError:
             raise Conflict(
                 f"container with given ID already exists: {container_id}",
                 remedy=f"choose another id, or `pymigrate delete {container_id}`",
             ) from None
+        except OSError as error:
+            raise ContainerError(f"{directory}: cannot be made: {error.strerror}") from None
         return directory
 
     def remove(self, container_id: str) -> None:
         """Remove a container's directory; harmless when it is gone."""
-        shutil.rmtree(self.directory(container_id), ignore_errors=True)
+        directory = self.directory(container_id)
+        try:
+            for name in os.listdir(directory):
+                os.unlink(os.path.join(directory, name))
+            os.rmdir(directory)
+        except FileNotFoundError:
+            return
+        except OSError:  # something that is not ours lies in it
+            import shutil
 
-    @contextmanager
-    def lock(self, container_id: str, timeout: float = 10.0) -> Iterator[None]:
-        """Hold the container's lock; it is released when this process ends, however it ends.
+            shutil.rmtree(directory, ignore_errors=True)
 
-        Raises DeadlineExceeded when another invocation holds it for `timeout` seconds.
+    def lock(self, container_id: str, timeout: float = 10.0) -> Lock:
+        """The container's lock, to be held in a `with`; it is released when this process ends, however it ends.
+
+        Entering raises DeadlineExceeded when another invocation holds it for `timeout` seconds.
         """
-        path = self.root / f".{check_id(container_id)}.lock"
-        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        deadline = time.monotonic() + timeout
+        return Lock(self, container_id, timeout)
+
+
+class Lock:
+    """See Store.lock."""
+
+    def __init__(self, store: Store, container_id: str, timeout: float) -> None:
+        self._directory = store.directory(container_id)
+        self._id, self._root, self._timeout = container_id, store.root, timeout
+        self._path = f"{store.root}/.{container_id}.lock"
+        self._fd = -1
+
+    def __enter__(self) -> None:
+        deadline = time.monotonic() + self._timeout
         while True:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            except FileNotFoundError:
+                os.makedirs(self._root, 0o700, exist_ok=True)
+                continue
+            except OSError as error:
+                raise ContainerError(f"{self._path}: cannot be opened: {error.strerror}") from None
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if _is_same(fd, path):
-                    break
+                if _is_same(fd, self._path):
+                    self._fd = fd
+                    return
             except BlockingIOError:
                 if time.monotonic() > deadline:
                     os.close(fd)
                     raise DeadlineExceeded(
-                        f"container {container_id} is busy: another pymigrate works on it", remedy="is it being moved?"
+                        f"container {self._id} is busy: another pymigrate works on it", remedy="is it being moved?"
                     ) from None
-                time.sleep(0.02)
-            os.close(fd)
-        try:
-            yield
-        finally:
-            if not self.directory(container_id).exists():
-                path.unlink(missing_ok=True)
+                time.sleep(0.005)
             os.close(fd)
 
+    def __exit__(self, *_: object) -> None:
+        if not os.path.exists(self._directory):
+            try:
+                os.unlink(self._path)
+            except FileNotFoundError:
+                pass  # another one was as quick
+        fcntl.flock(self._fd, fcntl.LOCK_UN)  # a process forked meanwhile may still have the descriptor
+        os.close(self._fd)
 
-def _is_same(fd: int, path: Path) -> bool:
+
+def _is_same(fd: int, path: str) -> bool:
     """Whether the locked file is still the one at `path` (its last holder may have removed it)."""
     try:
-        there, ours = path.stat(), os.fstat(fd)
+        there, ours = os.stat(path), os.fstat(fd)
     except FileNotFoundError:
         return False
     return (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino)

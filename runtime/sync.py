@@ -1,25 +1,48 @@
 """The handshake between `create` (or `exec`) and the process it sets up, over a SOCK_SEQPACKET pair.
 
 create                          init
-  | ---- {"config": ...} -------> |   what to become
+  | <--- {"map": n} ------------- |   only with a new user namespace: write the id maps of process n
+  | ---- {} --------------------> |   they are written
   | <--- {"pid": n} ------------- |   the container's init, as create sees it
-  | ---- {} --------------------> |   the monitor knows it, hooks of the host have run
+  | ---- {} --------------------> |   its pid is in the state, hooks of the host have run
+  | <--- {"listener": n} -------- |   only with a seccomp filter that notifies: a descriptor of init
+  | ---- {} --------------------> |   create has taken it out, and its agent has it
   | <--- {"ready": true} -------- |   everything is set up; it waits for `start`
   |                               |
   | <--- {"error": text} -------- |   at any point instead: why it cannot go on; it ends then
+
+`exec` begins with a {"config": ...} from its starter: there the other side is a fresh interpreter.
 """
 
-import json
-import socket
-from typing import Any
+from __future__ import annotations
 
+import os
+import sys
+
+from runtime import jsonio
 from runtime.errors import DeadlineExceeded, StartFailed
+from runtime.light import sockets
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket
+    from typing import Any
 
 _LIMIT = 1 << 20
 
 
+def pair() -> tuple[socket.socket, socket.socket]:
+    return sockets.socketpair(sockets.AF_UNIX, sockets.SOCK_SEQPACKET)
+
+
+def adopt(fd: int) -> socket.socket:
+    """The socket behind a descriptor that was inherited."""
+    return sockets.socket(sockets.AF_UNIX, sockets.SOCK_SEQPACKET, 0, fd)
+
+
 def send(sock: socket.socket, message: dict[str, Any]) -> None:
-    sock.send(json.dumps(message).encode())
+    """Send a message. By write(2), which a seccomp filter that the sender has just loaded is sure to allow."""
+    os.write(sock.fileno(), jsonio.dumps(message).encode())
 
 
 def receive(sock: socket.socket, timeout: float, what: str) -> dict[str, Any]:
@@ -30,10 +53,37 @@ def receive(sock: socket.socket, timeout: float, what: str) -> dict[str, Any]:
     except TimeoutError:
         raise DeadlineExceeded(f"{what} did not get ready within {timeout:g} s") from None
     except OSError:
-        data = b""
+        data = b""  # reset: as good as closed
+    finally:
+        sock.settimeout(None)
     if not data:
         raise StartFailed(f"{what} ended while it was being set up")
-    message: dict[str, Any] = json.loads(data)
+    message: dict[str, Any] = jsonio.loads(data)
     if "error" in message:
         raise StartFailed(message["error"])
     return message
+
+
+def send_fd(path: str, fd: int, data: bytes) -> None:
+    """Connect to the Unix stream socket at `path` and send a descriptor with `data`. Raises OSError."""
+    sock = connect(path)
+    try:
+        pass_fd(sock, fd, data)
+    finally:
+        sock.close()
+
+
+def connect(path: str) -> socket.socket:
+    """A connection to the Unix stream socket at `path`. Raises OSError."""
+    sock = sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM | sockets.SOCK_CLOEXEC)
+    try:
+        sock.connect(path)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def pass_fd(sock: socket.socket, fd: int, data: bytes) -> None:
+    """Send a descriptor over a connection."""
+    sock.sendmsg([data], [(sockets.SOL_SOCKET, sockets.SCM_RIGHTS, fd.to_bytes(4, sys.byteorder))])

@@ -3,45 +3,29 @@
 Each raises OSError with the errno, and the names of the call and what it was about in its text.
 """
 
+from __future__ import annotations
+
 import ctypes
-import functools
 import os
-from collections.abc import Callable
-from typing import Any
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
 
 CLONE_NEWTIME = 0x00000080
 CLONE_NEWNS = 0x00020000
 CLONE_NEWCGROUP = 0x02000000
 CLONE_NEWUTS = 0x04000000
 CLONE_NEWIPC = 0x08000000
+CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
 
-MS_RDONLY = 1
-MS_NOSUID = 2
-MS_NODEV = 4
-MS_NOEXEC = 8
-MS_SYNCHRONOUS = 16
-MS_REMOUNT = 32
-MS_MANDLOCK = 64
-MS_DIRSYNC = 128
-MS_NOSYMFOLLOW = 256
-MS_NOATIME = 1024
-MS_NODIRATIME = 2048
-MS_BIND = 4096
-MS_REC = 16384
-MS_SILENT = 32768
-MS_UNBINDABLE = 1 << 17
-MS_PRIVATE = 1 << 18
-MS_SLAVE = 1 << 19
-MS_SHARED = 1 << 20
-MS_RELATIME = 1 << 21
-MS_I_VERSION = 1 << 23
-MS_STRICTATIME = 1 << 24
-MS_LAZYTIME = 1 << 25
-
 MNT_DETACH = 2
 
+PR_SET_DUMPABLE = 4
 PR_SET_KEEPCAPS = 8
 PR_CAPBSET_DROP = 24
 PR_SET_CHILD_SUBREAPER = 36
@@ -50,12 +34,26 @@ PR_CAP_AMBIENT = 47
 PR_CAP_AMBIENT_RAISE = 2
 PR_CAP_AMBIENT_CLEAR_ALL = 4
 
+_AT_FDCWD = -100
+_AT_EMPTY_PATH, _AT_RECURSIVE = 0x1000, 0x8000
+_OPEN_TREE_CLONE, _OPEN_TREE_CLOEXEC = 1, os.O_CLOEXEC
+_MOVE_MOUNT_F_EMPTY_PATH, _MOVE_MOUNT_T_EMPTY_PATH = 0x4, 0x40
+_KEYCTL_JOIN_SESSION_KEYRING = 1
+_IOPRIO_WHO_PROCESS, _IOPRIO_CLASS_SHIFT = 1, 13
 _RESOLVE_NO_MAGICLINKS = 0x02
 _RESOLVE_IN_ROOT = 0x10
 # System call numbers are the same on all architectures from 424 on (pidfd_send_signal and later).
-_SYS_FSOPEN, _SYS_FSCONFIG, _SYS_FSMOUNT = 430, 431, 432
+_SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_FSOPEN, _SYS_FSCONFIG, _SYS_FSMOUNT = 428, 429, 430, 431, 432
 _SYS_OPENAT2 = 437
-_SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41, "riscv64": 41, "ppc64le": 203, "s390x": 217}
+_SYS_MOUNT_SETATTR = 442
+_GENERIC = {"pivot_root": 41, "keyctl": 219, "ioprio_set": 30, "sched_setattr": 274}
+_SYS = {
+    "x86_64": {"pivot_root": 155, "keyctl": 250, "ioprio_set": 251, "sched_setattr": 314},
+    "aarch64": _GENERIC,
+    "riscv64": _GENERIC,
+    "ppc64le": {"pivot_root": 203, "keyctl": 271, "ioprio_set": 273, "sched_setattr": 355},
+    "s390x": {"pivot_root": 217, "keyctl": 280, "ioprio_set": 282, "sched_setattr": 345},
+}
 _FSOPEN_CLOEXEC = 1
 _FSMOUNT_CLOEXEC = 1
 _FSCONFIG_SET_STRING = 1
@@ -63,16 +61,16 @@ _FSCONFIG_CMD_CREATE = 6
 _CAPABILITY_VERSION_3 = 0x20080522
 
 
-@functools.cache
-def _libc() -> Any:
-    return ctypes.CDLL(None, use_errno=True)
+_functions: dict[str, Callable[..., int]] = {}
 
 
-@functools.cache
 def _function(name: str) -> Callable[..., int]:
-    """A libc function that returns an int, -1 for failure."""
-    function: Callable[..., int] = getattr(_libc(), name)
-    return function
+    """A libc function that returns an int, -1 for failure; bound at its first use."""
+    if name not in _functions:
+        function = getattr(ctypes.CDLL(None, use_errno=True), name)
+        function.restype = ctypes.c_long if name == "syscall" else ctypes.c_int
+        _functions[name] = function
+    return _functions[name]
 
 
 def _check(result: int, what: str) -> int:
@@ -89,6 +87,11 @@ def _bytes(path: str | os.PathLike[str] | None) -> bytes | None:
 def _syscall(number: int, what: str, *args: Any) -> int:
     wide = [ctypes.c_long(arg) if isinstance(arg, int) else arg for arg in args]
     return _check(_function("syscall")(ctypes.c_long(number), *wide), what)
+
+
+def _number(name: str) -> int:
+    """The number of a system call that differs between architectures."""
+    return _SYS[os.uname().machine][name]
 
 
 def unshare(flags: int) -> None:
@@ -122,8 +125,8 @@ def umount(target: str | os.PathLike[str], flags: int = 0) -> None:
 
 def pivot_root(new: str, old: str) -> None:
     """pivot_root(2)"""
-    number = _SYS_PIVOT_ROOT[os.uname().machine]
-    _syscall(number, f"pivot_root {new}", ctypes.c_char_p(os.fsencode(new)), ctypes.c_char_p(os.fsencode(old)))
+    paths = [ctypes.c_char_p(os.fsencode(path)) for path in (new, old)]
+    _syscall(_number("pivot_root"), f"pivot_root {new}", *paths)
 
 
 def prctl(option: int, *args: int) -> None:
@@ -153,13 +156,10 @@ def capset(effective: int, permitted: int, inheritable: int) -> None:
     _check(_function("capset")(ctypes.byref(header), ctypes.byref(data)), "capset")
 
 
-class _OpenHow(ctypes.Structure):
-    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
-
-
 def open_in_root(root_fd: int, path: str, flags: int, mode: int = 0) -> int:
     """openat2(2) with RESOLVE_IN_ROOT: no symbolic link in `path` leads out of the directory `root_fd`."""
-    how = _OpenHow(flags | os.O_CLOEXEC, mode, _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS)
+    # struct open_how
+    how = (ctypes.c_uint64 * 3)(flags | os.O_CLOEXEC, mode, _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS)
     return _syscall(
         _SYS_OPENAT2, f"open {path}", root_fd, ctypes.c_char_p(os.fsencode(path)), ctypes.byref(how),
         ctypes.sizeof(how),
@@ -181,3 +181,107 @@ def detached_tmpfs(*, mode: int) -> int:
         return os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=mounted)
     finally:
         os.close(mounted)
+
+
+def open_tree(path: str | os.PathLike[str], *, recursive: bool, dir_fd: int = _AT_FDCWD) -> int:
+    """open_tree(2): a copy of the mount at `path` (with those below it) that is mounted nowhere yet.
+
+    With an empty path, of what `dir_fd` (an O_PATH descriptor) stands for.
+    """
+    flags = _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC | (_AT_RECURSIVE if recursive else 0)
+    flags |= 0 if os.fspath(path) else _AT_EMPTY_PATH
+    name = ctypes.c_char_p(os.fsencode(path))
+    return _syscall(_SYS_OPEN_TREE, f"open_tree {os.fspath(path)}", dir_fd, name, flags)
+
+
+def move_mount(tree_fd: int, target_fd: int) -> None:
+    """move_mount(2): mount what open_tree has copied on the directory or file behind an O_PATH descriptor."""
+    empty = ctypes.c_char_p(b"")
+    flags = _MOVE_MOUNT_F_EMPTY_PATH | _MOVE_MOUNT_T_EMPTY_PATH
+    _syscall(_SYS_MOVE_MOUNT, "move_mount", tree_fd, empty, target_fd, empty, flags)
+
+
+def mount_setattr(fd: int, *, set: int, clear: int, recursive: bool, userns_fd: int = 0) -> None:
+    """mount_setattr(2) on the mount behind a descriptor (and all below it)."""
+    attributes = (ctypes.c_uint64 * 4)(set, clear, 0, userns_fd)  # struct mount_attr
+    flags = _AT_EMPTY_PATH | (_AT_RECURSIVE if recursive else 0)
+    empty = ctypes.c_char_p(b"")
+    _syscall(_SYS_MOUNT_SETATTR, "mount_setattr", fd, empty, flags, ctypes.byref(attributes), 32)
+
+
+def join_session_keyring(name: str) -> None:
+    """keyctl(2): a new session keyring for this process."""
+    _syscall(_number("keyctl"), "keyctl", _KEYCTL_JOIN_SESSION_KEYRING, ctypes.c_char_p(os.fsencode(name)))
+
+
+def ioprio_set(io_class: int, level: int) -> None:
+    """ioprio_set(2) for this process."""
+    _syscall(_number("ioprio_set"), "ioprio_set", _IOPRIO_WHO_PROCESS, 0, io_class << _IOPRIO_CLASS_SHIFT | level)
+
+
+def sched_setattr(policy: int, flags: int, nice: int, priority: int, times: tuple[int, int, int]) -> None:
+    """sched_setattr(2) for this thread; times are runtime, deadline and period in nanoseconds."""
+    attributes = bytearray(56)  # struct sched_attr: size, policy, flags, nice, priority, runtime, deadline, period, ...
+    for offset, size, value in (
+        (0, 4, 56), (4, 4, policy), (8, 8, flags), (16, 4, nice), (20, 4, priority),
+        (24, 8, times[0]), (32, 8, times[1]), (40, 8, times[2]),
+    ):  # fmt: skip
+        attributes[offset : offset + size] = value.to_bytes(size, sys.byteorder, signed=value < 0)
+    buffer = (ctypes.c_char * 56).from_buffer(attributes)
+    _syscall(_number("sched_setattr"), "sched_setattr", 0, ctypes.byref(buffer), 0)
+
+
+def personality(domain: int) -> None:
+    """personality(2)"""
+    _check(_function("personality")(ctypes.c_ulong(domain)), f"personality {domain:#x}")
+
+
+def bpf(command: int, layout: str, *values: int | bytes | bytearray) -> tuple[int, bytes]:
+    """bpf(2): what it returns, and its attributes as the kernel leaves them.
+
+    `layout` and `values` make the attributes, as for struct.pack; bytes stand for their own address (use Q), and the
+    kernel may write to a bytearray.
+    """
+    import struct
+
+    number = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361, "s390x": 351}[os.uname().machine]
+    buffers: list[Any] = []
+    numbers: list[int] = []
+    for value in values:
+        if isinstance(value, int):
+            numbers.append(value)
+            continue
+        kind = ctypes.c_char * len(value)
+        buffers.append(kind.from_buffer(value) if isinstance(value, bytearray) else kind.from_buffer_copy(value))
+        numbers.append(ctypes.addressof(buffers[-1]))
+    packed = struct.pack(f"={layout}", *numbers)
+    attributes = ctypes.create_string_buffer(packed, len(packed))
+    result = _syscall(number, f"bpf {command}", command, ctypes.byref(attributes), len(packed))
+    return result, attributes.raw
+
+
+SECCOMP_FILTER_FLAG_NEW_LISTENER = 1 << 3
+
+_SYS_SECCOMP = {"x86_64": 317, "aarch64": 277, "riscv64": 277, "ppc64le": 358, "s390x": 348}
+_SYS_PIDFD_GETFD = 438
+_SECCOMP_SET_MODE_FILTER = 1
+
+
+class _SockFprog(ctypes.Structure):
+    _fields_ = (("len", ctypes.c_ushort), ("filter", ctypes.c_char_p))
+
+
+def seccomp_set_filter(program: bytes | None, flags: int) -> int:
+    """seccomp(2) SECCOMP_SET_MODE_FILTER for this thread; `program` is an array of struct sock_filter.
+
+    Returns the listener with SECCOMP_FILTER_FLAG_NEW_LISTENER, else 0. None for the program loads nothing and asks
+    about the flags: EFAULT when the kernel knows them all, EINVAL when it does not.
+    """
+    argument = None if program is None else ctypes.byref(_SockFprog(len(program) // 8, program))
+    number = _SYS_SECCOMP[os.uname().machine]
+    return _syscall(number, "load the seccomp filter", _SECCOMP_SET_MODE_FILTER, flags, argument)
+
+
+def pidfd_getfd(pidfd: int, number: int) -> int:
+    """pidfd_getfd(2): a duplicate of another process's descriptor, close-on-exec."""
+    return _syscall(_SYS_PIDFD_GETFD, f"pidfd_getfd {number}", pidfd, number, 0)

@@ -1,18 +1,36 @@
 """pymigrate create ID: create a container from a bundle; `start` lets it run."""
 
-import argparse
-from pathlib import Path
+from __future__ import annotations
+
+from migrate.flags import Flag, Syntax
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from migrate.flags import Values
+    from runtime.container import Options
+
+FLAGS = (
+    Flag("bundle", "the bundle (default: here)", "str", short="b", metavar="DIR", default="."),
+    Flag("pid-file", "write the pid of the container's init to FILE", "str", metavar="FILE"),
+    Flag("console-socket", "send the master of the container's terminal to this Unix socket", "str", metavar="PATH"),
+    Flag("pidfd-socket", "send a pidfd of the container's init to this Unix socket", "str", metavar="PATH"),
+    Flag("preserve-fds", "hand N more descriptors, from 3 on, to the program", "int", metavar="N", default=0),
+    Flag("no-pivot", "do not use pivot_root: for a host whose root is its initial ramdisk"),
+    Flag("no-new-keyring", "leave the program our session keyring"),
+)
+SYNTAX = Syntax("Create a container from a bundle; `start` lets it run.", FLAGS, ("id",))
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("id", help="name of the new container")
-    parser.add_argument("-b", "--bundle", type=Path, default=Path(), metavar="DIR", help="the bundle (default: here)")
-    parser.add_argument("--pid-file", type=Path, metavar="FILE", help="write the pid of the container's init to FILE")
+def options(args: Values) -> Options:
+    from runtime.container import Options
+
+    names = ("pid_file", "console_socket", "pidfd_socket", "preserve_fds", "no_pivot", "no_new_keyring")
+    return Options(**{name: args.__dict__[name] for name in names}, systemd=args.systemd_cgroup)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: Values) -> int:
     from runtime import container
     from runtime.state import Store
 
-    container.create(Store(args.root), args.id, args.bundle, pid_file=args.pid_file)
+    container.create(Store(args.root), args.id, args.bundle, options(args))
     return 0

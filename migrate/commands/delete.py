@@ -1,14 +1,21 @@
 """pymigrate delete ID: remove a stopped container, or any with --force."""
 
-import argparse
+from __future__ import annotations
+
+from migrate.flags import Flag, Syntax
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from migrate.flags import Values
+
+SYNTAX = Syntax(
+    "Remove a container that has stopped.",
+    (Flag("force", "kill it first if it runs; it may also not exist", short="f"),),
+    ("id",),
+)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("id", help="the container")
-    parser.add_argument("-f", "--force", action="store_true", help="kill it first if it runs; it may also not exist")
-
-
-def run(args: argparse.Namespace) -> int:
+def run(args: Values) -> int:
     from runtime import container
     from runtime.state import Store
 

@@ -1,54 +1,73 @@
 """pymigrate exec ID CMD [ARG...]: run a program in a running container, with our own stdin, stdout and stderr."""
 
-import argparse
-import dataclasses
-import json
-from pathlib import Path
-from typing import Any
+from __future__ import annotations
+
+from migrate.flags import Flag, Syntax
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from migrate.flags import Values
+    from runtime.process_spec import Process
+    from runtime.spec import Spec
+    from runtime.state import State
+
+FLAGS = (
+    Flag("env", "set a variable (repeatable)", "list", short="e", metavar="NAME=VALUE"),
+    Flag("cwd", "working directory in the container", "str", metavar="DIR"),
+    Flag("user", "run as this user", "str", short="u", metavar="UID[:GID]"),
+    Flag("additional-gids", "further groups (repeatable)", "list", short="g", metavar="GID"),
+    Flag("tty", "give it a terminal", short="t"),
+    Flag("detach", "return when it runs", short="d"),
+    Flag("process", "a process object as in config.json", "str", short="p", metavar="FILE"),
+    Flag("pid-file", "write its pid to FILE", "str", metavar="FILE"),
+    Flag("console-socket", "send the master of its terminal to this Unix socket", "str", metavar="PATH"),
+    Flag("pidfd-socket", "send a pidfd of it to this Unix socket", "str", metavar="PATH"),
+    Flag("preserve-fds", "hand N more descriptors, from 3 on, to it", "int", metavar="N", default=0),
+    Flag("cap", "a further capability (repeatable)", "list", short="c", metavar="CAP_NAME"),
+    Flag("no-new-privs", "it may not gain privileges"),
+    Flag("apparmor", "its AppArmor profile", "str", metavar="PROFILE"),
+    Flag("process-label", "its SELinux label", "str", metavar="LABEL"),
+    Flag("cgroup", "run it in this cgroup below the container's", "str", metavar="PATH", default=""),
+    Flag("ignore-paused", "do not refuse a paused container; it waits there"),
+    Flag("no-subreaper", "accepted for runc's sake"),
+)
+SYNTAX = Syntax(
+    "Run a program in a running container, with our own stdin, stdout and stderr.", FLAGS, ("id", "command...")
+)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "-e", "--env", action="append", default=[], metavar="NAME=VALUE", help="set a variable (repeatable)"
-    )
-    parser.add_argument("--cwd", metavar="DIR", help="working directory in the container")
-    parser.add_argument("-u", "--user", metavar="UID[:GID]", help="run as this user")
-    parser.add_argument("-d", "--detach", action="store_true", help="return when it runs")
-    parser.add_argument("--pid-file", type=Path, metavar="FILE", help="write its pid to FILE")
-    parser.add_argument("-p", "--process", type=Path, metavar="FILE", help="a process object as in config.json")
-    parser.add_argument("id", help="the container")
-    parser.add_argument("command", nargs=argparse.REMAINDER, help="the program and its arguments")
-
-
-def run(args: argparse.Namespace) -> int:
-    from runtime import container
+def run(args: Values) -> int:
+    from runtime import exec as execution
     from runtime.state import Store
 
-    return container.run_process(
-        Store(args.root), args.id, lambda state: _process(args, state), detach=args.detach, pid_file=args.pid_file
-    )  # fmt: skip
+    names = ("detach", "pid_file", "console_socket", "pidfd_socket", "preserve_fds", "ignore_paused", "cgroup")
+    options = execution.Options(**{name: args.__dict__[name] for name in names})
+    return execution.run(Store(args.root), args.id, lambda state: _process(args, state), options)
 
 
-def _process(args: argparse.Namespace, state: Any) -> Any:
+def _process(args: Values, state: State) -> tuple[Process, Spec]:
     """The program to run: from --process, or the container's own process object with what was given instead."""
     from migrate.errors import UsageError
-    from runtime.errors import SpecError
+    from runtime.capabilities import NUMBERS, SETS
     from runtime.fields import Fields
-    from runtime.spec import load, parse_process
+    from runtime.process_spec import parse_process
+    from runtime.spec import load, read_json
 
+    spec = load(state.bundle)
     if args.process is not None:
-        try:
-            return parse_process(Fields(json.loads(args.process.read_bytes()), str(args.process)))
-        except (OSError, ValueError) as error:
-            raise SpecError(f"{args.process}: cannot be read: {error}") from None
-    command = args.command[1:] if args.command[:1] == ["--"] else args.command
-    if not command:
+        process = parse_process(Fields(read_json(args.process, ""), args.process))
+        return process.replace(terminal=process.terminal or args.tty), spec
+    if not args.command:
         raise UsageError("no program to run", remedy="pymigrate exec ID CMD [ARG...]")
-    process = load(Path(state.bundle)).process
     for entry in args.env:
         if "=" not in entry[1:]:
             raise UsageError(f"--env {entry}: must be NAME=VALUE")
-    changes: dict[str, Any] = {"args": tuple(command), "env": (*process.env, *args.env), "terminal": False}
+    process = spec.process
+    names = {entry.partition("=")[0] for entry in args.env}
+    env = (*(entry for entry in process.env if entry.partition("=")[0] not in names), *args.env)
+    changes: dict[str, Any] = {"args": tuple(args.command), "env": env, "terminal": args.tty, "console_size": None}
     if args.cwd is not None:
         changes["cwd"] = args.cwd
     if args.user is not None:
@@ -56,4 +75,21 @@ def _process(args: argparse.Namespace, state: Any) -> Any:
         if not uid.isdigit() or (gid and not gid.isdigit()):
             raise UsageError(f"--user {args.user}: must be UID or UID:GID, in numbers")
         changes |= {"uid": int(uid), "gid": int(gid or process.gid)}
-    return dataclasses.replace(process, **changes)
+    if args.additional_gids:
+        if not all(gid.isdigit() for gid in args.additional_gids):
+            raise UsageError("--additional-gids: must be numbers")
+        changes["additional_gids"] = (*process.additional_gids, *map(int, args.additional_gids))
+    if args.cap:
+        for name in args.cap:
+            if name not in NUMBERS:
+                raise UsageError(f"--cap {name}: unknown capability")
+        sets = process.capabilities or {}
+        raised = ("bounding", "effective", "permitted")
+        changes["capabilities"] = {
+            kind: sets.get(kind, frozenset()) | frozenset(args.cap if kind in raised else ()) for kind in SETS
+        }
+    if args.no_new_privs:
+        changes["no_new_privileges"] = True
+    changes |= {"apparmor_profile": args.apparmor} if args.apparmor else {}
+    changes |= {"selinux_label": args.process_label} if args.process_label else {}
+    return process.replace(**changes), spec

@@ -1,28 +1,37 @@
 """pymigrate kill ID [SIGNAL]: send a signal to a container."""
 
-import argparse
-import signal
+from __future__ import annotations
+
+from migrate.flags import Flag, Syntax
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from migrate.flags import Values
+
+SYNTAX = Syntax(
+    "Send a signal, by name or number (default SIGTERM), to a container's init.",
+    (Flag("all", "send it to every process of the container", short="a"),),
+    ("id", "signal?"),
+)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("id", help="the container")
-    parser.add_argument("signal", nargs="?", default="SIGTERM", help="name or number (default SIGTERM)")
-    parser.add_argument("-a", "--all", action="store_true", help="send it to every process of the container")
-
-
-def parse_signal(text: str) -> signal.Signals:
+def parse_signal(text: str) -> int:
     """KILL, SIGKILL and 9 are the same. Raises UsageError."""
     from migrate.errors import UsageError
 
+    if text.isdigit() and 0 < int(text) < 65:
+        return int(text)
+    import signal
+
     try:
-        return signal.Signals(int(text)) if text.isdigit() else signal.Signals[f"SIG{text.upper().removeprefix('SIG')}"]
-    except (KeyError, ValueError):
+        return int(signal.Signals[f"SIG{text.upper().removeprefix('SIG')}"])
+    except KeyError:
         raise UsageError(f"unknown signal {text!r}", remedy="`kill -l` lists the names") from None
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: Values) -> int:
     from runtime import container
     from runtime.state import Store
 
-    container.kill(Store(args.root), args.id, parse_signal(args.signal), everyone=args.all)
+    container.kill(Store(args.root), args.id, parse_signal(args.signal or "TERM"), everyone=args.all)
     return 0

@@ -1,17 +1,22 @@
 """pymigrate list: the containers of this host."""
 
-import argparse
-import json
+from __future__ import annotations
+
 import sys
 
+from migrate.flags import Flag, Syntax
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-f", "--format", choices=("table", "json"), default="table")
-    parser.add_argument("-q", "--quiet", action="store_true", help="only the ids")
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from migrate.flags import Values
+
+FORMAT = Flag("format", "how it is shown", "str", short="f", default="table", choices=("table", "json"))
+SYNTAX = Syntax("List the containers of this host.", (FORMAT, Flag("quiet", "only the ids", short="q")))
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: Values) -> int:
     from migrate.ui.text import table
+    from runtime import jsonio
     from runtime.errors import ContainerError
     from runtime.state import Store
 
@@ -25,11 +30,9 @@ def run(args: argparse.Namespace) -> int:
     if args.quiet:
         print(*(state["id"] for state in states), sep="\n", end="\n" if states else "")
     elif args.format == "json" or args.json:
-        print(json.dumps(states))
+        print(jsonio.dumps(states))
     else:
         names = ("id", "pid", "status", "bundle", "created", "owner")
-        for line in table(
-            tuple(map(str.upper, names)), [tuple(str(state[name]) for name in names) for state in states]
-        ):
-            print(line)
+        rows = [tuple(str(state[name]) for name in names) for state in states]
+        print(*table(tuple(name.upper() for name in names), rows), sep="\n")
     return 0

@@ -1,23 +1,31 @@
 """pymigrate run ID: create and start a container; in the foreground unless --detach."""
 
-import argparse
+from __future__ import annotations
 
 from migrate.commands import create
+from migrate.flags import Flag, Syntax
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from migrate.flags import Values
+
+FLAGS = (
+    *create.FLAGS,
+    Flag("detach", "return when it runs; `logs` shows its output", short="d"),
+    Flag("keep", "do not delete it when it ends"),
+    Flag("no-subreaper", "accepted for runc's sake"),
+)
+SYNTAX = Syntax("Create and start a container, with our own stdin, stdout and stderr unless --detach.", FLAGS, ("id",))
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    create.add_arguments(parser)
-    parser.add_argument("-d", "--detach", action="store_true", help="return when it runs; `logs` shows its output")
-
-
-def run(args: argparse.Namespace) -> int:
-    from runtime import container
+def run(args: Values) -> int:
+    from runtime import container, foreground
     from runtime.state import Store
 
-    store = Store(args.root)
+    store, options = Store(args.root), create.options(args)
     if not args.detach:
-        return container.run(store, args.id, args.bundle, pid_file=args.pid_file)
-    container.create(store, args.id, args.bundle, pid_file=args.pid_file)
+        return foreground.run(store, args.id, args.bundle, options, keep=args.keep)
+    container.create(store, args.id, args.bundle, options)
     try:
         container.start(store, args.id)
     except BaseException:

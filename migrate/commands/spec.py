@@ -1,25 +1,48 @@
 """pymigrate spec: write a config.json that can be moved."""
 
-import argparse
-import json
-from pathlib import Path
+from __future__ import annotations
+
+import os
+
+from migrate.flags import Flag, Syntax
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from migrate.flags import Values
+
+SYNTAX = Syntax(
+    "Write a config.json to start from, one that can be moved.",
+    (
+        Flag("bundle", "where to write (default: here)", "str", short="b", metavar="DIR", default="."),
+        Flag("rootless", "for a user who is not root: with a user namespace, without limits"),
+        Flag("two-file", "write the earlier layout: config.json and runtime.json"),
+    ),
+)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "-b", "--bundle", type=Path, default=Path(), metavar="DIR", help="where to write (default: here)"
-    )
+def run(args: Values) -> int:
+    from runtime.default_spec import default_spec, rootless
 
+    value = default_spec()
+    if args.rootless:
+        value = rootless(value, os.geteuid(), os.getegid())
+    files: dict[str, Any] = {"config.json": value}
+    if args.two_file:
+        from runtime.two_file_split import split
 
-def run(args: argparse.Namespace) -> int:
-    from migrate.errors import UsageError
-    from runtime.default_spec import default_spec
+        files["config.json"], files["runtime.json"] = split(value)
+    for name in files:
+        if os.path.lexists(os.path.join(args.bundle, name)):
+            from migrate.errors import UsageError
 
-    path = args.bundle / "config.json"
-    try:
-        with path.open("x") as file:
-            json.dump(default_spec(), file, indent=4)
+            path = os.path.join(args.bundle, name)
+            raise UsageError(f"{path} exists already", remedy="remove it, or choose another directory")
+    import json
+
+    for name, content in files.items():
+        with open(os.path.join(args.bundle, name), "x") as file:
+            json.dump(content, file, indent=4)
             file.write("\n")
-    except FileExistsError:
-        raise UsageError(f"{path} exists already", remedy="remove it, or choose another directory") from None
     return 0

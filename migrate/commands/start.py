@@ -1,13 +1,17 @@
 """pymigrate start ID: let a created container run its program."""
 
-import argparse
+from __future__ import annotations
+
+from migrate.flags import Syntax
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from migrate.flags import Values
+
+SYNTAX = Syntax("Let a created container run its program.", (), ("id",))
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("id", help="the container")
-
-
-def run(args: argparse.Namespace) -> int:
+def run(args: Values) -> int:
     from runtime import container
     from runtime.state import Store
 

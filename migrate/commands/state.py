@@ -1,15 +1,20 @@
 """pymigrate state ID: the state of a container, as the OCI runtime specification defines it."""
 
-import argparse
-import json
+from __future__ import annotations
+
+from migrate.flags import Syntax
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from migrate.flags import Values
+
+SYNTAX = Syntax("Print the state of a container as JSON.", (), ("id",))
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("id", help="the container")
-
-
-def run(args: argparse.Namespace) -> int:
+def run(args: Values) -> int:
+    from runtime import jsonio
     from runtime.state import Store
 
-    print(json.dumps(Store(args.root).load(args.id).oci(), indent=2))
+    state = Store(args.root).load(args.id).oci()
+    print("{\n" + ",\n".join(f"  {jsonio.dumps(name)}: {jsonio.dumps(value)}" for name, value in state.items()) + "\n}")
     return 0

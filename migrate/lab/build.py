@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from migrate.lab.model import LARGEST, ROOT, Host, LabError, hosts, lab_cgroups
-from runtime import namespaces, processes, selfexec, sync, syscalls
+from migrate.lab.model import LARGEST, ROOT, Host, LabError, hosts, lab_cgroups, namespace_flags
+from runtime import processes, selfexec, sync, syscalls
 from runtime.cgroups import remove_tree
 from runtime.errors import ContainerError
 
@@ -216,7 +216,7 @@ def enter(host: Host, command: list[str], environment: dict[str, str]) -> int:
             leaf = Path(directory, "init")
             procs = leaf if leaf.is_dir() else Path(directory)
             (procs / "cgroup.procs").write_text("0")
-        syscalls.setns(pidfd, sum(namespaces.FLAGS.values()))
+        syscalls.setns(pidfd, namespace_flags())
     except OSError as error:
         raise LabError(f"host {host.name} is not up: {error.strerror or error}", remedy="pymigrate lab up") from None
     os.chdir("/")

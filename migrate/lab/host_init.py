@@ -22,7 +22,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from runtime import namespaces, sync, syscalls
+from migrate.lab.model import namespace_flags
+from runtime import mount_spec, sync, syscalls
 from runtime.cgroups.hierarchies import UNIFIED, discover
 
 _STEP_TIMEOUT = 60.0
@@ -33,20 +34,20 @@ _PIPE_MAX_SIZE = 32 << 20
 def _join_cgroups(directories: list[str]) -> None:
     """Each controller's own child is joined before the cgroup namespace is made: it becomes the host's root."""
     for hierarchy, directory in zip(discover(), directories, strict=True):
-        hierarchy.make(Path(directory))
+        hierarchy.make(directory)
         Path(directory, "cgroup.procs").write_text("0")
 
 
 def _mount_system(config: dict[str, Any]) -> None:
     """proc, sys, cgroups and run of the host's own; the files that tell it who it is."""
-    kinds = syscalls.MS_NOSUID | syscalls.MS_NODEV
+    kinds = mount_spec.MS_NOSUID | mount_spec.MS_NODEV
     hierarchies = discover()  # while the machine's mounts are still to be seen
-    syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
+    syscalls.mount(None, "/", None, mount_spec.MS_REC | mount_spec.MS_PRIVATE)
     for place in ("/sys/fs/cgroup", "/sys"):  # the machine's own would be seen below ours
         if os.path.ismount(place):
             syscalls.umount(place, syscalls.MNT_DETACH)
-    syscalls.mount("proc", "/proc", "proc", kinds | syscalls.MS_NOEXEC)
-    syscalls.mount("sysfs", "/sys", "sysfs", kinds | syscalls.MS_NOEXEC)
+    syscalls.mount("proc", "/proc", "proc", kinds | mount_spec.MS_NOEXEC)
+    syscalls.mount("sysfs", "/sys", "sysfs", kinds | mount_spec.MS_NOEXEC)
     if [hierarchy.controllers for hierarchy in hierarchies] == [(UNIFIED,)]:
         syscalls.mount("cgroup2", "/sys/fs/cgroup", "cgroup2", kinds)
         leaf = Path("/sys/fs/cgroup/init")  # a cgroup with processes cannot give controllers to its children
@@ -55,7 +56,7 @@ def _mount_system(config: dict[str, Any]) -> None:
     else:
         syscalls.mount("tmpfs", "/sys/fs/cgroup", "tmpfs", kinds, "mode=755")
         for hierarchy in hierarchies:
-            directory = Path("/sys/fs/cgroup", hierarchy.mountpoint.name)
+            directory = Path("/sys/fs/cgroup", os.path.basename(hierarchy.mountpoint))
             directory.mkdir()
             names = ",".join(hierarchy.controllers)
             if hierarchy.controllers == (UNIFIED,):
@@ -64,7 +65,7 @@ def _mount_system(config: dict[str, Any]) -> None:
                 options = f"none,{names}" if names.startswith("name=") else names
                 syscalls.mount("cgroup", directory, "cgroup", kinds, options)
     for source, place in config["binds"].items():
-        syscalls.mount(source, place, None, syscalls.MS_BIND)
+        syscalls.mount(source, place, None, mount_spec.MS_BIND)
     size = f",size={config['disk']}" if config["disk"] else ""
     syscalls.mount("tmpfs", "/var/lib/pymigrate", "tmpfs", kinds, f"mode=700{size}")
     log = os.open(config["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -145,11 +146,8 @@ def main(argv: list[str]) -> int:
     try:
         config = sync.receive(sock, _STEP_TIMEOUT, "lab up")
         _join_cgroups(config["cgroups"])
-        if config["kind"] == "bridge":
-            flags = syscalls.CLONE_NEWNET | syscalls.CLONE_NEWPID
-        else:
-            flags = sum(namespaces.FLAGS.values())
-        syscalls.unshare(flags)
+        bridge = syscalls.CLONE_NEWNET | syscalls.CLONE_NEWPID
+        syscalls.unshare(bridge if config["kind"] == "bridge" else namespace_flags())
         pid = os.fork()
         if pid:
             temporary = Path(config["pid_file"] + ".new")

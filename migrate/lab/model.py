@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from migrate.errors import MigrateError, UsageError
+from runtime import namespaces
 from runtime.cgroups.hierarchies import discover
 
 ROOT = Path("/run/pymigrate/lab")
@@ -61,9 +62,14 @@ class Host:
         return [str(path / self.name) for path in lab_cgroups(self.lab)]
 
 
+def namespace_flags() -> int:
+    """The namespaces that a host has of its own."""
+    return sum(namespaces.FLAGS[kind] for kind in ("mount", "uts", "ipc", "network", "cgroup", "pid"))
+
+
 def lab_cgroups(lab: str) -> list[Path]:
     """The directory of a lab in every hierarchy: all its processes are below."""
-    return [hierarchy.mountpoint / f"pymigrate-lab-{lab}" for hierarchy in discover()]
+    return [Path(hierarchy.mountpoint, f"pymigrate-lab-{lab}") for hierarchy in discover()]
 
 
 def current_lab() -> str:

@@ -37,7 +37,7 @@ def test_life_of_a_container(pymigrate: Local, bundle: Path) -> None:
     pymigrate("start", "c")
     assert json.loads(pymigrate("state", "c").stdout)["status"] == "running"
     again = pymigrate("start", "c", check=False)
-    assert (again.returncode, "it is running" in again.stderr) == (5, True)
+    assert (again.returncode, "already running" in again.stderr) == (5, True)
     refused = pymigrate("delete", "c", check=False)
     assert (refused.returncode, "cannot delete" in refused.stderr) == (5, True)
     pidfd = os.pidfd_open(pymigrate.state("c")["shim_pid"])
@@ -122,7 +122,7 @@ def test_id_in_use_changes_nothing(pymigrate: Local, bundle: Path) -> None:
         ("root", {"path": 7}, "config.json: root.path: must be a string"),
         ("mounts", [{"destination": "/a/../b", "type": "tmpfs"}], "mounts[0].destination"),
         ("linux", {"namespaces": [{"type": "warp"}]}, "linux.namespaces[0].type"),
-        ("linux", {"namespaces": []}, "must hold one of type pid"),
+        ("linux", {"namespaces": []}, "must hold one of type mount"),
         ("ociVersion", "2.0.0", "config.json: ociVersion"),
     ],
 )

@@ -1,0 +1,19 @@
+"""pymigrate pause ID: freeze all processes of a container."""
+
+from __future__ import annotations
+
+from migrate.flags import Syntax
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from migrate.flags import Values
+
+SYNTAX = Syntax("Freeze all processes of a container; `resume` lets them go on.", (), ("id",))
+
+
+def run(args: Values) -> int:
+    from runtime import container
+    from runtime.state import Store
+
+    container.pause(Store(args.root), args.id)
+    return 0

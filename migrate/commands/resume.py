@@ -1,0 +1,19 @@
+"""pymigrate resume ID: let a paused container go on."""
+
+from __future__ import annotations
+
+from migrate.flags import Syntax
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from migrate.flags import Values
+
+SYNTAX = Syntax("Let a paused container go on.", (), ("id",))
+
+
+def run(args: Values) -> int:
+    from runtime import container
+    from runtime.state import Store
+
+    container.resume(Store(args.root), args.id)
+    return 0

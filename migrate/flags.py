@@ -1,0 +1,148 @@
+"""Flags as container engines write them: the conventions of Go's flag package, which runc's command line has.
+
+-name and --name are the same, as are --name VALUE and --name=VALUE; a truth value may say --name=false. Flags may come
+after arguments, unless what follows the first argument is a command of its own (`exec`). argparse knows other
+conventions, and importing it costs every verb of the runtime 7 ms.
+"""
+
+from __future__ import annotations
+
+from migrate.errors import UsageError
+from runtime.records import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+_TRUE, _FALSE = ("true", "1", "t", "T", "TRUE", "True"), ("false", "0", "f", "F", "FALSE", "False")
+
+
+class Flag(Record):
+    """`kind`: bool, str, int, or list for one that may be given again and again; `choices` are what it may say."""
+
+    name: str
+    help: str = ""
+    kind: str = "bool"
+    short: str = ""
+    metavar: str = "VALUE"
+    default: Any = None
+    choices: tuple[str, ...] = ()
+
+    @property
+    def attribute(self) -> str:
+        return self.name.replace("-", "_")
+
+    def initial(self) -> Any:
+        if self.default is not None:
+            return self.default
+        return {"bool": False, "list": []}.get(self.kind)
+
+
+class Syntax(Record):
+    """What a command line may hold. An argument named "X?" may be missing, "X..." takes all that is left as it is."""
+
+    text: str
+    flags: tuple[Flag, ...] = ()
+    arguments: tuple[str, ...] = ()
+
+
+class Values:
+    """What a command line said, as attributes."""
+
+    def __init__(self, **values: Any) -> None:
+        self.__dict__.update(values)
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...
+        def __setattr__(self, name: str, value: Any) -> None: ...
+
+
+HELP = Flag("help", "show this", short="h")
+
+
+def parse(argv: list[str], syntax: Syntax, program: str) -> Values:
+    """Read the arguments after a verb. Raises UsageError. `help` is true when help was asked for."""
+    values, rest = scan(argv, syntax.flags, program, stop=any(name.endswith("...") for name in syntax.arguments))
+    if values.help:
+        return values
+    for name in syntax.arguments:
+        attribute = name.strip("?.")
+        if name.endswith("..."):
+            values.__dict__[attribute] = rest[1:] if rest[:1] == ["--"] else rest
+            rest = []
+        elif rest:
+            values.__dict__[attribute] = rest.pop(0)
+        elif name.endswith("?"):
+            values.__dict__[attribute] = None
+        else:
+            raise _bad(f"{program}: the argument {attribute.upper()} is missing", program)
+    if rest:
+        raise _bad(f"{program}: too many arguments: {' '.join(rest)}", program)
+    return values
+
+
+def scan(argv: list[str], flags: tuple[Flag, ...], program: str, *, stop: bool) -> tuple[Values, list[str]]:
+    """Sort flags from arguments; with `stop` the first argument ends the flags."""
+    known = {name: flag for flag in (*flags, HELP) for name in (flag.name, flag.short) if name}
+    values = {flag.attribute: flag.initial() for flag in (*flags, HELP)}
+    left, rest = list(argv), []
+    while left:
+        word = left.pop(0)
+        if word == "--" and not stop:
+            rest += left
+            break
+        if not word.startswith("-") or word == "-":
+            rest.append(word)
+            if stop:
+                rest += left
+                break
+            continue
+        name, equals, value = word.lstrip("-").partition("=")
+        flag = known.get(name)
+        if flag is None:
+            raise _bad(f"flag provided but not defined: {word.partition('=')[0]}", program)
+        if flag.kind == "bool":
+            if equals and value not in (*_TRUE, *_FALSE):
+                raise _bad(f"invalid boolean value {value!r} for -{flag.name}", program)
+            values[flag.attribute] = value not in _FALSE
+            continue
+        if not equals:
+            if not left:
+                raise _bad(f"flag needs an argument: -{flag.name}", program)
+            value = left.pop(0)
+        values[flag.attribute] = _convert(flag, value, values[flag.attribute], program)
+    return Values(**values), rest
+
+
+def _convert(flag: Flag, value: str, before: Any, program: str) -> Any:
+    if flag.choices and value not in flag.choices:
+        raise _bad(f"--{flag.name} {value}: must be one of {', '.join(flag.choices)}", program)
+    if flag.kind == "int":
+        try:
+            return int(value)
+        except ValueError:
+            raise _bad(f"invalid value {value!r} for flag -{flag.name}: must be a number", program) from None
+    return [*before, value] if flag.kind == "list" else value
+
+
+def _bad(problem: str, program: str) -> UsageError:
+    return UsageError(problem, remedy=f"see `{program} --help`")
+
+
+def usage(syntax: Syntax, program: str) -> str:
+    """The help of a verb."""
+    arguments = " ".join(
+        f"[{name.strip('?.').upper()}...]" if name.endswith("...") else
+        f"[{name[:-1].upper()}]" if name.endswith("?") else name.upper() for name in syntax.arguments
+    )  # fmt: skip
+    lines = [f"usage: {program} [options] {arguments}".rstrip(), "", syntax.text, "", "options:"]
+    rows = []
+    for flag in (*syntax.flags, HELP):
+        left = f"-{flag.short}, --{flag.name}" if flag.short else f"    --{flag.name}"
+        metavar = "{" + ",".join(flag.choices) + "}" if flag.choices else flag.metavar
+        rows.append((left if flag.kind == "bool" else f"{left} {metavar}", flag.help))
+    width = min(max(len(left) for left, _ in rows), 34)
+    for left, text in rows:
+        lines.append(f"  {left:<{width}}  {text}" if len(left) <= width else f"  {left}\n  {'':<{width}}  {text}")
+    return "\n".join(lines)

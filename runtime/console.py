@@ -1,0 +1,63 @@
+"""The terminal of a container: a pseudo terminal of its own devpts, whose master goes to who owns the console.
+
+pty(7), ioctl_tty(2), pts(4). The slave becomes /dev/console, and 0, 1 and 2 of the program.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import struct
+
+from runtime import sync, syscalls
+from runtime.errors import StartFailed
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket
+
+    from runtime.process_spec import Process
+
+_TIOCSCTTY, _TIOCSWINSZ, _TIOCSPTLCK, _TIOCGPTPEER = 0x540E, 0x5414, 0x40045431, 0x5441
+_PTMX = os.makedev(5, 2)
+
+
+def open_terminal(process: Process, owner: socket.socket, *, console: bool) -> None:
+    """Make a terminal in the container's root, become its session and use it for 0, 1 and 2.
+
+    The master is sent over `owner`. With `console` it also becomes /dev/console. Raises StartFailed.
+    """
+    try:
+        master = os.open("/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+        if os.fstat(master).st_rdev != _PTMX:
+            raise OSError(errno.ENODEV, "/dev/pts/ptmx is no pseudo terminal")
+        fcntl.ioctl(master, _TIOCSPTLCK, struct.pack("i", 0))
+        slave = fcntl.ioctl(master, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+        if process.console_size is not None:
+            resize(slave, *process.console_size)
+        if console:
+            _mount_console(slave)
+        sync.pass_fd(owner, master, b"/dev/ptmx")
+        os.close(master)
+        fcntl.ioctl(slave, _TIOCSCTTY, 0)
+        for fd in (0, 1, 2):
+            os.dup2(slave, fd)
+        os.close(slave)
+    except OSError as error:
+        raise StartFailed(f"process.terminal: cannot be made: {error.strerror}") from None
+
+
+def _mount_console(slave: int) -> None:
+    """By descriptors alone: a path of the image could be a symbolic link."""
+    os.close(os.open("/dev/console", os.O_CREAT | os.O_NOFOLLOW | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC, 0o600))
+    target = os.open("/dev/console", os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    tree = syscalls.open_tree("", dir_fd=slave, recursive=False)
+    syscalls.move_mount(tree, target)
+    os.close(tree)
+    os.close(target)
+
+
+def resize(fd: int, rows: int, columns: int) -> None:
+    """Tell the terminal behind `fd` its size in characters."""
+    fcntl.ioctl(fd, _TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))

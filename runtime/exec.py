@@ -1,0 +1,127 @@
+"""Another program in a container (`exec`): its starter's side; exec_init.py is the other one."""
+
+from __future__ import annotations
+
+import os
+
+from runtime import container, foreground, selfexec, sync
+from runtime.errors import Conflict
+from runtime.light import signals
+from runtime.records import Record
+from runtime.state import State, Status
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+    from typing import Any
+
+    from runtime.process_spec import Process
+    from runtime.spec import Spec
+    from runtime.state import Store
+
+_WHO = "the exec'ed process"
+
+
+class Options(Record):
+    """What the flags of `exec` say, beside the program."""
+
+    detach: bool = False
+    pid_file: str | None = None
+    console_socket: str | None = None
+    pidfd_socket: str | None = None
+    preserve_fds: int = 0
+    ignore_paused: bool = False
+    cgroup: str = ""
+
+
+def run(store: Store, container_id: str, choose: Callable[[State], tuple[Process, Spec]], options: Options) -> int:
+    """Run another program, which `choose` names with the container's spec, with our own standard streams.
+
+    Returns its exit status, or 0 when detached. Signals that we get meanwhile go to it. The lock is held until it runs:
+    a container that is being moved must not get a process that would stay behind.
+    """
+    with store.lock(container_id):
+        state = store.load(container_id)
+        status = state.status
+        if status is Status.PAUSED and not options.ignore_paused:
+            raise Conflict(
+                f"cannot exec in a paused container ({container_id})", remedy="use --ignore-paused, or resume it"
+            )
+        status.require(container_id, "exec", Status.CREATED, Status.RUNNING, Status.PAUSED)
+        process, spec = choose(state)
+        ours = theirs = None
+        if process.terminal:
+            if options.console_socket is not None:
+                theirs = container.connect_console(options.console_socket)
+            elif options.detach:
+                raise Conflict("cannot allocate tty if pymigrate will detach without setting console socket")
+            else:
+                ours, theirs = sync.pair()
+        child, pid = _start(state, process, spec, options, theirs)
+    if options.detach:
+        _wait(child)
+        return 0
+    try:
+        with foreground.Forwarding(pid):
+            if ours is not None:
+                return foreground.with_terminal(ours, lambda: None, lambda: _wait(child))
+            return _wait(child)
+    except BaseException:
+        os.kill(child, signals.SIGTERM)
+        _wait(child)
+        raise
+
+
+def _start(
+    state: State, process: Process, spec: Spec, options: Options, console: socket.socket | None
+) -> tuple[int, int]:
+    """Go through the handshake; the pids of the process that stays outside and of the program. Raises StartFailed."""
+    ours, theirs = sync.pair()
+    keep = [theirs.fileno(), *range(3, 3 + options.preserve_fds)]
+    if console is not None:
+        keep.append(console.fileno())
+    filter = container.compile_filter(spec)
+    config: dict[str, Any] = {
+        "pid": state.pid, "start_time": state.pid_start_time, "process": process.plain(), "detach": options.detach,
+        "cgroups": _below(state.cgroup_paths, options.cgroup), "keep": options.preserve_fds,
+        "console": None if console is None else console.fileno(),
+        "filter": filter and {**filter.plain(), "program": filter.program.hex()},
+    }  # fmt: skip
+    child = selfexec.spawn_sealed(selfexec.command("runtime.exec_init", str(theirs.fileno())), keep)
+    theirs.close()
+    if console is not None:
+        console.close()
+    try:
+        sync.send(ours, {"config": config})
+        pid = int(sync.receive(ours, container.CREATE_TIMEOUT, _WHO)["pid"])
+        if options.pidfd_socket is not None:
+            container.send_pidfd(options.pidfd_socket, pid)
+        if options.pid_file is not None:
+            container.write_pid(options.pid_file, pid)
+        sync.send(ours, {})
+        container.await_ready(ours, spec, state.replace(pid=pid), _WHO)
+        return child, pid
+    except BaseException:
+        os.kill(child, signals.SIGTERM)
+        _wait(child)
+        raise
+    finally:
+        ours.close()
+
+
+def _below(paths: dict[str, str], name: str) -> dict[str, str]:
+    """The container's cgroup, or one below it that exists."""
+    if not name.strip("/"):
+        return paths
+    found = {}
+    for controller, path in paths.items():
+        found[controller] = os.path.realpath(os.path.join(path, name.strip("/")))
+        if not found[controller].startswith(path + "/") or not os.path.isdir(found[controller]):
+            raise Conflict(f"--cgroup {name}: there is no such cgroup below the container's")
+    return found
+
+
+def _wait(child: int) -> int:
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return code if code >= 0 else 128 - code

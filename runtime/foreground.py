@@ -1,0 +1,101 @@
+"""`run` in the foreground: the container has our standard streams, is our child, and is deleted when it ends."""
+
+from __future__ import annotations
+
+import os
+
+from runtime import container, sync
+from runtime.errors import StartFailed
+from runtime.light import signals
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+
+    from runtime.state import Store
+
+_FORWARDED = (
+    signals.SIGINT, signals.SIGTERM, signals.SIGHUP, signals.SIGQUIT, signals.SIGUSR1, signals.SIGUSR2,
+    signals.SIGCONT,
+)  # fmt: skip
+
+
+def run(store: Store, container_id: str, bundle: str, options: container.Options, *, keep: bool = False) -> int:
+    """Create and start a container, wait for its end, delete it unless `keep`; returns its exit status."""
+    ours = theirs = None
+    if options.console_socket is None and wants_terminal(bundle):
+        ours, theirs = sync.pair()
+    state = container.create(store, container_id, bundle, options.replace(foreground=True), theirs)
+    try:
+        with Forwarding(state.pid):
+            if ours is None:
+                container.start(store, container_id)
+                return wait(state.pid)
+            return with_terminal(ours, lambda: container.start(store, container_id), lambda: wait(state.pid))
+    finally:
+        if not keep:
+            container.delete(store, container_id, force=True)
+
+
+def wants_terminal(bundle: str) -> bool:
+    from runtime.spec import load
+
+    return load(bundle).process.terminal
+
+
+def with_terminal(ours: socket.socket, begin: Callable[[], object], end: Callable[[], int]) -> int:
+    """Take the master of a terminal, copy between it and our own streams from `begin` until the other end is gone."""
+    from runtime import terminal
+
+    _, master = receive_master(ours)
+    try:
+        with terminal.Raw(0):
+            terminal.copy_size(0, master)
+            begin()
+            terminal.pump(master)
+    finally:
+        os.close(master)
+    return end()
+
+
+def receive_master(sock: socket.socket) -> tuple[bytes, int]:
+    """The master that console.py sends. Raises StartFailed."""
+    from runtime.light import sockets
+
+    data, ancillary, _, _ = sock.recvmsg(64, sockets.CMSG_SPACE(4), sockets.MSG_CMSG_CLOEXEC)
+    sock.close()
+    if not ancillary:
+        raise StartFailed("process.terminal: the container sent no terminal")
+    import sys
+
+    return data, int.from_bytes(ancillary[0][2][:4], sys.byteorder)
+
+
+def wait(pid: int) -> int:
+    """Wait for a child; its exit status, 128 + n for signal n. Others that were left to us are reaped on the way."""
+    while True:
+        ended, status = os.waitpid(-1, 0)
+        if ended == pid:
+            code = os.waitstatus_to_exitcode(status)
+            return code if code >= 0 else 128 - code
+
+
+class Forwarding:
+    """In a `with`: signals meant for us go to a process instead, and we end when it does."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+
+    def _forward(self, number: int, _frame: object) -> None:
+        try:
+            os.kill(self._pid, number)
+        except ProcessLookupError:
+            pass  # it has just ended, and so shall we
+
+    def __enter__(self) -> None:
+        self._before = {number: signals.signal(number, self._forward) for number in _FORWARDED}
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signals.signal(number, handler)

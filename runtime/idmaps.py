@@ -1,0 +1,84 @@
+"""Id maps of user namespaces (user_namespaces(7)): written from outside, by root or with newuidmap(1)."""
+
+from __future__ import annotations
+
+import os
+
+from runtime import syscalls
+from runtime.errors import StartFailed
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from runtime.mount_spec import IdMapping
+
+
+def write(pid: int, uids: tuple[IdMapping, ...], gids: tuple[IdMapping, ...]) -> None:
+    """Write the maps of the user namespace that `pid` is in. Raises StartFailed naming the field."""
+    for field, name, tool, mappings in (
+        ("linux.uidMappings", "uid_map", "newuidmap", uids),
+        ("linux.gidMappings", "gid_map", "newgidmap", gids),
+    ):
+        ours = os.geteuid() if name == "uid_map" else os.getegid()
+        if os.geteuid() == 0:
+            _write(f"/proc/{pid}/{name}", mappings, field)
+        elif len(mappings) == 1 and mappings[0].size == 1 and mappings[0].host == ours:
+            if name == "gid_map":
+                _write_file(f"/proc/{pid}/setgroups", "deny", field)
+            _write(f"/proc/{pid}/{name}", mappings, field)
+        else:
+            _run_tool(tool, pid, mappings, field)
+
+
+def _write(path: str, mappings: tuple[IdMapping, ...], field: str) -> None:
+    _write_file(path, "".join(f"{item.container} {item.host} {item.size}\n" for item in mappings), field)
+
+
+def _write_file(path: str, text: str, field: str) -> None:
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, text.encode())
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise StartFailed(f"{field}: {path} does not take {text.split()}: {error.strerror}") from None
+
+
+def _run_tool(tool: str, pid: int, mappings: tuple[IdMapping, ...], field: str) -> None:
+    import subprocess
+
+    numbers = [str(number) for item in mappings for number in (item.container, item.host, item.size)]
+    try:
+        done = subprocess.run([tool, str(pid), *numbers], capture_output=True, text=True, timeout=20)
+    except FileNotFoundError:
+        raise StartFailed(
+            f"{field}: {tool} is not installed", remedy="apt-get install uidmap, and name the ids in /etc/subuid"
+        ) from None
+    except subprocess.TimeoutExpired:
+        raise StartFailed(f"{field}: {tool} does not end") from None
+    if done.returncode:
+        raise StartFailed(f"{field}: {done.stderr.strip() or tool + ' failed'}")
+
+
+def namespace(uids: tuple[IdMapping, ...], gids: tuple[IdMapping, ...]) -> int:
+    """A descriptor of a user namespace with these maps and nobody in it. Raises StartFailed."""
+    ready, go = os.pipe(), os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.close(go[1])
+            syscalls.unshare(syscalls.CLONE_NEWUSER)
+            os.write(ready[1], b"1")
+            os.read(go[0], 1)
+        finally:
+            os._exit(0)
+    try:
+        os.close(ready[1])
+        if not os.read(ready[0], 1):
+            raise StartFailed("linux.namespaces: a user namespace cannot be made for a mount's id mappings")
+        write(pid, uids, gids)
+        return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        for fd in (ready[0], *go):
+            os.close(fd)
+        os.waitpid(pid, 0)

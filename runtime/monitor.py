@@ -1,0 +1,123 @@
+"""The starter's side of a container's monitor: starts it (shim.py), tells it the init, or gives it up.
+
+A caller that is ready to adopt what we leave behind, such as podman's conmon or containerd's shim, is the monitor of
+its containers itself: it reaps them and owns their standard streams, and there is no monitor of ours then. Such a
+caller has made itself a subreaper (PR_SET_CHILD_SUBREAPER), which shows when a process of ours loses its parent.
+"""
+
+from __future__ import annotations
+
+import os
+
+from runtime import selfexec, sync
+from runtime.errors import StartFailed
+from runtime.light import signals
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+    from typing import NoReturn
+
+START_TIMEOUT = 20.0
+
+
+class Monitor:
+    """`pid` is 0 when the caller is the monitor."""
+
+    def __init__(self, control: socket.socket, pid: int) -> None:
+        self._control = control
+        self.pid = pid
+
+    def watch(self, pid: int) -> None:
+        """Tell the monitor the container's init; from then on it stays. Raises ContainerError."""
+        if self.pid:
+            self._control.send(b"%d" % pid)
+            self._control.settimeout(START_TIMEOUT)
+            try:
+                answer = self._control.recv(16)
+            except OSError:  # a timeout too
+                answer = b""
+            if answer != b"ok":
+                raise StartFailed("the container's monitor does not answer")
+        self._control.close()
+
+    def abandon(self) -> None:
+        """Make the monitor end and take the child with it; returns when it is gone. No effect after `watch`."""
+        from runtime.processes import wait_exit
+
+        try:
+            pidfd = os.pidfd_open(self.pid)
+        except OSError:
+            self._control.close()
+            return
+        self._control.close()
+        if not wait_exit(pidfd, START_TIMEOUT):
+            signals.pidfd_send_signal(pidfd, signals.SIGKILL)
+        os.close(pidfd)
+
+
+def spawn(directory: str, child: Callable[[bool], NoReturn], *, stdout: int, stderr: int, adoptable: bool) -> Monitor:
+    """Start a monitor for the container in `directory`, with `child` as its first child process.
+
+    `child` is called in a forked process, with whether it belongs to our caller instead of a monitor, which is tried
+    when `adoptable`. `stdout` and `stderr` are the read ends of the monitor's pipes. The caller closes its own copies.
+    Must be called by a process without threads. Raises ContainerError.
+    """
+    ours, theirs = sync.pair()
+    caller = os.getppid()
+    starter = os.fork()
+    if starter == 0:
+        starter = os.getpid()
+        if os.fork():
+            os._exit(0)
+        _run(child, directory, theirs, (stdout, stderr), caller if adoptable else 0, starter)
+    theirs.close()
+    os.waitpid(starter, 0)
+    try:
+        return Monitor(ours, int(sync.receive(ours, START_TIMEOUT, "the monitor")["monitor"]))
+    except BaseException:
+        ours.close()
+        raise
+
+
+def _run(
+    child: Callable[[bool], NoReturn],
+    directory: str,
+    control: socket.socket,
+    pipes: tuple[int, int],
+    caller: int,
+    starter: int,
+) -> NoReturn:
+    """In the process that becomes the child itself, or the monitor."""
+    try:
+        while os.getppid() == starter:
+            os.sched_yield()
+        # Process 1 adopts everybody: that alone does not make it somebody who waits for a container.
+        if caller > 1 and os.getppid() == caller:
+            sync.send(control, {"monitor": 0})
+            child(True)
+        from runtime import syscalls
+
+        os.setsid()
+        syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
+        sync.send(control, {"monitor": os.getpid()})
+        if os.fork() == 0:
+            child(False)
+        keep = (control.fileno(), *pipes)
+        for name in os.listdir("/proc/self/fd"):
+            if int(name) not in keep:
+                try:
+                    os.close(int(name))
+                except OSError:
+                    continue  # the descriptor that listed the directory
+        for number in (0, 1, 2):
+            os.open("/dev/null", os.O_RDWR)
+            os.set_inheritable(number, True)
+        for fd in keep:
+            os.set_inheritable(fd, True)
+        os.chdir("/")
+        argv = selfexec.command("runtime.shim", directory, *map(str, keep))
+        os.execv(argv[0], argv)
+    finally:
+        os._exit(127)

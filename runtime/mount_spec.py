@@ -1,0 +1,187 @@
+"""Mounts, devices and id mappings of a config.json, and what each mount option means (runtime-spec, config.md)."""
+
+from __future__ import annotations
+
+from runtime.records import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from runtime.fields import Fields
+
+# mount(2), linux/mount.h
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_SYNCHRONOUS, MS_REMOUNT, MS_MANDLOCK, MS_DIRSYNC = (
+    1, 2, 4, 8, 16, 32, 64, 128,
+)  # fmt: skip
+MS_NOSYMFOLLOW, MS_NOATIME, MS_NODIRATIME, MS_BIND, MS_MOVE, MS_REC, MS_SILENT = (
+    256, 1024, 2048, 4096, 8192, 16384, 32768,
+)  # fmt: skip
+MS_UNBINDABLE, MS_PRIVATE, MS_SLAVE, MS_SHARED = 1 << 17, 1 << 18, 1 << 19, 1 << 20
+MS_RELATIME, MS_I_VERSION, MS_STRICTATIME, MS_LAZYTIME = 1 << 21, 1 << 23, 1 << 24, 1 << 25
+# mount_setattr(2)
+ATTR_RDONLY, ATTR_NOSUID, ATTR_NODEV, ATTR_NOEXEC = 0x1, 0x2, 0x4, 0x8
+ATTR_ATIME, ATTR_NOATIME, ATTR_STRICTATIME, ATTR_NODIRATIME = 0x70, 0x10, 0x20, 0x80
+ATTR_IDMAP, ATTR_NOSYMFOLLOW = 0x00100000, 0x00200000
+
+# Option -> (flag, is the flag cleared)
+FLAGS: dict[str, tuple[int, bool]] = {
+    "defaults": (0, False), "ro": (MS_RDONLY, False), "rw": (MS_RDONLY, True), "nosuid": (MS_NOSUID, False),
+    "suid": (MS_NOSUID, True), "nodev": (MS_NODEV, False), "dev": (MS_NODEV, True), "noexec": (MS_NOEXEC, False),
+    "exec": (MS_NOEXEC, True), "sync": (MS_SYNCHRONOUS, False), "async": (MS_SYNCHRONOUS, True),
+    "dirsync": (MS_DIRSYNC, False), "mand": (MS_MANDLOCK, False), "nomand": (MS_MANDLOCK, True),
+    "noatime": (MS_NOATIME, False), "atime": (MS_NOATIME, True), "nodiratime": (MS_NODIRATIME, False),
+    "diratime": (MS_NODIRATIME, True), "relatime": (MS_RELATIME, False), "norelatime": (MS_RELATIME, True),
+    "strictatime": (MS_STRICTATIME, False), "nostrictatime": (MS_STRICTATIME, True), "silent": (MS_SILENT, False),
+    "loud": (MS_SILENT, True), "iversion": (MS_I_VERSION, False), "noiversion": (MS_I_VERSION, True),
+    "lazytime": (MS_LAZYTIME, False), "nolazytime": (MS_LAZYTIME, True), "nosymfollow": (MS_NOSYMFOLLOW, False),
+    "symfollow": (MS_NOSYMFOLLOW, True), "bind": (MS_BIND, False), "rbind": (MS_BIND | MS_REC, False),
+    "remount": (MS_REMOUNT, False),
+}  # fmt: skip
+PROPAGATIONS = {
+    "private": MS_PRIVATE, "rprivate": MS_PRIVATE | MS_REC, "slave": MS_SLAVE, "rslave": MS_SLAVE | MS_REC,
+    "shared": MS_SHARED, "rshared": MS_SHARED | MS_REC, "unbindable": MS_UNBINDABLE,
+    "runbindable": MS_UNBINDABLE | MS_REC,
+}  # fmt: skip
+# Option for a whole tree of mounts -> (attributes to set, attributes to clear). An access-time mode is a value of its
+# own field, which is cleared first.
+RECURSIVE: dict[str, tuple[int, int]] = {
+    "rro": (ATTR_RDONLY, 0), "rrw": (0, ATTR_RDONLY), "rnosuid": (ATTR_NOSUID, 0), "rsuid": (0, ATTR_NOSUID),
+    "rnodev": (ATTR_NODEV, 0), "rdev": (0, ATTR_NODEV), "rnoexec": (ATTR_NOEXEC, 0), "rexec": (0, ATTR_NOEXEC),
+    "rnodiratime": (ATTR_NODIRATIME, 0), "rdiratime": (0, ATTR_NODIRATIME), "rrelatime": (0, ATTR_ATIME),
+    "rnorelatime": (ATTR_STRICTATIME, ATTR_ATIME), "rnoatime": (ATTR_NOATIME, ATTR_ATIME),
+    "ratime": (0, ATTR_ATIME), "rstrictatime": (ATTR_STRICTATIME, ATTR_ATIME),
+    "rnostrictatime": (0, ATTR_ATIME), "rnosymfollow": (ATTR_NOSYMFOLLOW, 0), "rsymfollow": (0, ATTR_NOSYMFOLLOW),
+}  # fmt: skip
+OTHER = ("tmpcopyup", "idmap", "ridmap")
+ID_MAX = 2**32 - 2
+
+
+class IdMapping(Record):
+    """`size` ids from `container` on are those from `host` on outside."""
+
+    container: int
+    host: int
+    size: int
+
+
+class Mount(Record):
+    """One entry of `mounts`. `idmap` is "", "idmap" or "ridmap"; without mappings those of the container hold."""
+
+    destination: str
+    type: str
+    source: str
+    options: tuple[str, ...] = ()
+    idmap: str = ""
+    uid_mappings: tuple[IdMapping, ...] = ()
+    gid_mappings: tuple[IdMapping, ...] = ()
+
+    @property
+    def is_bind(self) -> bool:
+        return self.type == "bind" or "bind" in self.options or "rbind" in self.options
+
+    @property
+    def recursive(self) -> bool:
+        return "rbind" in self.options
+
+
+class Device(Record):
+    """A device node to make: `type` is c, b or p."""
+
+    path: str
+    type: str
+    major: int
+    minor: int
+    mode: int
+    uid: int
+    gid: int
+
+
+class Options(Record):
+    """Mount options, sorted: flags of mount(2), flags to clear in a bind mount, changes of propagation to make
+    afterwards, attributes of the whole tree to set and to clear, and data for the file system."""
+
+    flags: int
+    cleared: int
+    propagation: tuple[int, ...]
+    set: int
+    clear: int
+    copy_up: bool
+    data: str
+
+
+def parse_options(options: tuple[str, ...]) -> Options:
+    flags = cleared = attributes = unset = 0
+    propagation, data, copy_up = [], [], False
+    for option in options:
+        if option in PROPAGATIONS:
+            propagation.append(PROPAGATIONS[option])
+        elif option in FLAGS:
+            flag, clear = FLAGS[option]
+            flags = flags & ~flag if clear else flags | flag
+            cleared = cleared | flag if clear else cleared & ~flag
+        elif option in RECURSIVE:
+            to_set, to_clear = RECURSIVE[option]
+            attributes = attributes & ~to_clear | to_set
+            unset = unset & ~to_set | to_clear
+        elif option in OTHER:
+            copy_up = copy_up or option == "tmpcopyup"
+        else:
+            data.append(option)
+    return Options(flags, cleared, tuple(propagation), attributes, unset, copy_up, ",".join(data))
+
+
+def parse_mount(entry: Fields) -> Mount:
+    """Check one entry of `mounts`. Raises SpecError."""
+    # A relative destination is one below the root: the specification has asked for absolute ones since 1.0.0 only.
+    destination = entry.need("destination", str)
+    entry.check_path("destination", destination)
+    options = entry.strings("options")
+    idmap = next((option for option in options if option in ("idmap", "ridmap")), "")
+    uids, gids = parse_mappings(entry, "uidMappings"), parse_mappings(entry, "gidMappings")
+    if bool(uids) != bool(gids):
+        entry.refuse("uidMappings" if gids else "gidMappings", "is missing: both are needed")
+    kind = entry.take("type", str, "")
+    mount = Mount(
+        destination, kind, entry.take("source", str, ""), options, idmap or ("idmap" if uids else ""), uids, gids
+    )
+    if mount.is_bind and not mount.source:
+        entry.refuse("source", "is missing: a bind mount needs one")
+    if not kind and not mount.is_bind:
+        entry.refuse("type", "is missing")
+    if mount.idmap and not mount.is_bind:
+        entry.refuse("uidMappings" if uids else "options", "only a bind mount can have its ids mapped")
+    if "tmpcopyup" in options and kind != "tmpfs":
+        entry.refuse("options", "tmpcopyup is for a mount of type tmpfs")
+    return mount
+
+
+def parse_mappings(parent: Fields, name: str) -> tuple[IdMapping, ...]:
+    """Check an array of id mappings. Raises SpecError."""
+    found = []
+    for entry in parent.objects(name):
+        ids = [entry.natural(field, 0, largest=ID_MAX) or 0 for field in ("containerID", "hostID")]
+        size = entry.natural("size", 0, largest=ID_MAX + 1) or 0
+        if not size:
+            entry.refuse("size", "must be at least 1")
+        if max(ids) + size > 2**32:
+            entry.refuse("size", "reaches beyond the last id")
+        found.append(IdMapping(ids[0], ids[1], size))
+    return tuple(found)
+
+
+def parse_device(entry: Fields) -> Device:
+    """Check one entry of `linux.devices`. Raises SpecError."""
+    path = entry.check_path("path", entry.need("path", str))
+    kind = entry.choice("type", ("c", "b", "p", "u"))
+    if not kind:
+        entry.refuse("type", "is missing: must be c, b, p or u")
+    if path.rstrip("/") == "":
+        entry.refuse("path", "is no place for a device")
+    return Device(
+        path=path,
+        type="c" if kind == "u" else kind,
+        major=entry.number("major", 0, smallest=-1, largest=2**12 - 1) or 0,
+        minor=entry.number("minor", 0, smallest=-1, largest=2**20 - 1) or 0,
+        mode=entry.natural("fileMode", 0o666, largest=0o177777) or 0,
+        uid=entry.natural("uid", 0, largest=ID_MAX) or 0,
+        gid=entry.natural("gid", 0, largest=ID_MAX) or 0,
+    )

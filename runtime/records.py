@@ -1,0 +1,79 @@
+"""Frozen records: what `dataclasses` gives, without the 11 ms that importing it costs every verb.
+
+A subclass of Record names its fields by annotations, with defaults as class attributes. Two records are equal when
+they are of one class and their fields are equal. Fields are not to be changed, nor what they hold.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Self, dataclass_transform
+
+    @dataclass_transform(frozen_default=True)
+    class Record:
+        """For type checkers; what happens is below."""
+
+        def replace(self, **changes: Any) -> Self: ...
+        def plain(self) -> dict[str, Any]: ...
+
+else:
+
+    class Record:
+        """Base class of records."""
+
+        _fields = ()
+
+        def __init_subclass__(cls):
+            cls._fields = tuple(cls.__annotations__)
+
+        def __init__(self, *args, **kwargs):
+            values = self.__dict__
+            values.update(zip(self._fields, args, strict=False))
+            values.update(kwargs)
+            if len(values) != len(self._fields) or len(args) > len(self._fields):
+                self._complete(values)
+
+        def _complete(self, values):
+            """Fill defaults in; a default that can be changed is copied."""
+            for name in self._fields:
+                if name not in values:
+                    try:
+                        default = getattr(type(self), name)
+                    except AttributeError:
+                        raise TypeError(f"{type(self).__name__}: {name} is missing") from None
+                    values[name] = default.copy() if isinstance(default, dict) else default
+            odd = set(values).difference(self._fields)
+            if odd:
+                raise TypeError(f"{type(self).__name__}: there is no {', '.join(sorted(odd))}")
+
+        def __setattr__(self, name, value):
+            raise AttributeError(f"{type(self).__name__} is frozen")
+
+        def __eq__(self, other):
+            return type(self) is type(other) and self.__dict__ == other.__dict__
+
+        def __hash__(self):
+            return hash(tuple(self.__dict__[name] for name in self._fields))
+
+        def __repr__(self):
+            fields = ", ".join(f"{name}={self.__dict__[name]!r}" for name in self._fields)
+            return f"{type(self).__name__}({fields})"
+
+        def replace(self, **changes):
+            """A copy with other values in some fields."""
+            return type(self)(**{**self.__dict__, **changes})
+
+        def plain(self):
+            """The fields by name, as JSON can say them: records as objects, tuples and sets as arrays."""
+            return {name: _plain(self.__dict__[name]) for name in self._fields}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Record):
+        return value.plain()
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | frozenset):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,277 @@
+"""Bringing a container back from CRIU's images, held until it may run; and runc's `restore` made of it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import time
+
+from criu_rpc.client import Criu
+from criu_rpc.options import RestoreOptions
+from criu_rpc.swrk import Swrk
+from runtime import checkpoint, container, init, monitor, namespaces, processes, selfexec, syscalls
+from runtime.cgroups import Cgroup
+from runtime.errors import DeadlineExceeded, NotFound
+from runtime.records import Record
+from runtime.state import State
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, NoReturn, Self
+
+    from criu_rpc.client import RestoreSession
+    from runtime.spec import Spec
+    from runtime.state import Store
+
+
+class RestorePlan(Record):
+    """What a restore needs to know beside the spec.
+
+    `stdio` are the init's standard streams as they were named at the dump ("pipe:[123]"); `rootfs` overrides the
+    bundle's; `carried` is what goes along of the old state: annotations, created, bundle_hints; `move` the migration
+    this belongs to; `options` are further RestoreOptions. An `adoptable` container is its caller's where that is ready
+    to be (monitor.py); a `foreground` one is a child of ours, with our own standard streams.
+    """
+
+    id: str
+    bundle: str
+    images: str
+    work: str
+    stdio: tuple[str, ...]
+    carried: dict[str, Any] = {}
+    rootfs: str | None = None
+    move: str | None = None
+    options: dict[str, Any] = {}
+    adoptable: bool = False
+    foreground: bool = False
+    systemd: bool = False
+
+
+class Restoring:
+    """A container on its way into existence: `prepare`, `restore` (held), then `resume` or `abort`."""
+
+    def __init__(self, store: Store, state: State, plan: RestorePlan) -> None:
+        self._store, self._state, self._plan = store, state, plan
+        self._cgroup = Cgroup({})
+        self._monitor: monitor.Monitor | None = None
+        self._connection: Swrk | None = None
+        self._session: RestoreSession | None = None
+        self._options: Callable[[int, int], RestoreOptions] | None = None
+        self._released = False
+
+    @property
+    def history_path(self) -> str:
+        """Where the log of the container's earlier places goes."""
+        return self._state.log_path + ".1"
+
+    @classmethod
+    def prepare(cls, store: Store, spec: Spec, plan: RestorePlan, criu: Criu) -> Self:
+        """Make everything but the tree: directory, cgroup, network namespace, monitor, and a CRIU that waits.
+
+        Must be called by a process without threads. Raises Conflict when the id is in use; a failure leaves nothing.
+        """
+        directory = store.create(plan.id)
+        rootfs = os.path.realpath(plan.rootfs or spec.root)
+        carried = plan.carried
+        state = State(
+            id=plan.id,
+            bundle=plan.bundle,
+            rootfs=rootfs,
+            created=str(carried.get("created") or container.now()),
+            log_path=directory + "/log",
+            annotations={
+                str(key): str(value) for key, value in dict(carried.get("annotations", spec.annotations)).items()
+            },
+            hooks=container.later_hooks(spec),
+            bundle_hints=tuple(str(hint) for hint in list(carried.get("bundle_hints", []))[-8:]),
+            move=plan.move,
+        )
+        restoring = cls(store, state, plan)
+        try:
+            restoring._state, restoring._cgroup = container.make_cgroup(store, state, spec, systemd=plan.systemd)
+            restoring._launch(spec, criu, directory, rootfs)
+        except BaseException:
+            restoring.abort()
+            raise
+        return restoring
+
+    def _launch(self, spec: Spec, criu: Criu, directory: str, rootfs: str) -> None:
+        """Start a CRIU as the monitor's (or our, or our caller's) child, both ends of all pipes in the right hands."""
+        opened: list[int] = []
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            namespaces_inherited = self._open_namespaces(spec, opened)
+            streams = [_duplicate(fd) for fd in (0, 1, 2)]
+            opened += [fd for fd in streams if fd >= 0]
+            (out_r, out_w), (err_r, err_w) = os.pipe(), os.pipe()
+            opened += [out_r, out_w, err_r, err_w]
+            wrapper = [
+                rootfs,
+                "cgroupns" if "cgroup" in spec.namespaces else "",
+                *self._cgroup.directories(),
+            ]
+            argv = selfexec.command("runtime.criu_exec", *wrapper, "--", criu.path, "swrk", str(theirs.fileno()))
+            inherited = [theirs.fileno(), *streams, out_w, err_w, *(fd for _, fd in namespaces_inherited)]
+
+            def child(_own: bool) -> NoReturn:
+                null = os.open("/dev/null", os.O_RDWR)
+                for number in (0, 1, 2):
+                    os.dup2(null, number)
+                init.close_all_but(set(inherited), 0)
+                for fd in inherited:
+                    if fd >= 0:
+                        os.set_inheritable(fd, True)
+                os.execv(argv[0], argv)
+
+            if self._plan.foreground:
+                syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
+                own = True
+                if os.fork() == 0:
+                    child(True)
+            else:
+                self._monitor = monitor.spawn(
+                    directory, child, stdout=out_r, stderr=err_r, adoptable=self._plan.adoptable
+                )  # fmt: skip
+                own = not self._monitor.pid
+            ends = tuple(streams) if own else (-1, out_w, err_w)
+            self._state = self._state.replace(stdio=self._names(spec, ends))
+            if self._monitor is not None and self._monitor.pid:
+                self._cgroup.add_monitor(self._monitor.pid)
+                start = processes.start_time(self._monitor.pid)
+                self._state = self._state.replace(shim_pid=self._monitor.pid, shim_start_time=start)
+            self._store.save(self._state)
+            inherit = [*namespaces_inherited, *self._streams(ends)]
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+            for fd in opened:
+                os.close(fd)
+        self._connection = Swrk.adopt(ours)
+        external = tuple(
+            f"mnt[{destination}]:{source}"
+            for destination, source in checkpoint.external_mounts(spec, self._state.cgroup_paths).items()
+        )
+        options: dict[str, Any] = {"tcp_established": True, "file_locks": True, "link_remap": True}
+        self._options = lambda images, work: RestoreOptions(
+            images_dir_fd=images, work_dir_fd=work, root=rootfs, external=external, inherit_fd=tuple(inherit),
+            orphan_pts_master=spec.process.terminal, **options | self._plan.options,
+        )  # fmt: skip
+
+    def _open_namespaces(self, spec: Spec, opened: list[int]) -> list[tuple[str, int]]:
+        """The namespaces that CRIU does not make: key in the images -> descriptor, which is noted in `opened`."""
+        found: list[tuple[str, int]] = []
+        if checkpoint.is_own_network(spec):
+            opened.append(namespaces.new_netns())
+            found.append((checkpoint.external_key("network"), opened[-1]))
+        for kind, path in checkpoint.joined(spec).items():
+            opened.append(namespaces.open_path(kind, path))
+            found.append((checkpoint.external_key(kind), opened[-1]))
+        return found
+
+    def _streams(self, ends: tuple[int, ...]) -> list[tuple[str, int]]:
+        """What takes the place of the pipes that were the container's standard streams."""
+        found: dict[str, int] = {}
+        for name, fd in zip(self._plan.stdio, ends, strict=False):
+            if name.startswith("pipe:") and fd >= 0:
+                found.setdefault(name, fd)
+        return list(found.items())
+
+    def _names(self, spec: Spec, ends: tuple[int, ...]) -> tuple[str, str, str]:
+        names = [os.readlink(f"/proc/self/fd/{fd}") if fd >= 0 else "/dev/null" for fd in ends]
+        if spec.process.terminal:
+            names = [*self._plan.stdio, "", "", ""]
+        return names[0], names[1], names[2]
+
+    def restore(self, timeout: float, take_terminal: Callable[[int], None] | None = None) -> int:
+        """Restore up to `post-restore`: the tree exists and is held. Returns its init's pid. Raises CriuError.
+
+        `take_terminal` gets the master of the container's terminal, if it has one.
+        """
+        assert self._connection is not None
+        assert self._options is not None
+        images = os.open(self._plan.images, os.O_RDONLY | os.O_DIRECTORY)
+        work = os.open(self._plan.work, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            connection, self._connection = self._connection, None
+            options = self._options(images, work)
+            self._session = Criu().restore(options, timeout=timeout, connection=connection)
+            pid = self._session.run_until("post-restore", take_terminal).pid
+        finally:
+            os.close(images)
+            os.close(work)
+        self._cgroup.occupied()
+        self._state = self._state.replace(
+            pid=pid, pid_start_time=processes.start_time(pid), namespace_paths=namespaces.paths(pid)
+        )
+        self._store.save(self._state)
+        return pid
+
+    def resume(self) -> State:
+        """Let the tree run. The monitor keeps it from here on.
+
+        CRIU kills the tree when it loses us at `post-restore`, and lets it run when it loses us at `network-unlock`,
+        the next notification: so that is where the state says that the container has been started.
+        """
+        assert self._session is not None
+        if self._monitor is not None:
+            self._monitor.watch(self._state.pid)
+        self._session.run_until("network-unlock")
+        self._released = True
+        self._state = self._state.replace(started=True)
+        self._store.save(self._state)
+        self._session.finish()
+        self._session = None
+        return self._state
+
+    def abort(self) -> None:
+        """Kill what was restored and remove everything that `prepare` made; not once the tree was let run."""
+        if self._released:
+            return
+        if self._session is not None:
+            self._session.abort()
+            self._session = None
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+        if self._monitor is not None:
+            self._monitor.abandon()
+        container.remove_cgroup(self._cgroup)
+        self._store.remove(self._state.id)
+
+    @staticmethod
+    def left_behind(store: Store, container_id: str, move: str, timeout: float) -> State | None:
+        """What has become of a restore for the migration `move` whose process died.
+
+        The state of the container if it was let run (it may have ended since); None if it was not: what is left of it
+        has been removed then. Raises DeadlineExceeded when CRIU or the monitor does not come to an end.
+        """
+        try:
+            state = store.load(container_id)
+        except NotFound:
+            return None
+        if state.move != move:
+            return None
+        deadline = time.monotonic() + timeout
+        while processes.children(state.shim_pid, state.shim_start_time) - {state.pid}:  # CRIU is still at it
+            if time.monotonic() > deadline:
+                raise DeadlineExceeded(f"the restore of {container_id} for migration {move} does not end")
+            time.sleep(0.02)
+        if not state.started and state.pid and processes.is_alive(state.pid, state.pid_start_time):
+            state = state.replace(started=True)
+            store.save(state)
+        if state.started:
+            return state
+        container.remove(store, state)
+        return None
+
+
+def _duplicate(fd: int) -> int:
+    """A copy of a descriptor above the standard ones, -1 when it is closed."""
+    try:
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+    except OSError:
+        return -1

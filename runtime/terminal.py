@@ -1,0 +1,81 @@
+"""Our own terminal while a container's terminal is shown in it: raw mode, window size, copying both ways."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import select
+import signal
+import struct
+import termios
+import tty
+
+_CHUNK = 1 << 16
+
+
+class Raw:
+    """In a `with`: the terminal behind `fd` hands every key on; what is no terminal is left alone."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def __enter__(self) -> None:
+        self._before = termios.tcgetattr(self._fd) if os.isatty(self._fd) else None
+        if self._before is not None:
+            tty.setraw(self._fd)
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            termios.tcsetattr(self._fd, termios.TCSADRAIN, self._before)
+
+
+def copy_size(source: int, target: int) -> None:
+    """Give a terminal the size of another one, now and whenever that changes."""
+
+    def copy(*_: object) -> None:
+        size = fcntl.ioctl(source, termios.TIOCGWINSZ, bytes(8))
+        if struct.unpack("HHHH", size)[0]:
+            fcntl.ioctl(target, termios.TIOCSWINSZ, size)
+
+    if os.isatty(source):
+        copy()
+        signal.signal(signal.SIGWINCH, copy)
+
+
+def pump(master: int) -> None:
+    """Copy our stdin to the master and what comes from it to our stdout, until its other end is closed by all."""
+    poll = select.poll()
+    poll.register(master, select.POLLIN)
+    if not _is_over(0):
+        poll.register(0, select.POLLIN)
+    while True:
+        for fd, event in poll.poll():
+            if fd == 0:
+                data = os.read(0, _CHUNK)
+                if not data:
+                    poll.unregister(0)
+                _write(master, data or b"\x04")  # the end of our input is the end of the terminal's
+            elif event & select.POLLIN:
+                try:
+                    data = os.read(master, _CHUNK)
+                except OSError as error:
+                    if error.errno != errno.EIO:
+                        raise
+                    return
+                _write(1, data)
+            else:
+                return
+
+
+def _is_over(fd: int) -> bool:
+    try:
+        os.fstat(fd)
+    except OSError:
+        return True
+    return False
+
+
+def _write(fd: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(fd, data) :]

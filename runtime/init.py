@@ -28,9 +28,9 @@ class Setup(Record):
     """What the init is to become.
 
     `cgroups` maps controllers to directories (Cgroup.paths); `fifo` is the path that `start` writes to; `stdio` the
-    descriptors to become 0, 1 and 2, None for the container's own /dev/null; `keep` how many from 3 on the program
-    gets; `console` the descriptor of a connection that takes the terminal's master; `keyring` the name of a new session
-    keyring.
+    descriptors to become 0, 1 and 2, None for the container's own /dev/null; `errors` one that takes what goes wrong
+    after `start`; `keep` how many from 3 on the program gets; `console` the descriptor of a connection that takes the
+    terminal's master; `keyring` the name of a new session keyring.
     """
 
     spec: Spec
@@ -38,6 +38,7 @@ class Setup(Record):
     fifo: str
     state: dict[str, Any]
     stdio: tuple[int | None, int | None, int | None]
+    errors: int
     keep: int = 0
     console: int | None = None
     filter: Filter | None = None
@@ -58,9 +59,13 @@ def become(setup: Setup, sock: socket.socket, *, sealed: bool = False) -> NoRetu
     os._exit(1)
 
 
+def explain(error: BaseException, who: str) -> str:
+    return str(error) if hasattr(error, "kind") or isinstance(error, OSError) else f"{who}: {error!r}"
+
+
 def report(error: BaseException, sock: socket.socket, who: str) -> None:
     """Whatever it is, the other side shows it: this process has nowhere to show it."""
-    text = str(error) if hasattr(error, "kind") or isinstance(error, OSError) else f"{who}: {error!r}"
+    text = explain(error, who)
     try:
         sync.send(sock, {"error": text})
     except OSError:
@@ -82,7 +87,7 @@ def close_all_but(keep: set[int], given: int) -> None:
 
 
 def _given(setup: Setup) -> list[int]:
-    return [fd for fd in (setup.console, *setup.stdio) if fd is not None]
+    return [fd for fd in (setup.errors, setup.console, *setup.stdio) if fd is not None]
 
 
 def _become_sealed(setup: Setup, sock: socket.socket) -> NoReturn:
@@ -174,8 +179,12 @@ def _stage_two(setup: Setup, sock: socket.socket, trees: dict[int, int]) -> None
     process.become_user(spec.process, process.loader(setup.filter, sock) if setup.filter is not None else None)
     sync.send(sock, {"ready": True})
     _await_start(fifo)
-    hooks.run("startContainer", spec.hooks["startContainer"], dict(state, status="created", bundle="/"))
-    process.execute(spec.process, program)
+    try:
+        hooks.run("startContainer", spec.hooks["startContainer"], dict(state, status="created", bundle="/"))
+        process.execute(spec.process, program)
+    except BaseException as error:
+        os.write(setup.errors, explain(error, "init").encode())  # nobody listens at the socket any more
+    os._exit(1)
 
 
 def _connect_stdio(setup: Setup) -> None:
@@ -193,6 +202,5 @@ def _connect_stdio(setup: Setup) -> None:
 
 
 def _await_start(fifo: int) -> None:
-    """Wait for the byte that `start` writes."""
+    """Wait for the byte that `start` writes; it then waits until the fifo is closed, by our exec or our end."""
     os.read(fifo, 1)
-    os.close(fifo)

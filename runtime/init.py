@@ -60,6 +60,9 @@ def become(setup: Setup, sock: socket.socket, *, sealed: bool = False) -> NoRetu
 
 
 def explain(error: BaseException, who: str) -> str:
+    """An error in words for the other side, which knows it as a text only."""
+    if isinstance(error, OSError) and error.strerror:
+        return ": ".join([who, *([str(error.filename)] if error.filename else []), error.strerror])
     return str(error) if hasattr(error, "kind") or isinstance(error, OSError) else f"{who}: {error!r}"
 
 
@@ -128,8 +131,7 @@ def _stage_one(setup: Setup, sock: socket.socket) -> dict[int, int]:
     # Joined before the cgroup namespace is made: its root is then the container's own cgroup.
     Cgroup(setup.cgroups).add(0)
     process.tune_self(spec.process)
-    if "user" in spec.namespaces:
-        process.limit_self(spec.process)  # a limit cannot be raised from inside
+    process.raise_limits(spec.process)
     if setup.keyring is not None:
         syscalls.join_session_keyring(setup.keyring)
     trees = mounts.prepare(spec)
@@ -172,8 +174,7 @@ def _stage_two(setup: Setup, sock: socket.socket, trees: dict[int, int]) -> None
     process.enter_cwd(spec.process)
     program = process.find_program(spec.process)
     process.label_next_exec(spec.process)
-    if "user" not in spec.namespaces:
-        process.limit_self(spec.process)
+    process.limit_self(spec.process)
     if spec.personality is not None:
         syscalls.personality(spec.personality)
     process.become_user(spec.process, process.loader(setup.filter, sock) if setup.filter is not None else None)

@@ -134,7 +134,7 @@ class Cgroup:
         problem = f"in use by process {busy[0]}" if busy else "frozen" if self.frozen else None
         if problem:
             raise Conflict(
-                f"the cgroup {self.directories()[0]} is {problem}", remedy="set linux.cgroupsPath to another path"
+                f"linux.cgroupsPath: {self.directories()[0]} is {problem}", remedy="set linux.cgroupsPath to another path"
             )
 
     def directories(self) -> list[str]:

@@ -95,7 +95,13 @@ class Engines:
         }.items():
             self.write(f"{PLACE}/{file}", text)
         self.sh(f"chmod 755 {PLACE}/pymigrate")
-        self.sh(f"tar -C {ROOTFS} -c . | podman import - {IMAGE}")
+        self.hosts.put(self.host, ROOTFS, f"{PLACE}/rootfs")
+        self.sh(f"tar -C {PLACE}/rootfs -c . | podman import - {IMAGE}")
+
+    def down(self) -> None:
+        """Take it all away from a host that stays. There are no containers any more."""
+        self.podman("rmi", "-f", "-a")
+        self.sh(f"umount /dev/shm {PLACE}/tmp; rm -rf {PLACE}")
 
     def write(self, path: str, text: str) -> None:
         """A file at the host."""
@@ -138,7 +144,8 @@ class Engines:
     @contextlib.contextmanager
     def containerd(self) -> Iterator[None]:
         """A containerd that has the image too; ended on leaving, and its shims must be gone by then."""
-        command = f"exec containerd -c {PLACE}/containerd.toml > {PLACE}/containerd.log 2>&1"
+        files = f"> {PLACE}/containerd.log 2>&1"
+        command = f"echo $$ > {PLACE}/containerd.pid; exec containerd -c {PLACE}/containerd.toml {files}"
         daemon = self.hosts.start(self.host, *self._env("sh", "-c", command))
         try:
             while self.ctr("version", check=False).returncode != 0:
@@ -147,7 +154,7 @@ class Engines:
             self.ctr("images", "import", f"{PLACE}/image.tar")
             yield
         finally:
-            daemon.terminate()
+            self.sh(f"kill $(cat {PLACE}/containerd.pid)")
             daemon.communicate(timeout=30)
 
     def clear(self) -> None:

@@ -5,6 +5,7 @@ See tests/engines.py for how to run them with another runtime.
 
 import os
 import re
+import shutil
 from collections.abc import Iterator
 
 import pytest
@@ -19,6 +20,9 @@ COUNT_IN_FILE = COUNT.replace("echo $i", "echo $i > /n")
 
 @pytest.fixture(scope="module")
 def engine_host() -> Iterator[Engines]:
+    for program in ("podman", "containerd"):
+        if shutil.which(program) is None:
+            pytest.skip(f"{program} is missing: run `make setup-vm`")
     lab = Lab(f"engines-{os.getpid()}")
     lab.lab("up", "-n", "1")
     try:
@@ -450,7 +454,7 @@ def build(engines: Engines, *lines: str, check: bool = True) -> "tuple[int, str]
 
 
 def test_build(engines: Engines) -> None:
-    engines.sh(f"tar -C /var/cache/pymigrate/rootfs/busybox -cf {PLACE}/context/rootfs.tar .")
+    engines.sh(f"tar -C {PLACE}/rootfs -cf {PLACE}/context/rootfs.tar .")
     build(
         engines,
         "FROM scratch",

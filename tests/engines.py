@@ -114,7 +114,11 @@ class Engines:
     def podman(self, *argv: object, check: bool = True, text_errors: bool = False) -> "CompletedProcess[str]":
         """A podman command; `text_errors`: without a JSON log, the runtime's stderr tells what is wrong."""
         conf = [f"CONTAINERS_CONF={PLACE}/containers-text.conf"] if text_errors else []
-        return self._run(*(["env", *conf] if conf else []), "podman", *argv, check=check)
+        done = self._run(*(["env", *conf] if conf else []), "podman", *argv, check=False)
+        if check and done.returncode != 0:
+            logs = self.sh(f"tail -n 8 {PLACE}/graph/overlay-containers/*/userdata/*.log", check=False)
+            raise AssertionError(f"podman {argv}: {done.stdout}{done.stderr}{logs}")
+        return done
 
     def ctr(self, *argv: object, check: bool = True) -> "CompletedProcess[str]":
         """A ctr command to the containerd that `containerd()` runs."""

@@ -571,7 +571,7 @@ def test_containerd_shim_that_is_killed(containerd: Engines) -> None:
     count(containerd, "c")
     pid = containerd.ctr("task", "ls").stdout.splitlines()[1].split()[1]
     containerd.sh(
-        "for p in /proc/[0-9]*; do tr '\\0' ' ' < $p/cmdline 2> /dev/null | "
+        "for p in /proc/[0-9]*; do cat $p/cmdline 2> /dev/null | tr '\\0' ' ' | "
         "grep -qE '^/usr/bin/containerd-shim.* -id c ' && kill -9 ${p#/proc/}; done",
         check=False,
     )

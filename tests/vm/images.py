@@ -16,7 +16,7 @@ CACHE = Path("/var/cache/pymigrate/vm")
 ADDRESSES = {"host1": "10.77.0.1", "host2": "10.77.0.2"}
 BUILD_TIMEOUT = 900.0
 DISK_SIZE = 4 << 30
-ENGINES = ("containerd", "netavark", "podman", "runc")  # on host1
+ENGINES = ("containerd", "iptables", "netavark", "podman", "runc")  # on host1; iptables is for runc's checkpoints
 
 _NETWORK = {
     "10-outside.network": "[Match]\nName=eth0\n[Network]\nDHCP=ipv4\n",

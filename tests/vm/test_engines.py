@@ -47,6 +47,7 @@ def test_limits_of_a_scope(engines: Engines) -> None:
     engines.count("c", engines.logs("c")[-1])
 
 
+@pytest.mark.skipif(OTHER_RUNTIME is not None, reason="runc restores it into a cgroup of the old name")
 def test_checkpoint_and_restore_in_a_scope(engines: Engines) -> None:
     counting(engines, "-m", "64m")
     engines.podman("container", "checkpoint", "--export", f"{PLACE}/context/c.tar", "c")
@@ -60,8 +61,9 @@ def test_checkpoint_and_restore_in_a_scope(engines: Engines) -> None:
 @pytest.mark.parametrize("exported", [False, True])
 def test_checkpoint_after_a_pre_checkpoint(engines: Engines, exported: bool) -> None:
     """The second one holds only the pages that have changed since."""
-    memory = "x=$(head -c 6000000 /dev/urandom | base64)"
-    engines.podman("run", "-d", "--name", "c", IMAGE, "sh", "-c", f"{memory}; {COUNT}")
+    # It sleeps long: while it forks its memory is there twice.
+    script = "x=$(head -c 6000000 /dev/urandom | base64); " + COUNT.replace("usleep 20000", "sleep 1")
+    engines.podman("run", "-d", "--name", "c", IMAGE, "sh", "-c", script)
     engines.count("c", 3)
     before, after = ((("-e", f"{PLACE}/context/{name}.tar") if exported else ()) for name in ("before", "after"))
     engines.podman("container", "checkpoint", "--pre-checkpoint", *before, "c")

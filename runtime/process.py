@@ -171,7 +171,7 @@ def become_user(process: Process, seccomp: Callable[[], None] | None) -> None:
         field = "process.capabilities"
         held = capabilities.permitted()
         if seccomp is not None and not process.no_new_privileges:
-            syscalls.capset(held, held, held)
+            syscalls.capset(held, held, 0)  # nothing is inheritable beyond the bounding set, which is lower already
             field = "linux.seccomp"
             seccomp()
         field = "process.capabilities"

@@ -116,7 +116,8 @@ class Engines:
         conf = [f"CONTAINERS_CONF={PLACE}/containers-text.conf"] if text_errors else []
         done = self._run(*(["env", *conf] if conf else []), "podman", *argv, check=False)
         if check and done.returncode != 0:
-            logs = self.sh(f"tail -n 8 {PLACE}/graph/overlay-containers/*/userdata/*.log", check=False)
+            logs = "".join(f" {PLACE}/graph/overlay-containers/*/userdata/{name}.log" for name in ("dump", "restore"))
+            logs = self.sh(f"tail -n 8{logs}", check=False)
             raise AssertionError(f"podman {argv}: {done.stdout}{done.stderr}{logs}")
         return done
 

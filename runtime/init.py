@@ -190,6 +190,7 @@ def _connect_stdio(setup: Setup) -> None:
             os.dup2(fd, number)
         else:
             os.set_inheritable(fd, True)
+        process.own_null(number)
         process.own_stream(number, setup.spec.process.uid)
 
 

@@ -236,6 +236,22 @@ def execute(process: Process, program: str) -> NoReturn:
         raise StartFailed(f"process.args[0]: exec: {process.args[0]!r}: {reason}") from None
 
 
+def own_null(fd: int) -> None:
+    """Put the container's own null device in the place of the host's, which CRIU could not dump.
+
+    Only the null device itself will do: whoever may write to the container's /dev can have put something else there.
+    """
+    if os.fstat(fd).st_rdev != _NULL:
+        return
+    try:
+        own = os.open("/dev/null", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return  # it has none
+    if os.fstat(own).st_rdev == _NULL:
+        os.dup2(own, fd)
+    os.close(own)
+
+
 def own_stream(fd: int, uid: int) -> None:
     """Give a pipe or a terminal on our standard streams to the user, who may want to open it by /dev/stdout again."""
     there = os.fstat(fd)

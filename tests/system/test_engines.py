@@ -26,7 +26,7 @@ def engine_host() -> Iterator[Engines]:
         if shutil.which(program) is None:
             pytest.skip(f"{program} is missing: run `make setup-vm`")
     lab = Lab(f"engines-{os.getpid()}")
-    lab.lab("up", "-n", "1")
+    lab.lab("up")
     try:
         engines = Engines(lab, "host1")
         engines.up()
@@ -608,3 +608,20 @@ def test_containerd_checkpoint_and_restore(containerd: Engines) -> None:
         assert containerd.ctr("task", "exec", "--exec-id", "e", "c", "cat", "/u").stdout == name, "it began anew"
     finally:
         containerd.ctr("images", "rm", "localhost/checkpoint:1")
+
+
+@pytest.mark.skipif(OTHER_RUNTIME is not None, reason="only pymigrate moves containers")
+def test_container_of_containerd_moves(containerd: Engines) -> None:
+    """It becomes one of pymigrate's at the target; containerd sees it end."""
+    script = COUNT.replace("echo $i", "echo $i > /run/n")
+    assert run(containerd, "c", "sh", "-c", script, options=("-d", "--read-only"))[0] == 0
+    before = containerd.count_in_file("c", 3, "/run/n")
+    root = "/run/containerd/runc/default"
+    containerd.sh(f"{containerd.runtime} --root {root} move c host2")
+    while tasks(containerd) != [["c", "STOPPED"]]:
+        pass
+    there = ("pymigrate", "--root", root)
+    try:
+        assert int(containerd.hosts.on("host2", *there, "exec", "c", "cat", "/run/n").stdout) > before
+    finally:
+        containerd.hosts.on("host2", *there, "delete", "-f", "c")

@@ -78,10 +78,10 @@ def create(
             state, cgroup = make_cgroup(store, state, spec, systemd=options.systemd)
             return _launch(store, state, spec, cgroup, options, console)
         except BaseException as error:
-            cause = _limit_reached(cgroup, spec.resources) if isinstance(error, StartFailed | DeadlineExceeded) else None
+            cause = _limit_reached(cgroup, spec.resources)
             remove_cgroup(cgroup)
             store.remove(container_id)
-            if cause is not None:
+            if cause is not None and isinstance(error, StartFailed | DeadlineExceeded):
                 raise type(error)(f"{cause}: {error}") from None
             raise
 
@@ -165,7 +165,8 @@ def _launch(
     directory = store.directory(state.id)
     fifo = directory + "/exec.fifo"
     os.mkfifo(fifo, 0o600)
-    errors = os.open(directory + "/error", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    os.mkfifo(directory + "/error.fifo", 0o600)
+    errors = os.open(directory + "/error.fifo", os.O_RDWR | os.O_CLOEXEC)
     ours, theirs = sync.pair()
     (out_r, out_w), (err_r, err_w) = ((-1, -1),) * 2 if options.foreground else (os.pipe(), os.pipe())
     setup = init.Setup(
@@ -334,8 +335,9 @@ def start(store: Store, container_id: str) -> State:
     with store.lock(container_id):
         state = store.load(container_id)
         state.status.require(container_id, "start", Status.CREATED)
-        fifo = store.directory(container_id) + "/exec.fifo"
+        fifo, errors_fifo = (f"{store.directory(container_id)}/{name}.fifo" for name in ("exec", "error"))
         try:
+            errors = os.open(errors_fifo, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             fd = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
             raise ContainerError(
@@ -345,28 +347,29 @@ def start(store: Store, container_id: str) -> State:
         state = state.replace(started=True)
         store.save(state)
         os.write(fd, b"0")
+        os.close(fd)
+        _await_program(errors)
         os.unlink(fifo)
-        _await_program(store.directory(container_id) + "/error", fd)
+        os.unlink(errors_fifo)
         _run_later(state, "poststart")
         return state
 
 
-def _await_program(errors: str, fifo: int) -> None:
+def _await_program(errors: int) -> None:
     """Wait until init has become the container's program. Raises StartFailed with init's own words, DeadlineExceeded.
 
-    The kernel says when nobody has the reading end of the fifo any more: init's exec has closed it, or its end.
+    `errors` reads from a fifo that only init can write to: it is at its end when init's exec has closed it.
     """
     poll = select.poll()
-    poll.register(fifo, 0)  # POLLERR needs not be asked for
-    ended = poll.poll(START_TIMEOUT * 1000)
-    os.close(fifo)
-    if not ended:
-        raise DeadlineExceeded(f"the container's init did not become its program within {START_TIMEOUT:g} s")
-    with open(errors, errors="replace") as file:
-        words = file.read()
+    poll.register(errors, select.POLLIN)
+    try:
+        if not poll.poll(START_TIMEOUT * 1000):
+            raise DeadlineExceeded(f"the container's init did not become its program within {START_TIMEOUT:g} s")
+        words = os.read(errors, 1 << 16)
+    finally:
+        os.close(errors)
     if words:
-        raise StartFailed(words)
-    os.unlink(errors)
+        raise StartFailed(words.decode(errors="replace"))
 
 
 def kill(store: Store, container_id: str, number: int, *, everyone: bool = False) -> None:

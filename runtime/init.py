@@ -185,7 +185,7 @@ def _stage_two(setup: Setup, sock: socket.socket, trees: dict[int, int], fifo: i
         hooks.run("startContainer", spec.hooks["startContainer"], dict(state, status="created", bundle="/"))
         process.execute(spec.process, program)
     except BaseException as error:
-        os.write(setup.errors, explain(error, "init").encode())  # nobody listens at the socket any more
+        os.write(setup.errors, explain(error, "init").encode())  # to `start`: the socket's other end is closed
     os._exit(1)
 
 
@@ -205,5 +205,6 @@ def _connect_stdio(setup: Setup) -> None:
 
 
 def _await_start(fifo: int) -> None:
-    """Wait for the byte that `start` writes; it then waits until the fifo is closed, by our exec or our end."""
+    """Wait for the byte that `start` writes."""
     os.read(fifo, 1)
+    os.close(fifo)

@@ -3,7 +3,7 @@
 <root>/<id>/        0700
     state.json      0600, written beside and renamed
     exec.fifo       between create and start: init waits on it
-    error           between create and the program's exec: where init says what goes wrong after `start`
+    error.fifo      likewise: init says there what goes wrong after `start`
     exit.json       once init has ended, when a monitor of ours has seen it
     log, log.1      what it wrote here, and what it had written elsewhere before
 <root>/.<id>.lock   taken by every verb that changes the container

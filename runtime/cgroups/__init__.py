@@ -133,9 +133,7 @@ class Cgroup:
         busy = self.pids()
         problem = f"in use by process {busy[0]}" if busy else "frozen" if self.frozen else None
         if problem:
-            raise Conflict(
-                f"linux.cgroupsPath: {self.directories()[0]} is {problem}", remedy="set linux.cgroupsPath to another path"
-            )
+            raise Conflict(f"linux.cgroupsPath: {self.directories()[0]} is {problem}", remedy="set it to another path")
 
     def directories(self) -> list[str]:
         """Each directory once."""

@@ -378,11 +378,7 @@ def kill(store: Store, container_id: str, number: int, *, everyone: bool = False
         state = store.load(container_id)
         if everyone:
             # Also when init is gone: processes of a container in the host's pid namespace outlive it.
-            for pid in Cgroup(state.cgroup_paths, state.systemd_unit).pids():
-                try:
-                    os.kill(pid, number)
-                except ProcessLookupError:
-                    continue
+            Cgroup(state.cgroup_paths, state.systemd_unit).signal(number)
             return
         state.status.require(container_id, "kill", Status.CREATED, Status.RUNNING, Status.PAUSED)
         pidfd = open_init(state)
@@ -444,6 +440,7 @@ def delete(store: Store, container_id: str, *, force: bool = False) -> None:
     with store.lock(container_id):
         try:
             state = store.load(container_id)
+            Cgroup(state.cgroup_paths, state.systemd_unit).require_own()
         except (NotFound, StateError):
             if not force:
                 raise

@@ -231,6 +231,14 @@ class Store:
 
             shutil.rmtree(directory, ignore_errors=True)
 
+    def lock_existing(self, container_id: str) -> Lock:
+        """The lock of a container that is there. Raises NotFound, and makes nothing then."""
+        if not os.path.isdir(self.directory(container_id)):
+            raise NotFound(
+                f"container does not exist: {container_id}", remedy="`pymigrate list` shows those of this host"
+            )
+        return self.lock(container_id)
+
     def forget(self, container_id: str) -> None:
         """Remove the lock file that somebody who was killed has left of a container that is not there."""
         if os.path.exists(os.path.join(self.root, f".{check_id(container_id)}.lock")):

@@ -89,7 +89,7 @@ def create(
 def _limit_reached(cgroup: Cgroup, resources: Resources) -> str | None:
     """The limit that has probably kept the container's init from being set up: a field, and what it did."""
     limits = {"memory": resources.memory_limit, "pids": resources.pids_limit}
-    words = {"memory": "the kernel killed a process of it for want of memory", "pids": "it may not fork any more"}
+    words = {"memory": "the kernel has no more memory for it", "pids": "it may not fork any more"}
     for kind in cgroup.limits_reached():
         limit = limits[kind]
         field = f"linux.resources.{kind}.limit" if limit is not None else "linux.cgroupsPath"

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.hosts import PYMIGRATE, write_bundle
+from tests.leaks import leaks, left
 from tests.system.conftest import Local
 
 
@@ -56,30 +57,17 @@ def test_life_of_a_container(pymigrate: Local, bundle: Path) -> None:
 
 def test_nothing_is_left_behind(pymigrate: Local, bundle: Path) -> None:
     """Mounts, cgroups, processes, files: the same after some rounds as before, with kills in between."""
-
-    def seen() -> tuple[int, list[str], int]:
-        cgroups = subprocess.run(
-            ["find", "/sys/fs/cgroup", "-path", "*/pymigrate/leak*"], capture_output=True, text=True, check=True
-        )  # fmt: skip
-        shims = 0
-        for name in filter(str.isdigit, os.listdir("/proc")):
-            try:
-                shims += str(pymigrate.root).encode() in Path(f"/proc/{name}/cmdline").read_bytes()
-            except OSError:
-                continue
-        return len(Path("/proc/self/mountinfo").read_text().splitlines()), cgroups.stdout.split(), shims
-
-    before = seen()
+    own = f"left-{os.getpid()}"
+    before = leaks(pymigrate.root, own)
     for number in range(6):
-        name = f"leak{number}"
+        name = f"{own}-{number}"
         pymigrate("create", "-b", bundle, name)
         if number % 3:
             pymigrate("start", name)
         if number % 3 == 2:
             os.kill(pymigrate.state(name)["shim_pid"], signal.SIGKILL)
         pymigrate("delete", "--force", name)
-    assert seen() == before
-    assert list(pymigrate.root.iterdir()) == []
+    assert left(before, pymigrate.root, own) == []
 
 
 def test_create_that_is_killed_can_be_deleted(pymigrate: Local, bundle: Path) -> None:

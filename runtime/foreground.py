@@ -45,10 +45,15 @@ def wants_terminal(bundle: str) -> bool:
 
 
 def with_terminal(ours: socket.socket, begin: Callable[[], object], end: Callable[[], int]) -> int:
-    """Take the master of a terminal, copy between it and our own streams from `begin` until the other end is gone."""
+    """Take the master of a terminal and show it."""
+    _, master = receive_master(ours)
+    return show(master, begin, end)
+
+
+def show(master: int, begin: Callable[[], object], end: Callable[[], int]) -> int:
+    """Copy between the master of a terminal and our own streams from `begin` until its other end is gone."""
     from runtime import terminal
 
-    _, master = receive_master(ours)
     try:
         with terminal.Raw(0):
             terminal.copy_size(0, master)

@@ -10,10 +10,11 @@ import time
 from criu_rpc.client import Criu
 from criu_rpc.options import RestoreOptions
 from criu_rpc.swrk import Swrk
-from runtime import checkpoint, container, init, monitor, namespaces, processes, selfexec, syscalls
+from runtime import checkpoint, container, foreground, init, monitor, namespaces, processes, selfexec, sync, syscalls
 from runtime.cgroups import Cgroup
 from runtime.errors import DeadlineExceeded, NotFound
 from runtime.records import Record
+from runtime.spec import load
 from runtime.state import State
 
 TYPE_CHECKING = False
@@ -275,3 +276,57 @@ def _duplicate(fd: int) -> int:
         return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
     except OSError:
         return -1
+
+
+class Request(Record):
+    """What the flags of `restore` say."""
+
+    images: str
+    work: str
+    detach: bool = False
+    pid_file: str | None = None
+    console_socket: str | None = None
+    systemd: bool = False
+    options: dict[str, Any] = {}
+
+
+def restore(store: Store, container_id: str, bundle: str, request: Request) -> int:
+    """Make a running container of images; its exit status, or 0 when detached.
+
+    Raises ContainerError, CriuError; nothing of it is left then.
+    """
+    spec = load(os.path.abspath(bundle))
+    os.makedirs(request.work, 0o700, exist_ok=True)
+    with store.lock(container_id):
+        plan = RestorePlan(
+            id=container_id,
+            bundle=os.path.abspath(bundle),
+            images=request.images,
+            work=request.work,
+            stdio=checkpoint.read_descriptors(request.images),
+            options=request.options,
+            adoptable=True,
+            foreground=not request.detach,
+            systemd=request.systemd,
+        )
+        restoring = Restoring.prepare(store, spec, plan, Criu())
+        masters: list[int] = []
+        try:
+            restoring.restore(checkpoint.DUMP_TIMEOUT, masters.append)
+            if request.console_socket is not None and masters:
+                sync.send_fd(request.console_socket, masters.pop(), b"/dev/ptmx")
+            state = restoring.resume()
+            if request.pid_file is not None:
+                container.write_pid(request.pid_file, state.pid)
+        except BaseException:
+            restoring.abort()
+            raise
+    if request.detach:
+        return 0
+    try:
+        with foreground.Forwarding(state.pid):
+            if masters:
+                return foreground.show(masters.pop(), lambda: None, lambda: foreground.wait(state.pid))
+            return foreground.wait(state.pid)
+    finally:
+        container.delete(store, container_id, force=True)

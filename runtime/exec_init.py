@@ -81,6 +81,9 @@ def main(argv: list[str]) -> int:
             owner = sync.adopt(config["console"])
             console.open_terminal(wanted, owner, console=False)
             owner.close()
+        else:
+            for fd in (0, 1, 2):
+                process.own_null(fd)
         process.enter_cwd(wanted)
         program = process.find_program(wanted)
         process.label_next_exec(wanted)

@@ -52,7 +52,7 @@ def become(setup: Setup, sock: socket.socket, *, sealed: bool = False) -> NoRetu
         close_all_but({sock.fileno(), *_given(setup)}, setup.keep)
         if not selfexec.is_write_protected() and not sealed:
             _become_sealed(setup, sock)
-        _stage_two(setup, sock, _stage_one(setup, sock))
+        _stage_two(setup, sock, *_stage_one(setup, sock))
     except BaseException as error:
         report(error, sock, "init")
     os._exit(1)
@@ -108,9 +108,12 @@ def main(argv: list[str]) -> int:
     become(setup, sync.adopt(int(argv[1])), sealed=True)
 
 
-def _stage_one(setup: Setup, sock: socket.socket) -> dict[int, int]:
-    """In the host's namespaces; returns in the child, which is pid 1 of the container: mounts.prepare's trees."""
+def _stage_one(setup: Setup, sock: socket.socket) -> tuple[dict[int, int], int]:
+    """In the host's namespaces; returns in the child, pid 1 of the container: mounts.prepare's trees, and the fifo."""
     spec = setup.spec
+    # The reading end of the fifo that `start` writes to: it lies on the host, out of reach for a user namespace's root.
+    # We are a writer ourselves, so that it never seems to be at its end.
+    fifo = os.open(setup.fifo, os.O_RDWR | os.O_CLOEXEC)
 
     def map_ids() -> None:
         sync.send(sock, {"map": os.getpid()})
@@ -136,16 +139,13 @@ def _stage_one(setup: Setup, sock: socket.socket) -> dict[int, int]:
     if pid:
         sync.send(sock, {"pid": pid})
         os._exit(0)
-    return trees
+    return trees, fifo
 
 
-def _stage_two(setup: Setup, sock: socket.socket, trees: dict[int, int]) -> None:
+def _stage_two(setup: Setup, sock: socket.socket, trees: dict[int, int], fifo: int) -> None:
     spec = setup.spec
     os.setsid()
     sync.receive(sock, STEP_TIMEOUT, "create")
-    # Before pivot_root: the reading end of the fifo that `start` writes to lies on the host.
-    # We are a writer ourselves, so that it never seems to be at its end.
-    fifo = os.open(setup.fifo, os.O_RDWR | os.O_CLOEXEC)
     namespaces.set_up(spec)
     mounts.build(spec, trees, setup.cgroups)
     state = dict(setup.state, status="creating", pid=1)
@@ -154,6 +154,7 @@ def _stage_two(setup: Setup, sock: socket.socket, trees: dict[int, int]) -> None
         hooks.preload()
     if setup.console is not None:
         from runtime import console
+    load_filter = process.loader(setup.filter, sock) if setup.filter is not None else None
     selfexec.forbid_imports()
     mounts.pivot(spec, move=setup.move_root)
     mounts.protect(spec)
@@ -171,7 +172,7 @@ def _stage_two(setup: Setup, sock: socket.socket, trees: dict[int, int]) -> None
         process.limit_self(spec.process)
     if spec.personality is not None:
         syscalls.personality(spec.personality)
-    process.become_user(spec.process, process.loader(setup.filter, sock) if setup.filter is not None else None)
+    process.become_user(spec.process, load_filter)
     sync.send(sock, {"ready": True})
     _await_start(fifo)
     hooks.run("startContainer", spec.hooks["startContainer"], dict(state, status="created", bundle="/"))
@@ -189,6 +190,7 @@ def _connect_stdio(setup: Setup) -> None:
             os.dup2(fd, number)
         else:
             os.set_inheritable(fd, True)
+        process.own_null(number)
         process.own_stream(number, setup.spec.process.uid)
 
 

@@ -361,6 +361,26 @@ def build(spec: Spec, trees: dict[int, int], own_cgroups: dict[str, str]) -> Non
         root.close()
 
 
+def make_points(spec: Spec, rootfs: str) -> None:
+    """Make the mount points that lie on the root file system itself and are missing there, as `build` would have.
+
+    For a restore: CRIU mounts onto what it finds. Raises StartFailed.
+    """
+    root = Root(rootfs)
+    above = tuple(mount.destination.rstrip("/") + "/" for mount in spec.mounts)
+    try:
+        for index, mount in enumerate(spec.mounts):
+            if mount.destination.startswith(above):
+                continue  # it lies on another mount, which comes with its contents
+            try:
+                is_file = mount.is_bind and not os.path.isdir(mount.source)
+                os.close(root.make_file(mount.destination) if is_file else root.make_directory(mount.destination))
+            except OSError as error:
+                raise StartFailed(f"mounts[{index}] ({mount.destination}): {error.strerror or error}") from None
+    finally:
+        root.close()
+
+
 def pivot(spec: Spec, *, move: bool) -> None:
     """Make the container's root the root; the old one is gone afterwards.
 

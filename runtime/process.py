@@ -171,7 +171,7 @@ def become_user(process: Process, seccomp: Callable[[], None] | None) -> None:
         field = "process.capabilities"
         held = capabilities.permitted()
         if seccomp is not None and not process.no_new_privileges:
-            syscalls.capset(held, held, held)
+            syscalls.capset(held, held, 0)  # nothing is inheritable beyond the bounding set, which is lower already
             field = "linux.seccomp"
             seccomp()
         field = "process.capabilities"
@@ -234,6 +234,22 @@ def execute(process: Process, program: str) -> NoReturn:
         number = getattr(error, "errno", None)
         reason = "exec format error" if number == errno.ENOEXEC else (os.strerror(number).lower() if number else error)
         raise StartFailed(f"process.args[0]: exec: {process.args[0]!r}: {reason}") from None
+
+
+def own_null(fd: int) -> None:
+    """Put the container's own null device in the place of the host's, which CRIU could not dump.
+
+    Only the null device itself will do: whoever may write to the container's /dev can have put something else there.
+    """
+    if os.fstat(fd).st_rdev != _NULL:
+        return
+    try:
+        own = os.open("/dev/null", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return  # it has none
+    if os.fstat(own).st_rdev == _NULL:
+        os.dup2(own, fd)
+    os.close(own)
 
 
 def own_stream(fd: int, uid: int) -> None:

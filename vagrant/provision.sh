@@ -25,6 +25,9 @@ BUILD_PACKAGES=(gcc make libbsd-dev libcap-dev libgnutls28-dev libnet1-dev libnf
 # Building and running virtual machines (make-tree, make test-vm).
 VM_PACKAGES=(cpio debian-archive-keyring e2fsprogs kmod mmdebstrap qemu-system-x86 qemu-utils xz-utils zstd)
 
+# Container engines, to be tried with pymigrate below them (tests/system/test_engines.py).
+ENGINE_PACKAGES=(containerd netavark podman runc)
+
 top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 image=
 if [ "${1:-}" = --image ]; then image=yes; shift; fi
@@ -239,7 +242,7 @@ esac
 case $mode in
 --dev | --vm)
     need shellcheck
-    if [ "$mode" = --vm ]; then need "${VM_PACKAGES[@]}"; fi
+    if [ "$mode" = --vm ]; then need "${VM_PACKAGES[@]}" "${ENGINE_PACKAGES[@]}"; fi
     make_rootfs busybox busybox-static --
     make_venv
     ;;

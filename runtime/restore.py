@@ -10,7 +10,19 @@ import time
 from criu_rpc.client import Criu
 from criu_rpc.options import RestoreOptions
 from criu_rpc.swrk import Swrk
-from runtime import checkpoint, container, foreground, init, monitor, namespaces, processes, selfexec, sync, syscalls
+from runtime import (
+    checkpoint,
+    container,
+    foreground,
+    init,
+    monitor,
+    mounts,
+    namespaces,
+    processes,
+    selfexec,
+    sync,
+    syscalls,
+)
 from runtime.cgroups import Cgroup
 from runtime.errors import DeadlineExceeded, NotFound
 from runtime.records import Record
@@ -309,6 +321,7 @@ def restore(store: Store, container_id: str, bundle: str, request: Request) -> i
             foreground=not request.detach,
             systemd=request.systemd,
         )
+        mounts.make_points(spec, os.path.realpath(spec.root))
         restoring = Restoring.prepare(store, spec, plan, Criu())
         masters: list[int] = []
         try:

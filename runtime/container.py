@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import select
 import time
 
-from runtime import hooks, init, monitor, namespaces, processes, sync, syscalls
+from runtime import hooks, init, monitor, namespaces, notices, processes, sync, syscalls
 from runtime.cgroups import Cgroup
 from runtime.errors import Conflict, ContainerError, DeadlineExceeded, NotFound, SpecError, StartFailed, StateError
 from runtime.light import signals
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from runtime.spec import Spec
 
 CREATE_TIMEOUT = 60.0
+START_TIMEOUT = 120.0
 DEATH_TIMEOUT = 30.0
 MONITOR_TIMEOUT = 10.0
 LATER = ("poststart", "poststop")
@@ -75,10 +77,24 @@ def create(
         try:
             state, cgroup = make_cgroup(store, state, spec, systemd=options.systemd)
             return _launch(store, state, spec, cgroup, options, console)
-        except BaseException:
+        except BaseException as error:
+            cause = _limit_reached(cgroup, spec.resources)
             remove_cgroup(cgroup)
             store.remove(container_id)
+            if cause is not None and isinstance(error, StartFailed | DeadlineExceeded):
+                raise type(error)(f"{cause}: {error}") from None
             raise
+
+
+def _limit_reached(cgroup: Cgroup, resources: Resources) -> str | None:
+    """The limit that has probably kept the container's init from being set up: a field, and what it did."""
+    limits = {"memory": resources.memory_limit, "pids": resources.pids_limit}
+    words = {"memory": "the kernel killed a process of it for want of memory", "pids": "it may not fork any more"}
+    for kind in cgroup.limits_reached():
+        limit = limits[kind]
+        field = f"linux.resources.{kind}.limit" if limit is not None else "linux.cgroupsPath"
+        return f"{field}: {limit if limit is not None else cgroup.directories()[0]}: {words[kind]}"
+    return None
 
 
 def make_cgroup(store: Store, state: State, spec: Spec, *, systemd: bool) -> tuple[State, Cgroup]:
@@ -149,6 +165,8 @@ def _launch(
     directory = store.directory(state.id)
     fifo = directory + "/exec.fifo"
     os.mkfifo(fifo, 0o600)
+    os.mkfifo(directory + "/error.fifo", 0o600)
+    errors = os.open(directory + "/error.fifo", os.O_RDWR | os.O_CLOEXEC)
     ours, theirs = sync.pair()
     (out_r, out_w), (err_r, err_w) = ((-1, -1),) * 2 if options.foreground else (os.pipe(), os.pipe())
     setup = init.Setup(
@@ -157,6 +175,7 @@ def _launch(
         fifo=fifo,
         state=state.oci("creating"),
         stdio=(0, 1, 2),
+        errors=errors,
         keep=options.preserve_fds,
         filter=compile_filter(spec),
         keyring=None if options.no_new_keyring else f"_ses.{state.id}",
@@ -187,7 +206,7 @@ def _launch(
             if keeper.pid:
                 cgroup.add_monitor(keeper.pid)
         theirs.close()
-        for fd in (out_r, out_w, err_r, err_w):
+        for fd in (out_r, out_w, err_r, err_w, errors):
             if fd >= 0:
                 os.close(fd)
         shim = keeper.pid if keeper is not None else 0
@@ -316,8 +335,9 @@ def start(store: Store, container_id: str) -> State:
     with store.lock(container_id):
         state = store.load(container_id)
         state.status.require(container_id, "start", Status.CREATED)
-        fifo = store.directory(container_id) + "/exec.fifo"
+        fifo, errors_fifo = (f"{store.directory(container_id)}/{name}.fifo" for name in ("exec", "error"))
         try:
+            errors = os.open(errors_fifo, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             fd = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
             raise ContainerError(
@@ -328,9 +348,28 @@ def start(store: Store, container_id: str) -> State:
         store.save(state)
         os.write(fd, b"0")
         os.close(fd)
+        _await_program(errors)
         os.unlink(fifo)
+        os.unlink(errors_fifo)
         _run_later(state, "poststart")
         return state
+
+
+def _await_program(errors: int) -> None:
+    """Wait until init has become the container's program. Raises StartFailed with init's own words, DeadlineExceeded.
+
+    `errors` reads from a fifo that only init can write to: it is at its end when init's exec has closed it.
+    """
+    poll = select.poll()
+    poll.register(errors, select.POLLIN)
+    try:
+        if not poll.poll(START_TIMEOUT * 1000):
+            raise DeadlineExceeded(f"the container's init did not become its program within {START_TIMEOUT:g} s")
+        words = os.read(errors, 1 << 16)
+    finally:
+        os.close(errors)
+    if words:
+        raise StartFailed(words.decode(errors="replace"))
 
 
 def kill(store: Store, container_id: str, number: int, *, everyone: bool = False) -> None:
@@ -399,6 +438,7 @@ def delete(store: Store, container_id: str, *, force: bool = False) -> None:
     """Remove a stopped container; with `force` one in any status, and none at all is no error then."""
     if not os.path.isdir(store.directory(container_id)):
         if force:
+            store.forget(container_id)
             return
         raise NotFound(f"container does not exist: {container_id}")
     with store.lock(container_id):
@@ -421,10 +461,7 @@ def remove(store: Store, state: State) -> None:
     cgroup.kill()
     wait_monitor(state, MONITOR_TIMEOUT)
     cgroup.remove()
-    try:
-        _run_later(state, "poststop", "stopped")
-    except (ContainerError, TypeError):
-        pass  # the specification: errors of these hooks do not keep a container from being deleted
+    _run_later(state, "poststop", "stopped")
     store.remove(state.id)
 
 
@@ -474,7 +511,12 @@ def _run_later(state: State, point: str, status: str | None = None) -> None:
     if state.hooks.get(point):
         from runtime.spec import Hook
 
-        hooks.run(point, [Hook(**hook) for hook in state.hooks[point]], state.oci(status))
+        try:
+            known = [Hook(**hook) for hook in state.hooks[point]]
+        except TypeError:  # state.json is not as we wrote it
+            notices.warn(f"hooks.{point}: state.json holds what is no hook")
+            return
+        hooks.run_all(point, known, state.oci(status))
 
 
 def exit_status(store: Store, container_id: str) -> int | None:

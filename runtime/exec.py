@@ -101,6 +101,7 @@ def _start(
             container.write_pid(options.pid_file, pid)
         sync.send(ours, {})
         container.await_ready(ours, spec, state.replace(pid=pid), _WHO)
+        sync.await_end(ours)
         return child, pid
     except BaseException:
         os.kill(child, signals.SIGTERM)

@@ -65,7 +65,7 @@ def main(argv: list[str]) -> int:
             load = process.loader(process.Filter(**value), sock)
         Cgroup(config["cgroups"]).add(0, beside=config["pid"])
         process.tune_self(wanted)
-        process.limit_self(wanted)
+        process.raise_limits(wanted)
         # The container's processes must not reach us, nor through us the host, before we have become one of them;
         # nor may a module be loaded from its files.
         syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
@@ -88,6 +88,7 @@ def main(argv: list[str]) -> int:
         program = process.find_program(wanted)
         process.label_next_exec(wanted)
         process.reset_signals()
+        process.limit_self(wanted)
         process.become_user(wanted, load)
         sync.send(sock, {"ready": True})
         process.execute(wanted, program)

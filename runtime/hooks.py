@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from runtime import jsonio
+import os
+
+from runtime import jsonio, notices
 from runtime.errors import StartFailed
 
 TYPE_CHECKING = False
@@ -24,18 +26,34 @@ def preload() -> ModuleType:
 def run(point: str, hooks: Iterable[Hook], state: dict[str, Any]) -> None:
     """Run the hooks of one point in order. Raises StartFailed at the first that fails or exceeds its timeout."""
     for index, hook in enumerate(hooks):
-        subprocess = preload()
-        where = f"hooks.{point}[{index}] ({hook.path})"
-        environment = dict(entry.partition("=")[::2] for entry in hook.env)
+        _run(f"hooks.{point}[{index}] ({hook.path})", hook, state)
+
+
+def run_all(point: str, hooks: Iterable[Hook], state: dict[str, Any]) -> None:
+    """Run the hooks of a point that comes too late to undo anything: for one that fails there is a warning.
+
+    So says version 1.2 of the specification of poststart and poststop (runtime.md, lifecycle).
+    """
+    for index, hook in enumerate(hooks):
         try:
-            done = subprocess.run(
-                list(hook.args), executable=hook.path, env=environment, input=jsonio.dumps(state).encode(),
-                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=hook.timeout, cwd=state["bundle"],
-            )  # fmt: skip
-        except subprocess.TimeoutExpired:
-            raise StartFailed(f"{where}: did not end within {hook.timeout:g} s") from None
-        except (OSError, ValueError) as error:
-            raise StartFailed(f"{where}: {getattr(error, 'strerror', None) or error}") from None
-        if done.returncode != 0:
-            words = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
-            raise StartFailed(": ".join([f"{where}: exit status {done.returncode}", *words]))
+            _run(f"hooks.{point}[{index}] ({hook.path})", hook, state)
+        except StartFailed as error:
+            notices.warn(str(error))
+
+
+def _run(where: str, hook: Hook, state: dict[str, Any]) -> None:
+    subprocess = preload()
+    environment = dict(entry.partition("=")[::2] for entry in hook.env)
+    try:
+        done = subprocess.run(
+            list(hook.args), executable=hook.path, env=environment, input=jsonio.dumps(state).encode(),
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=hook.timeout,
+            cwd=state["bundle"] if os.path.isdir(state["bundle"]) else "/",  # it may be gone before the container is
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise StartFailed(f"{where}: did not end within {hook.timeout:g} s") from None
+    except (OSError, ValueError) as error:
+        raise StartFailed(f"{where}: {getattr(error, 'strerror', None) or error}") from None
+    if done.returncode != 0:
+        words = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
+        raise StartFailed(": ".join([f"{where}: exit status {done.returncode}", *words]))

@@ -28,9 +28,9 @@ class Setup(Record):
     """What the init is to become.
 
     `cgroups` maps controllers to directories (Cgroup.paths); `fifo` is the path that `start` writes to; `stdio` the
-    descriptors to become 0, 1 and 2, None for the container's own /dev/null; `keep` how many from 3 on the program
-    gets; `console` the descriptor of a connection that takes the terminal's master; `keyring` the name of a new session
-    keyring.
+    descriptors to become 0, 1 and 2, None for the container's own /dev/null; `errors` one that takes what goes wrong
+    after `start`; `keep` how many from 3 on the program gets; `console` the descriptor of a connection that takes the
+    terminal's master; `keyring` the name of a new session keyring.
     """
 
     spec: Spec
@@ -38,6 +38,7 @@ class Setup(Record):
     fifo: str
     state: dict[str, Any]
     stdio: tuple[int | None, int | None, int | None]
+    errors: int
     keep: int = 0
     console: int | None = None
     filter: Filter | None = None
@@ -58,9 +59,16 @@ def become(setup: Setup, sock: socket.socket, *, sealed: bool = False) -> NoRetu
     os._exit(1)
 
 
+def explain(error: BaseException, who: str) -> str:
+    """An error in words for the other side, which knows it as a text only."""
+    if isinstance(error, OSError) and error.strerror:
+        return ": ".join([who, *([str(error.filename)] if error.filename else []), error.strerror])
+    return str(error) if hasattr(error, "kind") or isinstance(error, OSError) else f"{who}: {error!r}"
+
+
 def report(error: BaseException, sock: socket.socket, who: str) -> None:
     """Whatever it is, the other side shows it: this process has nowhere to show it."""
-    text = str(error) if hasattr(error, "kind") or isinstance(error, OSError) else f"{who}: {error!r}"
+    text = explain(error, who)
     try:
         sync.send(sock, {"error": text})
     except OSError:
@@ -82,7 +90,7 @@ def close_all_but(keep: set[int], given: int) -> None:
 
 
 def _given(setup: Setup) -> list[int]:
-    return [fd for fd in (setup.console, *setup.stdio) if fd is not None]
+    return [fd for fd in (setup.errors, setup.console, *setup.stdio) if fd is not None]
 
 
 def _become_sealed(setup: Setup, sock: socket.socket) -> NoReturn:
@@ -126,8 +134,7 @@ def _stage_one(setup: Setup, sock: socket.socket) -> tuple[dict[int, int], int]:
     # Joined before the cgroup namespace is made: its root is then the container's own cgroup.
     Cgroup(setup.cgroups).add(0)
     process.tune_self(spec.process)
-    if "user" in spec.namespaces:
-        process.limit_self(spec.process)  # a limit cannot be raised from inside
+    process.raise_limits(spec.process)
     if setup.keyring is not None:
         syscalls.join_session_keyring(setup.keyring)
     trees = mounts.prepare(spec)
@@ -168,15 +175,18 @@ def _stage_two(setup: Setup, sock: socket.socket, trees: dict[int, int], fifo: i
     process.enter_cwd(spec.process)
     program = process.find_program(spec.process)
     process.label_next_exec(spec.process)
-    if "user" not in spec.namespaces:
-        process.limit_self(spec.process)
+    process.limit_self(spec.process)
     if spec.personality is not None:
         syscalls.personality(spec.personality)
     process.become_user(spec.process, load_filter)
     sync.send(sock, {"ready": True})
     _await_start(fifo)
-    hooks.run("startContainer", spec.hooks["startContainer"], dict(state, status="created", bundle="/"))
-    process.execute(spec.process, program)
+    try:
+        hooks.run("startContainer", spec.hooks["startContainer"], dict(state, status="created", bundle="/"))
+        process.execute(spec.process, program)
+    except BaseException as error:
+        os.write(setup.errors, explain(error, "init").encode())  # to `start`: the socket's other end is closed
+    os._exit(1)
 
 
 def _connect_stdio(setup: Setup) -> None:

@@ -41,10 +41,26 @@ def limit_self(process: Process) -> None:
     """Set the rlimits. Raises StartFailed naming the field."""
     for limit in process.rlimits:
         soft, hard = (resource.RLIM_INFINITY if value == LIMIT_MAX else value for value in (limit.soft, limit.hard))
-        try:
-            resource.setrlimit(RLIMITS[limit.type], (soft, hard))
-        except (OSError, OverflowError, ValueError) as error:
-            raise StartFailed(f"process.rlimits: cannot set {limit.type}: {error}") from None
+        _limit(limit.type, soft, hard)
+
+
+def raise_limits(process: Process) -> None:
+    """Make hard limits as high as they are asked for: in a user namespace they can only be lowered. Raises StartFailed.
+
+    All else is for limit_self, which comes late: with what a limit forbids we could not set anything up.
+    """
+    for limit in process.rlimits:
+        soft, hard = resource.getrlimit(RLIMITS[limit.type])
+        wanted = resource.RLIM_INFINITY if limit.hard == LIMIT_MAX else limit.hard
+        if hard != resource.RLIM_INFINITY and (wanted == resource.RLIM_INFINITY or wanted > hard):
+            _limit(limit.type, soft, wanted)
+
+
+def _limit(kind: str, soft: int, hard: int) -> None:
+    try:
+        resource.setrlimit(RLIMITS[kind], (soft, hard))
+    except (OSError, OverflowError, ValueError) as error:
+        raise StartFailed(f"process.rlimits: cannot set {kind}: {error}") from None
 
 
 def tune_self(process: Process) -> None:
@@ -169,7 +185,7 @@ def become_user(process: Process, seccomp: Callable[[], None] | None) -> None:
         if process.umask is not None:
             os.umask(process.umask)
         field = "process.capabilities"
-        held = capabilities.permitted()
+        _, held, _ = syscalls.capget()  # without a descriptor: the limit of them may be 0
         if seccomp is not None and not process.no_new_privileges:
             syscalls.capset(held, held, 0)  # nothing is inheritable beyond the bounding set, which is lower already
             field = "linux.seccomp"
@@ -199,11 +215,15 @@ def _may_set_groups() -> bool:
 
 def _drop_bounding(keep: int) -> None:
     """Needs CAP_SETPCAP, so it comes before the user is changed."""
-    with open("/proc/sys/kernel/cap_last_cap") as file:
-        last = int(file.read())
-    for number in range(last + 1):
-        if not keep >> number & 1:
+    for number in range(64):
+        if keep >> number & 1:
+            continue
+        try:
             syscalls.prctl(syscalls.PR_CAPBSET_DROP, number)
+        except OSError as error:
+            if error.errno == errno.EINVAL:
+                return  # beyond the last that the kernel knows (capabilities(7))
+            raise
 
 
 def _apply(sets: dict[str, frozenset[str]], held: int) -> None:

@@ -117,7 +117,7 @@ def parse(value: Any, bundle: str | Path) -> Spec:
     spaces = _namespaces(linux)
     uids, gids = (parse_mappings(linux, name) for name in ("uidMappings", "gidMappings"))
     _check_mappings(linux, spaces, uids, gids)
-    mounts = tuple(parse_mount(entry) for entry in top.objects("mounts"))
+    mounts = tuple(_in_bundle(parse_mount(entry), bundle) for entry in top.objects("mounts"))
     for index, mount in enumerate(mounts):
         if mount.idmap and not (mount.uid_mappings or uids):
             top.refuse(f"mounts[{index}].options", f"{mount.idmap} needs mappings: there is no new user namespace")
@@ -146,6 +146,13 @@ def parse(value: Any, bundle: str | Path) -> Spec:
         personality=_personality(linux),
         mount_label=linux.take("mountLabel", str, "") or None,
     )
+
+
+def _in_bundle(mount: Mount, bundle: str | Path) -> Mount:
+    """The source of a bind mount may be relative to the bundle (config.md, mounts)."""
+    if not mount.is_bind or mount.source.startswith("/"):
+        return mount
+    return mount.replace(source=os.path.abspath(os.path.join(bundle, mount.source)))
 
 
 def _is_version(text: str) -> bool:
@@ -232,6 +239,7 @@ def _hook(entry: Fields) -> Hook:
 def _cgroups_path(linux: Fields) -> str | None:
     """A path, or slice:prefix:name for systemd's driver; which of the two fits is seen when the cgroup is made."""
     path = linux.take("cgroupsPath", str, "") or None
-    if path is not None and ".." in path.split("/"):
-        linux.refuse("cgroupsPath", "must be a path without ..")
+    parts = set((path or "").split("/")) - {"", "."}
+    if path is not None and (not parts or ".." in parts):
+        linux.refuse("cgroupsPath", "must be a path without .. to a cgroup below the root")
     return path

@@ -3,6 +3,7 @@
 <root>/<id>/        0700
     state.json      0600, written beside and renamed
     exec.fifo       between create and start: init waits on it
+    error.fifo      likewise: init says there what goes wrong after `start`
     exit.json       once init has ended, when a monitor of ours has seen it
     log, log.1      what it wrote here, and what it had written elsewhere before
 <root>/.<id>.lock   taken by every verb that changes the container
@@ -211,6 +212,12 @@ class Store:
             import shutil
 
             shutil.rmtree(directory, ignore_errors=True)
+
+    def forget(self, container_id: str) -> None:
+        """Remove the lock file that somebody who was killed has left of a container that is not there."""
+        if os.path.exists(os.path.join(self.root, f".{check_id(container_id)}.lock")):
+            with self.lock(container_id):
+                pass
 
     def lock(self, container_id: str, timeout: float = 10.0) -> Lock:
         """The container's lock, to be held in a `with`; it is released when this process ends, however it ends.

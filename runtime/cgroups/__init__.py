@@ -7,8 +7,8 @@ import os
 import time
 
 from runtime.cgroups import v1, v2
-from runtime.cgroups.files import read, wait_until, write
-from runtime.cgroups.hierarchies import UNIFIED, discover, inherit_cpuset
+from runtime.cgroups.files import flat_keyed, read, wait_until, write
+from runtime.cgroups.hierarchies import UNIFIED, discover, inherit_cpuset, remove_parents
 from runtime.errors import Conflict, ContainerError, DeadlineExceeded
 
 TYPE_CHECKING = False
@@ -100,8 +100,10 @@ class Cgroup:
             if pid is not None:
                 cgroup.add(pid)
         except BaseException as error:
-            if not isinstance(error, Conflict):  # what another container uses is not ours to remove
-                cgroup.remove()
+            # What another container uses is not ours to remove, only what is new in other hierarchies.
+            used = there if isinstance(error, Conflict) else {}
+            cls({key: path for key, path in paths.items() if key not in used}, unit).remove()
+            cgroup.occupied()
             if isinstance(error, OSError):
                 raise ContainerError(f"cannot make the cgroup {error.filename}: {error.strerror}") from None
             raise
@@ -131,9 +133,7 @@ class Cgroup:
         busy = self.pids()
         problem = f"in use by process {busy[0]}" if busy else "frozen" if self.frozen else None
         if problem:
-            raise Conflict(
-                f"the cgroup {self.directories()[0]} is {problem}", remedy="set linux.cgroupsPath to another path"
-            )
+            raise Conflict(f"linux.cgroupsPath: {self.directories()[0]} is {problem}", remedy="set it to another path")
 
     def directories(self) -> list[str]:
         """Each directory once."""
@@ -326,7 +326,7 @@ class Cgroup:
                 _kill(pid)
 
     def remove(self) -> None:
-        """Remove the directories, and our own parent when it is empty. Raises DeadlineExceeded."""
+        """Remove the directories, and the parents that we have made when they are empty. Raises DeadlineExceeded."""
         self.occupied()
         directories = self.directories()
         if self.unit is not None:
@@ -337,12 +337,23 @@ class Cgroup:
         for directory, beside in zip(directories, self._monitor_directories(), strict=True):
             remove_tree(directory, deadline)
             remove_tree(beside, deadline)
-            parent = os.path.dirname(directory)
-            if os.path.basename(parent) == "pymigrate":
-                try:
-                    os.rmdir(parent)
-                except OSError:
-                    continue
+            remove_parents(directory)
+
+    def limits_reached(self) -> list[str]:
+        """Of memory and pids those whose limit the kernel has enforced here: by a kill, by refusing a fork."""
+        found = []
+        for kind, v1_file, v2_file, keys in (
+            ("memory", "memory.oom_control", "memory.events", ("oom_kill", "under_oom")),
+            ("pids", "pids.events", "pids.events", ("max",)),
+        ):
+            directory, file = (self.paths[kind], v1_file) if kind in self.paths else (self.paths.get(UNIFIED), v2_file)
+            try:
+                counts = flat_keyed(read(f"{directory}/{file}"))
+            except OSError:
+                continue  # no such controller here
+            if any(counts.get(key) for key in keys):
+                found.append(kind)
+        return found
 
     def stats(self) -> dict[str, Any]:
         """Usage and limits, in the shape of the data of `runc events --stats`."""
@@ -363,6 +374,7 @@ def _hold_place() -> int:
     if pid == 0:
         from runtime.light import signals
 
+        os.closerange(0, 1 << 16)  # the container's lock must not be held by it when we have been killed
         for number in range(1, signals.NSIG):
             if signals.getsignal(number) not in (signals.SIG_DFL, None):
                 signals.signal(number, signals.SIG_DFL)

@@ -21,8 +21,11 @@ def preload() -> ModuleType:
     return subprocess
 
 
-def run(point: str, hooks: Iterable[Hook], state: dict[str, Any]) -> None:
-    """Run the hooks of one point in order. Raises StartFailed at the first that fails or exceeds its timeout."""
+def run(point: str, hooks: Iterable[Hook], state: dict[str, Any], *, cwd: str | None = None) -> None:
+    """Run the hooks of one point in order, in the directory `cwd`, else in the bundle.
+
+    Raises StartFailed at the first that fails or exceeds its timeout.
+    """
     for index, hook in enumerate(hooks):
         subprocess = preload()
         where = f"hooks.{point}[{index}] ({hook.path})"
@@ -30,7 +33,7 @@ def run(point: str, hooks: Iterable[Hook], state: dict[str, Any]) -> None:
         try:
             done = subprocess.run(
                 list(hook.args), executable=hook.path, env=environment, input=jsonio.dumps(state).encode(),
-                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=hook.timeout, cwd=state["bundle"],
+                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=hook.timeout, cwd=cwd or state["bundle"],
             )  # fmt: skip
         except subprocess.TimeoutExpired:
             raise StartFailed(f"{where}: did not end within {hook.timeout:g} s") from None

@@ -52,7 +52,7 @@ def become(setup: Setup, sock: socket.socket, *, sealed: bool = False) -> NoRetu
         close_all_but({sock.fileno(), *_given(setup)}, setup.keep)
         if not selfexec.is_write_protected() and not sealed:
             _become_sealed(setup, sock)
-        _stage_two(setup, sock, _stage_one(setup, sock))
+        _stage_two(setup, sock, *_stage_one(setup, sock))
     except BaseException as error:
         report(error, sock, "init")
     os._exit(1)
@@ -108,8 +108,11 @@ def main(argv: list[str]) -> int:
     become(setup, sync.adopt(int(argv[1])), sealed=True)
 
 
-def _stage_one(setup: Setup, sock: socket.socket) -> dict[int, int]:
-    """In the host's namespaces; returns in the child, which is pid 1 of the container: mounts.prepare's trees."""
+def _stage_one(setup: Setup, sock: socket.socket) -> tuple[dict[int, int], frozenset[str]]:
+    """In the host's namespaces; returns in the child, which is pid 1 of the container.
+
+    Returns mounts.prepare's trees, and the namespaces that may be set up (namespaces.enter).
+    """
     spec = setup.spec
 
     def map_ids() -> None:
@@ -124,31 +127,33 @@ def _stage_one(setup: Setup, sock: socket.socket) -> dict[int, int]:
     Cgroup(setup.cgroups).add(0)
     process.tune_self(spec.process)
     if "user" in spec.namespaces:
-        process.limit_self(spec.process)  # a limit cannot be raised from inside
+        # Neither can be raised from inside.
+        process.limit_self(spec.process)
+        process.schedule_self(spec.process, forks=True)
     if setup.keyring is not None:
         syscalls.join_session_keyring(setup.keyring)
     trees = mounts.prepare(spec)
     # Who is in one of these namespaces already must not trace us, nor reach the host through our /proc entries. In a
     # user namespace they would be out of our own reach as well, so that has to wait until the mounts are made.
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, int("user" in spec.namespaces))
-    namespaces.enter(spec, map_ids)
+    separate = namespaces.enter(spec, map_ids)
     pid = os.fork()
     if pid:
         sync.send(sock, {"pid": pid})
         os._exit(0)
-    return trees
+    return trees, separate
 
 
-def _stage_two(setup: Setup, sock: socket.socket, trees: dict[int, int]) -> None:
+def _stage_two(setup: Setup, sock: socket.socket, trees: dict[int, int], separate: frozenset[str]) -> None:
     spec = setup.spec
     os.setsid()
     sync.receive(sock, STEP_TIMEOUT, "create")
     # Before pivot_root: the reading end of the fifo that `start` writes to lies on the host.
     # We are a writer ourselves, so that it never seems to be at its end.
     fifo = os.open(setup.fifo, os.O_RDWR | os.O_CLOEXEC)
-    namespaces.set_up(spec)
+    namespaces.set_up(spec, separate)
     mounts.build(spec, trees, setup.cgroups)
-    state = dict(setup.state, status="creating", pid=1)
+    state = dict(setup.state, status="creating", pid=os.getpid())
     hooks.run("createContainer", spec.hooks["createContainer"], state)
     if spec.hooks["startContainer"]:
         hooks.preload()
@@ -165,16 +170,17 @@ def _stage_two(setup: Setup, sock: socket.socket, trees: dict[int, int]) -> None
     else:
         _connect_stdio(setup)
     process.enter_cwd(spec.process)
-    program = process.find_program(spec.process)
     process.label_next_exec(spec.process)
     if "user" not in spec.namespaces:
         process.limit_self(spec.process)
+        process.schedule_self(spec.process)
     if spec.personality is not None:
         syscalls.personality(spec.personality)
-    process.become_user(spec.process, process.loader(setup.filter, sock) if setup.filter is not None else None)
+    load = process.loader(setup.filter, sock) if setup.filter is not None else None
+    program = process.become_user(spec.process, load)
     sync.send(sock, {"ready": True})
     _await_start(fifo)
-    hooks.run("startContainer", spec.hooks["startContainer"], dict(state, status="created", bundle="/"))
+    hooks.run("startContainer", spec.hooks["startContainer"], dict(state, status="created"), cwd="/")
     process.execute(spec.process, program)
 
 

@@ -117,7 +117,7 @@ def parse(value: Any, bundle: str | Path) -> Spec:
     spaces = _namespaces(linux)
     uids, gids = (parse_mappings(linux, name) for name in ("uidMappings", "gidMappings"))
     _check_mappings(linux, spaces, uids, gids)
-    mounts = tuple(parse_mount(entry) for entry in top.objects("mounts"))
+    mounts = tuple(parse_mount(entry, bundle) for entry in top.objects("mounts"))
     for index, mount in enumerate(mounts):
         if mount.idmap and not (mount.uid_mappings or uids):
             top.refuse(f"mounts[{index}].options", f"{mount.idmap} needs mappings: there is no new user namespace")

@@ -20,12 +20,12 @@ from runtime.mount_spec import (
     ATTR_IDMAP,
     MS_BIND,
     MS_MOVE,
-    MS_NODEV,
-    MS_NOEXEC,
-    MS_NOSUID,
+    MS_NOATIME,
+    MS_NOSYMFOLLOW,
     MS_PRIVATE,
     MS_RDONLY,
     MS_REC,
+    MS_RELATIME,
     MS_REMOUNT,
     MS_SHARED,
     MS_SLAVE,
@@ -56,7 +56,8 @@ _KINDS = {"c": stat.S_IFCHR, "b": stat.S_IFBLK, "p": stat.S_IFIFO}
 
 
 # What statvfs(3) says of a mount -> the flag of mount(2)
-_KEPT = {1: 1, 2: 2, 4: 4, 8: 8, 1024: 1024, 2048: 2048, 4096: 1 << 21}
+_KEPT = {1: 1, 2: 2, 4: 4, 8: 8, 1024: 1024, 2048: 2048, 4096: MS_RELATIME, 8192: MS_NOSYMFOLLOW}
+_MAX_LINKS = 40  # as the kernel counts them: path_resolution(7)
 
 
 def prepare(spec: Spec) -> dict[int, int]:
@@ -103,8 +104,11 @@ class Root:
         """An O_PATH descriptor of `path` inside the root."""
         return syscalls.open_in_root(self._fd, path.lstrip("/") or ".", os.O_PATH)
 
-    def make_directory(self, path: str) -> int:
-        """An O_PATH descriptor of the directory `path`, which is made, parents included, where it is missing."""
+    def make_directory(self, path: str, links: int = _MAX_LINKS) -> int:
+        """An O_PATH descriptor of the directory `path`, which is made, parents included, where it is missing.
+
+        Where a symbolic link leads to nothing, what it names is made, inside the root. `links` may still be followed.
+        """
         current = "."
         for part in filter(None, path.split("/")):
             parent, current = current, os.path.join(current, part)
@@ -115,13 +119,13 @@ class Root:
                 try:
                     os.mkdir(part, 0o755, dir_fd=parent_fd)
                 except FileExistsError:
-                    pass  # a dangling symbolic link; opening it below says so
+                    os.close(self.make_directory(_behind(parent, part, parent_fd, links), links - 1))
                 finally:
                     os.close(parent_fd)
         return self.open(current)
 
-    def make_file(self, path: str) -> int:
-        """An O_PATH descriptor of the file `path`, made empty where it is missing."""
+    def make_file(self, path: str, links: int = _MAX_LINKS) -> int:
+        """An O_PATH descriptor of the file `path`, made empty where it is missing; see `make_directory`."""
         try:
             return self.open(path)
         except FileNotFoundError:
@@ -129,6 +133,8 @@ class Root:
             parent_fd = self.make_directory(parent)
             try:
                 os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644, dir_fd=parent_fd))
+            except FileExistsError:
+                return self.make_file(_behind(parent, name, parent_fd, links), links - 1)
             finally:
                 os.close(parent_fd)
             return self.open(path)
@@ -156,7 +162,8 @@ class Root:
                 self._copy_up(below, mount.destination)
                 if late:
                     self._remount(mount.destination, options.flags, 0)
-        for change in options.propagation:
+        # What the bundle does not say stays separate from the host: CRIU cannot save mounts that are tied to others.
+        for change in options.propagation or ((MS_PRIVATE | MS_REC,) if mount.is_bind else ()):
             self._again(mount.destination, change)
         if options.set or options.clear:
             with_all = self.open(mount.destination)
@@ -166,28 +173,23 @@ class Root:
                 os.close(with_all)
 
     def _bind(self, mount: Mount, tree: int | None, flags: int) -> None:
-        source = os.path.realpath(mount.source)
-        if tree is None and not os.path.exists(source):
+        if tree is None and not os.path.exists(mount.source):
             raise OSError(errno.ENOENT, f"the source {mount.source} does not exist")
-        is_directory = stat.S_ISDIR((os.stat(source) if tree is None else os.fstat(tree)).st_mode)
+        is_directory = stat.S_ISDIR((os.stat(mount.source) if tree is None else os.fstat(tree)).st_mode)
         fd = self.make_directory(mount.destination) if is_directory else self.make_file(mount.destination)
         if tree is None:
-            self._attach(fd, source, None, MS_BIND | flags & MS_REC, None)
+            self._attach(fd, mount.source, None, MS_BIND | flags & MS_REC, None)
             return
         try:
             syscalls.move_mount(tree, fd)
         finally:
             os.close(fd)
             os.close(tree)
-        self._again(mount.destination, MS_SLAVE | MS_REC)
 
     def _remount(self, path: str, flags: int, cleared: int) -> None:
-        """Change flags of one mount; others stay, which a user namespace demands of those that it inherited."""
         fd = self.open(path)
         try:
-            there = os.statvfs(f"/proc/self/fd/{fd}").f_flag
-            kept = sum(flag for bit, flag in _KEPT.items() if there & bit)
-            syscalls.mount(None, f"/proc/self/fd/{fd}", None, MS_REMOUNT | MS_BIND | flags | kept & ~cleared)
+            _remount(f"/proc/self/fd/{fd}", flags, cleared)
         finally:
             os.close(fd)
 
@@ -268,6 +270,12 @@ class Root:
 
     def bind_device(self, device: Device) -> None:
         """The host's own node in the place of one that a user namespace may not make."""
+        if device.type == "p":
+            self.make_device(device)
+            return
+        there = os.stat(device.path)
+        if (stat.S_IFMT(there.st_mode), there.st_rdev) != (_KINDS[device.type], os.makedev(device.major, device.minor)):
+            raise OSError(errno.ENODEV, "a user namespace can only have the host's devices, and this one is another")
         self._attach(self.make_file(device.path), device.path, None, MS_BIND, None)
 
     def make_device(self, device: Device) -> None:
@@ -299,6 +307,22 @@ class Root:
                 pass
             finally:
                 os.close(parent_fd)
+
+
+def _behind(parent: str, name: str, parent_fd: int, links: int) -> str:
+    """What the symbolic link `name` in the directory `parent` names, as a path inside the root."""
+    if not links:
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+    return os.path.join(parent, os.readlink(name, dir_fd=parent_fd))
+
+
+def _remount(path: str, flags: int, cleared: int) -> None:
+    """Change flags of the one mount at `path`; others stay, which a user namespace demands of those it inherited."""
+    there = os.statvfs(path).f_flag
+    kept = sum(flag for bit, flag in _KEPT.items() if there & bit) & ~cleared
+    if cleared & MS_NOATIME:
+        kept |= MS_RELATIME  # without any of these flags the kernel leaves them as they are
+    syscalls.mount(None, path, None, MS_REMOUNT | MS_BIND | flags | kept)
 
 
 def _copy_tree(source: int, target: int) -> None:
@@ -333,13 +357,12 @@ def build(spec: Spec, trees: dict[int, int], own_cgroups: dict[str, str]) -> Non
 
     `trees` comes from `prepare`; `own_cgroups` are the container's directories, shown when it has no cgroup namespace.
     """
-    propagation = PROPAGATIONS[spec.rootfs_propagation or "rprivate"]
-    syscalls.mount(None, "/", None, MS_REC | (MS_SLAVE if propagation & (MS_SLAVE | MS_SHARED) else MS_PRIVATE))
+    _detach(spec)
     if _ROOT in trees:
         fd = os.open(spec.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         syscalls.move_mount(trees[_ROOT], fd)
         os.close(fd)
-        syscalls.mount(None, spec.root, None, MS_REC | MS_SLAVE)
+        syscalls.mount(None, spec.root, None, MS_REC | MS_PRIVATE)
     else:
         syscalls.mount(spec.root, spec.root, None, MS_BIND | MS_REC)
     shown = None if "cgroup" in spec.namespaces else own_cgroups
@@ -381,6 +404,25 @@ def make_points(spec: Spec, rootfs: str) -> None:
         root.close()
 
 
+def _detach(spec: Spec) -> None:
+    """Keep what we are going to mount from the host, and let in of the host's mounts what the bundle asks for."""
+    propagation = PROPAGATIONS[spec.rootfs_propagation or "rslave"]
+    if not propagation & MS_SHARED:
+        syscalls.mount(None, "/", None, MS_REC | (MS_SLAVE if propagation & MS_SLAVE else MS_PRIVATE))
+        if not propagation & MS_SLAVE:
+            return
+    # A bind mount is tied to others as its source is. The root's must not be: all its mounts would get out.
+    path = os.path.realpath(spec.root)
+    while True:
+        try:
+            syscalls.mount(None, path, None, MS_PRIVATE)
+            return
+        except OSError as error:
+            if error.errno != errno.EINVAL or path == "/":  # EINVAL: is no mount point
+                raise
+            path = os.path.dirname(path)
+
+
 def pivot(spec: Spec, *, move: bool) -> None:
     """Make the container's root the root; the old one is gone afterwards.
 
@@ -401,17 +443,22 @@ def pivot(spec: Spec, *, move: bool) -> None:
 
 
 def protect(spec: Spec) -> None:
-    """After pivot: read-only paths, masked paths, and a read-only root."""
-    for path in spec.readonly_paths:
-        if os.path.lexists(path):
-            syscalls.mount(path, path, None, MS_BIND | MS_REC)
-            keep = os.statvfs(path).f_flag & (MS_NOSUID | MS_NODEV | MS_NOEXEC)
-            syscalls.mount(None, path, None, MS_BIND | MS_REMOUNT | MS_RDONLY | MS_REC | keep)
-    for path in spec.masked_paths:
-        if os.path.isdir(path):
-            syscalls.mount("tmpfs", path, "tmpfs", MS_RDONLY, "size=0k")
-        elif os.path.lexists(path):
-            syscalls.mount("/dev/null", path, None, MS_BIND)
-    if spec.readonly:
-        keep = os.statvfs("/").f_flag & (MS_NOSUID | MS_NODEV | MS_NOEXEC)
-        syscalls.mount(None, "/", None, MS_BIND | MS_REMOUNT | MS_RDONLY | keep)
+    """After pivot: read-only paths, masked paths, and a read-only root. Raises StartFailed naming the field."""
+    field = ""
+    try:
+        for index, path in enumerate(spec.readonly_paths):
+            field = f"linux.readonlyPaths[{index}] ({path})"
+            if os.path.exists(path):
+                syscalls.mount(path, path, None, MS_BIND | MS_REC)
+                _remount(path, MS_RDONLY, 0)
+        for index, path in enumerate(spec.masked_paths):
+            field = f"linux.maskedPaths[{index}] ({path})"
+            if os.path.isdir(path):
+                syscalls.mount("tmpfs", path, "tmpfs", MS_RDONLY, "size=0k")
+            elif os.path.exists(path):
+                syscalls.mount("/dev/null", path, None, MS_BIND)
+        field = "root.readonly"
+        if spec.readonly:
+            _remount("/", MS_RDONLY, 0)
+    except OSError as error:
+        raise StartFailed(f"{field}: {error.strerror or error}") from None

@@ -94,8 +94,11 @@ class Root:
     """The root file system while it is being set up; all paths are the container's own."""
 
     def __init__(self, path: str) -> None:
-        self._path = path
         self._fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def enter(self) -> None:
+        """Make it the working directory."""
+        os.fchdir(self._fd)
 
     def close(self) -> None:
         os.close(self._fd)
@@ -356,17 +359,10 @@ def build(spec: Spec, trees: dict[int, int], own_cgroups: dict[str, str]) -> Non
     """Set up all mounts and devices below the root file system, in a mount namespace that is already our own.
 
     `trees` comes from `prepare`; `own_cgroups` are the container's directories, shown when it has no cgroup namespace.
+    The root file system is the working directory afterwards.
     """
-    _detach(spec)
-    if _ROOT in trees:
-        fd = os.open(spec.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        syscalls.move_mount(trees[_ROOT], fd)
-        os.close(fd)
-        syscalls.mount(None, spec.root, None, MS_REC | MS_PRIVATE)
-    else:
-        syscalls.mount(spec.root, spec.root, None, MS_BIND | MS_REC)
+    root = _mount_root(spec, trees.get(_ROOT))
     shown = None if "cgroup" in spec.namespaces else own_cgroups
-    root = Root(spec.root)
     try:
         for index, mount in enumerate(spec.mounts):
             try:
@@ -380,8 +376,25 @@ def build(spec: Spec, trees: dict[int, int], own_cgroups: dict[str, str]) -> Non
             except OSError as error:
                 raise StartFailed(f"linux.devices ({device.path}): {error.strerror or error}") from None
         root.make_links()
+        root.enter()
     finally:
         root.close()
+
+
+def _mount_root(spec: Spec, tree: int | None) -> Root:
+    """Make the root file system a mount of its own, with the propagation that the bundle asks for."""
+    _detach(spec, private=tree is not None)
+    if tree is None:
+        syscalls.mount(spec.root, spec.root, None, MS_BIND | MS_REC)
+        return Root(spec.root)
+    # The root of a user namespace may not even see the directory: what was copied goes over the host's root.
+    target = os.open("/", os.O_PATH | os.O_CLOEXEC)
+    syscalls.move_mount(tree, target)
+    os.close(target)
+    syscalls.mount(None, f"/proc/self/fd/{tree}", None, MS_REC | MS_PRIVATE)
+    root = Root(f"/proc/self/fd/{tree}")
+    os.close(tree)
+    return root
 
 
 def make_points(spec: Spec, rootfs: str) -> None:
@@ -404,13 +417,18 @@ def make_points(spec: Spec, rootfs: str) -> None:
         root.close()
 
 
-def _detach(spec: Spec) -> None:
-    """Keep what we are going to mount from the host, and let in of the host's mounts what the bundle asks for."""
+def _detach(spec: Spec, *, private: bool) -> None:
+    """Keep what we are going to mount from the host, and let in of the host's mounts what the bundle asks for.
+
+    `private` tells that the root file system is a mount that nobody shares already.
+    """
     propagation = PROPAGATIONS[spec.rootfs_propagation or "rslave"]
     if not propagation & MS_SHARED:
         syscalls.mount(None, "/", None, MS_REC | (MS_SLAVE if propagation & MS_SLAVE else MS_PRIVATE))
         if not propagation & MS_SLAVE:
             return
+    if private:
+        return
     # A bind mount is tied to others as its source is. The root's must not be: all its mounts would get out.
     path = os.path.realpath(spec.root)
     while True:
@@ -426,9 +444,9 @@ def _detach(spec: Spec) -> None:
 def pivot(spec: Spec, *, move: bool) -> None:
     """Make the container's root the root; the old one is gone afterwards.
 
-    With `move` by MS_MOVE and chroot, for a host whose root is the initial ramdisk, which pivot_root(2) does not take.
+    It is the working directory. With `move` by MS_MOVE and chroot, for a host whose root is the initial ramdisk, which
+    pivot_root(2) does not take.
     """
-    os.chdir(spec.root)
     if move:
         syscalls.mount(".", "/", None, MS_MOVE)
         os.chroot(".")

@@ -14,6 +14,7 @@ from runtime import (
     checkpoint,
     container,
     foreground,
+    idmaps,
     init,
     monitor,
     mounts,
@@ -24,7 +25,8 @@ from runtime import (
     syscalls,
 )
 from runtime.cgroups import Cgroup
-from runtime.errors import DeadlineExceeded, NotFound
+from runtime.errors import ContainerError, DeadlineExceeded, NotFound
+from runtime.mount_spec import ATTR_IDMAP, IdMapping
 from runtime.records import Record
 from runtime.spec import load
 from runtime.state import State
@@ -65,8 +67,8 @@ class RestorePlan(Record):
 class Restoring:
     """A container on its way into existence: `prepare`, `restore` (held), then `resume` or `abort`."""
 
-    def __init__(self, store: Store, state: State, plan: RestorePlan) -> None:
-        self._store, self._state, self._plan = store, state, plan
+    def __init__(self, store: Store, state: State, plan: RestorePlan, spec: Spec) -> None:
+        self._store, self._state, self._plan, self._spec = store, state, plan, spec
         self._cgroup = Cgroup({})
         self._monitor: monitor.Monitor | None = None
         self._connection: Swrk | None = None
@@ -101,7 +103,7 @@ class Restoring:
             bundle_hints=tuple(str(hint) for hint in list(carried.get("bundle_hints", []))[-8:]),
             move=plan.move,
         )
-        restoring = cls(store, state, plan)
+        restoring = cls(store, state, plan, spec)
         try:
             restoring._state, restoring._cgroup = container.make_cgroup(store, state, spec, systemd=plan.systemd)
             restoring._launch(spec, criu, directory, rootfs)
@@ -206,7 +208,7 @@ class Restoring:
         """
         assert self._connection is not None
         assert self._options is not None
-        images = os.open(self._plan.images, os.O_RDONLY | os.O_DIRECTORY)
+        images = self._open_images()
         work = os.open(self._plan.work, os.O_RDONLY | os.O_DIRECTORY)
         try:
             connection, self._connection = self._connection, None
@@ -222,6 +224,31 @@ class Restoring:
         )
         self._store.save(self._state)
         return pid
+
+    def _open_images(self) -> int:
+        """The directory of the images, readable for the root of a user namespace as well.
+
+        Half of CRIU runs inside it, and what root has written is not for others: a mount that shows the files as its
+        own is handed to CRIU then. Before the ids are mapped CRIU comes as nobody but a member of root's group.
+        """
+        spec = self._spec
+        if not spec.uid_mappings:
+            return os.open(self._plan.images, os.O_RDONLY | os.O_DIRECTORY)
+        tree = syscalls.open_tree(self._plan.images, recursive=False)
+        os.chmod(self._plan.images, 0o750)
+        for name in os.listdir(self._plan.images):
+            os.chmod(os.path.join(self._plan.images, name), 0o640, follow_symlinks=False)
+        userns = idmaps.namespace(spec.uid_mappings, (IdMapping(0, 0, 2**32 - 1),))
+        try:
+            syscalls.mount_setattr(tree, set=ATTR_IDMAP, clear=0, recursive=False, userns_fd=userns)
+        except OSError as error:
+            os.close(tree)
+            raise ContainerError(
+                f"{self._plan.images}: the file system cannot map ids, which a user namespace needs: {error.strerror}"
+            ) from None
+        finally:
+            os.close(userns)
+        return tree
 
     def resume(self) -> State:
         """Let the tree run. The monitor keeps it from here on.

@@ -159,6 +159,7 @@ def _stage_two(setup: Setup, sock: socket.socket, trees: dict[int, int], separat
         hooks.preload()
     if setup.console is not None:
         from runtime import console
+    load = process.loader(setup.filter, sock) if setup.filter is not None else None
     selfexec.forbid_imports()
     mounts.pivot(spec, move=setup.move_root)
     mounts.protect(spec)
@@ -176,7 +177,6 @@ def _stage_two(setup: Setup, sock: socket.socket, trees: dict[int, int], separat
         process.schedule_self(spec.process)
     if spec.personality is not None:
         syscalls.personality(spec.personality)
-    load = process.loader(setup.filter, sock) if setup.filter is not None else None
     program = process.become_user(spec.process, load)
     sync.send(sock, {"ready": True})
     _await_start(fifo)

@@ -184,7 +184,7 @@ def become_user(process: Process, seccomp: Callable[[], None] | None) -> str:
         field = "process.capabilities"
         held = capabilities.permitted()
         if seccomp is not None and not process.no_new_privileges:
-            syscalls.capset(held, held, held)
+            syscalls.capset(held, held, 0)
             field = "linux.seccomp"
             seccomp()
         field = "process.capabilities"

@@ -225,7 +225,7 @@ def _launch(
         for point in ("prestart", "createRuntime"):
             hooks.run(point, spec.hooks[point], state.oci("creating"))
         sync.send(ours, {})
-        await_ready(ours, spec, state, "the container's init")
+        await_ready(ours, spec, pid, state.oci("creating"), "the container's init")
         if keeper is not None:
             keeper.watch(pid)
         if options.pidfd_socket is not None:
@@ -255,16 +255,19 @@ def _receive(ours: socket.socket, spec: Spec) -> dict[str, Any]:
     return message
 
 
-def await_ready(ours: socket.socket, spec: Spec, state: State, what: str) -> None:
-    """Wait until the other side is set up; a listener of its filter goes to the agent that the bundle names."""
+def await_ready(ours: socket.socket, spec: Spec, pid: int, state: dict[str, Any], what: str) -> None:
+    """Wait until the other side, process `pid`, is set up; a listener of its filter goes to the bundle's agent.
+
+    `state` is the container's, as the specification has it.
+    """
     message = sync.receive(ours, CREATE_TIMEOUT, what)
     if "listener" in message and spec.seccomp is not None:
         from runtime import seccomp_load
 
         agent = spec.seccomp.listener_path or ""
-        fd = seccomp_load.take_listener(state.pid, int(message["listener"]))
+        fd = seccomp_load.take_listener(pid, int(message["listener"]))
         try:
-            seccomp_load.send_listener(agent, fd, state.oci(), metadata=spec.seccomp.listener_metadata)
+            seccomp_load.send_listener(agent, fd, pid, state, metadata=spec.seccomp.listener_metadata)
         finally:
             os.close(fd)
         sync.send(ours, {})

@@ -100,7 +100,7 @@ def _start(
         if options.pid_file is not None:
             container.write_pid(options.pid_file, pid)
         sync.send(ours, {})
-        container.await_ready(ours, spec, state.replace(pid=pid), _WHO)
+        container.await_ready(ours, spec, pid, state.oci(), _WHO)
         sync.await_end(ours)
         return child, pid
     except BaseException:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from runtime.errors import NotSupported
 from runtime.records import Record
 
 TYPE_CHECKING = False
@@ -152,6 +153,8 @@ def parse_mount(entry: Fields, bundle: str | Path) -> Mount:
         entry.refuse("source", "is missing: a bind mount needs one")
     if not kind and not mount.is_bind:
         entry.refuse("type", "is missing")
+    if mount.is_bind and (unknown := parse_options(options).data):
+        entry.refuse("options", f"{unknown}: is unknown for a bind mount", NotSupported)
     if mount.idmap and not mount.is_bind:
         entry.refuse("uidMappings" if uids else "options", "only a bind mount can have its ids mapped")
     if "tmpcopyup" in options and kind != "tmpfs":

@@ -447,14 +447,17 @@ def pivot(spec: Spec, *, move: bool) -> None:
     It is the working directory. With `move` by MS_MOVE and chroot, for a host whose root is the initial ramdisk, which
     pivot_root(2) does not take.
     """
+    old = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     if move:
         syscalls.mount(".", "/", None, MS_MOVE)
         os.chroot(".")
     else:
         syscalls.pivot_root(".", ".")
-        # The old root now lies over the new one: its propagation is cut, then it is taken away (pivot_root(2), notes).
+        # The old root now lies over the new one (pivot_root(2), notes). The host is not to see it being taken away.
+        os.fchdir(old)
         syscalls.mount(None, ".", None, MS_REC | MS_SLAVE)
         syscalls.umount(".", syscalls.MNT_DETACH)
+    os.close(old)
     os.chdir("/")
     if spec.rootfs_propagation:
         syscalls.mount(None, "/", None, PROPAGATIONS[spec.rootfs_propagation])

@@ -69,13 +69,13 @@ def namespaces(*kinds: str, **paths: str) -> list[dict[str, str]]:
     return [{"type": kind} for kind in ("mount", *kinds)] + [{"type": k, "path": p} for k, p in paths.items()]
 
 
-def wait_for(path: Path) -> str:
-    """The text of a file, when it has a whole line."""
+def wait_for(path: Path, lines: int = 1) -> str:
+    """The text of a file, when it has that many lines."""
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         with contextlib.suppress(OSError):
             text = path.read_text()
-            if text.endswith("\n"):
+            if text.count("\n") >= lines:
                 return text
         time.sleep(0.005)
     raise AssertionError(f"{path} is not written")

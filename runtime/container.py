@@ -164,9 +164,12 @@ def _launch(
     """Start the init, go through the handshake, save the state as created."""
     directory = store.directory(state.id)
     fifo = directory + "/exec.fifo"
-    os.mkfifo(fifo, 0o600)
-    os.mkfifo(directory + "/error.fifo", 0o600)
-    errors = os.open(directory + "/error.fifo", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        for path in (fifo, directory + "/error.fifo"):
+            os.mkfifo(path, 0o600)
+        errors = os.open(directory + "/error.fifo", os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        raise ContainerError(f"{directory}: cannot be written to: {error.strerror}") from None
     ours, theirs = sync.pair()
     (out_r, out_w), (err_r, err_w) = ((-1, -1),) * 2 if options.foreground else (os.pipe(), os.pipe())
     setup = init.Setup(
@@ -335,7 +338,7 @@ def send_pidfd(path: str, pid: int) -> None:
 
 def start(store: Store, container_id: str) -> State:
     """Let the init of a created container run its program."""
-    with store.lock(container_id):
+    with store.lock_existing(container_id):
         state = store.load(container_id)
         state.status.require(container_id, "start", Status.CREATED)
         fifo, errors_fifo = (f"{store.directory(container_id)}/{name}.fifo" for name in ("exec", "error"))
@@ -377,15 +380,11 @@ def _await_program(errors: int) -> None:
 
 def kill(store: Store, container_id: str, number: int, *, everyone: bool = False) -> None:
     """Send a signal to the container's init, or to all its processes."""
-    with store.lock(container_id):
+    with store.lock_existing(container_id):
         state = store.load(container_id)
         if everyone:
             # Also when init is gone: processes of a container in the host's pid namespace outlive it.
-            for pid in Cgroup(state.cgroup_paths, state.systemd_unit).pids():
-                try:
-                    os.kill(pid, number)
-                except ProcessLookupError:
-                    continue
+            Cgroup(state.cgroup_paths, state.systemd_unit).signal(number)
             return
         state.status.require(container_id, "kill", Status.CREATED, Status.RUNNING, Status.PAUSED)
         pidfd = open_init(state)
@@ -415,7 +414,7 @@ def open_init(state: State) -> int | None:
 
 def pause(store: Store, container_id: str) -> None:
     """Freeze all processes of a running container."""
-    with store.lock(container_id):
+    with store.lock_existing(container_id):
         state = store.load(container_id)
         state.status.require(container_id, "pause", Status.RUNNING, Status.CREATED)
         Cgroup(state.cgroup_paths, state.systemd_unit).freeze()
@@ -423,7 +422,7 @@ def pause(store: Store, container_id: str) -> None:
 
 def resume(store: Store, container_id: str) -> None:
     """Let a paused container go on."""
-    with store.lock(container_id):
+    with store.lock_existing(container_id):
         state = store.load(container_id)
         state.status.require(container_id, "resume", Status.PAUSED)
         Cgroup(state.cgroup_paths, state.systemd_unit).thaw()
@@ -431,7 +430,7 @@ def resume(store: Store, container_id: str) -> None:
 
 def update(store: Store, container_id: str, change: Callable[[Cgroup], None]) -> None:
     """Change the limits of a container that lives."""
-    with store.lock(container_id):
+    with store.lock_existing(container_id):
         state = store.load(container_id)
         state.status.require(container_id, "update", Status.CREATED, Status.RUNNING, Status.PAUSED)
         change(Cgroup(state.cgroup_paths, state.systemd_unit))
@@ -447,9 +446,11 @@ def delete(store: Store, container_id: str, *, force: bool = False) -> None:
     with store.lock(container_id):
         try:
             state = store.load(container_id)
-        except (NotFound, StateError):
+            Cgroup(state.cgroup_paths, state.systemd_unit).require_own()
+        except (NotFound, StateError) as error:
             if not force:
-                raise
+                remedy = f"`pymigrate delete --force {container_id}` removes its directory, and nothing else"
+                raise type(error)(str(error), remedy=remedy) from None
             store.remove(container_id)
             return
         if not force:

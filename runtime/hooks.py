@@ -55,7 +55,7 @@ def _run(where: str, hook: Hook, state: dict[str, Any], cwd: str | None) -> None
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         raise StartFailed(f"{where}: did not end within {hook.timeout:g} s") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:  # TypeError: of a state.json that is not as we wrote it
         raise StartFailed(f"{where}: {getattr(error, 'strerror', None) or error}") from None
     if done.returncode != 0:
         words = done.stderr.decode(errors="replace").strip().splitlines()[-1:]

@@ -9,7 +9,7 @@ import time
 from runtime.cgroups import v1, v2
 from runtime.cgroups.files import flat_keyed, read, wait_until, write
 from runtime.cgroups.hierarchies import UNIFIED, discover, inherit_cpuset, remove_parents
-from runtime.errors import Conflict, ContainerError, DeadlineExceeded
+from runtime.errors import Conflict, ContainerError, DeadlineExceeded, StateError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class Cgroup:
 
     @staticmethod
     def _relative(container_id: str, cgroups_path: str | None) -> str:
-        return (cgroups_path or f"/pymigrate/{container_id}").strip("/")
+        return os.path.normpath((cgroups_path or f"/pymigrate/{container_id}").strip("/"))
 
     @classmethod
     def planned(cls, container_id: str, cgroups_path: str | None) -> dict[str, str]:
@@ -134,6 +134,21 @@ class Cgroup:
         problem = f"in use by process {busy[0]}" if busy else "frozen" if self.frozen else None
         if problem:
             raise Conflict(f"linux.cgroupsPath: {self.directories()[0]} is {problem}", remedy="set it to another path")
+
+    def require_own(self) -> None:
+        """Raise StateError unless these can be a container's own cgroups: below a mount point, and we are not in them.
+
+        They come from a state.json, and whoever is in them is killed: a damaged one must not end this machine.
+        """
+        points = [hierarchy.mountpoint.rstrip("/") for hierarchy in discover()]
+        for directory in self.directories():
+            below = any(directory.startswith(f"{point}/") for point in points) and directory not in points
+            if not below or os.path.normpath(directory) != directory:
+                raise StateError(f"cgroup_paths: {directory} is no cgroup of a container")
+        if not {1, os.getpid()}.isdisjoint(self.pids()):
+            raise StateError(
+                f"cgroup_paths: {self.directories()[0]} holds processes of the host, this one or process 1"
+            )
 
     def directories(self) -> list[str]:
         """Each directory once."""
@@ -263,6 +278,7 @@ class Cgroup:
 
     def freeze(self) -> None:
         """Pause all processes, and wait until they are. Raises ContainerError, DeadlineExceeded: they run on then."""
+        self.require_own()
         self._freezer("FROZEN", "1")
         if not self._await_frozen(FREEZE_TIMEOUT):
             self.thaw()
@@ -307,8 +323,15 @@ class Cgroup:
         found.discard(0)  # what is outside of our pid namespace
         return sorted(found)
 
+    def signal(self, number: int) -> None:
+        """Send a signal to every process in it. Raises StateError."""
+        self.require_own()
+        for pid in self.pids():
+            _kill(pid, number)
+
     def kill(self) -> None:
-        """Send SIGKILL to every process in it; one that forks meanwhile is killed as well."""
+        """Send SIGKILL to every process in it; one that forks meanwhile is killed as well. Raises StateError."""
+        self.require_own()
         deadline = time.monotonic() + KILL_TIMEOUT
         while pids := self.pids():
             self._kill_all(pids)
@@ -326,8 +349,12 @@ class Cgroup:
                 _kill(pid)
 
     def remove(self) -> None:
-        """Remove the directories, and the parents that we have made when they are empty. Raises DeadlineExceeded."""
+        """Remove the directories, and the parents that we have made when they are empty.
+
+        Raises DeadlineExceeded, StateError.
+        """
         self.occupied()
+        self.require_own()
         directories = self.directories()
         if self.unit is not None:
             from runtime.cgroups import systemd as driver
@@ -395,9 +422,9 @@ def _refusal(one: Write, error: OSError) -> ContainerError:
     return ContainerError(f"linux.resources.{field}: cannot write {value!r} to {file}: {error.strerror}")
 
 
-def _kill(pid: int) -> None:
+def _kill(pid: int, number: int = 9) -> None:
     try:
-        os.kill(pid, 9)
+        os.kill(pid, number)
     except ProcessLookupError:
         return
 

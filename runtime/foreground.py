@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from runtime import container, sync
+from runtime import container, create, sync
 from runtime.errors import StartFailed
 from runtime.light import signals
 
@@ -21,12 +21,12 @@ _FORWARDED = (
 )  # fmt: skip
 
 
-def run(store: Store, container_id: str, bundle: str, options: container.Options, *, keep: bool = False) -> int:
+def run(store: Store, container_id: str, bundle: str, options: create.Options, *, keep: bool = False) -> int:
     """Create and start a container, wait for its end, delete it unless `keep`; returns its exit status."""
     ours = theirs = None
     if options.console_socket is None and wants_terminal(bundle):
         ours, theirs = sync.pair()
-    state = container.create(store, container_id, bundle, options.replace(foreground=True), theirs)
+    state = create.create(store, container_id, bundle, options.replace(foreground=True), theirs)
     try:
         with Forwarding(state.pid):
             if ours is None:

@@ -13,7 +13,9 @@ from criu_rpc.swrk import Swrk
 from runtime import (
     checkpoint,
     container,
+    create,
     foreground,
+    handover,
     idmaps,
     init,
     monitor,
@@ -94,18 +96,18 @@ class Restoring:
             id=plan.id,
             bundle=plan.bundle,
             rootfs=rootfs,
-            created=str(carried.get("created") or container.now()),
+            created=str(carried.get("created") or create.now()),
             log_path=directory + "/log",
             annotations={
                 str(key): str(value) for key, value in dict(carried.get("annotations", spec.annotations)).items()
             },
-            hooks=container.later_hooks(spec),
+            hooks=create.later_hooks(spec),
             bundle_hints=tuple(str(hint) for hint in list(carried.get("bundle_hints", []))[-8:]),
             move=plan.move,
         )
         restoring = cls(store, state, plan, spec)
         try:
-            restoring._state, restoring._cgroup = container.make_cgroup(store, state, spec, systemd=plan.systemd)
+            restoring._state, restoring._cgroup = create.make_cgroup(store, state, spec, systemd=plan.systemd)
             restoring._launch(spec, criu, directory, rootfs)
         except BaseException:
             restoring.abort()
@@ -279,7 +281,7 @@ class Restoring:
             self._connection = None
         if self._monitor is not None:
             self._monitor.abandon()
-        container.remove_cgroup(self._cgroup)
+        create.remove_cgroup(self._cgroup)
         self._store.remove(self._state.id)
 
     @staticmethod
@@ -357,7 +359,7 @@ def restore(store: Store, container_id: str, bundle: str, request: Request) -> i
                 sync.send_fd(request.console_socket, masters.pop(), b"/dev/ptmx")
             state = restoring.resume()
             if request.pid_file is not None:
-                container.write_pid(request.pid_file, state.pid)
+                handover.write_pid(request.pid_file, state.pid)
         except BaseException:
             restoring.abort()
             raise

@@ -6,7 +6,6 @@ import errno
 import os
 import time
 
-from runtime.cgroups import v1, v2
 from runtime.cgroups.files import flat_keyed, read, wait_until, write
 from runtime.cgroups.hierarchies import UNIFIED, discover, inherit_cpuset, remove_parents
 from runtime.errors import Conflict, ContainerError, DeadlineExceeded, StateError
@@ -204,6 +203,8 @@ class Cgroup:
             from runtime.cgroups import systemd as driver
 
             driver.set_properties(self.unit, resources, self.paths[UNIFIED] if self.unified_only else None)
+        from runtime.cgroups import v1, v2
+
         if self.unified_only:
             self._write_all(v2.writes(resources, self.paths[UNIFIED]))
         else:
@@ -216,6 +217,8 @@ class Cgroup:
 
     def _apply_devices(self, rules: Sequence[DeviceRule]) -> None:
         if "devices" in self.paths:
+            from runtime.cgroups import v1
+
             try:
                 current = read(f"{self.paths['devices']}/devices.list")
             except OSError as error:

@@ -20,7 +20,7 @@ def leaks(root: Path, own: str) -> frozenset[str]:
     `root` is a state directory, `own` a text that the ids of its containers have. Two of these are compared: what the
     second has and the first had not was left in between.
     """
-    found = [*_mounts(), *_cgroups(), *_processes(), *_states(root)]
+    found = [*_mounts(), *_cgroups(), *_processes(root), *_states(root)]
     if os.environ.get("PYMIGRATE_SHARED"):
         found = [line for line in found if own in line or str(root.parent) in line]
     return frozenset(found)
@@ -46,15 +46,15 @@ def _cgroups() -> list[str]:
     return [f"cgroup {path}" for path in found if _LAB not in path]
 
 
-def _processes() -> list[str]:
-    """Processes that run a module of ours, and every process's namespaces."""
+def _processes(root: Path) -> list[str]:
+    """Processes that run a module of ours or were forked from a verb, and every process's namespaces."""
     found = set()
     for process in Path("/proc").glob("[0-9]*"):
         try:
             if _LAB in (process / "cgroup").read_text():
                 continue
             argv = (process / "cmdline").read_bytes()
-            if any(module in argv for module in _MODULES):
+            if any(word in argv for word in (*_MODULES, os.fsencode(root))):
                 found.add(f"process {process.name}: {argv[-300:].decode(errors='replace')!r}")
             found |= {f"namespace {os.readlink(link)}" for link in (process / "ns").iterdir()}
         except OSError:

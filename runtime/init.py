@@ -152,7 +152,9 @@ def _stage_two(setup: Setup, sock: socket.socket, trees: dict[int, int], separat
     # We are a writer ourselves, so that it never seems to be at its end.
     fifo = os.open(setup.fifo, os.O_RDWR | os.O_CLOEXEC)
     namespaces.set_up(spec, separate)
+    before = os.umask(0o022)
     mounts.build(spec, trees, setup.cgroups)
+    os.umask(before)  # the specification: without process.user.umask that of the caller
     state = dict(setup.state, status="creating", pid=os.getpid())
     hooks.run("createContainer", spec.hooks["createContainer"], state)
     if spec.hooks["startContainer"]:

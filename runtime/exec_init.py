@@ -92,6 +92,8 @@ def main(argv: list[str]) -> int:
         process.reset_signals()
         if not remapped:
             process.schedule_self(wanted)
+        if config["personality"] is not None:
+            syscalls.personality(config["personality"])
         program = process.become_user(wanted, load)
         sync.send(sock, {"ready": True})
         process.execute(wanted, program)

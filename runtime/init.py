@@ -108,10 +108,10 @@ def main(argv: list[str]) -> int:
     become(setup, sync.adopt(int(argv[1])), sealed=True)
 
 
-def _stage_one(setup: Setup, sock: socket.socket) -> tuple[dict[int, int], frozenset[str]]:
+def _stage_one(setup: Setup, sock: socket.socket) -> tuple[int, dict[int, int], frozenset[str]]:
     """In the host's namespaces; returns in the child, which is pid 1 of the container.
 
-    Returns mounts.prepare's trees, and the namespaces that may be set up (namespaces.enter).
+    Returns a descriptor of the fifo, mounts.prepare's trees, and the namespaces to set up (namespaces.enter).
     """
     spec = setup.spec
 
@@ -132,6 +132,8 @@ def _stage_one(setup: Setup, sock: socket.socket) -> tuple[dict[int, int], froze
         process.schedule_self(spec.process, forks=True)
     if setup.keyring is not None:
         syscalls.join_session_keyring(setup.keyring)
+    # The fifo that `start` writes to lies on the host. We are a writer ourselves, so that it never seems to be at its end.
+    fifo = os.open(setup.fifo, os.O_RDWR | os.O_CLOEXEC)
     trees = mounts.prepare(spec)
     # Who is in one of these namespaces already must not trace us, nor reach the host through our /proc entries. In a
     # user namespace they would be out of our own reach as well, so that has to wait until the mounts are made.
@@ -141,19 +143,18 @@ def _stage_one(setup: Setup, sock: socket.socket) -> tuple[dict[int, int], froze
     if pid:
         sync.send(sock, {"pid": pid})
         os._exit(0)
-    return trees, separate
+    return fifo, trees, separate
 
 
-def _stage_two(setup: Setup, sock: socket.socket, trees: dict[int, int], separate: frozenset[str]) -> None:
+def _stage_two(
+    setup: Setup, sock: socket.socket, fifo: int, trees: dict[int, int], separate: frozenset[str]
+) -> None:
     spec = setup.spec
     os.setsid()
     sync.receive(sock, STEP_TIMEOUT, "create")
-    # Before pivot_root: the reading end of the fifo that `start` writes to lies on the host.
-    # We are a writer ourselves, so that it never seems to be at its end.
-    fifo = os.open(setup.fifo, os.O_RDWR | os.O_CLOEXEC)
     namespaces.set_up(spec, separate)
     before = os.umask(0o022)
-    mounts.build(spec, trees, setup.cgroups)
+    root = mounts.build(spec, trees, setup.cgroups)
     os.umask(before)  # the specification: without process.user.umask that of the caller
     state = dict(setup.state, status="creating", pid=os.getpid())
     hooks.run("createContainer", spec.hooks["createContainer"], state)
@@ -163,7 +164,7 @@ def _stage_two(setup: Setup, sock: socket.socket, trees: dict[int, int], separat
         from runtime import console
     load = process.loader(setup.filter, sock) if setup.filter is not None else None
     selfexec.forbid_imports()
-    mounts.pivot(spec, move=setup.move_root)
+    mounts.pivot(spec, root, move=setup.move_root)
     mounts.protect(spec)
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
     if setup.console is not None:

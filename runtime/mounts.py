@@ -93,12 +93,8 @@ def _map_ids(tree: int, mount: Mount, spec: Spec) -> None:
 class Root:
     """The root file system while it is being set up; all paths are the container's own."""
 
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-
-    def close(self) -> None:
-        os.close(self._fd)
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
 
     def open(self, path: str) -> int:
         """An O_PATH descriptor of `path` inside the root."""
@@ -352,47 +348,53 @@ def _copy_tree(source: int, target: int) -> None:
             os.chmod(name, stat.S_IMODE(there.st_mode), dir_fd=target)
 
 
-def build(spec: Spec, trees: dict[int, int], own_cgroups: dict[str, str]) -> None:
+def build(spec: Spec, trees: dict[int, int], own_cgroups: dict[str, str]) -> int:
     """Set up all mounts and devices below the root file system, in a mount namespace that is already our own.
 
     `trees` comes from `prepare`; `own_cgroups` are the container's directories, shown when it has no cgroup namespace.
+    Returns a descriptor of the root, for `pivot`.
     """
-    _detach(spec)
+    flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
     if _ROOT in trees:
-        fd = os.open(spec.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        syscalls.move_mount(trees[_ROOT], fd)
-        os.close(fd)
-        syscalls.mount(None, spec.root, None, MS_REC | MS_PRIVATE)
+        # The user namespace's root may be unable to reach the root's path. It is mounted over our own root, which stays
+        # in use below it until `pivot`.
+        _detach(spec, "/")
+        root_fd, host = trees[_ROOT], os.open("/", flags)
+        syscalls.move_mount(root_fd, host)
+        os.close(host)
+        syscalls.mount(None, f"/proc/self/fd/{root_fd}", None, MS_REC | MS_PRIVATE)
     else:
+        _detach(spec, os.path.realpath(spec.root))
         syscalls.mount(spec.root, spec.root, None, MS_BIND | MS_REC)
+        root_fd = os.open(spec.root, flags)
     shown = None if "cgroup" in spec.namespaces else own_cgroups
-    root = Root(spec.root)
-    try:
-        for index, mount in enumerate(spec.mounts):
-            try:
-                root.mount(mount, trees.get(index), shown)
-            except OSError as error:
-                raise StartFailed(f"mounts[{index}] ({mount.destination}): {error.strerror or error}") from None
-        make = root.bind_device if "user" in spec.namespaces else root.make_device
-        for device in (*_DEFAULT_DEVICES, *spec.devices):
-            try:
-                make(device)
-            except OSError as error:
-                raise StartFailed(f"linux.devices ({device.path}): {error.strerror or error}") from None
-        root.make_links()
-    finally:
-        root.close()
+    root = Root(root_fd)
+    for index, mount in enumerate(spec.mounts):
+        try:
+            root.mount(mount, trees.get(index), shown)
+        except OSError as error:
+            raise StartFailed(f"mounts[{index}] ({mount.destination}): {error.strerror or error}") from None
+    make = root.bind_device if "user" in spec.namespaces else root.make_device
+    for device in (*_DEFAULT_DEVICES, *spec.devices):
+        try:
+            make(device)
+        except OSError as error:
+            raise StartFailed(f"linux.devices ({device.path}): {error.strerror or error}") from None
+    root.make_links()
+    return root_fd
 
 
-def _detach(spec: Spec) -> None:
-    """Keep what we are going to mount from the host, and let in of the host's mounts what the bundle asks for."""
+def _detach(spec: Spec, path: str) -> None:
+    """Keep what we are going to mount from the host, and let in of the host's mounts what the bundle asks for.
+
+    The root will be mounted on `path`.
+    """
     propagation = PROPAGATIONS[spec.rootfs_propagation or "rslave"]
     if not propagation & MS_SHARED:
         syscalls.mount(None, "/", None, MS_REC | (MS_SLAVE if propagation & MS_SLAVE else MS_PRIVATE))
         if not propagation & MS_SLAVE:
             return
     # A bind mount is tied to others as its source is. The root's must not be: all its mounts would get out.
-    path = os.path.realpath(spec.root)
     while True:
         try:
             syscalls.mount(None, path, None, MS_PRIVATE)
@@ -403,15 +405,17 @@ def _detach(spec: Spec) -> None:
             path = os.path.dirname(path)
 
 
-def pivot(spec: Spec, *, move: bool) -> None:
-    """Make the container's root the root; the old one is gone afterwards.
+def pivot(spec: Spec, root_fd: int, *, move: bool) -> None:
+    """Make the container's root the root; the old one is gone afterwards. Closes `root_fd`.
 
     With `move` by MS_MOVE and chroot, for a host whose root is the initial ramdisk, which pivot_root(2) does not take.
     """
     old = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    os.chdir(spec.root)
+    os.fchdir(root_fd)
+    os.close(root_fd)
     if move:
-        syscalls.mount(".", "/", None, MS_MOVE)
+        if "user" not in spec.namespaces:  # there it is on / already
+            syscalls.mount(".", "/", None, MS_MOVE)
         os.chroot(".")
     else:
         syscalls.pivot_root(".", ".")

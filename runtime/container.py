@@ -77,6 +77,7 @@ def create(
             return _launch(store, state, spec, cgroup, options, console)
         except BaseException:
             remove_cgroup(cgroup)
+            _run_later(state, "poststop", "stopped")
             store.remove(container_id)
             raise
 
@@ -426,8 +427,8 @@ def remove(store: Store, state: State) -> None:
     cgroup.remove()
     try:
         _run_later(state, "poststop", "stopped")
-    except (ContainerError, TypeError):
-        pass  # the specification: errors of these hooks do not keep a container from being deleted
+    except TypeError:
+        pass  # an odd state must not keep a container from being deleted
     store.remove(state.id)
 
 
@@ -477,7 +478,7 @@ def _run_later(state: State, point: str, status: str | None = None) -> None:
     if state.hooks.get(point):
         from runtime.spec import Hook
 
-        hooks.run(point, [Hook(**hook) for hook in state.hooks[point]], state.oci(status))
+        hooks.run_all(point, [Hook(**hook) for hook in state.hooks[point]], state.oci(status))
 
 
 def exit_status(store: Store, container_id: str) -> int | None:

@@ -13,6 +13,7 @@ from migrate import __version__
 from migrate.errors import Interrupted, MigrateError, UsageError
 from migrate.exits import EXIT_CODES, exit_code
 from migrate.flags import Flag, Values, parse, scan, usage
+from runtime import notices
 from runtime.light import signals
 
 TYPE_CHECKING = False
@@ -135,6 +136,7 @@ def main(argv: list[str] | None = None) -> int:
     for number in (signals.SIGINT, signals.SIGTERM, signals.SIGHUP):
         signals.signal(number, _interrupt)
     glob = Values(log=None, log_format="text", json="--json" in argv)
+    notices.show = lambda text: _warn(text, glob)
     try:
         return _run(argv, glob)
     except BrokenPipeError:
@@ -143,6 +145,12 @@ def main(argv: list[str] | None = None) -> int:
         from migrate.report import report
 
         return exit_code(report(_explain(error, debug="--debug" in argv), glob))
+
+
+def _warn(text: str, glob: Values) -> None:
+    from migrate.report import warn
+
+    warn(text, glob)
 
 
 def _explain(error: Exception, *, debug: bool) -> Exception:

@@ -15,31 +15,75 @@ if TYPE_CHECKING:
     from migrate.flags import Values
 
 
+LONGEST = 1000  # characters of one line
+_TAIL = 300
+
+
+def printable(text: str) -> str:
+    """One line that does no more to a terminal than to be read: the rest is escaped, the middle of a long one left out.
+
+    What a message quotes comes from a config.json, a container or another host.
+    """
+    if not text.isprintable():
+        text = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+    if len(text) > LONGEST:
+        left_out = f" [{len(text) - LONGEST} characters] "
+        text = text[: LONGEST - _TAIL] + left_out + text[-_TAIL:]
+    return text
+
+
+def _sentence(error: Exception) -> str:
+    """An error's message; one of the system's as a file and a reason."""
+    if isinstance(error, OSError) and error.strerror:
+        named = [str(name) for name in (error.filename, error.filename2) if isinstance(name, str)]
+        return f"{' and '.join(named)}: {error.strerror}" if named else error.strerror
+    return str(error) or type(error).__name__
+
+
+def warn(text: str, glob: Values) -> None:
+    """Show a warning on stderr, and in the log that engines read."""
+    text = printable(text)
+    print(f"pymigrate: warning: {text}", file=sys.stderr, flush=True)
+    if glob.log:
+        _write_log(glob, "warning", text, [f"pymigrate: warning: {text}"])
+
+
+def _write_log(glob: Values, level: str, message: str, lines: list[str]) -> str | None:
+    """Append to --log; the reason when that does not work."""
+    entry = "\n".join(lines)
+    if glob.log_format == "json":  # engines show `msg` of the last entry of level "error"
+        entry = jsonio.dumps({"level": level, "msg": message, "time": datetime.now(UTC).isoformat()})
+    try:
+        with open(glob.log, "a", errors="backslashreplace") as out:
+            out.write(entry + "\n")
+    except (OSError, ValueError) as problem:
+        return getattr(problem, "strerror", None) or str(problem)
+    return None
+
+
 def report(error: Exception, glob: Values) -> str:
     """Show an error; returns its kind, the key into the table of exit codes."""
     kind: str = getattr(error, "kind", "failure")
-    message, remedy = str(error) or type(error).__name__, getattr(error, "remedy", None)
+    message = printable(_sentence(error))
+    remedy = "\n".join(map(printable, (getattr(error, "remedy", None) or "").splitlines()))
     lines = [f"pymigrate: error: {message}"]
-    lines += [f"  {line}" for line in (remedy or "").splitlines()]
+    lines += [f"  {line}" for line in remedy.splitlines()]
+    problems = []
     if isinstance(error, Blocked):
-        for rule, where, problem, what_to_do in error.problems:
+        problems = [tuple(map(printable, problem)) for problem in error.problems]
+        for rule, where, problem, what_to_do in problems:
             lines += [f"  {rule}: {where}: {problem}", f"    {what_to_do}"]
     if glob.log:
-        entry = "\n".join(lines)
-        if glob.log_format == "json":  # engines show `msg` of the last entry
-            entry = jsonio.dumps({"level": "error", "msg": message, "time": datetime.now(UTC).isoformat()})
-        try:
-            with open(glob.log, "a") as out:
-                out.write(entry + "\n")
-        except OSError as problem:
-            lines.append(f"  --log {glob.log}: {problem.strerror}")
+        failed = _write_log(glob, "error", message, lines)
+        if failed is not None:
+            lines.append(printable(f"  --log {glob.log}: {failed}"))
     if glob.json:
         event: dict[str, Any] = {"event": "error", "kind": kind, "message": message}
         event |= {"remedy": remedy} if remedy else {}
         event |= {"workload": error.workload} if hasattr(error, "workload") else {}
         if isinstance(error, Blocked):
             names = ("rule", "where", "problem", "remedy")
-            event["blockers"] = [dict(zip(names, problem, strict=True)) for problem in error.problems]
+            event["blockers"] = [dict(zip(names, problem, strict=True)) for problem in problems]
         print(jsonio.dumps(event), flush=True)
     else:
         print("\n".join(lines), file=sys.stderr, flush=True)

@@ -62,7 +62,8 @@ def external_mounts(spec: Spec, cgroup_paths: dict[str, str]) -> dict[str, str]:
     if "user" in spec.namespaces:
         found |= {f"/dev/{name}": f"/dev/{name}" for name in _HOST_DEVICES}
         found |= {device.path: device.path for device in spec.devices}
-    if "cgroup" not in spec.namespaces:
+    # A cgroup namespace is made before the user namespace, whose root then may not mount its hierarchies.
+    if "cgroup" not in spec.namespaces or "user" in spec.namespaces:
         for mount in spec.mounts:
             if mount.type == "cgroup":
                 found |= _cgroup_binds(mount.destination.rstrip("/"), cgroup_paths)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from runtime import container, foreground, selfexec, sync
+from runtime import foreground, handover, selfexec, sync
 from runtime.errors import Conflict
 from runtime.light import signals
 from runtime.records import Record
@@ -53,7 +53,7 @@ def run(store: Store, container_id: str, choose: Callable[[State], tuple[Process
         ours = theirs = None
         if process.terminal:
             if options.console_socket is not None:
-                theirs = container.connect_console(options.console_socket)
+                theirs = handover.connect_console(options.console_socket)
             elif options.detach:
                 raise Conflict("cannot allocate tty if pymigrate will detach without setting console socket")
             else:
@@ -81,7 +81,7 @@ def _start(
     keep = [theirs.fileno(), *range(3, 3 + options.preserve_fds)]
     if console is not None:
         keep.append(console.fileno())
-    filter = container.compile_filter(spec)
+    filter = handover.compile_filter(spec)
     config: dict[str, Any] = {
         "pid": state.pid, "start_time": state.pid_start_time, "process": process.plain(), "detach": options.detach,
         "cgroups": _below(state.cgroup_paths, options.cgroup), "keep": options.preserve_fds,
@@ -95,13 +95,14 @@ def _start(
         console.close()
     try:
         sync.send(ours, {"config": config})
-        pid = int(sync.receive(ours, container.CREATE_TIMEOUT, _WHO)["pid"])
+        pid = int(sync.receive(ours, handover.TIMEOUT, _WHO)["pid"])
         if options.pidfd_socket is not None:
-            container.send_pidfd(options.pidfd_socket, pid)
+            handover.send_pidfd(options.pidfd_socket, pid)
         if options.pid_file is not None:
-            container.write_pid(options.pid_file, pid)
+            handover.write_pid(options.pid_file, pid)
         sync.send(ours, {})
-        container.await_ready(ours, spec, pid, state.oci(), _WHO)
+        handover.await_ready(ours, spec, pid, state.oci(), _WHO)
+        sync.await_end(ours)
         return child, pid
     except BaseException:
         os.kill(child, signals.SIGTERM)

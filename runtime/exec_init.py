@@ -69,7 +69,7 @@ def main(argv: list[str]) -> int:
             load = process.loader(process.Filter(**value), sock)
         Cgroup(config["cgroups"]).add(0, beside=config["pid"])
         process.tune_self(wanted)
-        process.limit_self(wanted)
+        process.raise_limits(wanted)
         # The container's processes must not reach us, nor through us the host, before we have become one of them;
         # nor may a module be loaded from its files.
         syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
@@ -85,11 +85,14 @@ def main(argv: list[str]) -> int:
             owner = sync.adopt(config["console"])
             console.open_terminal(wanted, owner, console=False)
             owner.close()
-        for number in (0, 1, 2):
-            process.own_stream(number, wanted.uid)
+        else:
+            for fd in (0, 1, 2):
+                process.own_null(fd)
+                process.own_stream(fd, wanted.uid)
         process.enter_cwd(wanted)
         process.label_next_exec(wanted)
         process.reset_signals()
+        process.limit_self(wanted)
         if not remapped:
             process.schedule_self(wanted)
         if config["personality"] is not None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import sys
 
-from runtime import jsonio
+from runtime import jsonio, notices
 from runtime.errors import StartFailed
 
 TYPE_CHECKING = False
@@ -30,30 +29,33 @@ def run(point: str, hooks: Iterable[Hook], state: dict[str, Any], *, cwd: str | 
     Raises StartFailed at the first that fails or exceeds its timeout.
     """
     for index, hook in enumerate(hooks):
-        _run(f"hooks.{point}[{index}] ({hook.path})", hook, state, cwd or state["bundle"])
+        _run(f"hooks.{point}[{index}] ({hook.path})", hook, state, cwd)
 
 
 def run_all(point: str, hooks: Iterable[Hook], state: dict[str, Any]) -> None:
-    """Run the hooks of a point that must not stop anything: one that fails is a warning on stderr (runtime.md)."""
-    cwd = state["bundle"] if os.path.isdir(state["bundle"]) else "/"  # it may be gone meanwhile
+    """Run the hooks of a point that comes too late to undo anything: for one that fails there is a warning.
+
+    So says version 1.2 of the specification of poststart and poststop (runtime.md, lifecycle).
+    """
     for index, hook in enumerate(hooks):
         try:
-            _run(f"hooks.{point}[{index}] ({hook.path})", hook, state, cwd)
+            _run(f"hooks.{point}[{index}] ({hook.path})", hook, state, None)
         except StartFailed as error:
-            print(f"pymigrate: warning: {error}", file=sys.stderr)
+            notices.warn(str(error))
 
 
-def _run(where: str, hook: Hook, state: dict[str, Any], cwd: str) -> None:
+def _run(where: str, hook: Hook, state: dict[str, Any], cwd: str | None) -> None:
     subprocess = preload()
     environment = dict(entry.partition("=")[::2] for entry in hook.env)
     try:
         done = subprocess.run(
             list(hook.args), executable=hook.path, env=environment, input=jsonio.dumps(state).encode(),
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=hook.timeout, cwd=cwd,
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=hook.timeout,
+            cwd=cwd or (state["bundle"] if os.path.isdir(state["bundle"]) else "/"),  # it may be gone by now
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         raise StartFailed(f"{where}: did not end within {hook.timeout:g} s") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:  # TypeError: of a state.json that is not as we wrote it
         raise StartFailed(f"{where}: {getattr(error, 'strerror', None) or error}") from None
     if done.returncode != 0:
         words = done.stderr.decode(errors="replace").strip().splitlines()[-1:]

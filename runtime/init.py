@@ -28,9 +28,9 @@ class Setup(Record):
     """What the init is to become.
 
     `cgroups` maps controllers to directories (Cgroup.paths); `fifo` is the path that `start` writes to; `stdio` the
-    descriptors to become 0, 1 and 2, None for the container's own /dev/null; `keep` how many from 3 on the program
-    gets; `console` the descriptor of a connection that takes the terminal's master; `keyring` the name of a new session
-    keyring.
+    descriptors to become 0, 1 and 2, None for the container's own /dev/null; `errors` one that takes what goes wrong
+    after `start`; `keep` how many from 3 on the program gets; `console` the descriptor of a connection that takes the
+    terminal's master; `keyring` the name of a new session keyring.
     """
 
     spec: Spec
@@ -38,6 +38,7 @@ class Setup(Record):
     fifo: str
     state: dict[str, Any]
     stdio: tuple[int | None, int | None, int | None]
+    errors: int
     keep: int = 0
     console: int | None = None
     filter: Filter | None = None
@@ -58,9 +59,16 @@ def become(setup: Setup, sock: socket.socket, *, sealed: bool = False) -> NoRetu
     os._exit(1)
 
 
+def explain(error: BaseException, who: str) -> str:
+    """An error in words for the other side, which knows it as a text only."""
+    if isinstance(error, OSError) and error.strerror:
+        return ": ".join([who, *([str(error.filename)] if error.filename else []), error.strerror])
+    return str(error) if hasattr(error, "kind") or isinstance(error, OSError) else f"{who}: {error!r}"
+
+
 def report(error: BaseException, sock: socket.socket, who: str) -> None:
     """Whatever it is, the other side shows it: this process has nowhere to show it."""
-    text = str(error) if hasattr(error, "kind") or isinstance(error, OSError) else f"{who}: {error!r}"
+    text = explain(error, who)
     try:
         sync.send(sock, {"error": text})
     except OSError:
@@ -82,7 +90,7 @@ def close_all_but(keep: set[int], given: int) -> None:
 
 
 def _given(setup: Setup) -> list[int]:
-    return [fd for fd in (setup.console, *setup.stdio) if fd is not None]
+    return [fd for fd in (setup.errors, setup.console, *setup.stdio) if fd is not None]
 
 
 def _become_sealed(setup: Setup, sock: socket.socket) -> NoReturn:
@@ -108,12 +116,15 @@ def main(argv: list[str]) -> int:
     become(setup, sync.adopt(int(argv[1])), sealed=True)
 
 
-def _stage_one(setup: Setup, sock: socket.socket) -> tuple[int, dict[int, int], frozenset[str]]:
+def _stage_one(setup: Setup, sock: socket.socket) -> tuple[dict[int, int], frozenset[str], int]:
     """In the host's namespaces; returns in the child, which is pid 1 of the container.
 
-    Returns a descriptor of the fifo, mounts.prepare's trees, and the namespaces to set up (namespaces.enter).
+    Returns mounts.prepare's trees, the namespaces that may be set up (namespaces.enter), and the fifo of `start`.
     """
     spec = setup.spec
+    # The reading end of the fifo that `start` writes to: it lies on the host, out of reach for a user namespace's root.
+    # We are a writer ourselves, so that it never seems to be at its end.
+    fifo = os.open(setup.fifo, os.O_RDWR | os.O_CLOEXEC)
 
     def map_ids() -> None:
         sync.send(sock, {"map": os.getpid()})
@@ -126,14 +137,11 @@ def _stage_one(setup: Setup, sock: socket.socket) -> tuple[int, dict[int, int], 
     # Joined before the cgroup namespace is made: its root is then the container's own cgroup.
     Cgroup(setup.cgroups).add(0)
     process.tune_self(spec.process)
+    process.raise_limits(spec.process)
     if "user" in spec.namespaces:
-        # Neither can be raised from inside.
-        process.limit_self(spec.process)
-        process.schedule_self(spec.process, forks=True)
+        process.schedule_self(spec.process, forks=True)  # it cannot be done from inside
     if setup.keyring is not None:
         syscalls.join_session_keyring(setup.keyring)
-    # The fifo that `start` writes to lies on the host. We are a writer ourselves, so that it never seems to be at its end.
-    fifo = os.open(setup.fifo, os.O_RDWR | os.O_CLOEXEC)
     trees = mounts.prepare(spec)
     # Who is in one of these namespaces already must not trace us, nor reach the host through our /proc entries. In a
     # user namespace they would be out of our own reach as well, so that has to wait until the mounts are made.
@@ -143,18 +151,16 @@ def _stage_one(setup: Setup, sock: socket.socket) -> tuple[int, dict[int, int], 
     if pid:
         sync.send(sock, {"pid": pid})
         os._exit(0)
-    return fifo, trees, separate
+    return trees, separate, fifo
 
 
-def _stage_two(
-    setup: Setup, sock: socket.socket, fifo: int, trees: dict[int, int], separate: frozenset[str]
-) -> None:
+def _stage_two(setup: Setup, sock: socket.socket, trees: dict[int, int], separate: frozenset[str], fifo: int) -> None:
     spec = setup.spec
     os.setsid()
     sync.receive(sock, STEP_TIMEOUT, "create")
     namespaces.set_up(spec, separate)
     before = os.umask(0o022)
-    root = mounts.build(spec, trees, setup.cgroups)
+    mounts.build(spec, trees, setup.cgroups)
     os.umask(before)  # the specification: without process.user.umask that of the caller
     state = dict(setup.state, status="creating", pid=os.getpid())
     hooks.run("createContainer", spec.hooks["createContainer"], state)
@@ -162,9 +168,9 @@ def _stage_two(
         hooks.preload()
     if setup.console is not None:
         from runtime import console
-    load = process.loader(setup.filter, sock) if setup.filter is not None else None
+    load_filter = process.loader(setup.filter, sock) if setup.filter is not None else None
     selfexec.forbid_imports()
-    mounts.pivot(spec, root, move=setup.move_root)
+    mounts.pivot(spec, move=setup.move_root)
     mounts.protect(spec)
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
     if setup.console is not None:
@@ -175,16 +181,20 @@ def _stage_two(
         _connect_stdio(setup)
     process.enter_cwd(spec.process)
     process.label_next_exec(spec.process)
+    process.limit_self(spec.process)
     if "user" not in spec.namespaces:
-        process.limit_self(spec.process)
         process.schedule_self(spec.process)
     if spec.personality is not None:
         syscalls.personality(spec.personality)
-    program = process.become_user(spec.process, load)
+    program = process.become_user(spec.process, load_filter)
     sync.send(sock, {"ready": True})
     _await_start(fifo)
-    hooks.run("startContainer", spec.hooks["startContainer"], dict(state, status="created"), cwd="/")
-    process.execute(spec.process, program)
+    try:
+        hooks.run("startContainer", spec.hooks["startContainer"], dict(state, status="created"), cwd="/")
+        process.execute(spec.process, program)
+    except BaseException as error:
+        os.write(setup.errors, explain(error, "init").encode())  # to `start`: the socket's other end is closed
+    os._exit(1)
 
 
 def _connect_stdio(setup: Setup) -> None:
@@ -198,6 +208,7 @@ def _connect_stdio(setup: Setup) -> None:
             os.dup2(fd, number)
         else:
             os.set_inheritable(fd, True)
+        process.own_null(number)
         process.own_stream(number, setup.spec.process.uid)
 
 

@@ -139,6 +139,8 @@ def parse_mount(entry: Fields, bundle: str | Path) -> Mount:
     # A relative destination is one below the root: the specification has asked for absolute ones since 1.0.0 only.
     destination = entry.need("destination", str)
     entry.check_path("destination", destination)
+    if not destination.strip("/."):
+        entry.refuse("destination", "must be below the root: what is mounted on the root is hidden by it")
     options = entry.strings("options")
     idmap = next((option for option in options if option in ("idmap", "ridmap")), "")
     uids, gids = parse_mappings(entry, "uidMappings"), parse_mappings(entry, "gidMappings")

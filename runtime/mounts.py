@@ -93,8 +93,15 @@ def _map_ids(tree: int, mount: Mount, spec: Spec) -> None:
 class Root:
     """The root file system while it is being set up; all paths are the container's own."""
 
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
+    def __init__(self, path: str) -> None:
+        self._fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def enter(self) -> None:
+        """Make it the working directory."""
+        os.fchdir(self._fd)
+
+    def close(self) -> None:
+        os.close(self._fd)
 
     def open(self, path: str) -> int:
         """An O_PATH descriptor of `path` inside the root."""
@@ -348,53 +355,82 @@ def _copy_tree(source: int, target: int) -> None:
             os.chmod(name, stat.S_IMODE(there.st_mode), dir_fd=target)
 
 
-def build(spec: Spec, trees: dict[int, int], own_cgroups: dict[str, str]) -> int:
+def build(spec: Spec, trees: dict[int, int], own_cgroups: dict[str, str]) -> None:
     """Set up all mounts and devices below the root file system, in a mount namespace that is already our own.
 
     `trees` comes from `prepare`; `own_cgroups` are the container's directories, shown when it has no cgroup namespace.
-    Returns a descriptor of the root, for `pivot`.
+    The root file system is the working directory afterwards.
     """
-    flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
-    if _ROOT in trees:
-        # The user namespace's root may be unable to reach the root's path. It is mounted over our own root, which stays
-        # in use below it until `pivot`.
-        _detach(spec, "/")
-        root_fd, host = trees[_ROOT], os.open("/", flags)
-        syscalls.move_mount(root_fd, host)
-        os.close(host)
-        syscalls.mount(None, f"/proc/self/fd/{root_fd}", None, MS_REC | MS_PRIVATE)
-    else:
-        _detach(spec, os.path.realpath(spec.root))
-        syscalls.mount(spec.root, spec.root, None, MS_BIND | MS_REC)
-        root_fd = os.open(spec.root, flags)
+    root = _mount_root(spec, trees.get(_ROOT))
     shown = None if "cgroup" in spec.namespaces else own_cgroups
-    root = Root(root_fd)
-    for index, mount in enumerate(spec.mounts):
-        try:
-            root.mount(mount, trees.get(index), shown)
-        except OSError as error:
-            raise StartFailed(f"mounts[{index}] ({mount.destination}): {error.strerror or error}") from None
-    make = root.bind_device if "user" in spec.namespaces else root.make_device
-    for device in (*_DEFAULT_DEVICES, *spec.devices):
-        try:
-            make(device)
-        except OSError as error:
-            raise StartFailed(f"linux.devices ({device.path}): {error.strerror or error}") from None
-    root.make_links()
-    return root_fd
+    try:
+        for index, mount in enumerate(spec.mounts):
+            try:
+                root.mount(mount, trees.get(index), shown)
+            except OSError as error:
+                raise StartFailed(f"mounts[{index}] ({mount.destination}): {error.strerror or error}") from None
+        make = root.bind_device if "user" in spec.namespaces else root.make_device
+        for device in (*_DEFAULT_DEVICES, *spec.devices):
+            try:
+                make(device)
+            except OSError as error:
+                raise StartFailed(f"linux.devices ({device.path}): {error.strerror or error}") from None
+        root.make_links()
+        root.enter()
+    finally:
+        root.close()
 
 
-def _detach(spec: Spec, path: str) -> None:
+def _mount_root(spec: Spec, tree: int | None) -> Root:
+    """Make the root file system a mount of its own, with the propagation that the bundle asks for."""
+    _detach(spec, private=tree is not None)
+    if tree is None:
+        syscalls.mount(spec.root, spec.root, None, MS_BIND | MS_REC)
+        return Root(spec.root)
+    # The root of a user namespace may not even see the directory: what was copied goes over the host's root.
+    target = os.open("/", os.O_PATH | os.O_CLOEXEC)
+    syscalls.move_mount(tree, target)
+    os.close(target)
+    syscalls.mount(None, f"/proc/self/fd/{tree}", None, MS_REC | MS_PRIVATE)
+    root = Root(f"/proc/self/fd/{tree}")
+    os.close(tree)
+    return root
+
+
+def make_points(spec: Spec, rootfs: str) -> None:
+    """Make the mount points that lie on the root file system itself and are missing there, as `build` would have.
+
+    For a restore: CRIU mounts onto what it finds. Raises StartFailed.
+    """
+    root = Root(rootfs)
+    above = tuple(mount.destination.rstrip("/") + "/" for mount in spec.mounts)
+    try:
+        for index, mount in enumerate(spec.mounts):
+            if mount.destination.startswith(above):
+                continue  # it lies on another mount, which comes with its contents
+            try:
+                is_file = mount.is_bind and not os.path.isdir(mount.source)
+                os.close(root.make_file(mount.destination) if is_file else root.make_directory(mount.destination))
+            except OSError as error:
+                raise StartFailed(f"mounts[{index}] ({mount.destination}): {error.strerror or error}") from None
+    finally:
+        root.close()
+
+
+def _detach(spec: Spec, *, private: bool) -> None:
     """Keep what we are going to mount from the host, and let in of the host's mounts what the bundle asks for.
 
-    The root will be mounted on `path`.
+    `private` tells that the root file system is a mount that nobody shares already.
     """
     propagation = PROPAGATIONS[spec.rootfs_propagation or "rslave"]
     if not propagation & MS_SHARED:
         syscalls.mount(None, "/", None, MS_REC | (MS_SLAVE if propagation & MS_SLAVE else MS_PRIVATE))
         if not propagation & MS_SLAVE:
             return
+    if private:
+        return
     # A bind mount is tied to others as its source is. The root's must not be: all its mounts would get out.
+    path = os.path.realpath(spec.root)
     while True:
         try:
             syscalls.mount(None, path, None, MS_PRIVATE)
@@ -405,14 +441,13 @@ def _detach(spec: Spec, path: str) -> None:
             path = os.path.dirname(path)
 
 
-def pivot(spec: Spec, root_fd: int, *, move: bool) -> None:
-    """Make the container's root the root; the old one is gone afterwards. Closes `root_fd`.
+def pivot(spec: Spec, *, move: bool) -> None:
+    """Make the container's root the root; the old one is gone afterwards.
 
-    With `move` by MS_MOVE and chroot, for a host whose root is the initial ramdisk, which pivot_root(2) does not take.
+    It is the working directory. With `move` by MS_MOVE and chroot, for a host whose root is the initial ramdisk, which
+    pivot_root(2) does not take.
     """
     old = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    os.fchdir(root_fd)
-    os.close(root_fd)
     if move:
         if "user" not in spec.namespaces:  # there it is on / already
             syscalls.mount(".", "/", None, MS_MOVE)

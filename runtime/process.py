@@ -42,10 +42,26 @@ def limit_self(process: Process) -> None:
     """Set the rlimits. Raises StartFailed naming the field."""
     for limit in process.rlimits:
         soft, hard = (resource.RLIM_INFINITY if value == LIMIT_MAX else value for value in (limit.soft, limit.hard))
-        try:
-            resource.setrlimit(RLIMITS[limit.type], (soft, hard))
-        except (OSError, OverflowError, ValueError) as error:
-            raise StartFailed(f"process.rlimits: cannot set {limit.type}: {error}") from None
+        _limit(limit.type, soft, hard)
+
+
+def raise_limits(process: Process) -> None:
+    """Make hard limits as high as they are asked for: in a user namespace they can only be lowered. Raises StartFailed.
+
+    All else is for limit_self, which comes late: with what a limit forbids we could not set anything up.
+    """
+    for limit in process.rlimits:
+        soft, hard = resource.getrlimit(RLIMITS[limit.type])
+        wanted = resource.RLIM_INFINITY if limit.hard == LIMIT_MAX else limit.hard
+        if hard != resource.RLIM_INFINITY and (wanted == resource.RLIM_INFINITY or wanted > hard):
+            _limit(limit.type, soft, wanted)
+
+
+def _limit(kind: str, soft: int, hard: int) -> None:
+    try:
+        resource.setrlimit(RLIMITS[kind], (soft, hard))
+    except (OSError, OverflowError, ValueError) as error:
+        raise StartFailed(f"process.rlimits: cannot set {kind}: {error}") from None
 
 
 def tune_self(process: Process) -> None:
@@ -182,9 +198,9 @@ def become_user(process: Process, seccomp: Callable[[], None] | None) -> str:
             os.umask(process.umask)
         program = find_program(process)
         field = "process.capabilities"
-        held = capabilities.permitted()
+        _, held, _ = syscalls.capget()  # without a descriptor: the limit of them may be 0
         if seccomp is not None and not process.no_new_privileges:
-            syscalls.capset(held, held, 0)
+            syscalls.capset(held, held, 0)  # nothing is inheritable beyond the bounding set, which is lower already
             field = "linux.seccomp"
             seccomp()
         field = "process.capabilities"
@@ -213,11 +229,15 @@ def _may_set_groups() -> bool:
 
 def _drop_bounding(keep: int) -> None:
     """Needs CAP_SETPCAP, so it comes before the user is changed."""
-    with open("/proc/sys/kernel/cap_last_cap") as file:
-        last = int(file.read())
-    for number in range(last + 1):
-        if not keep >> number & 1:
+    for number in range(64):
+        if keep >> number & 1:
+            continue
+        try:
             syscalls.prctl(syscalls.PR_CAPBSET_DROP, number)
+        except OSError as error:
+            if error.errno == errno.EINVAL:
+                return  # beyond the last that the kernel knows (capabilities(7))
+            raise
 
 
 def _apply(sets: dict[str, frozenset[str]], held: int) -> None:
@@ -248,6 +268,22 @@ def execute(process: Process, program: str) -> NoReturn:
         number = getattr(error, "errno", None)
         reason = "exec format error" if number == errno.ENOEXEC else (os.strerror(number).lower() if number else error)
         raise StartFailed(f"process.args[0]: exec: {process.args[0]!r}: {reason}") from None
+
+
+def own_null(fd: int) -> None:
+    """Put the container's own null device in the place of the host's, which CRIU could not dump.
+
+    Only the null device itself will do: whoever may write to the container's /dev can have put something else there.
+    """
+    if os.fstat(fd).st_rdev != _NULL:
+        return
+    try:
+        own = os.open("/dev/null", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return  # it has none
+    if os.fstat(own).st_rdev == _NULL:
+        os.dup2(own, fd)
+    os.close(own)
 
 
 def own_stream(fd: int, uid: int) -> None:

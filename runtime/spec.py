@@ -232,6 +232,7 @@ def _hook(entry: Fields) -> Hook:
 def _cgroups_path(linux: Fields) -> str | None:
     """A path, or slice:prefix:name for systemd's driver; which of the two fits is seen when the cgroup is made."""
     path = linux.take("cgroupsPath", str, "") or None
-    if path is not None and ".." in path.split("/"):
-        linux.refuse("cgroupsPath", "must be a path without ..")
+    parts = set((path or "").split("/")) - {"", "."}
+    if path is not None and (not parts or ".." in parts):
+        linux.refuse("cgroupsPath", "must be a path without .. to a cgroup below the root")
     return path

@@ -3,6 +3,7 @@
 <root>/<id>/        0700
     state.json      0600, written beside and renamed
     exec.fifo       between create and start: init waits on it
+    error.fifo      likewise: init says there what goes wrong after `start`
     exit.json       once init has ended, when a monitor of ours has seen it
     log, log.1      what it wrote here, and what it had written elsewhere before
 <root>/.<id>.lock   taken by every verb that changes the container
@@ -12,6 +13,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import time
@@ -128,6 +130,10 @@ _KINDS: dict[str, tuple[type, ...]] = {
 }
 
 
+_STRINGS = ("cgroup_paths", "namespace_paths", "annotations")
+_PID_MAX = 1 << 22  # PID_MAX_LIMIT (proc(5), pid_max)
+
+
 class Store:
     """The containers of one root directory."""
 
@@ -143,6 +149,8 @@ class Store:
             return sorted(entry.name for entry in os.scandir(self.root) if entry.is_dir() and entry.name[0] != ".")
         except FileNotFoundError:
             return []
+        except OSError as error:
+            raise ContainerError(f"--root {self.root}: cannot be read: {error.strerror}") from None
 
     def load(self, container_id: str) -> State:
         """Raises NotFound, StateError."""
@@ -151,17 +159,26 @@ class Store:
         try:
             with open(path, "rb") as file:
                 value = jsonio.loads(file.read())
-        except (FileNotFoundError, NotADirectoryError):
+        except FileNotFoundError:
             raise NotFound(
                 f"container does not exist: {container_id}", remedy="`pymigrate list` shows those of this host"
             ) from None
-        except (OSError, ValueError, RecursionError) as error:
-            raise StateError(f"{path}: cannot be read: {error}", remedy=remedy) from None
+        except OSError as error:
+            raise StateError(f"{path}: cannot be read: {error.strerror}", remedy=remedy) from None
+        except (ValueError, RecursionError) as error:
+            raise StateError(f"{path}: is no JSON: {error}", remedy=remedy) from None
         if not isinstance(value, dict) or value.pop("ociVersion", None) != OCI_VERSION or set(value) != set(_KINDS):
             raise StateError(f"{path}: is no state of this version", remedy=remedy)
         for name, kinds in _KINDS.items():
             if type(value[name]) not in kinds:
                 raise StateError(f"{path}: {name}: is of the wrong type", remedy=remedy)
+        for name in _STRINGS:
+            if not all(isinstance(item, str) for item in value[name].values()):
+                raise StateError(f"{path}: {name}: must hold strings", remedy=remedy)
+        if value["id"] != container_id:
+            raise StateError(f"{path}: id: is that of another container", remedy=remedy)
+        if not all(0 <= value[name] <= _PID_MAX for name in ("pid", "shim_pid")):
+            raise StateError(f"{path}: pid: is no process id", remedy=remedy)
         stdio = (*map(str, value["stdio"]), "", "", "")[:3]
         return State(**{**value, "stdio": stdio, "bundle_hints": tuple(map(str, value["bundle_hints"]))})
 
@@ -172,7 +189,9 @@ class Store:
         try:
             fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             try:
-                os.write(fd, jsonio.dumps({"ociVersion": OCI_VERSION, **state.plain()}).encode())
+                data = jsonio.dumps({"ociVersion": OCI_VERSION, **state.plain()}).encode()
+                if os.write(fd, data) < len(data):  # a full disk takes what fits
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             finally:
                 os.close(fd)
             os.rename(temporary, path)
@@ -187,7 +206,7 @@ class Store:
         """Make the directory of a new container. Raises Conflict when the id is in use."""
         directory = self.directory(container_id)
         try:
-            os.makedirs(self.root, 0o700, exist_ok=True)
+            make_root(self.root)
             os.mkdir(directory, 0o700)
         except FileExistsError:
             raise Conflict(
@@ -212,12 +231,34 @@ class Store:
 
             shutil.rmtree(directory, ignore_errors=True)
 
+    def lock_existing(self, container_id: str) -> Lock:
+        """The lock of a container that is there. Raises NotFound, and makes nothing then."""
+        if not os.path.isdir(self.directory(container_id)):
+            raise NotFound(
+                f"container does not exist: {container_id}", remedy="`pymigrate list` shows those of this host"
+            )
+        return self.lock(container_id)
+
+    def forget(self, container_id: str) -> None:
+        """Remove the lock file that somebody who was killed has left of a container that is not there."""
+        if os.path.exists(os.path.join(self.root, f".{check_id(container_id)}.lock")):
+            with self.lock(container_id):
+                pass
+
     def lock(self, container_id: str, timeout: float = 10.0) -> Lock:
         """The container's lock, to be held in a `with`; it is released when this process ends, however it ends.
 
         Entering raises DeadlineExceeded when another invocation holds it for `timeout` seconds.
         """
         return Lock(self, container_id, timeout)
+
+
+def make_root(root: str) -> None:
+    """Make the state directory, parents included. Raises ContainerError."""
+    try:
+        os.makedirs(root, 0o700, exist_ok=True)
+    except OSError as error:
+        raise ContainerError(f"--root {root}: cannot be made: {error.strerror}") from None
 
 
 class Lock:
@@ -235,7 +276,7 @@ class Lock:
             try:
                 fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             except FileNotFoundError:
-                os.makedirs(self._root, 0o700, exist_ok=True)
+                make_root(self._root)
                 continue
             except OSError as error:
                 raise ContainerError(f"{self._path}: cannot be opened: {error.strerror}") from None

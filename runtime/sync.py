@@ -58,10 +58,24 @@ def receive(sock: socket.socket, timeout: float, what: str) -> dict[str, Any]:
         sock.settimeout(None)
     if not data:
         raise StartFailed(f"{what} ended while it was being set up")
+    return _heard(data)
+
+
+def _heard(data: bytes) -> dict[str, Any]:
     message: dict[str, Any] = jsonio.loads(data)
     if "error" in message:
         raise StartFailed(message["error"])
     return message
+
+
+def await_end(sock: socket.socket) -> None:
+    """Wait until the other side's exec has closed its end. Raises StartFailed with its own words instead."""
+    try:
+        data = sock.recv(_LIMIT)
+    except OSError:
+        return
+    if data:
+        _heard(data)
 
 
 def send_fd(path: str, fd: int, data: bytes) -> None:

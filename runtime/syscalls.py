@@ -156,6 +156,14 @@ def capset(effective: int, permitted: int, inheritable: int) -> None:
     _check(_function("capset")(ctypes.byref(header), ctypes.byref(data)), "capset")
 
 
+def capget() -> tuple[int, int, int]:
+    """Effective, permitted and inheritable capabilities of this thread, as capset takes them; opens no file."""
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
+    data = (ctypes.c_uint32 * 6)()
+    _check(_function("capget")(ctypes.byref(header), ctypes.byref(data)), "capget")
+    return data[0] | data[3] << 32, data[1] | data[4] << 32, data[2] | data[5] << 32
+
+
 def open_in_root(root_fd: int, path: str, flags: int, mode: int = 0) -> int:
     """openat2(2) with RESOLVE_IN_ROOT: no symbolic link in `path` leads out of the directory `root_fd`."""
     # struct open_how

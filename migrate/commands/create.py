@@ -7,7 +7,7 @@ from migrate.flags import Flag, Syntax
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from migrate.flags import Values
-    from runtime.container import Options
+    from runtime.create import Options
 
 FLAGS = (
     Flag("bundle", "the bundle (default: here)", "str", short="b", metavar="DIR", default="."),
@@ -22,7 +22,7 @@ SYNTAX = Syntax("Create a container from a bundle; `start` lets it run.", FLAGS,
 
 
 def options(args: Values) -> Options:
-    from runtime.container import Options
+    from runtime.create import Options
 
     require_open(args.preserve_fds)
     names = ("pid_file", "console_socket", "pidfd_socket", "preserve_fds", "no_pivot", "no_new_keyring")
@@ -43,8 +43,8 @@ def require_open(count: int) -> None:
 
 
 def run(args: Values) -> int:
-    from runtime import container
+    from runtime import create
     from runtime.state import Store
 
-    container.create(Store(args.root), args.id, args.bundle, options(args))
+    create.create(Store(args.root), args.id, args.bundle, options(args))
     return 0

@@ -6,10 +6,9 @@ import errno
 import os
 import time
 
-from runtime.cgroups import v1, v2
-from runtime.cgroups.files import read, wait_until, write
-from runtime.cgroups.hierarchies import UNIFIED, discover, inherit_cpuset
-from runtime.errors import Conflict, ContainerError, DeadlineExceeded
+from runtime.cgroups.files import flat_keyed, read, wait_until, write
+from runtime.cgroups.hierarchies import UNIFIED, discover, inherit_cpuset, remove_parents
+from runtime.errors import Conflict, ContainerError, DeadlineExceeded, StateError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -100,8 +99,10 @@ class Cgroup:
             if pid is not None:
                 cgroup.add(pid)
         except BaseException as error:
-            if not isinstance(error, Conflict):  # what another container uses is not ours to remove
-                cgroup.remove()
+            # What another container uses is not ours to remove, only what is new in other hierarchies.
+            used = there if isinstance(error, Conflict) else {}
+            cls({key: path for key, path in paths.items() if key not in used}, unit).remove()
+            cgroup.occupied()
             if isinstance(error, OSError):
                 raise ContainerError(f"cannot make the cgroup {error.filename}: {error.strerror}") from None
             raise
@@ -109,7 +110,7 @@ class Cgroup:
 
     @staticmethod
     def _relative(container_id: str, cgroups_path: str | None) -> str:
-        return (cgroups_path or f"/pymigrate/{container_id}").strip("/")
+        return os.path.normpath((cgroups_path or f"/pymigrate/{container_id}").strip("/"))
 
     @classmethod
     def planned(cls, container_id: str, cgroups_path: str | None) -> dict[str, str]:
@@ -131,8 +132,21 @@ class Cgroup:
         busy = self.pids()
         problem = f"in use by process {busy[0]}" if busy else "frozen" if self.frozen else None
         if problem:
-            raise Conflict(
-                f"the cgroup {self.directories()[0]} is {problem}", remedy="set linux.cgroupsPath to another path"
+            raise Conflict(f"linux.cgroupsPath: {self.directories()[0]} is {problem}", remedy="set it to another path")
+
+    def require_own(self) -> None:
+        """Raise StateError unless these can be a container's own cgroups: below a mount point, and we are not in them.
+
+        They come from a state.json, and whoever is in them is killed: a damaged one must not end this machine.
+        """
+        points = [hierarchy.mountpoint.rstrip("/") for hierarchy in discover()]
+        for directory in self.directories():
+            below = any(directory.startswith(f"{point}/") for point in points) and directory not in points
+            if not below or os.path.normpath(directory) != directory:
+                raise StateError(f"cgroup_paths: {directory} is no cgroup of a container")
+        if not {1, os.getpid()}.isdisjoint(self.pids()):
+            raise StateError(
+                f"cgroup_paths: {self.directories()[0]} holds processes of the host, this one or process 1"
             )
 
     def directories(self) -> list[str]:
@@ -189,6 +203,8 @@ class Cgroup:
             from runtime.cgroups import systemd as driver
 
             driver.set_properties(self.unit, resources, self.paths[UNIFIED] if self.unified_only else None)
+        from runtime.cgroups import v1, v2
+
         if self.unified_only:
             self._write_all(v2.writes(resources, self.paths[UNIFIED]))
         else:
@@ -201,6 +217,8 @@ class Cgroup:
 
     def _apply_devices(self, rules: Sequence[DeviceRule]) -> None:
         if "devices" in self.paths:
+            from runtime.cgroups import v1
+
             try:
                 current = read(f"{self.paths['devices']}/devices.list")
             except OSError as error:
@@ -263,6 +281,7 @@ class Cgroup:
 
     def freeze(self) -> None:
         """Pause all processes, and wait until they are. Raises ContainerError, DeadlineExceeded: they run on then."""
+        self.require_own()
         self._freezer("FROZEN", "1")
         if not self._await_frozen(FREEZE_TIMEOUT):
             self.thaw()
@@ -307,8 +326,15 @@ class Cgroup:
         found.discard(0)  # what is outside of our pid namespace
         return sorted(found)
 
+    def signal(self, number: int) -> None:
+        """Send a signal to every process in it. Raises StateError."""
+        self.require_own()
+        for pid in self.pids():
+            _kill(pid, number)
+
     def kill(self) -> None:
-        """Send SIGKILL to every process in it; one that forks meanwhile is killed as well."""
+        """Send SIGKILL to every process in it; one that forks meanwhile is killed as well. Raises StateError."""
+        self.require_own()
         deadline = time.monotonic() + KILL_TIMEOUT
         while pids := self.pids():
             self._kill_all(pids)
@@ -326,8 +352,12 @@ class Cgroup:
                 _kill(pid)
 
     def remove(self) -> None:
-        """Remove the directories, and our own parent when it is empty. Raises DeadlineExceeded."""
+        """Remove the directories, and the parents that we have made when they are empty.
+
+        Raises DeadlineExceeded, StateError.
+        """
         self.occupied()
+        self.require_own()
         directories = self.directories()
         if self.unit is not None:
             from runtime.cgroups import systemd as driver
@@ -337,12 +367,23 @@ class Cgroup:
         for directory, beside in zip(directories, self._monitor_directories(), strict=True):
             remove_tree(directory, deadline)
             remove_tree(beside, deadline)
-            parent = os.path.dirname(directory)
-            if os.path.basename(parent) == "pymigrate":
-                try:
-                    os.rmdir(parent)
-                except OSError:
-                    continue
+            remove_parents(directory)
+
+    def limits_reached(self) -> list[str]:
+        """Of memory and pids those whose limit the kernel has enforced here: by a kill, by refusing a fork."""
+        found = []
+        for kind, v1_file, v2_file, keys in (
+            ("memory", "memory.oom_control", "memory.events", ("oom_kill", "under_oom")),
+            ("pids", "pids.events", "pids.events", ("max",)),
+        ):
+            directory, file = (self.paths[kind], v1_file) if kind in self.paths else (self.paths.get(UNIFIED), v2_file)
+            try:
+                counts = flat_keyed(read(f"{directory}/{file}"))
+            except OSError:
+                continue  # no such controller here
+            if any(counts.get(key) for key in keys):
+                found.append(kind)
+        return found
 
     def stats(self) -> dict[str, Any]:
         """Usage and limits, in the shape of the data of `runc events --stats`."""
@@ -363,6 +404,7 @@ def _hold_place() -> int:
     if pid == 0:
         from runtime.light import signals
 
+        os.closerange(0, 1 << 16)  # the container's lock must not be held by it when we have been killed
         for number in range(1, signals.NSIG):
             if signals.getsignal(number) not in (signals.SIG_DFL, None):
                 signals.signal(number, signals.SIG_DFL)
@@ -383,9 +425,9 @@ def _refusal(one: Write, error: OSError) -> ContainerError:
     return ContainerError(f"linux.resources.{field}: cannot write {value!r} to {file}: {error.strerror}")
 
 
-def _kill(pid: int) -> None:
+def _kill(pid: int, number: int = 9) -> None:
     try:
-        os.kill(pid, 9)
+        os.kill(pid, number)
     except ProcessLookupError:
         return
 

@@ -16,6 +16,8 @@ _V1 = frozenset(
 # Version 2 controllers that a container's limits may need.
 _WANTED = ("cpu", "cpuset", "memory", "pids", "io", "hugetlb", "rdma")
 _MAKE_ATTEMPTS = 100
+# On each directory that we make. trusted.* is for whoever is privileged, user.* works on version 2 only (xattr(7)).
+_MARKS = ("trusted.pymigrate", "user.pymigrate")
 
 
 class Hierarchy(Record):
@@ -48,6 +50,7 @@ class Hierarchy(Record):
         for _ in range(_MAKE_ATTEMPTS):
             try:
                 os.mkdir(path, 0o755)
+                _mark(path)
                 return True
             except FileExistsError:
                 return False
@@ -57,6 +60,38 @@ class Hierarchy(Record):
                     raise
                 self._make_directory(os.path.dirname(path))
         raise ContainerError(f"cannot make the cgroup {path}: what it lies in is removed again and again")
+
+
+def _mark(path: str) -> None:
+    for name in _MARKS:
+        try:
+            os.setxattr(path, name, b"")
+            return
+        except OSError:
+            continue  # then it stays when it is empty
+
+
+def remove_parents(path: str) -> None:
+    """Remove what a cgroup that is gone has lain in, as far up as it is empty and of our making.
+
+    The mark is on the directory itself: of several containers below one parent the last to go removes it, whichever
+    has made it, and what was there before us stays.
+    """
+    parent = os.path.dirname(path)
+    while any(_is_marked(parent, name) for name in _MARKS):
+        try:
+            os.rmdir(parent)
+        except OSError:
+            return  # in use
+        parent = os.path.dirname(parent)
+
+
+def _is_marked(path: str, name: str) -> bool:
+    try:
+        os.getxattr(path, name)
+        return True
+    except OSError:
+        return False
 
 
 def discover(mountinfo: str | None = None) -> list[Hierarchy]:

@@ -25,9 +25,12 @@ class Local:
 
     root: Path
 
+    def argv(self, *argv: object) -> list[str]:
+        return [*PYMIGRATE, "--root", str(self.root), *map(str, argv)]
+
     def __call__(self, *argv: object, check: bool = True, **options: Any) -> "subprocess.CompletedProcess[str]":
         done = subprocess.run(
-            [*PYMIGRATE, "--root", str(self.root), *map(str, argv)],
+            self.argv(*argv),
             capture_output=True, text=True, timeout=60, **{"stdin": subprocess.DEVNULL, **options},
         )  # fmt: skip
         assert not check or done.returncode == 0, done.stderr

@@ -90,8 +90,13 @@ def test_read_only_holds(pymigrate: Local, tmp_path: Path, tree: Path) -> None:
 @pytest.mark.parametrize(
     ("option", "root", "tie"),
     [
-        ("rslave", None, "master:"), ("slave", None, "master:"), ("rshared", "rshared", "shared:"),
-        ("rslave", "rslave", "master:"), ("rprivate", None, ""), (None, None, ""), ("runbindable", None, "unbindable"),
+        ("rslave", None, "master:"),
+        ("slave", None, "master:"),
+        ("rshared", "rshared", "shared:"),
+        ("rslave", "rslave", "master:"),
+        ("rprivate", None, ""),
+        (None, None, ""),
+        ("runbindable", None, "unbindable"),
     ],
 )
 def test_propagation(

@@ -185,7 +185,10 @@ def test_what_does_not_fit_is_refused(pymigrate: Local, counting: Path, tmp_path
 
 
 def test_terminal_without_devpts(pymigrate: Local, tmp_path: Path) -> None:
-    with under_pty(pymigrate, "run", "-b", make(tmp_path / "b", "true", {**TERMINAL, "mounts": []}), "c") as (screen, process):
+    with under_pty(pymigrate, "run", "-b", make(tmp_path / "b", "true", {**TERMINAL, "mounts": []}), "c") as (
+        screen,
+        process,
+    ):
         assert process.wait(PATIENCE) != 0
         screen.until("process.terminal: cannot be made")
 

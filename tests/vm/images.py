@@ -16,6 +16,7 @@ CACHE = Path("/var/cache/pymigrate/vm")
 ADDRESSES = {"host1": "10.77.0.1", "host2": "10.77.0.2"}
 BUILD_TIMEOUT = 900.0
 DISK_SIZE = 4 << 30
+ENGINES = ("containerd", "iptables", "netavark", "podman", "runc")  # on host1; iptables is for runc's checkpoints
 
 _NETWORK = {
     "10-outside.network": "[Match]\nName=eth0\n[Network]\nDHCP=ipv4\n",
@@ -49,7 +50,7 @@ def built(debian: str) -> Iterator[Images]:
     CACHE.mkdir(mode=0o700, parents=True, exist_ok=True)
     with (CACHE / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        trees = _kept(f"debian{debian}-trees", _TREE_SOURCES, lambda place: _make_trees(debian, place))
+        trees = _kept(f"debian{debian}-trees", _TREE_SOURCES, lambda place: _make_trees(debian, place), *ENGINES)
         sources = [*_TREE_SOURCES, "tests/vm/images.py", "vagrant/pair", *_code()]
         made = _kept(f"debian{debian}-disks", sources, lambda place: _make_disks(trees, place), trees.name)
         yield Images(
@@ -90,7 +91,7 @@ def _kept(kind: str, sources: list[str], make: Callable[[Path], None], *more: st
 
 def _make_trees(debian: str, place: Path) -> None:
     _run(TOP / "vagrant/make-tree", debian, place / "peer")
-    _run(TOP / "vagrant/make-tree", debian, place / "source", "--demo", "dbus")
+    _run(TOP / "vagrant/make-tree", debian, place / "source", "--demo", "dbus", *ENGINES)
 
 
 def _make_disks(trees: Path, place: Path) -> None:

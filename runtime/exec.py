@@ -85,6 +85,7 @@ def _start(
     config: dict[str, Any] = {
         "pid": state.pid, "start_time": state.pid_start_time, "process": process.plain(), "detach": options.detach,
         "cgroups": _below(state.cgroup_paths, options.cgroup), "keep": options.preserve_fds,
+        "personality": spec.personality,
         "console": None if console is None else console.fileno(),
         "filter": filter and {**filter.plain(), "program": filter.program.hex()},
     }  # fmt: skip

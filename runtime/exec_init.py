@@ -95,6 +95,8 @@ def main(argv: list[str]) -> int:
         process.limit_self(wanted)
         if not remapped:
             process.schedule_self(wanted)
+        if config["personality"] is not None:
+            syscalls.personality(config["personality"])
         program = process.become_user(wanted, load)
         sync.send(sock, {"ready": True})
         process.execute(wanted, program)

@@ -449,7 +449,8 @@ def pivot(spec: Spec, *, move: bool) -> None:
     """
     old = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     if move:
-        syscalls.mount(".", "/", None, MS_MOVE)
+        if "user" not in spec.namespaces:  # there it is on / already
+            syscalls.mount(".", "/", None, MS_MOVE)
         os.chroot(".")
     else:
         syscalls.pivot_root(".", ".")

@@ -1,6 +1,7 @@
 """Bundles whose config.json is changed field by field, and what their programs print."""
 
 import contextlib
+import itertools
 import json
 import os
 import select
@@ -17,6 +18,7 @@ from tests.system.conftest import Local
 
 Fields = dict[str, Any]
 PATIENCE = 15.0  # seconds
+_numbers = itertools.count()
 
 
 def make(bundle: Path, script: str, fields: Fields | None = None) -> Path:
@@ -25,6 +27,8 @@ def make(bundle: Path, script: str, fields: Fields | None = None) -> Path:
     config = json.loads((bundle / "config.json").read_text())
     config["process"]["args"] = ["sh", "-c", script]
     config["root"]["readonly"] = False
+    # Tests of others may run at the same time, with containers of the same name.
+    config["linux"]["cgroupsPath"] = f"/pymigrate/test-{os.getpid()}-{next(_numbers)}"
     for path, value in (fields or {}).items():
         *parents, last = path.removesuffix("+").split(".")
         target = config

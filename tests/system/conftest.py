@@ -57,6 +57,14 @@ def bundle(tmp_path: Path) -> Path:
     return tmp_path / "bundle"
 
 
+@pytest.fixture
+def counting(tmp_path: Path) -> Path:
+    """The same with a cgroup of its own."""
+    from tests.system.boxes import make
+
+    return make(tmp_path / "bundle", COUNT)
+
+
 class Lab(Hosts):
     """host1 and host2 of a lab; commands run in them through the command line."""
 

@@ -137,8 +137,8 @@ def test_console_mounts_on_nothing_of_the_host(pymigrate: Local, tmp_path: Path)
         assert (outside.read_text(), (tmp_path / "made").exists()) == ("x", False)
 
 
-def test_exec_with_a_terminal(pymigrate: Local, bundle: Path, tmp_path: Path) -> None:
-    pymigrate("run", "-d", "-b", bundle, "c")
+def test_exec_with_a_terminal(pymigrate: Local, counting: Path, tmp_path: Path) -> None:
+    pymigrate("run", "-d", "-b", counting, "c")
     with under_pty(pymigrate, "exec", "-t", "c", "sh", "-c", "tty; stty size; read x; exit $x") as (screen, process):
         before = termios.tcgetattr(screen.master)
         screen.until("30 100\r\n")
@@ -154,8 +154,8 @@ def test_exec_with_a_terminal(pymigrate: Local, bundle: Path, tmp_path: Path) ->
     os.close(master)
 
 
-def test_exec_interrupted(pymigrate: Local, bundle: Path) -> None:
-    pymigrate("run", "-d", "-b", bundle, "c")
+def test_exec_interrupted(pymigrate: Local, counting: Path) -> None:
+    pymigrate("run", "-d", "-b", counting, "c")
     script = "trap 'echo caught; exit 4' INT; echo ready; while :; do sleep 0.05; done"
     with under_pty(pymigrate, "exec", "-t", "c", "sh", "-c", script) as (screen, process):
         screen.until("ready")
@@ -163,9 +163,9 @@ def test_exec_interrupted(pymigrate: Local, bundle: Path) -> None:
         assert process.wait(PATIENCE) == 4
 
 
-def test_exec_without_a_terminal_cannot_reach_the_callers(pymigrate: Local, bundle: Path) -> None:
+def test_exec_without_a_terminal_cannot_reach_the_callers(pymigrate: Local, counting: Path) -> None:
     """What controls a terminal can type into it (TIOCSTI); signals of the caller are handed on all the same."""
-    pymigrate("run", "-d", "-b", bundle, "c")
+    pymigrate("run", "-d", "-b", counting, "c")
     script = "(: < /dev/tty) 2> /dev/null && echo controls; trap 'exit 8' INT; echo ready; while :; do sleep 0.05; done"
     with under_pty(pymigrate, "exec", "c", "sh", "-c", script) as (screen, process):
         assert "controls" not in screen.until("ready")
@@ -173,13 +173,13 @@ def test_exec_without_a_terminal_cannot_reach_the_callers(pymigrate: Local, bund
         assert process.wait(PATIENCE) == 8
 
 
-def test_what_does_not_fit_is_refused(pymigrate: Local, bundle: Path, tmp_path: Path) -> None:
+def test_what_does_not_fit_is_refused(pymigrate: Local, counting: Path, tmp_path: Path) -> None:
     done = pymigrate("create", "-b", make(tmp_path / "b", "true", TERMINAL), "c", check=False)
     assert (done.returncode != 0, "console socket" in done.stderr) == (True, True)
     assert "console socket" in refusal(pymigrate, tmp_path, {}, "--console-socket", tmp_path / "none")
     missing = refusal(pymigrate, tmp_path, TERMINAL, "-d", "--console-socket", tmp_path / "none")
     assert f"--console-socket {tmp_path / 'none'}: No such file" in missing
-    pymigrate("run", "-d", "-b", bundle, "d")
+    pymigrate("run", "-d", "-b", counting, "d")
     done = pymigrate("exec", "-t", "-d", "d", "true", check=False)
     assert (done.returncode != 0, "console socket" in done.stderr) == (True, True)
 

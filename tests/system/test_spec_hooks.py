@@ -78,7 +78,9 @@ def test_create_container_hooks_run_before_pivot_in_the_containers_mounts(pymigr
     (tmp_path / "data").mkdir()
     (tmp_path / "data/x").write_text("hooked\n")
     script = f"mount --bind {tmp_path}/data {bundle}/rootfs/mnt"
-    config["hooks"] = {"createContainer": [{"path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/bin:/usr/bin"]}]}
+    config["hooks"] = {
+        "createContainer": [{"path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/bin:/usr/bin"]}]
+    }
     (bundle / "config.json").write_text(json.dumps(config))
     assert pymigrate("run", "-b", bundle, "c").stdout == "hooked\n1\n"
     assert "data" not in Path("/proc/self/mountinfo").read_text().split("/mnt")[-1]
@@ -86,6 +88,7 @@ def test_create_container_hooks_run_before_pivot_in_the_containers_mounts(pymigr
 
 def failing(point: str, tmp_path: Path, how: str) -> Fields:
     """Hooks of which the second of `point` fails; the others note that they ran."""
+
     def note(name: str, place: str) -> dict[str, Any]:
         return {"path": "/bin/sh", "args": ["sh", "-c", f"echo {name} >> {place}"]}
 
@@ -95,11 +98,19 @@ def failing(point: str, tmp_path: Path, how: str) -> Fields:
         "missing": {"path": "/no/such/hook"},
     }[how]
     hooks = {name: [note(name, "/ran" if name == "startContainer" else f"{tmp_path}/ran")] for name in POINTS}
-    hooks[point] = [hooks[point][0], bad, note(f"{point}-later", "/ran" if point == "startContainer" else f"{tmp_path}/ran")]
+    hooks[point] = [
+        hooks[point][0],
+        bad,
+        note(f"{point}-later", "/ran" if point == "startContainer" else f"{tmp_path}/ran"),
+    ]
     return {"hooks": hooks}
 
 
-WORDS = {"status": "exit status 3: because", "timeout": "did not end within 1 s", "missing": "No such file or directory"}
+WORDS = {
+    "status": "exit status 3: because",
+    "timeout": "did not end within 1 s",
+    "missing": "No such file or directory",
+}
 
 
 @pytest.mark.parametrize("how", WORDS)
@@ -163,6 +174,11 @@ def test_poststop_hooks_run_when_the_bundle_is_gone(pymigrate: Local, tmp_path: 
 def test_hook_without_environment_gets_none(pymigrate: Local, tmp_path: Path) -> None:
     hook = {"path": "/usr/bin/env", "args": ["env"]}
     script = f"/usr/bin/env > {tmp_path}/env"
-    output(pymigrate, tmp_path, "true", {"hooks": {"createRuntime": [hook, {"path": "/bin/sh", "args": ["sh", "-c", script]}]}})
+    output(
+        pymigrate,
+        tmp_path,
+        "true",
+        {"hooks": {"createRuntime": [hook, {"path": "/bin/sh", "args": ["sh", "-c", script]}]}},
+    )
     assert set((tmp_path / "env").read_text().split("\n")) - {"", "_=/usr/bin/env", "SHLVL=1", "OLDPWD="} == {
         f"PWD={tmp_path}/b0"}  # fmt: skip

@@ -119,7 +119,18 @@ def test_libraries_of_the_image_are_not_ours(copy: Copy, tmp_path: Path) -> None
     for place in {*map(Path, sys.path), Path("/usr/lib/python3.11"), Path("/usr/lib/python3.11/encodings")}:
         if place.is_absolute() and not place.suffix:
             (bundle / "rootfs" / str(place).lstrip("/")).mkdir(parents=True, exist_ok=True)
-            for name in ("os", "subprocess", "json", "ctypes", "encodings", "aliases", "utf_8", "signal", "socket", "fcntl"):
+            for name in (
+                "os",
+                "subprocess",
+                "json",
+                "ctypes",
+                "encodings",
+                "aliases",
+                "utf_8",
+                "signal",
+                "socket",
+                "fcntl",
+            ):
                 (bundle / "rootfs" / str(place).lstrip("/") / f"{name}.py").write_text(trap)
     assert copy("run", "-b", bundle, "c").stdout == "ran\n"
     bundle2 = make(tmp_path / "d", "sleep 60")
@@ -128,5 +139,3 @@ def test_libraries_of_the_image_are_not_ours(copy: Copy, tmp_path: Path) -> None
     copy("exec", "d", "true")
     copy("delete", "-f", "d")
     assert list(tmp_path.glob("*/rootfs/trapped")) == []
-
-

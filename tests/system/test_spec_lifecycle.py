@@ -89,7 +89,12 @@ def test_verbs_by_status(pymigrate: Local, tmp_path: Path, verb: tuple[str]) -> 
         "created": {"start", "kill", "delete", "pause"}, "running": {"pause", "kill"}, "paused": {"resume", "kill"},
         "stopped": {"delete"},
     }  # fmt: skip
-    steps = {"created": [], "running": [("start",)], "paused": [("start",), ("pause",)], "stopped": [("start",), ("kill", "KILL")]}
+    steps = {
+        "created": [],
+        "running": [("start",)],
+        "paused": [("start",), ("pause",)],
+        "stopped": [("start",), ("kill", "KILL")],
+    }
     for number, (wanted, before) in enumerate(steps.items()):
         pymigrate("create", "-b", make(tmp_path / f"b{number}", STUBBORN), "c")
         for name, *rest in before:
@@ -125,7 +130,9 @@ def test_pid_of_somebody_else_is_never_killed(pymigrate: Local, tmp_path: Path) 
         path = pymigrate.root / "c/state.json"
         before = path.read_text()
         pid = pymigrate.state("c")["pid"]
-        path.write_text(before.replace(f'"pid":{pid}', f'"pid":{bystander.pid}').replace(f'"pid": {pid}', f'"pid": {bystander.pid}'))
+        path.write_text(
+            before.replace(f'"pid":{pid}', f'"pid":{bystander.pid}').replace(f'"pid": {pid}', f'"pid": {bystander.pid}')
+        )
         assert pymigrate.state("c")["pid"] == bystander.pid
         assert status(pymigrate) == "stopped"
         for argv in (("kill", "c", "KILL"), ("exec", "c", "true")):

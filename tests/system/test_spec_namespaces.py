@@ -30,7 +30,9 @@ def other() -> Iterator[int]:
     """The pid of a process in new namespaces of all types, with a user namespace that owns the others."""
     inner = "exec unshare -nuipCTm --fork sh -c 'hostname joined; echo; read x'"
     script = f'echo; read x; exec setpriv --reuid 0 --regid 0 --clear-groups sh -c "{inner}"'
-    with running("unshare", "-U", "--keep-caps", "sh", "-c", script, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    with running(
+        "unshare", "-U", "--keep-caps", "sh", "-c", script, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
         assert process.stdout is not None
         assert process.stdin is not None
         process.stdout.readline()
@@ -78,7 +80,11 @@ def test_all_joined_with_the_user_namespace_that_owns_them(pymigrate: Local, tmp
 
 
 def test_own_files_are_no_namespaces(pymigrate: Local, tmp_path: Path, other: int) -> None:
-    for path, words in ((tmp_path, "cannot be joined"), ("/no/such", "No such file"), (f"/proc/{other}/ns/uts", "cannot")):
+    for path, words in (
+        (tmp_path, "cannot be joined"),
+        ("/no/such", "No such file"),
+        (f"/proc/{other}/ns/uts", "cannot"),
+    ):
         said = refusal(pymigrate, tmp_path, {**BARE, "linux.namespaces": namespaces("pid", network=str(path))})
         assert "linux.namespaces (network): " in said
         assert words in said
@@ -147,8 +153,10 @@ def test_sysctl_without_a_namespace_is_refused(pymigrate: Local, tmp_path: Path,
 
 
 def test_time_offsets(pymigrate: Local, tmp_path: Path) -> None:
-    fields: Fields = {"linux.namespaces+": [{"type": "time"}],
-                      "linux.timeOffsets": {"boottime": {"secs": 10**6, "nanosecs": 5}, "monotonic": {"secs": 7 * 10**5}}}
+    fields: Fields = {
+        "linux.namespaces+": [{"type": "time"}],
+        "linux.timeOffsets": {"boottime": {"secs": 10**6, "nanosecs": 5}, "monotonic": {"secs": 7 * 10**5}},
+    }
     said = output(pymigrate, tmp_path, "cat /proc/uptime /proc/self/timens_offsets", fields).split("\n")
     host = float(Path("/proc/uptime").read_text().split()[0])
     assert 0 <= host + 10**6 - float(said[0].split()[0]) < 60
@@ -163,7 +171,9 @@ def test_time_offsets(pymigrate: Local, tmp_path: Path) -> None:
 
 def test_personality(pymigrate: Local, tmp_path: Path) -> None:
     assert output(pymigrate, tmp_path, "uname -m", {"linux.personality": {"domain": "LINUX32"}}) == "i686\n"
-    assert output(pymigrate, tmp_path, "uname -m", {"linux.personality": {"domain": "LINUX"}}) == f"{os.uname().machine}\n"
+    assert (
+        output(pymigrate, tmp_path, "uname -m", {"linux.personality": {"domain": "LINUX"}}) == f"{os.uname().machine}\n"
+    )
     said = refusal(pymigrate, tmp_path, {"linux.personality": {"domain": "LINUX", "flags": ["X"]}})
     assert "linux.personality.flags: is not supported" in said
     bundle = make(tmp_path / "d", "sleep 60", {"linux.personality": {"domain": "LINUX32"}})

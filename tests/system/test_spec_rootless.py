@@ -110,14 +110,16 @@ def test_terminal(rootless: Rootless) -> None:
     config = json.loads((bundle / "config.json").read_text())
     config["process"]["terminal"] = True
     (bundle / "config.json").write_text(json.dumps(config))
-    assert rootless("run", "-b", bundle, "c").stdout == "/dev/pts/0\r\n"
+    assert rootless("run", "-b", bundle, "c").stdout == "/dev/pts/0\n"
 
 
 def test_subordinate_ids(rootless: Rootless) -> None:
     if shutil.which("newuidmap") is None:
         pytest.skip("package uidmap is not installed")
     maps = [{"containerID": 0, "hostID": USER, "size": 1}, {"containerID": 1, "hostID": SUB, "size": 1000}]
-    bundle = rootless.bundle("b", "touch /a; chown 5:6 /a; id -G; cat /proc/self/setgroups", uidMappings=maps, gidMappings=maps)
+    bundle = rootless.bundle(
+        "b", "touch /a; chown 5:6 /a; id -G; cat /proc/self/setgroups", uidMappings=maps, gidMappings=maps
+    )
     config = json.loads((bundle / "config.json").read_text())
     config["process"]["user"]["additionalGids"] = [7]
     for names in config["process"]["capabilities"].values():
@@ -143,7 +145,9 @@ def test_what_it_may_not_do_is_said(rootless: Rootless) -> None:
         ("devices", [{"path": "/dev/x", "type": "c", "major": 1, "minor": 3}], "linux.devices (/dev/x): "),
     )):  # fmt: skip
         more = {"uidMappings": [], "gidMappings": []} if field == "namespaces" else {}
-        done = rootless("run", "-b", rootless.bundle(f"b{number}", "echo ran", **{field: value, **more}), "c", check=False)
+        done = rootless(
+            "run", "-b", rootless.bundle(f"b{number}", "echo ran", **{field: value, **more}), "c", check=False
+        )
         assert (done.returncode != 0, done.stdout, words in done.stderr) == (True, "", True), done
 
 

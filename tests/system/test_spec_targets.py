@@ -83,7 +83,9 @@ def test_links_without_end(pymigrate: Local, tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["/proc", "/sys", "/proc/sys"])
-def test_proc_and_sys_stand_where_they_are_said_to(pymigrate: Local, tmp_path: Path, outside: Outside, path: str) -> None:
+def test_proc_and_sys_stand_where_they_are_said_to(
+    pymigrate: Local, tmp_path: Path, outside: Outside, path: str
+) -> None:
     bundle = make(tmp_path / "b", "echo ran")
     place = bundle / "rootfs" / path.split("/")[1]
     place.rmdir()

@@ -39,7 +39,9 @@ def test_life_in_a_user_namespace(pymigrate: Local, tmp_path: Path) -> None:
     pid = pymigrate.state("c")["pid"]
     pymigrate("start", "c")
     assert Path(f"/proc/{pid}").stat().st_uid == 100000
-    said = pymigrate("exec", "-u", "5:6", "-g", "7", "c", "sh", "-c", "id -u; id -G; touch /tmp/x; grep CapBnd /proc/self/status")
+    said = pymigrate(
+        "exec", "-u", "5:6", "-g", "7", "c", "sh", "-c", "id -u; id -G; touch /tmp/x; grep CapBnd /proc/self/status"
+    )
     assert said.stdout.split()[:3] == ["5", "6", "7"]
     pymigrate("kill", "c", "KILL")
     pymigrate("delete", "-f", "c")
@@ -81,23 +83,37 @@ def test_bind_mounts_reach_what_its_root_could_not(pymigrate: Local, tmp_path: P
     (hidden / "d").mkdir(mode=0o755)
     (hidden / "d/x").write_text("here\n")
     hidden.chmod(0o700)
-    mounts = [{"destination": "/mnt", "type": "bind", "source": str(hidden / "d"), "options": ["rbind", "ro", "nosuid"]}]
-    done = pymigrate("run", "-b", user_bundle(tmp_path / "b", "cat /mnt/x; touch /mnt/y", {"mounts+": mounts}), "c", check=False)
+    mounts = [
+        {"destination": "/mnt", "type": "bind", "source": str(hidden / "d"), "options": ["rbind", "ro", "nosuid"]}
+    ]
+    done = pymigrate(
+        "run", "-b", user_bundle(tmp_path / "b", "cat /mnt/x; touch /mnt/y", {"mounts+": mounts}), "c", check=False
+    )
     assert (done.stdout, "Read-only" in done.stderr) == ("here\n", True)
 
 
 def test_devices_are_the_hosts(pymigrate: Local, tmp_path: Path) -> None:
     null = {"path": "/dev/null", "type": "c", "major": 1, "minor": 3}
-    assert pymigrate("run", "-b", user_bundle(tmp_path / "b", "echo > /dev/null", {"linux.devices": [null]}), "c").stderr == ""
-    for device, words in (({**null, "minor": 5}, "this one is another"), ({**null, "path": "/dev/none"}, "No such file")):
-        done = pymigrate("run", "-b", user_bundle(tmp_path / f"b{words[:2]}", "true", {"linux.devices": [device]}), "c", check=False)
+    assert (
+        pymigrate("run", "-b", user_bundle(tmp_path / "b", "echo > /dev/null", {"linux.devices": [null]}), "c").stderr
+        == ""
+    )
+    for device, words in (
+        ({**null, "minor": 5}, "this one is another"),
+        ({**null, "path": "/dev/none"}, "No such file"),
+    ):
+        done = pymigrate(
+            "run", "-b", user_bundle(tmp_path / f"b{words[:2]}", "true", {"linux.devices": [device]}), "c", check=False
+        )
         assert f"linux.devices ({device['path']}): " in done.stderr
         assert words in done.stderr
 
 
 def test_what_a_fork_does_not_inherit_is_refused(pymigrate: Local, tmp_path: Path) -> None:
     scheduler = {"policy": "SCHED_OTHER", "flags": ["SCHED_FLAG_RESET_ON_FORK"]}
-    done = pymigrate("run", "-b", user_bundle(tmp_path / "b", "true", {"process.scheduler": scheduler}), "c", check=False)
+    done = pymigrate(
+        "run", "-b", user_bundle(tmp_path / "b", "true", {"process.scheduler": scheduler}), "c", check=False
+    )
     assert "process.scheduler: " in done.stderr
 
 
@@ -139,7 +155,10 @@ def test_mappings_of_a_mount_are_those_of_the_container(pymigrate: Local, tmp_pa
     mount = {"destination": "/mnt", "type": "bind", "source": str(tree), "options": ["rbind", "ridmap"]}
     script = "stat -c %u:%g /mnt/file /mnt/sub/file; touch /mnt/new"
     (tree).chmod(0o777)
-    assert pymigrate("run", "-b", user_bundle(tmp_path / "b", script, {"mounts+": [mount]}), "c").stdout.split() == ["7:8"] * 2
+    assert (
+        pymigrate("run", "-b", user_bundle(tmp_path / "b", script, {"mounts+": [mount]}), "c").stdout.split()
+        == ["7:8"] * 2
+    )
     assert (tree / "new").stat().st_uid == 0
 
 

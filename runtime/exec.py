@@ -40,8 +40,9 @@ class Options(Record):
 def run(store: Store, container_id: str, choose: Callable[[State], tuple[Process, Spec]], options: Options) -> int:
     """Run another program, which `choose` names with the container's spec, with our own standard streams.
 
-    Returns its exit status, or 0 when detached. With `ignore_paused` it waits while the container is paused. Signals that we get meanwhile go to it. The lock is held until it runs:
-    a container that is being moved must not get a process that would stay behind.
+    Returns its exit status, or 0 when detached. With `ignore_paused` it waits while the container is paused. Signals
+    that we get meanwhile go to it. The lock is held until it runs: a container that is being moved must not get a
+    process that would stay behind.
     """
     while options.ignore_paused and store.load(container_id).status is Status.PAUSED:
         # Without the lock, which `resume` needs; of a freezer of cgroup version 1 there is no event to wait for.

@@ -25,8 +25,14 @@ while ! [ -e /stop ]; do
     case $(readlink $exe) in *busybox*|"") continue;; esac
     echo seen $exe >> /seen
     (echo '# overwritten' >> $exe) 2>/dev/null && echo wrote >> /wrote
-    (exec 9<$exe) 2>/dev/null && (exec 9<$exe; sh -c 'for i in 1 2 3 4 5 6 7 8; do echo x >> /proc/self/fd/9 && echo wrote >> /wrote; usleep 20000; done') 2>/dev/null &
+    (exec 9<$exe && sh /hold) 2>/dev/null &
   done
+done
+"""
+HOLD = """
+for i in 1 2 3 4 5 6 7 8; do
+  echo '# overwritten' >> /proc/self/fd/9 && echo wrote >> /wrote
+  usleep 20000
 done
 """
 
@@ -91,6 +97,7 @@ def test_exec_of_proc_self_exe(copy: Copy, tmp_path: Path) -> None:
     every = sorted(set(__import__("runtime.capabilities").capabilities.NUMBERS) - {"CAP_SYS_RESOURCE"})
     fields = {"process.capabilities": dict.fromkeys(("bounding", "effective", "permitted"), every)}
     bundle = make(tmp_path / "b", WATCH, fields)
+    (bundle / "rootfs/hold").write_text(HOLD)
     (bundle / "rootfs/script").write_text("#!/proc/self/exe\n")
     (bundle / "rootfs/script").chmod(0o755)
     copy("run", "-d", "-b", bundle, "c")

@@ -25,15 +25,15 @@ class Rootless:
         self.home = home
         base = Path(__file__).parent.parent.parent
         self._holder = subprocess.Popen(
-            ["unshare", "-m", "sh", "-c", f"mount --bind {home}/subid /etc/subuid; mount --bind {home}/subid /etc/subgid; "
-             f"mount --bind {home}/passwd /etc/passwd; echo; read x"],
+            ["unshare", "-m", "sh", "-c", f"mount --bind {home}/subid /etc/subuid; "
+             f"mount --bind {home}/subid /etc/subgid; mount --bind {home}/passwd /etc/passwd; echo; read x"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
         assert self._holder.stdout is not None
         self._holder.stdout.readline()
-        self._prefix = ["nsenter", "-t", str(self._holder.pid), "-m", "setpriv", "--reuid", str(USER), "--regid", str(USER),
-                        "--clear-groups", "env", "-i", f"PATH={os.environ['PATH']}", f"PYTHONPATH={base}", f"HOME={home}",
-                        "PYTHONDONTWRITEBYTECODE=1"]  # fmt: skip
+        self._prefix = ["nsenter", "-t", str(self._holder.pid), "-m", "setpriv", "--reuid", str(USER),
+                        "--regid", str(USER), "--clear-groups", "env", "-i", f"PATH={os.environ['PATH']}",
+                        f"PYTHONPATH={base}", f"HOME={home}", "PYTHONDONTWRITEBYTECODE=1"]  # fmt: skip
 
     def close(self) -> None:
         self._holder.communicate("\n", timeout=PATIENCE)
@@ -144,7 +144,7 @@ def test_what_it_may_not_do_is_said(rootless: Rootless) -> None:
         ("resources", {"memory": {"limit": 1 << 26}}, "cgroup"),
         ("devices", [{"path": "/dev/x", "type": "c", "major": 1, "minor": 3}], "linux.devices (/dev/x): "),
     )):  # fmt: skip
-        more = {"uidMappings": [], "gidMappings": []} if field == "namespaces" else {}
+        more: dict[str, Any] = {"uidMappings": [], "gidMappings": []} if field == "namespaces" else {}
         done = rootless(
             "run", "-b", rootless.bundle(f"b{number}", "echo ran", **{field: value, **more}), "c", check=False
         )

@@ -41,7 +41,9 @@ def _write_file(path: str, text: str, field: str) -> None:
         finally:
             os.close(fd)
     except OSError as error:
-        raise StartFailed(f"{field}: {path} does not take {text.split()}: {error.strerror}") from None
+        raise StartFailed(
+            f"{field}: the kernel does not take {', '.join(text.splitlines())}: {error.strerror}"
+        ) from None
 
 
 def _run_tool(tool: str, pid: int, mappings: tuple[IdMapping, ...], field: str) -> None:

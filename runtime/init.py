@@ -72,7 +72,7 @@ def report(error: BaseException, sock: socket.socket, who: str) -> None:
     try:
         sync.send(sock, {"error": text})
     except OSError:
-        os.write(2, f"{text}\n".encode())
+        return  # it has failed itself, and says why, or was killed
 
 
 def close_all_but(keep: set[int], given: int) -> None:

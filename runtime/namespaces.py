@@ -53,6 +53,7 @@ def enter(spec: Spec, map_ids: Callable[[], None]) -> frozenset[str]:
     try:
         for kind, path in joined.items():
             opened[kind] = open_path(kind, path)
+            _refuse_sysctls(spec, kind, opened[kind])
         # Joining needs privileges over the namespace. Those of the host are joined before the user namespace is
         # entered, and those that belong to the user namespace itself after it.
         later = [kind for kind in joined if kind != "user" and not _join(kind, opened[kind], "user" in opened)]
@@ -88,6 +89,15 @@ def open_path(kind: str, path: str) -> int:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise StartFailed(f"linux.namespaces ({kind}): {path}: {error.strerror}") from None
+
+
+def _refuse_sysctls(spec: Spec, kind: str, fd: int) -> None:
+    """What is set in a namespace that is joined must not be set in the one that we are in: that is the host's."""
+    there, ours = os.fstat(fd), os.stat(f"/proc/self/ns/{FILES[kind]}")
+    if (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino):
+        for key in spec.sysctl:
+            if _sysctl_namespace(key) == kind:
+                raise StartFailed(f"linux.sysctl.{key}: would be set in the host's own namespace")
 
 
 def _join(kind: str, fd: int, again: bool) -> bool:

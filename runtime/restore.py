@@ -149,13 +149,15 @@ class Restoring:
                     child(True)
             else:
                 self._monitor = monitor.spawn(
-                    directory, child, stdout=out_r, stderr=err_r, adoptable=self._plan.adoptable
+                    directory, child, cgroup=self._cgroup, stdout=out_r, stderr=err_r,
+                    adoptable=self._plan.adoptable, fresh=True,
                 )  # fmt: skip
                 own = not self._monitor.pid
             ends = tuple(streams) if own else (-1, out_w, err_w)
             self._state = self._state.replace(stdio=self._names(spec, ends))
             if self._monitor is not None and self._monitor.pid:
-                self._cgroup.add_monitor(self._monitor.pid)
+                if self._cgroup.unit is not None:
+                    self._cgroup.add_monitor(self._monitor.pid)
                 start = processes.start_time(self._monitor.pid)
                 self._state = self._state.replace(shim_pid=self._monitor.pid, shim_start_time=start)
             self._store.save(self._state)

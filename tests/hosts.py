@@ -125,7 +125,8 @@ class Hosts(abc.ABC):
             host,
             "ls -A /run/opencontainer/containers 2>/dev/null; ls -A /var/lib/pymigrate/incoming 2>/dev/null; "
             "ls -A /var/lib/pymigrate/bundles 2>/dev/null; "
-            "for p in /proc/[0-9]*; do tr '\\0' ' ' < $p/cmdline 2>/dev/null | grep -E 'runtime.shim|agent-.*pyz|criu' "
+            "for p in /proc/[0-9]*; do tr '\\0' ' ' < $p/cmdline 2>/dev/null | "
+            "grep -E 'runtime.shim|agent-.*pyz|criu|(pymigrate|migrate.cli) .*(run|create) ' "
             "| grep -v grep; done; find /sys/fs/cgroup -path '*/pymigrate/*' -type d",
             check=False,
         )

@@ -1,6 +1,7 @@
-"""What containers may leave on this machine: mounts, cgroups, namespaces, processes, state directories.
+"""What containers may leave on this machine: mounts, cgroups, processes (and with them namespaces), state directories.
 
-Where others run containers at the same time, PYMIGRATE_SHARED=1 counts only what bears the test's own names.
+Others may run containers at the same time: only what bears one of the test's own names is counted, the directory that
+its state directory lies in among them.
 """
 
 import os
@@ -10,56 +11,55 @@ from pathlib import Path
 from runtime.cgroups.hierarchies import discover
 
 GRACE = 5.0  # seconds in which what is just ending must be gone
-_MODULES = (b"from runtime.", b"from migrate.")  # selfexec.command's processes: monitor, init, exec, criu
-_LAB = "/pymigrate-lab"  # a lab's hosts have cgroups of their own; they are not this test's
 
 
-def leaks(root: Path, own: str) -> frozenset[str]:
+def leaks(root: Path, *names: str) -> frozenset[str]:
     """Everything of that kind that is there now, each with a name.
 
-    `root` is a state directory, `own` a text that the ids of its containers have. Two of these are compared: what the
-    second has and the first had not was left in between.
+    `root` is a state directory, `names` are texts that the ids of its containers and their cgroups' paths have. Two of
+    these are compared: what the second has and the first had not was left in between.
     """
-    found = [*_mounts(), *_cgroups(), *_processes(), *_states(root)]
-    if os.environ.get("PYMIGRATE_SHARED"):
-        found = [line for line in found if own in line or str(root.parent) in line]
+    own = (*names, str(root.parent))
+    found = [*_mounts(own), *_cgroups(own), *_processes(own), *_states(root)]
     return frozenset(found)
 
 
-def left(before: frozenset[str], root: Path, own: str) -> list[str]:
+def left(before: frozenset[str], root: Path, *names: str) -> list[str]:
     """What has come since `before` and stays; returns at once when there is nothing."""
-    found = leaks(root, own) - before
+    found = leaks(root, *names) - before
     deadline = time.monotonic() + GRACE
     while found and time.monotonic() < deadline:
         time.sleep(0.02)  # the kernel reports the end of none of these but processes
-        found &= leaks(root, own)
+        found &= leaks(root, *names)
     return sorted(found)
 
 
-def _mounts() -> list[str]:
+def _mounts(own: tuple[str, ...]) -> list[str]:
     lines = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
-    return [f"mount {fields[0]} at {fields[4]}" for fields in map(str.split, lines)]
+    return [f"mount {line}" for line in lines if any(name in line for name in own)]
 
 
-def _cgroups() -> list[str]:
+def _cgroups(own: tuple[str, ...]) -> list[str]:
     found = [path for hierarchy in discover() for path, _, _ in os.walk(hierarchy.mountpoint)]
-    return [f"cgroup {path}" for path in found if _LAB not in path]
+    return [f"cgroup {path}" for path in found if any(name in path for name in own)]
 
 
-def _processes() -> list[str]:
-    """Processes that run a module of ours, and every process's namespaces."""
-    found = set()
+def _processes(own: tuple[str, ...]) -> list[str]:
+    """Processes whose command line or cgroup says that they are ours; a zombie has but its cgroup, and has lost that.
+
+    A fork of the command line has its arguments, the monitor has the state directory in its own, and the container's
+    program is in the container's cgroup. As long as they are there, so are their namespaces.
+    """
+    found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            if _LAB in (process / "cgroup").read_text():
-                continue
             argv = (process / "cmdline").read_bytes()
-            if any(module in argv for module in _MODULES):
-                found.add(f"process {process.name}: {argv[-300:].decode(errors='replace')!r}")
-            found |= {f"namespace {os.readlink(link)}" for link in (process / "ns").iterdir()}
+            text = argv.decode(errors="replace") + (process / "cgroup").read_text()
         except OSError:
             continue  # it has ended meanwhile
-    return sorted(found)
+        if any(name in text for name in own):
+            found.append(f"process {process.name}: {argv[-300:].decode(errors='replace')!r}")
+    return found
 
 
 def _states(root: Path) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 
 from runtime import foreground, handover, selfexec, sync
 from runtime.errors import Conflict
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from runtime.state import Store
 
 _WHO = "the exec'ed process"
+_STEP = 0.05  # seconds
 
 
 class Options(Record):
@@ -38,17 +40,21 @@ class Options(Record):
 def run(store: Store, container_id: str, choose: Callable[[State], tuple[Process, Spec]], options: Options) -> int:
     """Run another program, which `choose` names with the container's spec, with our own standard streams.
 
-    Returns its exit status, or 0 when detached. Signals that we get meanwhile go to it. The lock is held until it runs:
-    a container that is being moved must not get a process that would stay behind.
+    Returns its exit status, or 0 when detached. With `ignore_paused` it waits while the container is paused. Signals
+    that we get meanwhile go to it. The lock is held until it runs: a container that is being moved must not get a
+    process that would stay behind.
     """
+    while options.ignore_paused and store.load(container_id).status is Status.PAUSED:
+        # Without the lock, which `resume` needs; of a freezer of cgroup version 1 there is no event to wait for.
+        time.sleep(_STEP)
     with store.lock(container_id):
         state = store.load(container_id)
         status = state.status
-        if status is Status.PAUSED and not options.ignore_paused:
+        if status is Status.PAUSED:
             raise Conflict(
                 f"cannot exec in a paused container ({container_id})", remedy="use --ignore-paused, or resume it"
             )
-        status.require(container_id, "exec", Status.CREATED, Status.RUNNING, Status.PAUSED)
+        status.require(container_id, "exec", Status.CREATED, Status.RUNNING)
         process, spec = choose(state)
         ours = theirs = None
         if process.terminal:

@@ -63,7 +63,8 @@ _MAX_LINKS = 40  # as the kernel counts them: path_resolution(7)
 def prepare(spec: Spec) -> dict[int, int]:
     """Copies of the mounts that have to be taken while we are root of the host: descriptors for `build`."""
     trees: dict[int, int] = {}
-    entering = "user" in spec.namespaces
+    # A user without privileges may not copy mounts, and reaches in a user namespace what was within reach before.
+    entering = "user" in spec.namespaces and os.geteuid() == 0
     for index, mount in enumerate(spec.mounts):
         if mount.is_bind and (mount.idmap or entering):
             try:
@@ -449,7 +450,7 @@ def pivot(spec: Spec, *, move: bool) -> None:
     """
     old = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     if move:
-        if "user" not in spec.namespaces:  # there it is on / already
+        if os.getcwd() != "/":  # over the host's root already: _mount_root
             syscalls.mount(".", "/", None, MS_MOVE)
         os.chroot(".")
     else:

@@ -16,7 +16,8 @@ OUTSIDE = ("prestart", "createRuntime", "poststart", "poststop")
 # A hook's facts, as lines: its point, state, root's first entries, mount and network namespace, arguments, environment.
 _SAY = (
     'point=$1; read -r state; {{ echo "point $point"; echo "state $state"; echo "mnt $(readlink /proc/self/ns/mnt)"; '
-    'echo "net $(readlink /proc/self/ns/net)"; echo "args $0 $*"; echo "env $A"; echo "inroot $([ -e /in-root ] && echo yes)"; '
+    'echo "net $(readlink /proc/self/ns/net)"; echo "args $0 $*"; echo "env $A"; '
+    'echo "inroot $([ -e /in-root ] && echo yes)"; '
     'echo "count $(env | wc -l)"; }} >> {out}'
 )
 
@@ -92,7 +93,7 @@ def failing(point: str, tmp_path: Path, how: str) -> Fields:
     def note(name: str, place: str) -> dict[str, Any]:
         return {"path": "/bin/sh", "args": ["sh", "-c", f"echo {name} >> {place}"]}
 
-    bad = {
+    bad: dict[str, Any] = {
         "status": {"path": "/bin/sh", "args": ["sh", "-c", "echo because >&2; exit 3"]},
         "timeout": {"path": "/bin/sleep", "args": ["sleep", "30.125"], "timeout": 1},
         "missing": {"path": "/no/such/hook"},

@@ -72,7 +72,8 @@ def test_options_of_one_mount_and_of_the_tree(
 
 def test_recursive_options_undone(pymigrate: Local, tmp_path: Path, tree: Path) -> None:
     said = output(pymigrate, tmp_path, INFO, {
-        "mounts+": [bind(tree, "/a", "rro"), bind(tree, "/b", "rro", "rrw"), bind(tree, "/c", "rstrictatime")]})  # fmt: skip
+        "mounts+": [bind(tree, "/a", "rro"), bind(tree, "/b", "rro", "rrw"), bind(tree, "/c", "rstrictatime")],
+    })  # fmt: skip
     assert [options.split(",")[0] for place in ("/a", "/b") for options, _, _ in mounted(said, place)] == [
         "ro", "ro", "rw", "rw",
     ]  # fmt: skip
@@ -149,7 +150,8 @@ def test_nothing_of_the_host_stays_mounted(pymigrate: Local, tmp_path: Path, fla
 
 
 def test_copy_up(pymigrate: Local, tmp_path: Path) -> None:
-    bundle = make(tmp_path / "b", "cd /data; find . -maxdepth 1 | sort; find . -mindepth 2; cat file; readlink link; stat -c '%n %a %u:%g' *; "
+    bundle = make(tmp_path / "b", "cd /data; find . -maxdepth 1 | sort; find . -mindepth 2; cat file; readlink link; "
+                  "stat -c '%n %a %u:%g' *; "
                   "rm pipe; cat inner/deep; touch ro 2>&1")  # fmt: skip
     data = bundle / "rootfs/data"
     (data / "inner").mkdir(parents=True)
@@ -216,7 +218,8 @@ def test_file_systems_and_their_options(pymigrate: Local, tmp_path: Path) -> Non
 
 
 def test_masked_and_read_only_paths(pymigrate: Local, tmp_path: Path) -> None:
-    bundle = make(tmp_path / "b", "ls -A /secret; cat /file; touch /kept/x; echo x > /one; cat /kept/y; echo x > /secret/x",
+    bundle = make(tmp_path / "b", "ls -A /secret; cat /file; touch /kept/x; echo x > /one; cat /kept/y; "
+                  "echo x > /secret/x",
                   {"linux.maskedPaths": ["/secret", "/file", "/missing"],
                    "linux.readonlyPaths": ["/kept", "/one", "/missing"]})  # fmt: skip
     for name in ("secret", "kept"):
@@ -231,7 +234,8 @@ def test_masked_and_read_only_paths(pymigrate: Local, tmp_path: Path) -> None:
 @pytest.mark.parametrize("private", [True, False])
 def test_cgroups(pymigrate: Local, tmp_path: Path, private: bool) -> None:
     kinds = ["pid", "network", "ipc", "uts", "mount", *(["cgroup"] if private else [])]
-    said = output(pymigrate, tmp_path, "grep pids /proc/self/cgroup; wc -l < /sys/fs/cgroup/pids/cgroup.procs; ls -d /sys/fs/cgroup/*;"
+    said = output(pymigrate, tmp_path, "grep pids /proc/self/cgroup; wc -l < /sys/fs/cgroup/pids/cgroup.procs; "
+                  "ls -d /sys/fs/cgroup/*;"
                   f" touch /sys/fs/cgroup/pids/x 2>&1; {INFO}",
                   {"linux.namespaces": [{"type": kind} for kind in kinds]})  # fmt: skip
     if not Path("/sys/fs/cgroup/pids").is_dir():

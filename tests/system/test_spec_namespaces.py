@@ -123,8 +123,8 @@ def test_name_in_a_joined_namespace(pymigrate: Local, tmp_path: Path, other: int
 
 def test_sysctl(pymigrate: Local, tmp_path: Path) -> None:
     values = {
-        "net.ipv4.ip_forward": "1", "net/ipv4/conf/lo/rp_filter": "2", "kernel.shmmax": "12345", "fs.mqueue.msg_max": "9",
-        "kernel.msgmax": "4096", "kernel.sem": "250\t32000\t100\t128",
+        "net.ipv4.ip_forward": "1", "net/ipv4/conf/lo/rp_filter": "2", "kernel.shmmax": "12345",
+        "fs.mqueue.msg_max": "9", "kernel.msgmax": "4096", "kernel.sem": "250\t32000\t100\t128",
     }  # fmt: skip
     before = {name: Path("/proc/sys", name.replace(".", "/")).read_text() for name in values}
     files = " ".join(f"/proc/sys/{name.replace('.', '/')}" for name in values)
@@ -135,8 +135,8 @@ def test_sysctl(pymigrate: Local, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["kernel.panic", "vm.swappiness", "fs.file-max", "net/../kernel/panic", "net.//.kernel.panic", "kernel.shm/../panic",
-     "kernel.shm_no_such", ""],
+    ["kernel.panic", "vm.swappiness", "fs.file-max", "net/../kernel/panic", "net.//.kernel.panic",
+     "kernel.shm/../panic", "kernel.shm_no_such", ""],
 )  # fmt: skip
 def test_sysctl_of_the_host_is_refused(pymigrate: Local, tmp_path: Path, name: str) -> None:
     before = Path("/proc/sys/kernel/panic").read_text()

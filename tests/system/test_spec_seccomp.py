@@ -88,8 +88,8 @@ def test_errno(pymigrate: Local, tmp_path: Path, who: str) -> None:
                   "test -d /tmp/x || echo none", fields)  # fmt: skip
     privileges = int(bool(fields["process.noNewPrivileges"]))
     assert said.splitlines() == [
-        f"NoNewPrivs:\t{privileges}", "Seccomp:\t2", "mkdir: can't create directory '/tmp/x': Invalid cross-device link",
-        "none",
+        f"NoNewPrivs:\t{privileges}", "Seccomp:\t2",
+        "mkdir: can't create directory '/tmp/x': Invalid cross-device link", "none",
     ]  # fmt: skip
 
 

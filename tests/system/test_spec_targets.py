@@ -39,11 +39,13 @@ def outside(tmp_path: Path) -> Outside:
 
 LINKS = {
     "absolute": "{outside}/dir", "file": "{outside}/file", "dangling": "{outside}/new/deep",
-    "relative": "../../../../../../../../../../../../..{outside}/dir", "dangling-relative": "../../../../../../..{outside}/x",
+    "relative": "../../../../../../../../../../../../..{outside}/dir",
+    "dangling-relative": "../../../../../../..{outside}/x",
     "inside": "/run/there",
 }  # fmt: skip
 TARGETS: dict[str, Fields] = {
-    "tmpfs": {"type": "tmpfs", "source": "tmpfs"}, "bind-directory": {"type": "bind", "source": "/usr", "options": ["bind"]},
+    "tmpfs": {"type": "tmpfs", "source": "tmpfs"},
+    "bind-directory": {"type": "bind", "source": "/usr", "options": ["bind"]},
     "bind-file": {"type": "bind", "source": "/etc/passwd", "options": ["bind"]},
     "cgroup": {"type": "cgroup", "source": "cgroup"},
     "copyup": {"type": "tmpfs", "source": "tmpfs", "options": ["tmpcopyup"]},

@@ -22,8 +22,8 @@ def user_bundle(bundle: Path, script: str, fields: Fields | None = None) -> Path
 
 
 def test_root_inside_is_another_outside(pymigrate: Local, tmp_path: Path) -> None:
-    script = "id -u; cat /proc/self/uid_map /proc/self/gid_map /proc/self/setgroups; touch /made /dev/shm/x; hostname;" \
-             " echo x > /dev/null; head -c 3 /dev/zero | wc -c; ls -ln /proc/1/cgroup | wc -l; mount | grep -c .; exec 3>&-"  # fmt: skip
+    script = "id -u; cat /proc/self/uid_map /proc/self/gid_map /proc/self/setgroups; touch /made /dev/shm/x; " \
+             "hostname; echo x > /dev/null; head -c 3 /dev/zero | wc -c"  # fmt: skip
     bundle = user_bundle(tmp_path / "b", script, {"process.noNewPrivileges": True})
     said = pymigrate("run", "-b", bundle, "c").stdout.splitlines()
     assert said[0] == "0"
@@ -65,7 +65,8 @@ def test_setup_in_a_user_namespace(pymigrate: Local, tmp_path: Path) -> None:
     fields = {
         "linux.sysctl": {"net.ipv4.ip_forward": "1", "kernel.shmmax": "4097"}, "root.readonly": True,
         "process.rlimits": [{"type": "RLIMIT_NOFILE", "soft": 77, "hard": 88}], "process.oomScoreAdj": 3,
-        "process.scheduler": {"policy": "SCHED_BATCH", "nice": -2}, "linux.namespaces+": [{"type": "user"}, {"type": "time"}],
+        "process.scheduler": {"policy": "SCHED_BATCH", "nice": -2},
+        "linux.namespaces+": [{"type": "user"}, {"type": "time"}],
         "linux.timeOffsets": {"boottime": {"secs": 10**6}},
     }  # fmt: skip
     script = "cat /proc/sys/net/ipv4/ip_forward /proc/sys/kernel/shmmax /proc/self/oom_score_adj; ulimit -n; " \

@@ -75,8 +75,9 @@ def create(
         except BaseException as error:
             cause = _limit_reached(cgroup, spec.resources)
             remove_cgroup(cgroup)
-            # As after any other end (runtime.md, lifecycle, steps 3 to 5).
-            hooks.run_all("poststop", spec.hooks["poststop"], state.oci("stopped"))
+            hooks.run_all(
+                "poststop", spec.hooks["poststop"], state.oci("stopped")
+            )  # runtime.md, lifecycle, steps 3 to 13
             store.remove(container_id)
             if cause is not None and isinstance(error, StartFailed | DeadlineExceeded):
                 raise type(error)(f"{cause}: {error}") from None
@@ -200,10 +201,10 @@ def _launch(
             keeper = monitor.spawn(
                 directory,
                 lambda own: init.become(setup if own else setup.replace(stdio=(None, out_w, err_w)), theirs),
-                stdout=out_r, stderr=err_r, adoptable=True,
+                cgroup=cgroup, stdout=out_r, stderr=err_r, adoptable=True, fresh=False,
             )  # fmt: skip
             stdio = ("/dev/null", *_streams(out_w, err_w)) if keeper.pid else _streams(0, 1, 2)
-            if keeper.pid:
+            if keeper.pid and cgroup.unit is not None:
                 cgroup.add_monitor(keeper.pid)
         theirs.close()
         for fd in (out_r, out_w, err_r, err_w, errors):

@@ -75,8 +75,9 @@ def create(
         except BaseException as error:
             cause = _limit_reached(cgroup, spec.resources)
             remove_cgroup(cgroup)
-            # As after any other end (runtime.md, lifecycle, steps 3 to 5).
-            hooks.run_all("poststop", spec.hooks["poststop"], state.oci("stopped"))
+            hooks.run_all(
+                "poststop", spec.hooks["poststop"], state.oci("stopped")
+            )  # runtime.md, lifecycle, steps 3 to 13
             store.remove(container_id)
             if cause is not None and isinstance(error, StartFailed | DeadlineExceeded):
                 raise type(error)(f"{cause}: {error}") from None

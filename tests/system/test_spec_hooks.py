@@ -93,15 +93,15 @@ def failing(point: str, tmp_path: Path, how: str) -> Fields:
     def note(name: str, place: str) -> dict[str, Any]:
         return {"path": "/bin/sh", "args": ["sh", "-c", f"echo {name} >> {place}"]}
 
-    bad: dict[str, Any] = {
+    bad: dict[str, dict[str, Any]] = {
         "status": {"path": "/bin/sh", "args": ["sh", "-c", "echo because >&2; exit 3"]},
         "timeout": {"path": "/bin/sleep", "args": ["sleep", "30.125"], "timeout": 1},
         "missing": {"path": "/no/such/hook"},
-    }[how]
+    }
     hooks = {name: [note(name, "/ran" if name == "startContainer" else f"{tmp_path}/ran")] for name in POINTS}
     hooks[point] = [
         hooks[point][0],
-        bad,
+        bad[how],
         note(f"{point}-later", "/ran" if point == "startContainer" else f"{tmp_path}/ran"),
     ]
     return {"hooks": hooks}

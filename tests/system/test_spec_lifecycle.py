@@ -84,7 +84,8 @@ def test_exec_by_status(pymigrate: Local, tmp_path: Path) -> None:
 
 
 STEPS: dict[str, list[tuple[str, ...]]] = {
-    "created": [], "running": [("start",)], "paused": [("start",), ("pause",)], "stopped": [("start",), ("kill", "KILL")],
+    "created": [], "running": [("start",)], "paused": [("start",), ("pause",)],
+    "stopped": [("start",), ("kill", "KILL")],
 }  # fmt: skip
 REFUSED = {
     "created": ("resume",), "running": ("start", "resume", "delete"), "paused": ("start", "pause", "delete"),

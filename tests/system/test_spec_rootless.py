@@ -50,6 +50,13 @@ class Rootless:
         command = [sys.executable, "-m", "migrate.cli", "--root", str(self.home / "state"), *argv]
         return self.run(*command, check=check, **options)
 
+    def own_python(self) -> Path:
+        """A copy of the interpreter that belongs to the user, and so to root of its containers."""
+        copy = self.home / "python3"
+        shutil.copy2(os.path.realpath(sys.executable), copy)
+        os.chown(copy, USER, USER)
+        return copy
+
     def bundle(self, name: str, script: str, **linux: Any) -> Path:
         place = self.home / name
         place.mkdir()
@@ -149,6 +156,28 @@ def test_what_it_may_not_do_is_said(rootless: Rootless) -> None:
             "run", "-b", rootless.bundle(f"b{number}", "echo ran", **{field: value, **more}), "c", check=False
         )
         assert (done.returncode != 0, done.stdout, words in done.stderr) == (True, "", True), done
+
+
+def test_interpreter_of_the_user_is_safe(rootless: Rootless) -> None:
+    """Root of the container owns the file: only a copy that is sealed keeps it from being overwritten."""
+    bundle = rootless.bundle("b", "echo up; sleep 60")
+    script = "for i in 1 2 3; do echo '# overwritten' >> /proc/self/exe; done"
+    (bundle / "rootfs/script").write_text("#!/proc/self/exe\n")
+    (bundle / "rootfs/script").chmod(0o755)
+    python = rootless.own_python()
+    before = python.read_bytes()
+    command = [python, "-m", "migrate.cli", "--root", rootless.home / "state"]
+    rootless.run(*command, "create", "-b", bundle, "c")
+    rootless.run(*command, "start", "c")
+    assert rootless.run(*command, "exec", "c", "sh", "-c", "readlink /proc/1/exe; id -u").stdout.split()[1] == "0"
+    watch = "for i in 1 2 3 4 5 6 7 8 9; do for e in /proc/[0-9]*/exe; do case $(readlink $e) in *python*) " \
+            "echo seen >> /seen; echo '# overwritten' >> $e && echo wrote >> /wrote;; esac; done; done"  # fmt: skip
+    rootless.run(*command, "exec", "-d", "c", "sh", "-c", f"({watch}) > /dev/null 2>&1")
+    for program in ("/proc/self/exe", "/script"):
+        rootless.run(*command, "exec", "c", program, "-c", script, check=False)
+    rootless.run(*command, "delete", "-f", "c")
+    assert not (bundle / "rootfs/wrote").exists()
+    assert python.read_bytes() == before
 
 
 def test_groups_cannot_be_given_with_a_single_id(rootless: Rootless) -> None:

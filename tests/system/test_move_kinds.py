@@ -1,6 +1,5 @@
 """Moves of containers that are made in other ways than the default: there and back, counting on."""
 
-import json
 from typing import Any
 
 import pytest
@@ -34,11 +33,8 @@ def linux(*kinds: str, **fields: Any) -> dict[str, Any]:
 def test_there_and_back(lab: Lab, fields: dict[str, Any], allow: list[str]) -> None:
     place = "/var/lib/pymigrate/test/web"
     if "uidMappings" in fields:
-        lab.run(linux=linux())  # for its bundle
-        lab.sh("host1", f"pymigrate delete -f web && chown -R 100000:100000 {place}/rootfs")
-        config = default_spec() | {"linux": fields}
-        config["process"]["args"] = ["sh", "-c", "i=0; while :; do i=$((i+1)); echo $i; usleep 20000; done"]
-        lab.sh("host1", f"cat > {place}/config.json <<'END'\n{json.dumps(config)}\nEND")
+        lab.run(linux=fields, start=False)
+        lab.sh("host1", f"chown -R 100000:100000 {place}/rootfs")
         lab.on("host1", "pymigrate", "run", "-d", "-b", place, "web")
     else:
         lab.run(linux=fields)

@@ -6,6 +6,7 @@ help:
 	@echo "make demo    set up this machine and move a Redis between two hosts on it"
 	@echo "make test    set up this machine, check the code and run the tests"
 	@echo "make test-vm only the tests between two virtual machines; DEBIAN=12 for Debian 12 in them"
+	@echo "make bench   what a container's life costs, beside runc and crun"
 	@echo "make lint    only check the code"
 	@echo "make setup   only set up this machine"
 	@echo "make clean   remove what was made in this directory"
@@ -28,6 +29,9 @@ lint: setup
 test: setup-vm lint
 	$(PYTHON) -m pytest -q
 
+bench: setup-vm
+	@$(PYTHON) tests/bench.py
+
 test-vm: setup-vm
 	$(PYTHON) -m pytest -q -m vm
 
@@ -35,4 +39,4 @@ clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: help setup setup-vm demo lint test test-vm clean
+.PHONY: help setup setup-vm demo lint test test-vm bench clean

@@ -62,7 +62,8 @@ def external_mounts(spec: Spec, cgroup_paths: dict[str, str]) -> dict[str, str]:
     if "user" in spec.namespaces:
         found |= {f"/dev/{name}": f"/dev/{name}" for name in _HOST_DEVICES}
         found |= {device.path: device.path for device in spec.devices}
-    if "cgroup" not in spec.namespaces:
+    # A cgroup namespace is made before the user namespace, whose root then may not mount its hierarchies.
+    if "cgroup" not in spec.namespaces or "user" in spec.namespaces:
         for mount in spec.mounts:
             if mount.type == "cgroup":
                 found |= _cgroup_binds(mount.destination.rstrip("/"), cgroup_paths)
@@ -144,6 +145,8 @@ def checkpoint(store: Store, container_id: str, request: Request) -> None:
 
 
 def _dump(state: State, spec: Spec, request: Request) -> None:
+    if not request.pre_dump:  # first: of a lazy dump, the restore begins before the dump is over
+        write_descriptors(request.images, state.stdio)
     images, work = (os.open(path, os.O_RDONLY | os.O_DIRECTORY) for path in (request.images, request.work))
     try:
         options = dump_options(
@@ -158,8 +161,6 @@ def _dump(state: State, spec: Spec, request: Request) -> None:
     finally:
         os.close(images)
         os.close(work)
-    if not request.pre_dump:
-        write_descriptors(request.images, state.stdio)
 
 
 def write_descriptors(images: str, stdio: tuple[str, ...]) -> None:

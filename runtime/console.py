@@ -8,10 +8,12 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import stat
 import struct
 
 from runtime import sync, syscalls
 from runtime.errors import StartFailed
+from runtime.process import own_stream
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,14 +46,21 @@ def open_terminal(process: Process, owner: socket.socket, *, console: bool) -> N
         for fd in (0, 1, 2):
             os.dup2(slave, fd)
         os.close(slave)
+        own_stream(0, process.uid)
     except OSError as error:
         raise StartFailed(f"process.terminal: cannot be made: {error.strerror}") from None
 
 
 def _mount_console(slave: int) -> None:
     """By descriptors alone: a path of the image could be a symbolic link."""
-    os.close(os.open("/dev/console", os.O_CREAT | os.O_NOFOLLOW | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC, 0o600))
-    target = os.open("/dev/console", os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        target = os.open("/dev/console", flags)
+    except FileNotFoundError:
+        os.close(os.open("/dev/console", os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        target = os.open("/dev/console", flags)
+    if stat.S_ISLNK(os.fstat(target).st_mode):
+        raise OSError(errno.ELOOP, "/dev/console is a symbolic link")
     tree = syscalls.open_tree("", dir_fd=slave, recursive=False)
     syscalls.move_mount(tree, target)
     os.close(tree)

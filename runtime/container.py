@@ -1,336 +1,26 @@
-"""The life of a container: create, start, kill, delete. Every verb that changes one holds its lock."""
+"""The life of a container once it is there: start, kill, pause, delete. Every verb holds the container's lock.
+
+What makes one is in create.py: engines call these verbs as often, and they need far less.
+"""
 
 from __future__ import annotations
 
 import os
 import select
-import time
 
-from runtime import hooks, init, monitor, namespaces, notices, processes, sync, syscalls
+from runtime import processes
 from runtime.cgroups import Cgroup
-from runtime.errors import Conflict, ContainerError, DeadlineExceeded, NotFound, SpecError, StartFailed, StateError
+from runtime.errors import Conflict, ContainerError, DeadlineExceeded, NotFound, StartFailed, StateError
 from runtime.light import signals
-from runtime.records import Record
-from runtime.resources import Resources
 from runtime.state import State, Status, Store
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable
-    from typing import Any
 
-    from runtime.spec import Spec
-
-CREATE_TIMEOUT = 60.0
 START_TIMEOUT = 120.0
 DEATH_TIMEOUT = 30.0
 MONITOR_TIMEOUT = 10.0
-LATER = ("poststart", "poststop")
-
-
-class Options(Record):
-    """How a container is created, beside its bundle; what the flags of `create` and `run` say.
-
-    `foreground` is for a caller that stays: the container gets its standard streams, and is its child.
-    """
-
-    pid_file: str | None = None
-    console_socket: str | None = None
-    pidfd_socket: str | None = None
-    preserve_fds: int = 0
-    no_pivot: bool = False
-    no_new_keyring: bool = False
-    systemd: bool = False
-    foreground: bool = False
-
-
-def create(
-    store: Store,
-    container_id: str,
-    bundle: str,
-    options: Options = Options(),  # noqa: B008 (it is frozen)
-    console: socket.socket | None = None,
-) -> State:
-    """Make a container of a bundle; its init waits for `start`.
-
-    `console` takes the master of its terminal, where there is no --console-socket. Raises SpecError, Conflict,
-    StartFailed; after a failure nothing of it is left. Must be called by a process without threads.
-    """
-    from runtime.spec import load
-
-    bundle = os.path.abspath(bundle)
-    with store.lock(container_id):
-        spec = load(bundle)
-        _check(spec, options, console)
-        directory = store.create(container_id)
-        state = State(
-            id=container_id,
-            bundle=bundle,
-            rootfs=os.path.realpath(spec.root),
-            created=now(),
-            log_path=directory + "/log",
-            annotations=spec.annotations,
-            hooks=later_hooks(spec),
-        )
-        cgroup = Cgroup({})
-        try:
-            state, cgroup = make_cgroup(store, state, spec, systemd=options.systemd)
-            return _launch(store, state, spec, cgroup, options, console)
-        except BaseException as error:
-            cause = _limit_reached(cgroup, spec.resources)
-            remove_cgroup(cgroup)
-            store.remove(container_id)
-            if cause is not None and isinstance(error, StartFailed | DeadlineExceeded):
-                raise type(error)(f"{cause}: {error}") from None
-            raise
-
-
-def _limit_reached(cgroup: Cgroup, resources: Resources) -> str | None:
-    """The limit that has probably kept the container's init from being set up: a field, and what it did."""
-    limits = {"memory": resources.memory_limit, "pids": resources.pids_limit}
-    words = {"memory": "the kernel has no more memory for it", "pids": "it may not fork any more"}
-    for kind in cgroup.limits_reached():
-        limit = limits[kind]
-        field = f"linux.resources.{kind}.limit" if limit is not None else "linux.cgroupsPath"
-        return f"{field}: {limit if limit is not None else cgroup.directories()[0]}: {words[kind]}"
-    return None
-
-
-def make_cgroup(store: Store, state: State, spec: Spec, *, systemd: bool) -> tuple[State, Cgroup]:
-    """Make a new container's cgroup and set its limits; the state says where it is. Raises ContainerError.
-
-    The state is saved before anything is made, so that whoever finds it after we were killed can remove all.
-    """
-    if os.geteuid() and spec.resources == Resources():
-        store.save(state)  # without privileges, and without limits to set, there is none
-        return state, Cgroup({})
-    if not systemd:
-        planned = Cgroup.planned(state.id, spec.cgroups_path)
-        Cgroup(planned).require_free()  # what is in there must not become this container's, to be killed with it
-        state = state.replace(cgroup_paths=planned)
-        store.save(state)
-        cgroup = Cgroup.create(state.id, spec.cgroups_path)
-    else:
-        store.save(state)
-        cgroup = Cgroup.create(
-            state.id, spec.cgroups_path, systemd=True, resources=spec.resources, annotations=spec.annotations
-        )  # fmt: skip
-        state = state.replace(cgroup_paths=cgroup.paths, systemd_unit=cgroup.unit)
-        store.save(state)
-    try:
-        cgroup.apply(spec.resources)
-    except BaseException:
-        remove_cgroup(cgroup)
-        raise
-    return state, cgroup
-
-
-def remove_cgroup(cgroup: Cgroup) -> None:
-    """After a failure, which says more than one of these would."""
-    try:
-        cgroup.kill()
-        cgroup.remove()
-    except ContainerError:
-        pass
-
-
-def now() -> str:
-    """The time, as runc writes it into states: UTC, to the nanosecond."""
-    seconds, nanoseconds = divmod(time.time_ns(), 1_000_000_000)
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{nanoseconds:09d}Z"
-
-
-def _check(spec: Spec, options: Options, console: socket.socket | None) -> None:
-    """What can be said before anything is made."""
-    if not os.path.isdir(spec.root):
-        raise StartFailed(f"root.path: {spec.root} is no directory")
-    if spec.process.terminal and console is None and options.console_socket is None:
-        raise SpecError(
-            "cannot allocate tty if pymigrate will detach without setting console socket",
-            remedy="set process.terminal to false, give --console-socket, or use `run` without --detach",
-        )
-    if options.console_socket is not None and not spec.process.terminal:
-        raise SpecError("cannot use console socket if pymigrate will not detach or allocate tty: terminal is false")
-    if spec.process.apparmor_profile or spec.process.selinux_label or spec.mount_label:
-        from runtime.process import require_labels
-
-        require_labels(spec.process, spec.mount_label)
-
-
-def _launch(
-    store: Store, state: State, spec: Spec, cgroup: Cgroup, options: Options, console: socket.socket | None
-) -> State:
-    """Start the init, go through the handshake, save the state as created."""
-    directory = store.directory(state.id)
-    fifo = directory + "/exec.fifo"
-    try:
-        for path in (fifo, directory + "/error.fifo"):
-            os.mkfifo(path, 0o600)
-        errors = os.open(directory + "/error.fifo", os.O_RDWR | os.O_CLOEXEC)
-    except OSError as error:
-        raise ContainerError(f"{directory}: cannot be written to: {error.strerror}") from None
-    ours, theirs = sync.pair()
-    (out_r, out_w), (err_r, err_w) = ((-1, -1),) * 2 if options.foreground else (os.pipe(), os.pipe())
-    setup = init.Setup(
-        spec=spec,
-        cgroups=state.cgroup_paths,
-        fifo=fifo,
-        state=state.oci("creating"),
-        stdio=(0, 1, 2),
-        errors=errors,
-        keep=options.preserve_fds,
-        filter=compile_filter(spec),
-        keyring=None if options.no_new_keyring else f"_ses.{state.id}",
-        move_root=options.no_pivot,
-    )
-    keeper: monitor.Monitor | None = None
-    adopted: int | None = None
-    pid = 0
-    try:
-        terminal = console
-        if options.console_socket is not None:
-            terminal = connect_console(options.console_socket)
-        if terminal is not None:
-            setup = setup.replace(console=terminal.fileno())
-        if options.foreground:
-            syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
-            adopted = os.fork()
-            if adopted == 0:
-                init.become(setup, theirs)
-            stdio = _streams(0, 1, 2)
-        else:
-            keeper = monitor.spawn(
-                directory,
-                lambda own: init.become(setup if own else setup.replace(stdio=(None, out_w, err_w)), theirs),
-                stdout=out_r, stderr=err_r, adoptable=True,
-            )  # fmt: skip
-            stdio = ("/dev/null", *_streams(out_w, err_w)) if keeper.pid else _streams(0, 1, 2)
-            if keeper.pid:
-                cgroup.add_monitor(keeper.pid)
-        theirs.close()
-        for fd in (out_r, out_w, err_r, err_w, errors):
-            if fd >= 0:
-                os.close(fd)
-        shim = keeper.pid if keeper is not None else 0
-        state = state.replace(
-            shim_pid=shim, shim_start_time=processes.start_time(shim) if shim else None, stdio=stdio,
-        )  # fmt: skip
-        message = _receive(ours, spec)
-        pid = int(message["pid"])
-        cgroup.occupied()
-        if adopted:
-            os.waitpid(adopted, 0)
-        state = state.replace(
-            pid=pid, pid_start_time=processes.start_time(pid), namespace_paths=namespaces.paths(pid)
-        )  # fmt: skip
-        store.save(state)
-        for point in ("prestart", "createRuntime"):
-            hooks.run(point, spec.hooks[point], state.oci("creating"))
-        sync.send(ours, {})
-        await_ready(ours, spec, state, "the container's init")
-        if keeper is not None:
-            keeper.watch(pid)
-        if options.pidfd_socket is not None:
-            send_pidfd(options.pidfd_socket, pid)
-        if options.pid_file is not None:
-            write_pid(options.pid_file, pid)
-        return state
-    except BaseException:
-        if pid:
-            _kill(pid)
-        if keeper is not None and keeper.pid:
-            keeper.abandon()
-        raise
-    finally:
-        ours.close()
-
-
-def _receive(ours: socket.socket, spec: Spec) -> dict[str, Any]:
-    """The message with the init's pid; the maps of a user namespace are written on the way."""
-    message = sync.receive(ours, CREATE_TIMEOUT, "the container's init")
-    if "map" in message:
-        from runtime import idmaps
-
-        idmaps.write(int(message["map"]), spec.uid_mappings, spec.gid_mappings)
-        sync.send(ours, {})
-        message = sync.receive(ours, CREATE_TIMEOUT, "the container's init")
-    return message
-
-
-def await_ready(ours: socket.socket, spec: Spec, state: State, what: str) -> None:
-    """Wait until the other side is set up; a listener of its filter goes to the agent that the bundle names."""
-    message = sync.receive(ours, CREATE_TIMEOUT, what)
-    if "listener" in message and spec.seccomp is not None:
-        from runtime import seccomp_load
-
-        agent = spec.seccomp.listener_path or ""
-        fd = seccomp_load.take_listener(state.pid, int(message["listener"]))
-        try:
-            seccomp_load.send_listener(agent, fd, state.oci(), metadata=spec.seccomp.listener_metadata)
-        finally:
-            os.close(fd)
-        sync.send(ours, {})
-        sync.receive(ours, CREATE_TIMEOUT, what)
-
-
-def compile_filter(spec: Spec) -> Any:
-    """The seccomp filter of a bundle for the process that loads it; None without one. Raises NotSupported."""
-    if spec.seccomp is None:
-        return None
-    from runtime import seccomp_filter
-    from runtime.process import Filter
-
-    return Filter(seccomp_filter.compile(spec.seccomp), spec.seccomp.load_flags, spec.seccomp.notifies)
-
-
-def connect_console(path: str) -> socket.socket:
-    """A connection to a --console-socket. Raises StartFailed."""
-    try:
-        return sync.connect(path)
-    except OSError as error:
-        raise StartFailed(f"--console-socket {path}: {error.strerror}") from None
-
-
-def _streams(*fds: int) -> Any:
-    """What /proc shows of our descriptors; "" for one that is closed."""
-    found = []
-    for fd in fds:
-        try:
-            found.append(os.readlink(f"/proc/self/fd/{fd}"))
-        except OSError:
-            found.append("")
-    return tuple(found)
-
-
-def _kill(pid: int) -> None:
-    try:
-        os.kill(pid, signals.SIGKILL)
-    except ProcessLookupError:
-        pass  # it has ended by itself
-
-
-def write_pid(path: str, pid: int) -> None:
-    """Write a pid file, whole or not at all. Raises ContainerError."""
-    temporary = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.{os.getpid()}")
-    try:
-        with open(temporary, "w") as file:
-            file.write(str(pid))
-        os.rename(temporary, path)
-    except OSError as error:
-        raise ContainerError(f"{path}: cannot be written: {error.strerror}") from None
-
-
-def send_pidfd(path: str, pid: int) -> None:
-    """Send a pidfd of the container's init to the Unix socket at `path`. Raises ContainerError."""
-    try:
-        fd = os.pidfd_open(pid)
-        try:
-            sync.send_fd(path, fd, b"pidfd")
-        finally:
-            os.close(fd)
-    except OSError as error:
-        raise ContainerError(f"--pidfd-socket {path}: {error.strerror}") from None
 
 
 def start(store: Store, container_id: str) -> State:
@@ -503,13 +193,9 @@ def wait_monitor(state: State, timeout: float) -> None:
         os.close(pidfd)
 
 
-def later_hooks(spec: Spec) -> dict[str, Any]:
-    """For the state: the hooks that are run when the bundle may be gone."""
-    return {point: [hook.plain() for hook in spec.hooks[point]] for point in LATER if spec.hooks[point]}
-
-
 def _run_later(state: State, point: str, status: str | None = None) -> None:
     if state.hooks.get(point):
+        from runtime import hooks, notices
         from runtime.spec import Hook
 
         try:

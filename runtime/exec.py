@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import time
 
-from runtime import container, foreground, selfexec, sync
+from runtime import foreground, handover, selfexec, sync
 from runtime.errors import Conflict
 from runtime.light import signals
 from runtime.records import Record
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from runtime.state import Store
 
 _WHO = "the exec'ed process"
+_STEP = 0.05  # seconds
 
 
 class Options(Record):
@@ -38,22 +40,26 @@ class Options(Record):
 def run(store: Store, container_id: str, choose: Callable[[State], tuple[Process, Spec]], options: Options) -> int:
     """Run another program, which `choose` names with the container's spec, with our own standard streams.
 
-    Returns its exit status, or 0 when detached. Signals that we get meanwhile go to it. The lock is held until it runs:
-    a container that is being moved must not get a process that would stay behind.
+    Returns its exit status, or 0 when detached. With `ignore_paused` it waits while the container is paused. Signals
+    that we get meanwhile go to it. The lock is held until it runs: a container that is being moved must not get a
+    process that would stay behind.
     """
+    while options.ignore_paused and store.load(container_id).status is Status.PAUSED:
+        # Without the lock, which `resume` needs; of a freezer of cgroup version 1 there is no event to wait for.
+        time.sleep(_STEP)
     with store.lock(container_id):
         state = store.load(container_id)
         status = state.status
-        if status is Status.PAUSED and not options.ignore_paused:
+        if status is Status.PAUSED:
             raise Conflict(
                 f"cannot exec in a paused container ({container_id})", remedy="use --ignore-paused, or resume it"
             )
-        status.require(container_id, "exec", Status.CREATED, Status.RUNNING, Status.PAUSED)
+        status.require(container_id, "exec", Status.CREATED, Status.RUNNING)
         process, spec = choose(state)
         ours = theirs = None
         if process.terminal:
             if options.console_socket is not None:
-                theirs = container.connect_console(options.console_socket)
+                theirs = handover.connect_console(options.console_socket)
             elif options.detach:
                 raise Conflict("cannot allocate tty if pymigrate will detach without setting console socket")
             else:
@@ -81,10 +87,11 @@ def _start(
     keep = [theirs.fileno(), *range(3, 3 + options.preserve_fds)]
     if console is not None:
         keep.append(console.fileno())
-    filter = container.compile_filter(spec)
+    filter = handover.compile_filter(spec)
     config: dict[str, Any] = {
         "pid": state.pid, "start_time": state.pid_start_time, "process": process.plain(), "detach": options.detach,
         "cgroups": _below(state.cgroup_paths, options.cgroup), "keep": options.preserve_fds,
+        "personality": spec.personality,
         "console": None if console is None else console.fileno(),
         "filter": filter and {**filter.plain(), "program": filter.program.hex()},
     }  # fmt: skip
@@ -94,13 +101,13 @@ def _start(
         console.close()
     try:
         sync.send(ours, {"config": config})
-        pid = int(sync.receive(ours, container.CREATE_TIMEOUT, _WHO)["pid"])
+        pid = int(sync.receive(ours, handover.TIMEOUT, _WHO)["pid"])
         if options.pidfd_socket is not None:
-            container.send_pidfd(options.pidfd_socket, pid)
+            handover.send_pidfd(options.pidfd_socket, pid)
         if options.pid_file is not None:
-            container.write_pid(options.pid_file, pid)
+            handover.write_pid(options.pid_file, pid)
         sync.send(ours, {})
-        container.await_ready(ours, spec, state.replace(pid=pid), _WHO)
+        handover.await_ready(ours, spec, pid, state.oci(), _WHO)
         sync.await_end(ours)
         return child, pid
     except BaseException:

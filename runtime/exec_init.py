@@ -32,8 +32,8 @@ def _process(value: dict[str, Any]) -> Process:
     return Process(**{**value, **changed})
 
 
-def _join(pid: int, start_time: int) -> None:
-    """Enter every namespace of the container's init that is not ours already."""
+def _join(pid: int, start_time: int, wanted: Process) -> bool:
+    """Enter every namespace of the container's init that is not ours already; whether its users are others."""
     pidfd = os.pidfd_open(pid)
     if processes.start_time(pid) != start_time:
         raise Conflict("container not running")
@@ -42,11 +42,15 @@ def _join(pid: int, start_time: int) -> None:
         # A time namespace too: CRIU gives one to what it restores, so that its monotonic clock goes on.
         if os.stat(f"/proc/{pid}/ns/{name}").st_ino != os.stat(f"/proc/self/ns/{name}").st_ino:
             flags |= namespaces.FLAGS[kind]
+    remapped = bool(flags & syscalls.CLONE_NEWUSER)
+    if remapped:
+        process.schedule_self(wanted, forks=True)  # its root may not
     syscalls.setns(pidfd, flags)
     os.close(pidfd)
-    if flags & syscalls.CLONE_NEWUSER:
+    if remapped:
         os.setresgid(0, 0, 0)
         os.setresuid(0, 0, 0)
+    return remapped
 
 
 def main(argv: list[str]) -> int:
@@ -70,13 +74,13 @@ def main(argv: list[str]) -> int:
         # nor may a module be loaded from its files.
         syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
         selfexec.forbid_imports()
-        _join(config["pid"], config["start_time"])
+        remapped = _join(config["pid"], config["start_time"], wanted)
         pid = os.fork()
         if pid:
             return _wait(pid, sock, detach=config["detach"])
         sync.receive(sock, init.STEP_TIMEOUT, "exec")
-        if config["detach"] or given:
-            os.setsid()
+        # A session of its own: the caller's terminal, if it is on 0 to 2, is not to be the program's to control.
+        os.setsid()
         if given:
             owner = sync.adopt(config["console"])
             console.open_terminal(wanted, owner, console=False)
@@ -84,12 +88,16 @@ def main(argv: list[str]) -> int:
         else:
             for fd in (0, 1, 2):
                 process.own_null(fd)
+                process.own_stream(fd, wanted.uid)
         process.enter_cwd(wanted)
-        program = process.find_program(wanted)
         process.label_next_exec(wanted)
         process.reset_signals()
         process.limit_self(wanted)
-        process.become_user(wanted, load)
+        if not remapped:
+            process.schedule_self(wanted)
+        if config["personality"] is not None:
+            syscalls.personality(config["personality"])
+        program = process.become_user(wanted, load)
         sync.send(sock, {"ready": True})
         process.execute(wanted, program)
     except BaseException as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from runtime import container, sync
+from runtime import container, create, sync
 from runtime.errors import StartFailed
 from runtime.light import signals
 
@@ -21,12 +21,12 @@ _FORWARDED = (
 )  # fmt: skip
 
 
-def run(store: Store, container_id: str, bundle: str, options: container.Options, *, keep: bool = False) -> int:
+def run(store: Store, container_id: str, bundle: str, options: create.Options, *, keep: bool = False) -> int:
     """Create and start a container, wait for its end, delete it unless `keep`; returns its exit status."""
     ours = theirs = None
     if options.console_socket is None and wants_terminal(bundle):
         ours, theirs = sync.pair()
-    state = container.create(store, container_id, bundle, options.replace(foreground=True), theirs)
+    state = create.create(store, container_id, bundle, options.replace(foreground=True), theirs)
     try:
         with Forwarding(state.pid):
             if ours is None:
@@ -45,10 +45,15 @@ def wants_terminal(bundle: str) -> bool:
 
 
 def with_terminal(ours: socket.socket, begin: Callable[[], object], end: Callable[[], int]) -> int:
-    """Take the master of a terminal, copy between it and our own streams from `begin` until the other end is gone."""
+    """Take the master of a terminal and show it."""
+    _, master = receive_master(ours)
+    return show(master, begin, end)
+
+
+def show(master: int, begin: Callable[[], object], end: Callable[[], int]) -> int:
+    """Copy between the master of a terminal and our own streams from `begin` until its other end is gone."""
     from runtime import terminal
 
-    _, master = receive_master(ours)
     try:
         with terminal.Raw(0):
             terminal.copy_size(0, master)

@@ -23,10 +23,13 @@ def preload() -> ModuleType:
     return subprocess
 
 
-def run(point: str, hooks: Iterable[Hook], state: dict[str, Any]) -> None:
-    """Run the hooks of one point in order. Raises StartFailed at the first that fails or exceeds its timeout."""
+def run(point: str, hooks: Iterable[Hook], state: dict[str, Any], *, cwd: str | None = None) -> None:
+    """Run the hooks of one point in order, in the directory `cwd`, else in the bundle.
+
+    Raises StartFailed at the first that fails or exceeds its timeout.
+    """
     for index, hook in enumerate(hooks):
-        _run(f"hooks.{point}[{index}] ({hook.path})", hook, state)
+        _run(f"hooks.{point}[{index}] ({hook.path})", hook, state, cwd)
 
 
 def run_all(point: str, hooks: Iterable[Hook], state: dict[str, Any]) -> None:
@@ -36,19 +39,19 @@ def run_all(point: str, hooks: Iterable[Hook], state: dict[str, Any]) -> None:
     """
     for index, hook in enumerate(hooks):
         try:
-            _run(f"hooks.{point}[{index}] ({hook.path})", hook, state)
+            _run(f"hooks.{point}[{index}] ({hook.path})", hook, state, None)
         except StartFailed as error:
             notices.warn(str(error))
 
 
-def _run(where: str, hook: Hook, state: dict[str, Any]) -> None:
+def _run(where: str, hook: Hook, state: dict[str, Any], cwd: str | None) -> None:
     subprocess = preload()
     environment = dict(entry.partition("=")[::2] for entry in hook.env)
     try:
         done = subprocess.run(
             list(hook.args), executable=hook.path, env=environment, input=jsonio.dumps(state).encode(),
             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=hook.timeout,
-            cwd=state["bundle"] if os.path.isdir(state["bundle"]) else "/",  # it may be gone before the container is
+            cwd=cwd or (state["bundle"] if os.path.isdir(state["bundle"]) else "/"),  # it may be gone by now
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         raise StartFailed(f"{where}: did not end within {hook.timeout:g} s") from None

@@ -116,8 +116,11 @@ def main(argv: list[str]) -> int:
     become(setup, sync.adopt(int(argv[1])), sealed=True)
 
 
-def _stage_one(setup: Setup, sock: socket.socket) -> tuple[dict[int, int], int]:
-    """In the host's namespaces; returns in the child, pid 1 of the container: mounts.prepare's trees, and the fifo."""
+def _stage_one(setup: Setup, sock: socket.socket) -> tuple[dict[int, int], frozenset[str], int]:
+    """In the host's namespaces; returns in the child, which is pid 1 of the container.
+
+    Returns mounts.prepare's trees, the namespaces that may be set up (namespaces.enter), and the fifo of `start`.
+    """
     spec = setup.spec
     # The reading end of the fifo that `start` writes to: it lies on the host, out of reach for a user namespace's root.
     # We are a writer ourselves, so that it never seems to be at its end.
@@ -135,27 +138,31 @@ def _stage_one(setup: Setup, sock: socket.socket) -> tuple[dict[int, int], int]:
     Cgroup(setup.cgroups).add(0)
     process.tune_self(spec.process)
     process.raise_limits(spec.process)
+    if "user" in spec.namespaces:
+        process.schedule_self(spec.process, forks=True)  # it cannot be done from inside
     if setup.keyring is not None:
         syscalls.join_session_keyring(setup.keyring)
     trees = mounts.prepare(spec)
     # Who is in one of these namespaces already must not trace us, nor reach the host through our /proc entries. In a
     # user namespace they would be out of our own reach as well, so that has to wait until the mounts are made.
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, int("user" in spec.namespaces))
-    namespaces.enter(spec, map_ids)
+    separate = namespaces.enter(spec, map_ids)
     pid = os.fork()
     if pid:
         sync.send(sock, {"pid": pid})
         os._exit(0)
-    return trees, fifo
+    return trees, separate, fifo
 
 
-def _stage_two(setup: Setup, sock: socket.socket, trees: dict[int, int], fifo: int) -> None:
+def _stage_two(setup: Setup, sock: socket.socket, trees: dict[int, int], separate: frozenset[str], fifo: int) -> None:
     spec = setup.spec
     os.setsid()
     sync.receive(sock, STEP_TIMEOUT, "create")
-    namespaces.set_up(spec)
+    namespaces.set_up(spec, separate)
+    before = os.umask(0o022)
     mounts.build(spec, trees, setup.cgroups)
-    state = dict(setup.state, status="creating", pid=1)
+    os.umask(before)  # the specification: without process.user.umask that of the caller
+    state = dict(setup.state, status="creating", pid=os.getpid())
     hooks.run("createContainer", spec.hooks["createContainer"], state)
     if spec.hooks["startContainer"]:
         hooks.preload()
@@ -173,16 +180,17 @@ def _stage_two(setup: Setup, sock: socket.socket, trees: dict[int, int], fifo: i
     else:
         _connect_stdio(setup)
     process.enter_cwd(spec.process)
-    program = process.find_program(spec.process)
     process.label_next_exec(spec.process)
     process.limit_self(spec.process)
+    if "user" not in spec.namespaces:
+        process.schedule_self(spec.process)
     if spec.personality is not None:
         syscalls.personality(spec.personality)
-    process.become_user(spec.process, load_filter)
+    program = process.become_user(spec.process, load_filter)
     sync.send(sock, {"ready": True})
     _await_start(fifo)
     try:
-        hooks.run("startContainer", spec.hooks["startContainer"], dict(state, status="created", bundle="/"))
+        hooks.run("startContainer", spec.hooks["startContainer"], dict(state, status="created"), cwd="/")
         process.execute(spec.process, program)
     except BaseException as error:
         os.write(setup.errors, explain(error, "init").encode())  # to `start`: the socket's other end is closed

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 
 from runtime import selfexec, sync
-from runtime.errors import StartFailed
+from runtime.errors import ContainerError, StartFailed
 from runtime.light import signals
 
 TYPE_CHECKING = False
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
     from typing import NoReturn
+
+    from runtime.cgroups import Cgroup
 
 START_TIMEOUT = 20.0
 
@@ -32,14 +34,17 @@ class Monitor:
     def watch(self, pid: int) -> None:
         """Tell the monitor the container's init; from then on it stays. Raises ContainerError."""
         if self.pid:
-            self._control.send(b"%d" % pid)
             self._control.settimeout(START_TIMEOUT)
             try:
-                answer = self._control.recv(16)
+                self._control.send(b"%d" % pid)
+            except OSError:
+                pass  # it has ended, and may have said why
+            try:
+                answer = self._control.recv(1024)
             except OSError:  # a timeout too
                 answer = b""
             if answer != b"ok":
-                raise StartFailed("the container's monitor does not answer")
+                raise StartFailed(answer.decode(errors="replace") or "the container's monitor does not answer")
         self._control.close()
 
     def abandon(self) -> None:
@@ -57,11 +62,22 @@ class Monitor:
         os.close(pidfd)
 
 
-def spawn(directory: str, child: Callable[[bool], NoReturn], *, stdout: int, stderr: int, adoptable: bool) -> Monitor:
+def spawn(
+    directory: str,
+    child: Callable[[bool], NoReturn],
+    *,
+    cgroup: Cgroup,
+    stdout: int,
+    stderr: int,
+    adoptable: bool,
+    fresh: bool,
+) -> Monitor:
     """Start a monitor for the container in `directory`, with `child` as its first child process.
 
     `child` is called in a forked process, with whether it belongs to our caller instead of a monitor, which is tried
     when `adoptable`. `stdout` and `stderr` are the read ends of the monitor's pipes. The caller closes its own copies.
+    The monitor goes into a cgroup beside the container's `cgroup`. It is a fork of this process, which is small when it
+    is a verb of the command line; with `fresh` it starts an interpreter of its own, which takes longer than all else.
     Must be called by a process without threads. Raises ContainerError.
     """
     ours, theirs = sync.pair()
@@ -71,7 +87,7 @@ def spawn(directory: str, child: Callable[[bool], NoReturn], *, stdout: int, std
         starter = os.getpid()
         if os.fork():
             os._exit(0)
-        _run(child, directory, theirs, (stdout, stderr), caller if adoptable else 0, starter)
+        _run(child, directory, theirs, (stdout, stderr), caller if adoptable else 0, starter, fresh, cgroup)
     theirs.close()
     os.waitpid(starter, 0)
     try:
@@ -88,6 +104,8 @@ def _run(
     pipes: tuple[int, int],
     caller: int,
     starter: int,
+    fresh: bool,
+    cgroup: Cgroup,
 ) -> NoReturn:
     """In the process that becomes the child itself, or the monitor."""
     try:
@@ -104,6 +122,8 @@ def _run(
         sync.send(control, {"monitor": os.getpid()})
         if os.fork() == 0:
             child(False)
+        if cgroup.unit is None:  # systemd is told by the caller, who knows its language already
+            cgroup.add_monitor(0)
         keep = (control.fileno(), *pipes)
         for name in os.listdir("/proc/self/fd"):
             if int(name) not in keep:
@@ -114,10 +134,16 @@ def _run(
         for number in (0, 1, 2):
             os.open("/dev/null", os.O_RDWR)
             os.set_inheritable(number, True)
+        os.chdir("/")
+        if not fresh:
+            from runtime import shim
+
+            shim.watch(directory, *keep)
         for fd in keep:
             os.set_inheritable(fd, True)
-        os.chdir("/")
         argv = selfexec.command("runtime.shim", directory, *map(str, keep))
         os.execv(argv[0], argv)
+    except ContainerError as error:
+        control.send(str(error).encode())
     finally:
         os._exit(127)

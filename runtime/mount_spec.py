@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
+from runtime.errors import NotSupported
 from runtime.records import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from runtime.fields import Fields
 
 # mount(2), linux/mount.h
@@ -129,8 +134,8 @@ def parse_options(options: tuple[str, ...]) -> Options:
     return Options(flags, cleared, tuple(propagation), attributes, unset, copy_up, ",".join(data))
 
 
-def parse_mount(entry: Fields) -> Mount:
-    """Check one entry of `mounts`. Raises SpecError."""
+def parse_mount(entry: Fields, bundle: str | Path) -> Mount:
+    """Check one entry of `mounts`; the source of a bind mount may be relative to the bundle. Raises SpecError."""
     # A relative destination is one below the root: the specification has asked for absolute ones since 1.0.0 only.
     destination = entry.need("destination", str)
     entry.check_path("destination", destination)
@@ -142,18 +147,19 @@ def parse_mount(entry: Fields) -> Mount:
     if bool(uids) != bool(gids):
         entry.refuse("uidMappings" if gids else "gidMappings", "is missing: both are needed")
     kind = entry.take("type", str, "")
-    mount = Mount(
-        destination, kind, entry.take("source", str, ""), options, idmap or ("idmap" if uids else ""), uids, gids
-    )
+    source = entry.take("source", str, "")
+    mount = Mount(destination, kind, source, options, idmap or ("idmap" if uids else ""), uids, gids)
     if mount.is_bind and not mount.source:
         entry.refuse("source", "is missing: a bind mount needs one")
     if not kind and not mount.is_bind:
         entry.refuse("type", "is missing")
+    if mount.is_bind and (unknown := parse_options(options).data):
+        entry.refuse("options", f"{unknown}: is unknown for a bind mount", NotSupported)
     if mount.idmap and not mount.is_bind:
         entry.refuse("uidMappings" if uids else "options", "only a bind mount can have its ids mapped")
     if "tmpcopyup" in options and kind != "tmpfs":
         entry.refuse("options", "tmpcopyup is for a mount of type tmpfs")
-    return mount
+    return mount.replace(source=os.path.abspath(os.path.join(bundle, source))) if mount.is_bind else mount
 
 
 def parse_mappings(parent: Fields, name: str) -> tuple[IdMapping, ...]:
@@ -183,7 +189,8 @@ def parse_device(entry: Fields) -> Device:
         type="c" if kind == "u" else kind,
         major=entry.number("major", 0, smallest=-1, largest=2**12 - 1) or 0,
         minor=entry.number("minor", 0, smallest=-1, largest=2**20 - 1) or 0,
-        mode=entry.natural("fileMode", 0o666, largest=0o177777) or 0,
+        # Some engines leave the bits of the file's type in it, as stat(2) says it.
+        mode=(entry.natural("fileMode", 0o666, largest=0o177777) or 0) & 0o7777,
         uid=entry.natural("uid", 0, largest=ID_MAX) or 0,
         gid=entry.natural("gid", 0, largest=ID_MAX) or 0,
     )

@@ -1,8 +1,7 @@
-"""The container's file system tree: mounts, devices, pivot_root, masked and read-only paths.
+"""The container's file system tree: the order of things, pivot_root, masked and read-only paths (rootfs.py: the rest).
 
-Every destination is resolved inside the root file system (openat2, RESOLVE_IN_ROOT): a symbolic link in it cannot
-make us mount over the host. Everything is private to the container's mount namespace, and nothing of the host stays
-visible, which CRIU needs to be able to dump it.
+Everything is private to the container's mount namespace, and nothing of the host stays visible, which CRIU needs to be
+able to dump it.
 
 What a user namespace could not do itself (reach a bind mount's source, map its ids) is prepared before it is entered.
 """
@@ -11,29 +10,23 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 
 from runtime import idmaps, syscalls
-from runtime.cgroups.hierarchies import UNIFIED, discover
 from runtime.errors import StartFailed
 from runtime.mount_spec import (
     ATTR_IDMAP,
     MS_BIND,
     MS_MOVE,
-    MS_NODEV,
-    MS_NOEXEC,
-    MS_NOSUID,
     MS_PRIVATE,
     MS_RDONLY,
     MS_REC,
-    MS_REMOUNT,
     MS_SHARED,
     MS_SLAVE,
     PROPAGATIONS,
     Device,
     Mount,
-    parse_options,
 )
+from runtime.rootfs import Root, remount
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -48,21 +41,13 @@ _DEFAULT_DEVICES = tuple(
         ("/dev/tty", 5, 0),
     )
 )  # fmt: skip
-_DEVICE_LINKS = {
-    "/dev/fd": "/proc/self/fd", "/dev/stdin": "/proc/self/fd/0", "/dev/stdout": "/proc/self/fd/1",
-    "/dev/stderr": "/proc/self/fd/2", "/dev/ptmx": "pts/ptmx",
-}  # fmt: skip
-_KINDS = {"c": stat.S_IFCHR, "b": stat.S_IFBLK, "p": stat.S_IFIFO}
-
-
-# What statvfs(3) says of a mount -> the flag of mount(2)
-_KEPT = {1: 1, 2: 2, 4: 4, 8: 8, 1024: 1024, 2048: 2048, 4096: 1 << 21}
 
 
 def prepare(spec: Spec) -> dict[int, int]:
     """Copies of the mounts that have to be taken while we are root of the host: descriptors for `build`."""
     trees: dict[int, int] = {}
-    entering = "user" in spec.namespaces
+    # A user without privileges may not copy mounts, and reaches in a user namespace what was within reach before.
+    entering = "user" in spec.namespaces and os.geteuid() == 0
     for index, mount in enumerate(spec.mounts):
         if mount.is_bind and (mount.idmap or entering):
             try:
@@ -89,261 +74,14 @@ def _map_ids(tree: int, mount: Mount, spec: Spec) -> None:
         os.close(userns)
 
 
-class Root:
-    """The root file system while it is being set up; all paths are the container's own."""
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-
-    def close(self) -> None:
-        os.close(self._fd)
-
-    def open(self, path: str) -> int:
-        """An O_PATH descriptor of `path` inside the root."""
-        return syscalls.open_in_root(self._fd, path.lstrip("/") or ".", os.O_PATH)
-
-    def make_directory(self, path: str) -> int:
-        """An O_PATH descriptor of the directory `path`, which is made, parents included, where it is missing."""
-        current = "."
-        for part in filter(None, path.split("/")):
-            parent, current = current, os.path.join(current, part)
-            try:
-                os.close(self.open(current))
-            except FileNotFoundError:
-                parent_fd = self.open(parent)
-                try:
-                    os.mkdir(part, 0o755, dir_fd=parent_fd)
-                except FileExistsError:
-                    pass  # a dangling symbolic link; opening it below says so
-                finally:
-                    os.close(parent_fd)
-        return self.open(current)
-
-    def make_file(self, path: str) -> int:
-        """An O_PATH descriptor of the file `path`, made empty where it is missing."""
-        try:
-            return self.open(path)
-        except FileNotFoundError:
-            parent, name = os.path.split(path)
-            parent_fd = self.make_directory(parent)
-            try:
-                os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644, dir_fd=parent_fd))
-            finally:
-                os.close(parent_fd)
-            return self.open(path)
-
-    def mount(self, mount: Mount, tree: int | None, own_cgroups: dict[str, str] | None) -> None:
-        """Do one entry of `mounts`; `tree` is what `prepare` has made of it. See `build` for the cgroups."""
-        if mount.type == "cgroup":
-            self._mount_cgroups(mount, own_cgroups)
-            return
-        options = parse_options(mount.options)
-        if mount.is_bind:
-            self._bind(mount, tree, options.flags)
-            rest, cleared = options.flags & ~(MS_BIND | MS_REC), options.cleared & ~(MS_BIND | MS_REC)
-            if rest or cleared:
-                self._remount(mount.destination, rest, cleared)
-        else:
-            if mount.type in ("proc", "sysfs"):
-                self._refuse_links(mount.destination)
-            below = fd = self.make_directory(mount.destination)
-            if options.copy_up:
-                below = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            late = options.flags & MS_RDONLY if options.copy_up else 0
-            self._attach(fd, mount.source or mount.type, mount.type, options.flags & ~late, options.data)
-            if options.copy_up:
-                self._copy_up(below, mount.destination)
-                if late:
-                    self._remount(mount.destination, options.flags, 0)
-        for change in options.propagation:
-            self._again(mount.destination, change)
-        if options.set or options.clear:
-            with_all = self.open(mount.destination)
-            try:
-                syscalls.mount_setattr(with_all, set=options.set, clear=options.clear, recursive=True)
-            finally:
-                os.close(with_all)
-
-    def _bind(self, mount: Mount, tree: int | None, flags: int) -> None:
-        source = os.path.realpath(mount.source)
-        if tree is None and not os.path.exists(source):
-            raise OSError(errno.ENOENT, f"the source {mount.source} does not exist")
-        is_directory = stat.S_ISDIR((os.stat(source) if tree is None else os.fstat(tree)).st_mode)
-        fd = self.make_directory(mount.destination) if is_directory else self.make_file(mount.destination)
-        if tree is None:
-            self._attach(fd, source, None, MS_BIND | flags & MS_REC, None)
-            return
-        try:
-            syscalls.move_mount(tree, fd)
-        finally:
-            os.close(fd)
-            os.close(tree)
-        self._again(mount.destination, MS_SLAVE | MS_REC)
-
-    def _remount(self, path: str, flags: int, cleared: int) -> None:
-        """Change flags of one mount; others stay, which a user namespace demands of those that it inherited."""
-        fd = self.open(path)
-        try:
-            there = os.statvfs(f"/proc/self/fd/{fd}").f_flag
-            kept = sum(flag for bit, flag in _KEPT.items() if there & bit)
-            syscalls.mount(None, f"/proc/self/fd/{fd}", None, MS_REMOUNT | MS_BIND | flags | kept & ~cleared)
-        finally:
-            os.close(fd)
-
-    def _refuse_links(self, path: str) -> None:
-        """proc and sysfs stand where the image says, or an image could put its own files in their place."""
-        current = ""
-        for part in filter(None, path.split("/")):
-            current = os.path.join(current, part)
-            try:
-                fd = syscalls.open_in_root(self._fd, current, os.O_PATH | os.O_NOFOLLOW)
-            except FileNotFoundError:
-                return
-            is_link = stat.S_ISLNK(os.fstat(fd).st_mode)
-            os.close(fd)
-            if is_link:
-                raise OSError(errno.ELOOP, f"/{current} is a symbolic link in the root file system")
-
-    def _copy_up(self, below: int, path: str) -> None:
-        fd = self.open(path)
-        try:
-            above = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            _copy_tree(below, above)
-            os.close(above)
-        finally:
-            os.close(fd)
-            os.close(below)
-
-    def _attach(self, fd: int, source: str, fstype: str | None, flags: int, data: str | None) -> None:
-        """Mount on the directory or file behind an O_PATH descriptor, which is closed."""
-        try:
-            syscalls.mount(source, f"/proc/self/fd/{fd}", fstype, flags, data or None)
-        finally:
-            os.close(fd)
-
-    def _again(self, path: str, flags: int) -> None:
-        """Change what is mounted at `path`."""
-        fd = self.open(path)
-        try:
-            syscalls.mount(None, f"/proc/self/fd/{fd}", None, flags)
-        finally:
-            os.close(fd)
-
-    def _mount_cgroups(self, mount: Mount, own: dict[str, str] | None) -> None:
-        """/sys/fs/cgroup as the container is to see it: version 2, or each version 1 hierarchy.
-
-        In a cgroup namespace that is a mount of its own; without one, the container's own directories are bound.
-        """
-        flags = parse_options(mount.options).flags
-        hierarchies = discover()
-        place = mount.destination
-        if [hierarchy.controllers for hierarchy in hierarchies] == [(UNIFIED,)]:
-            self._mount_hierarchy(place, "cgroup2", "", flags, own.get(UNIFIED) if own else None)
-            return
-        self._attach(self.make_directory(place), "tmpfs", "tmpfs", flags & ~MS_RDONLY, "mode=755")
-        for hierarchy in hierarchies:
-            if hierarchy.controllers == (UNIFIED,):
-                continue
-            names = ",".join(hierarchy.controllers)
-            name = os.path.basename(hierarchy.mountpoint)
-            options = names if not names.startswith("name=") else f"none,{names}"
-            below = f"{place}/{name}"
-            self._mount_hierarchy(below, "cgroup", options, flags, own.get(hierarchy.controllers[0]) if own else None)
-            parent = self.open(place)
-            for controller in hierarchy.controllers:
-                if controller != name and "=" not in controller:  # cpu -> cpu,cpuacct
-                    os.symlink(name, controller, dir_fd=parent)
-            os.close(parent)
-        if flags & MS_RDONLY:
-            self._remount(place, flags, 0)
-
-    def _mount_hierarchy(self, place: str, kind: str, options: str, flags: int, own: str | None) -> None:
-        fd = self.make_directory(place)
-        if own is None:
-            self._attach(fd, "cgroup", kind, flags, options)
-        else:
-            self._attach(fd, own, None, MS_BIND, None)
-            self._remount(place, flags, 0)
-
-    def bind_device(self, device: Device) -> None:
-        """The host's own node in the place of one that a user namespace may not make."""
-        self._attach(self.make_file(device.path), device.path, None, MS_BIND, None)
-
-    def make_device(self, device: Device) -> None:
-        """Make a device node; one that is there already with the same numbers is left alone."""
-        parent, name = os.path.split(device.path)
-        parent_fd = self.make_directory(parent)
-        try:
-            number = os.makedev(device.major, device.minor)
-            try:
-                os.mknod(name, _KINDS[device.type] | device.mode, number, dir_fd=parent_fd)
-            except FileExistsError:
-                there = os.stat(name, dir_fd=parent_fd, follow_symlinks=False)
-                if there.st_rdev == number and stat.S_IFMT(there.st_mode) == _KINDS[device.type]:
-                    return
-                raise
-            os.chown(name, device.uid, device.gid, dir_fd=parent_fd, follow_symlinks=False)
-            os.chmod(name, device.mode, dir_fd=parent_fd)
-        finally:
-            os.close(parent_fd)
-
-    def make_links(self) -> None:
-        """/dev/fd and its kind, where nothing has these names yet."""
-        for path, target in _DEVICE_LINKS.items():
-            parent, name = os.path.split(path)
-            parent_fd = self.make_directory(parent)
-            try:
-                os.symlink(target, name, dir_fd=parent_fd)
-            except FileExistsError:
-                pass
-            finally:
-                os.close(parent_fd)
-
-
-def _copy_tree(source: int, target: int) -> None:
-    """Copy what is in a directory into another one, with owners and modes; nothing outside is followed or opened."""
-    for name in os.listdir(source):
-        there = os.stat(name, dir_fd=source, follow_symlinks=False)
-        if stat.S_ISLNK(there.st_mode):
-            os.symlink(os.readlink(name, dir_fd=source), name, dir_fd=target)
-        elif stat.S_ISDIR(there.st_mode):
-            os.mkdir(name, dir_fd=target)
-            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-            inner, outer = os.open(name, flags, dir_fd=source), os.open(name, flags, dir_fd=target)
-            _copy_tree(inner, outer)
-            os.close(inner)
-            os.close(outer)
-        elif stat.S_ISREG(there.st_mode):
-            inner = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=source)
-            outer = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, dir_fd=target)
-            while os.sendfile(outer, inner, None, 1 << 24):
-                pass
-            os.close(inner)
-            os.close(outer)
-        else:
-            os.mknod(name, there.st_mode, there.st_rdev, dir_fd=target)
-        os.chown(name, there.st_uid, there.st_gid, dir_fd=target, follow_symlinks=False)
-        if not stat.S_ISLNK(there.st_mode):
-            os.chmod(name, stat.S_IMODE(there.st_mode), dir_fd=target)
-
-
 def build(spec: Spec, trees: dict[int, int], own_cgroups: dict[str, str]) -> None:
     """Set up all mounts and devices below the root file system, in a mount namespace that is already our own.
 
     `trees` comes from `prepare`; `own_cgroups` are the container's directories, shown when it has no cgroup namespace.
+    The root file system is the working directory afterwards.
     """
-    propagation = PROPAGATIONS[spec.rootfs_propagation or "rprivate"]
-    syscalls.mount(None, "/", None, MS_REC | (MS_SLAVE if propagation & (MS_SLAVE | MS_SHARED) else MS_PRIVATE))
-    if _ROOT in trees:
-        fd = os.open(spec.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        syscalls.move_mount(trees[_ROOT], fd)
-        os.close(fd)
-        syscalls.mount(None, spec.root, None, MS_REC | MS_SLAVE)
-    else:
-        syscalls.mount(spec.root, spec.root, None, MS_BIND | MS_REC)
+    root = _mount_root(spec, trees.get(_ROOT))
     shown = None if "cgroup" in spec.namespaces else own_cgroups
-    root = Root(spec.root)
     try:
         for index, mount in enumerate(spec.mounts):
             try:
@@ -357,8 +95,25 @@ def build(spec: Spec, trees: dict[int, int], own_cgroups: dict[str, str]) -> Non
             except OSError as error:
                 raise StartFailed(f"linux.devices ({device.path}): {error.strerror or error}") from None
         root.make_links()
+        root.enter()
     finally:
         root.close()
+
+
+def _mount_root(spec: Spec, tree: int | None) -> Root:
+    """Make the root file system a mount of its own, with the propagation that the bundle asks for."""
+    _detach(spec, private=tree is not None)
+    if tree is None:
+        syscalls.mount(spec.root, spec.root, None, MS_BIND | MS_REC)
+        return Root(spec.root)
+    # The root of a user namespace may not even see the directory: what was copied goes over the host's root.
+    target = os.open("/", os.O_PATH | os.O_CLOEXEC)
+    syscalls.move_mount(tree, target)
+    os.close(target)
+    syscalls.mount(None, f"/proc/self/fd/{tree}", None, MS_REC | MS_PRIVATE)
+    root = Root(f"/proc/self/fd/{tree}")
+    os.close(tree)
+    return root
 
 
 def make_points(spec: Spec, rootfs: str) -> None:
@@ -381,37 +136,70 @@ def make_points(spec: Spec, rootfs: str) -> None:
         root.close()
 
 
+def _detach(spec: Spec, *, private: bool) -> None:
+    """Keep what we are going to mount from the host, and let in of the host's mounts what the bundle asks for.
+
+    `private` tells that the root file system is a mount that nobody shares already.
+    """
+    propagation = PROPAGATIONS[spec.rootfs_propagation or "rslave"]
+    if not propagation & MS_SHARED:
+        syscalls.mount(None, "/", None, MS_REC | (MS_SLAVE if propagation & MS_SLAVE else MS_PRIVATE))
+        if not propagation & MS_SLAVE:
+            return
+    if private:
+        return
+    # A bind mount is tied to others as its source is. The root's must not be: all its mounts would get out.
+    path = os.path.realpath(spec.root)
+    while True:
+        try:
+            syscalls.mount(None, path, None, MS_PRIVATE)
+            return
+        except OSError as error:
+            if error.errno != errno.EINVAL or path == "/":  # EINVAL: is no mount point
+                raise
+            path = os.path.dirname(path)
+
+
 def pivot(spec: Spec, *, move: bool) -> None:
     """Make the container's root the root; the old one is gone afterwards.
 
-    With `move` by MS_MOVE and chroot, for a host whose root is the initial ramdisk, which pivot_root(2) does not take.
+    It is the working directory. With `move` by MS_MOVE and chroot, for a host whose root is the initial ramdisk, which
+    pivot_root(2) does not take.
     """
-    os.chdir(spec.root)
+    old = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     if move:
-        syscalls.mount(".", "/", None, MS_MOVE)
+        if os.getcwd() != "/":  # over the host's root already: _mount_root
+            syscalls.mount(".", "/", None, MS_MOVE)
         os.chroot(".")
     else:
         syscalls.pivot_root(".", ".")
-        # The old root now lies over the new one: its propagation is cut, then it is taken away (pivot_root(2), notes).
+        # The old root now lies over the new one (pivot_root(2), notes). The host is not to see it being taken away.
+        os.fchdir(old)
         syscalls.mount(None, ".", None, MS_REC | MS_SLAVE)
         syscalls.umount(".", syscalls.MNT_DETACH)
+    os.close(old)
     os.chdir("/")
     if spec.rootfs_propagation:
         syscalls.mount(None, "/", None, PROPAGATIONS[spec.rootfs_propagation])
 
 
 def protect(spec: Spec) -> None:
-    """After pivot: read-only paths, masked paths, and a read-only root."""
-    for path in spec.readonly_paths:
-        if os.path.lexists(path):
-            syscalls.mount(path, path, None, MS_BIND | MS_REC)
-            keep = os.statvfs(path).f_flag & (MS_NOSUID | MS_NODEV | MS_NOEXEC)
-            syscalls.mount(None, path, None, MS_BIND | MS_REMOUNT | MS_RDONLY | MS_REC | keep)
-    for path in spec.masked_paths:
-        if os.path.isdir(path):
-            syscalls.mount("tmpfs", path, "tmpfs", MS_RDONLY, "size=0k")
-        elif os.path.lexists(path):
-            syscalls.mount("/dev/null", path, None, MS_BIND)
-    if spec.readonly:
-        keep = os.statvfs("/").f_flag & (MS_NOSUID | MS_NODEV | MS_NOEXEC)
-        syscalls.mount(None, "/", None, MS_BIND | MS_REMOUNT | MS_RDONLY | keep)
+    """After pivot: read-only paths, masked paths, and a read-only root. Raises StartFailed naming the field."""
+    field = ""
+    try:
+        for index, path in enumerate(spec.readonly_paths):
+            field = f"linux.readonlyPaths[{index}] ({path})"
+            if os.path.exists(path):
+                syscalls.mount(path, path, None, MS_BIND | MS_REC)
+                remount(path, MS_RDONLY, 0)
+        for index, path in enumerate(spec.masked_paths):
+            field = f"linux.maskedPaths[{index}] ({path})"
+            if os.path.isdir(path):
+                syscalls.mount("tmpfs", path, "tmpfs", MS_RDONLY, "size=0k")
+            elif os.path.exists(path):
+                syscalls.mount("/dev/null", path, None, MS_BIND)
+        field = "root.readonly"
+        if spec.readonly:
+            remount("/", MS_RDONLY, 0)
+    except OSError as error:
+        raise StartFailed(f"{field}: {error.strerror or error}") from None

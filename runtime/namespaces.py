@@ -40,12 +40,14 @@ def paths(pid: int) -> dict[str, str]:
     return {kind: f"/proc/{pid}/ns/{name}" for kind, name in FILES.items()}
 
 
-def enter(spec: Spec, map_ids: Callable[[], None]) -> None:
+def enter(spec: Spec, map_ids: Callable[[], None]) -> frozenset[str]:
     """Join the namespaces that have a path and make the others. The pid and time namespaces hold for children only.
 
     `map_ids` is called in a new user namespace and returns when somebody outside has written its maps.
-    Raises StartFailed naming the type.
+    Returns the types of those whose settings `set_up` may change: they are not the host's. Raises StartFailed naming
+    the type.
     """
+    before = _settable()
     joined = {kind: path for kind, path in spec.namespaces.items() if path is not None}
     opened: dict[str, int] = {}
     try:
@@ -73,6 +75,12 @@ def enter(spec: Spec, map_ids: Callable[[], None]) -> None:
     except OSError as error:
         raise StartFailed(f"linux.namespaces: cannot make {', '.join(sorted(new))}: {error.strerror}") from None
     _set_clocks(spec)
+    return frozenset(kind for kind, number in _settable().items() if number != before[kind])
+
+
+def _settable() -> dict[str, int]:
+    """Our namespaces that hold what can be set in a config.json, as numbers."""
+    return {kind: os.stat(f"/proc/self/ns/{FILES[kind]}").st_ino for kind in ("uts", "ipc", "network")}
 
 
 def open_path(kind: str, path: str) -> int:
@@ -113,15 +121,18 @@ def _set_clocks(spec: Spec) -> None:
             raise StartFailed(f"linux.timeOffsets.{clock}: cannot be set: {error.strerror}") from None
 
 
-def set_up(spec: Spec) -> None:
-    """Inside new namespaces: host name, domain name, loopback, sysctl. Raises StartFailed naming the field."""
+def set_up(spec: Spec, separate: frozenset[str]) -> None:
+    """Host name, domain name, loopback and sysctl, in namespaces that are `separate` from the host's (see `enter`).
+
+    Raises StartFailed naming the field.
+    """
     for field, name, setter in (
         ("hostname", spec.hostname, syscalls.sethostname),
         ("domainname", spec.domainname, syscalls.setdomainname),
     ):
         if name is not None:
-            if not spec.is_new("uts"):
-                raise StartFailed(f"{field}: cannot be set without a new uts namespace")
+            if "uts" not in separate:
+                raise StartFailed(f"{field}: cannot be set without a uts namespace of its own")
             try:
                 setter(name)
             except OSError as error:
@@ -130,19 +141,23 @@ def set_up(spec: Spec) -> None:
         bring_up("lo")
     for key, value in spec.sysctl.items():
         # kernel.* of ipc and uts namespaces, fs.mqueue.*, net.*: anything else would change the host.
-        kind = _sysctl_namespace(key)
-        if kind is None or kind not in spec.namespaces:
+        dotted, slashed = _sysctl_names(key)
+        if ".." in slashed or _sysctl_namespace(dotted) not in separate:
             raise StartFailed(f"linux.sysctl.{key}: is not separate for this container")
         try:
-            with open("/proc/sys/" + key.replace(".", "/"), "w") as file:
+            with open(f"/proc/sys/{slashed}", "w") as file:
                 file.write(value)
         except OSError as error:
             raise StartFailed(f"linux.sysctl.{key}: {error.strerror}") from None
 
 
+def _sysctl_names(key: str) -> tuple[str, str]:
+    """A name with dots, and the path that it stands for: in net/ipv4/conf/eth0.1 the dot is the interface's own."""
+    swapped = key.translate({46: "/", 47: "."})
+    return (swapped, key) if key.replace(".", "/").find("/") == key.find("/") else (key, swapped)
+
+
 def _sysctl_namespace(key: str) -> str | None:
-    if "/" in key or ".." in key:
-        return None
     if key.startswith("net."):
         return "network"
     if key.startswith(("kernel.msg", "kernel.sem", "kernel.shm", "fs.mqueue.")):

@@ -14,7 +14,7 @@ import stat
 from runtime import capabilities, syscalls
 from runtime.errors import NotSupported, StartFailed
 from runtime.light import signals
-from runtime.process_spec import LIMIT_MAX, RLIMITS
+from runtime.process_spec import LIMIT_MAX, RLIMITS, SCHED_FLAGS, SCHED_POLICIES
 from runtime.records import Record
 
 TYPE_CHECKING = False
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 
 _NULL = os.makedev(1, 3)
+_RESET_ON_FORK = SCHED_FLAGS["SCHED_FLAG_RESET_ON_FORK"]
 
 
 class Filter(Record):
@@ -64,20 +65,29 @@ def _limit(kind: str, soft: int, hard: int) -> None:
 
 
 def tune_self(process: Process) -> None:
-    """Set the OOM score, scheduling and I/O priority. Raises StartFailed naming the field."""
+    """Set the OOM score and I/O priority, which forks inherit. Raises StartFailed naming the field."""
     if process.oom_score_adj is not None:
         _set("process.oomScoreAdj", "/proc/self/oom_score_adj", str(process.oom_score_adj))
-    scheduler = process.scheduler
-    try:
-        field = "process.scheduler"
-        if scheduler is not None:
-            times = (scheduler.runtime, scheduler.deadline, scheduler.period)
-            syscalls.sched_setattr(scheduler.policy, scheduler.flags, scheduler.nice, scheduler.priority, times)
-        field = "process.ioPriority"
-        if process.io_priority is not None:
+    if process.io_priority is not None:
+        try:
             syscalls.ioprio_set(*process.io_priority)
+        except OSError as error:
+            raise StartFailed(f"process.ioPriority: cannot be set: {os.strerror(error.errno or 0)}") from None
+
+
+def schedule_self(process: Process, *, forks: bool = False) -> None:
+    """Set the scheduling policy; `forks` tells that a child is to inherit it. Raises StartFailed naming the field."""
+    scheduler = process.scheduler
+    if scheduler is None:
+        return
+    if forks and (scheduler.policy == SCHED_POLICIES["SCHED_DEADLINE"] or scheduler.flags & _RESET_ON_FORK):
+        # In the user namespace it could not be set any more: its root has no CAP_SYS_NICE that counts.
+        raise StartFailed("process.scheduler: what a fork does not inherit is not supported with a user namespace")
+    times = (scheduler.runtime, scheduler.deadline, scheduler.period)
+    try:
+        syscalls.sched_setattr(scheduler.policy, scheduler.flags, scheduler.nice, scheduler.priority, times)
     except OSError as error:
-        raise StartFailed(f"{field}: cannot be set: {os.strerror(error.errno or 0)}") from None
+        raise StartFailed(f"process.scheduler: cannot be set: {os.strerror(error.errno or 0)}") from None
 
 
 def require_labels(process: Process, mount_label: str | None) -> None:
@@ -130,12 +140,14 @@ def find_program(process: Process) -> str:
         candidates = [os.path.join(directory or ".", name) for directory in path.split(":")]
     denied = False
     for candidate in candidates:
-        if os.path.isfile(candidate):
-            if os.access(candidate, os.X_OK):
-                return candidate
-            denied = True
-        elif "/" in name and os.path.exists(candidate):
-            denied = True
+        try:
+            is_file = stat.S_ISREG(os.stat(candidate).st_mode)
+        except OSError as error:
+            denied = denied or isinstance(error, PermissionError)
+            continue
+        if is_file and os.access(candidate, os.X_OK):
+            return candidate
+        denied = denied or is_file or "/" in name
     if denied:
         raise StartFailed(f"process.args[0]: exec: {name!r}: permission denied")
     problem = "no such file or directory" if "/" in name else "executable file not found in $PATH"
@@ -161,8 +173,8 @@ def enter_cwd(process: Process) -> None:
         raise StartFailed(f"process.cwd: {process.cwd}: {error.strerror}") from None
 
 
-def become_user(process: Process, seccomp: Callable[[], None] | None) -> None:
-    """Change user, groups, capabilities and no_new_privs for good.
+def become_user(process: Process, seccomp: Callable[[], None] | None) -> str:
+    """Change user, groups, capabilities and no_new_privs for good; returns the program, as that user finds it.
 
     `seccomp` loads a filter: without no_new_privs that needs CAP_SYS_ADMIN, and so comes before the capabilities are
     given up. Raises StartFailed naming the field.
@@ -184,6 +196,7 @@ def become_user(process: Process, seccomp: Callable[[], None] | None) -> None:
         os.setresuid(process.uid, process.uid, process.uid)
         if process.umask is not None:
             os.umask(process.umask)
+        program = find_program(process)
         field = "process.capabilities"
         _, held, _ = syscalls.capget()  # without a descriptor: the limit of them may be 0
         if seccomp is not None and not process.no_new_privileges:
@@ -203,6 +216,7 @@ def become_user(process: Process, seccomp: Callable[[], None] | None) -> None:
             seccomp()
     except OSError as error:
         raise StartFailed(f"{field}: {error.strerror or error}") from None
+    return program
 
 
 def _may_set_groups() -> bool:

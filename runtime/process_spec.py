@@ -83,6 +83,7 @@ def parse_process(process: Fields) -> Process:
     if not cwd.startswith("/"):
         process.refuse("cwd", "must be an absolute path")
     user = process.object("user")
+    user.unsupported("username")
     gids: list[Any] = user.take("additionalGids", list, [])
     for index, gid in enumerate(gids):
         if not isinstance(gid, int) or isinstance(gid, bool) or not 0 <= gid <= ID_MAX:

@@ -10,10 +10,27 @@ import time
 from criu_rpc.client import Criu
 from criu_rpc.options import RestoreOptions
 from criu_rpc.swrk import Swrk
-from runtime import checkpoint, container, init, monitor, namespaces, processes, selfexec, syscalls
+from runtime import (
+    checkpoint,
+    container,
+    create,
+    foreground,
+    handover,
+    idmaps,
+    init,
+    monitor,
+    mounts,
+    namespaces,
+    processes,
+    selfexec,
+    sync,
+    syscalls,
+)
 from runtime.cgroups import Cgroup
-from runtime.errors import DeadlineExceeded, NotFound
+from runtime.errors import ContainerError, DeadlineExceeded, NotFound
+from runtime.mount_spec import ATTR_IDMAP, IdMapping
 from runtime.records import Record
+from runtime.spec import load
 from runtime.state import State
 
 TYPE_CHECKING = False
@@ -52,8 +69,8 @@ class RestorePlan(Record):
 class Restoring:
     """A container on its way into existence: `prepare`, `restore` (held), then `resume` or `abort`."""
 
-    def __init__(self, store: Store, state: State, plan: RestorePlan) -> None:
-        self._store, self._state, self._plan = store, state, plan
+    def __init__(self, store: Store, state: State, plan: RestorePlan, spec: Spec) -> None:
+        self._store, self._state, self._plan, self._spec = store, state, plan, spec
         self._cgroup = Cgroup({})
         self._monitor: monitor.Monitor | None = None
         self._connection: Swrk | None = None
@@ -79,18 +96,20 @@ class Restoring:
             id=plan.id,
             bundle=plan.bundle,
             rootfs=rootfs,
-            created=str(carried.get("created") or container.now()),
+            created=str(carried.get("created") or create.now()),
             log_path=directory + "/log",
             annotations={
                 str(key): str(value) for key, value in dict(carried.get("annotations", spec.annotations)).items()
             },
-            hooks=container.later_hooks(spec),
+            hooks=create.later_hooks(spec),
             bundle_hints=tuple(str(hint) for hint in list(carried.get("bundle_hints", []))[-8:]),
             move=plan.move,
         )
-        restoring = cls(store, state, plan)
+        restoring = cls(store, state, plan, spec)
         try:
-            restoring._state, restoring._cgroup = container.make_cgroup(store, state, spec, systemd=plan.systemd)
+            restoring._state, restoring._cgroup = create.make_cgroup(
+                store, state, spec, systemd=plan.systemd or ":" in (spec.cgroups_path or "")
+            )
             restoring._launch(spec, criu, directory, rootfs)
         except BaseException:
             restoring.abort()
@@ -132,13 +151,15 @@ class Restoring:
                     child(True)
             else:
                 self._monitor = monitor.spawn(
-                    directory, child, stdout=out_r, stderr=err_r, adoptable=self._plan.adoptable
+                    directory, child, cgroup=self._cgroup, stdout=out_r, stderr=err_r,
+                    adoptable=self._plan.adoptable, fresh=True,
                 )  # fmt: skip
                 own = not self._monitor.pid
             ends = tuple(streams) if own else (-1, out_w, err_w)
             self._state = self._state.replace(stdio=self._names(spec, ends))
             if self._monitor is not None and self._monitor.pid:
-                self._cgroup.add_monitor(self._monitor.pid)
+                if self._cgroup.unit is not None:
+                    self._cgroup.add_monitor(self._monitor.pid)
                 start = processes.start_time(self._monitor.pid)
                 self._state = self._state.replace(shim_pid=self._monitor.pid, shim_start_time=start)
             self._store.save(self._state)
@@ -193,7 +214,7 @@ class Restoring:
         """
         assert self._connection is not None
         assert self._options is not None
-        images = os.open(self._plan.images, os.O_RDONLY | os.O_DIRECTORY)
+        images = self._open_images()
         work = os.open(self._plan.work, os.O_RDONLY | os.O_DIRECTORY)
         try:
             connection, self._connection = self._connection, None
@@ -209,6 +230,31 @@ class Restoring:
         )
         self._store.save(self._state)
         return pid
+
+    def _open_images(self) -> int:
+        """The directory of the images, readable for the root of a user namespace as well.
+
+        Half of CRIU runs inside it, and what root has written is not for others: a mount that shows the files as its
+        own is handed to CRIU then. Before the ids are mapped CRIU comes as nobody but a member of root's group.
+        """
+        spec = self._spec
+        if not spec.uid_mappings:
+            return os.open(self._plan.images, os.O_RDONLY | os.O_DIRECTORY)
+        tree = syscalls.open_tree(self._plan.images, recursive=False)
+        os.chmod(self._plan.images, 0o750)
+        for name in os.listdir(self._plan.images):
+            os.chmod(os.path.join(self._plan.images, name), 0o640, follow_symlinks=False)
+        userns = idmaps.namespace(spec.uid_mappings, (IdMapping(0, 0, 2**32 - 1),))
+        try:
+            syscalls.mount_setattr(tree, set=ATTR_IDMAP, clear=0, recursive=False, userns_fd=userns)
+        except OSError as error:
+            os.close(tree)
+            raise ContainerError(
+                f"{self._plan.images}: the file system cannot map ids, which a user namespace needs: {error.strerror}"
+            ) from None
+        finally:
+            os.close(userns)
+        return tree
 
     def resume(self) -> State:
         """Let the tree run. The monitor keeps it from here on.
@@ -239,7 +285,7 @@ class Restoring:
             self._connection = None
         if self._monitor is not None:
             self._monitor.abandon()
-        container.remove_cgroup(self._cgroup)
+        create.remove_cgroup(self._cgroup)
         self._store.remove(self._state.id)
 
     @staticmethod
@@ -275,3 +321,58 @@ def _duplicate(fd: int) -> int:
         return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
     except OSError:
         return -1
+
+
+class Request(Record):
+    """What the flags of `restore` say."""
+
+    images: str
+    work: str
+    detach: bool = False
+    pid_file: str | None = None
+    console_socket: str | None = None
+    systemd: bool = False
+    options: dict[str, Any] = {}
+
+
+def restore(store: Store, container_id: str, bundle: str, request: Request) -> int:
+    """Make a running container of images; its exit status, or 0 when detached.
+
+    Raises ContainerError, CriuError; nothing of it is left then.
+    """
+    spec = load(os.path.abspath(bundle))
+    os.makedirs(request.work, 0o700, exist_ok=True)
+    with store.lock(container_id):
+        plan = RestorePlan(
+            id=container_id,
+            bundle=os.path.abspath(bundle),
+            images=request.images,
+            work=request.work,
+            stdio=checkpoint.read_descriptors(request.images),
+            options=request.options,
+            adoptable=True,
+            foreground=not request.detach,
+            systemd=request.systemd,
+        )
+        mounts.make_points(spec, os.path.realpath(spec.root))
+        restoring = Restoring.prepare(store, spec, plan, Criu())
+        masters: list[int] = []
+        try:
+            restoring.restore(checkpoint.DUMP_TIMEOUT, masters.append)
+            if request.console_socket is not None and masters:
+                sync.send_fd(request.console_socket, masters.pop(), b"/dev/ptmx")
+            state = restoring.resume()
+            if request.pid_file is not None:
+                handover.write_pid(request.pid_file, state.pid)
+        except BaseException:
+            restoring.abort()
+            raise
+    if request.detach:
+        return 0
+    try:
+        with foreground.Forwarding(state.pid):
+            if masters:
+                return foreground.show(masters.pop(), lambda: None, lambda: foreground.wait(state.pid))
+            return foreground.wait(state.pid)
+    finally:
+        container.delete(store, container_id, force=True)

@@ -58,16 +58,16 @@ def take_listener(pid: int, number: int) -> int:
         ) from None
 
 
-def send_listener(path: str, fd: int, state: dict[str, Any], *, metadata: str | None = None) -> None:
+def send_listener(path: str, fd: int, pid: int, state: dict[str, Any], *, metadata: str | None = None) -> None:
     """Give the listener `fd` to the agent at the Unix stream socket `path` with the "container process state".
 
-    `state` is the container's OCI state, from which version and pid are taken. One connection, closed after it.
+    `pid` is the process under the filter, `state` the container's OCI state. One connection, closed after it.
     Raises StartFailed.
     """
     import json
     import socket
 
-    message: dict[str, Any] = {"ociVersion": state["ociVersion"], "fds": ["seccompFd"], "pid": state["pid"]}
+    message: dict[str, Any] = {"ociVersion": state["ociVersion"], "fds": ["seccompFd"], "pid": pid}
     if metadata is not None:
         message["metadata"] = metadata
     data = json.dumps(message | {"state": state}).encode()

@@ -38,14 +38,35 @@ def sealed() -> int:
     """A descriptor of our interpreter in a read-only mount that is mounted nowhere.
 
     A process that was started from it cannot be used to write to the file, not even by root of its container: the
-    kernel takes what /proc/PID/exe says with the mount it belongs to.
+    kernel takes what /proc/PID/exe says with the mount it belongs to. Without the privilege to make such a mount, the
+    file itself, if it is root's, or else a copy of it that nobody can change.
     """
     from runtime import syscalls
     from runtime.mount_spec import ATTR_RDONLY
 
-    tree = syscalls.open_tree(os.path.realpath("/proc/self/exe"), recursive=False)
+    path = os.path.realpath("/proc/self/exe")
+    try:
+        tree = syscalls.open_tree(path, recursive=False)
+    except PermissionError:
+        return _unprivileged(path)
     syscalls.mount_setattr(tree, set=ATTR_RDONLY, clear=0, recursive=False)
     return tree
+
+
+def _unprivileged(path: str) -> int:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    there = os.fstat(fd)
+    if there.st_uid == 0 and not os.access(path, os.W_OK):
+        return fd
+    import fcntl
+
+    copy = os.memfd_create("interpreter", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    while os.sendfile(copy, fd, None, there.st_size):
+        pass
+    os.close(fd)
+    seals = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+    fcntl.fcntl(copy, fcntl.F_ADD_SEALS, seals)
+    return copy
 
 
 def spawn_sealed(argv: list[str], keep: Sequence[int]) -> int:

@@ -16,7 +16,7 @@ monitor takes what is left in the pipes, writes exit.json, and ends.
 The log holds one line a line of output, in the format that Kubernetes calls CRI:
     2026-11-24T09:30:00.123456789Z stdout F text        (P instead of F: the line goes on in the next entry)
 
-Runs under `python3 -I -S`; it imports next to nothing because there is one for each container.
+A fork of the verb that made it, or a fresh `python3 -I -S`; it is kept small because there is one for each container.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from runtime.light import signals, sockets
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
+    from typing import NoReturn
 
 _LINE_LIMIT = 16 << 10
 _STREAMS = ("stdout", "stderr")
@@ -183,17 +184,22 @@ class _Shim:
             return  # the container was deleted under us
 
 
-def main(argv: list[str]) -> int:
-    """argv: directory, and the descriptors of the control socket and of the two pipes."""
-    control, stdout, stderr = map(int, argv[1:])
+def watch(directory: str, control: int, stdout: int, stderr: int) -> NoReturn:
+    """Be the monitor of the container in `directory`, with the control socket and the two pipes."""
     for number in _IGNORED:
         signals.signal(number, signals.SIG_IGN)
     for fd in (control, stdout, stderr):
         os.set_inheritable(fd, False)
     for fd in (stdout, stderr):
         os.set_blocking(fd, False)
-    _Shim(argv[0], control, {stdout: "stdout", stderr: "stderr"}).run()
+    _Shim(directory, control, {stdout: "stdout", stderr: "stderr"}).run()
     os._exit(0)
+
+
+def main(argv: list[str]) -> NoReturn:
+    """argv: directory, and the descriptors of the control socket and of the two pipes."""
+    control, stdout, stderr = map(int, argv[1:])
+    watch(argv[0], control, stdout, stderr)
 
 
 if __name__ == "__main__":

@@ -117,7 +117,7 @@ def parse(value: Any, bundle: str | Path) -> Spec:
     spaces = _namespaces(linux)
     uids, gids = (parse_mappings(linux, name) for name in ("uidMappings", "gidMappings"))
     _check_mappings(linux, spaces, uids, gids)
-    mounts = tuple(_in_bundle(parse_mount(entry), bundle) for entry in top.objects("mounts"))
+    mounts = tuple(parse_mount(entry, bundle) for entry in top.objects("mounts"))
     for index, mount in enumerate(mounts):
         if mount.idmap and not (mount.uid_mappings or uids):
             top.refuse(f"mounts[{index}].options", f"{mount.idmap} needs mappings: there is no new user namespace")
@@ -146,13 +146,6 @@ def parse(value: Any, bundle: str | Path) -> Spec:
         personality=_personality(linux),
         mount_label=linux.take("mountLabel", str, "") or None,
     )
-
-
-def _in_bundle(mount: Mount, bundle: str | Path) -> Mount:
-    """The source of a bind mount may be relative to the bundle (config.md, mounts)."""
-    if not mount.is_bind or mount.source.startswith("/"):
-        return mount
-    return mount.replace(source=os.path.abspath(os.path.join(bundle, mount.source)))
 
 
 def _is_version(text: str) -> bool:

@@ -21,6 +21,7 @@ OTHER_RUNTIME = os.environ.get("ENGINE_RUNTIME")
 PLACE = "/run/engine"  # a tmpfs in every kind of host
 IMAGE = "localhost/busybox:latest"
 _CRIU = "/opt/pymigrate/sbin"  # where provision.sh puts one if the distribution's does not work
+_OWN = f"{PLACE}/tmp /dev/shm /var/lib/containers"
 _TOP = Path(__file__).resolve().parent.parent
 
 # `pymigrate` of this checkout, whatever is installed: engines hand on no PYTHONPATH, and not always a PATH.
@@ -81,9 +82,8 @@ class Engines:
 
     def up(self) -> None:
         """Configuration, and the image of all tests: busybox without a command."""
-        self.sh(f"mkdir -p {PLACE}/tmp {PLACE}/context && mount -t tmpfs engine {PLACE}/tmp")
-        # Podman's locks lie in /dev/shm, which hosts of a lab have in common with the machine.
-        self.sh("mount -t tmpfs shm /dev/shm")
+        # Podman's locks and a cache, whose places cannot be chosen, would be in common with the machine of a lab.
+        self.sh(f"mkdir -p {_OWN} {PLACE}/context; for i in {_OWN}; do mount -t tmpfs engine $i; done")
         name = self.runtime.rpartition("/")[2]
         settings = {"name": name, "runtime": self.runtime, "cgroup_manager": self._cgroup_manager}
         for file, text in {
@@ -101,7 +101,7 @@ class Engines:
     def down(self) -> None:
         """Take it all away from a host that stays. There are no containers any more."""
         self.podman("rmi", "-f", "-a")
-        self.sh(f"umount /dev/shm {PLACE}/tmp; rm -rf {PLACE}")
+        self.sh(f"umount {_OWN}; rm -rf {PLACE}")
 
     def write(self, path: str, text: str) -> None:
         """A file at the host."""

@@ -112,12 +112,15 @@ class Hosts(abc.ABC):
                 return int(text)
         raise AssertionError(f"{container} at {host} does not count beyond {beyond}")
 
-    def run(self, host: str = "host1", container: str = "web", script: str = COUNT, **changes: Any) -> None:
-        """Start a container of a bundle that lies on this host alone."""
+    def run(
+        self, host: str = "host1", container: str = "web", script: str = COUNT, *, start: bool = True, **changes: Any
+    ) -> None:
+        """Start a container of a bundle that lies on this host alone; only make the bundle without `start`."""
         with tempfile.TemporaryDirectory() as directory:
             write_bundle(Path(directory, container), script, **changes)
             self.put(host, Path(directory, container), f"/var/lib/pymigrate/test/{container}")
-        self.on(host, "pymigrate", "run", "-d", "-b", f"/var/lib/pymigrate/test/{container}", container)
+        if start:
+            self.on(host, "pymigrate", "run", "-d", "-b", f"/var/lib/pymigrate/test/{container}", container)
 
     def leftovers(self, host: str) -> str:
         """What a move may have left at a host: containers, monitors, agents, criu, images, cgroups."""
@@ -125,7 +128,8 @@ class Hosts(abc.ABC):
             host,
             "ls -A /run/opencontainer/containers 2>/dev/null; ls -A /var/lib/pymigrate/incoming 2>/dev/null; "
             "ls -A /var/lib/pymigrate/bundles 2>/dev/null; "
-            "for p in /proc/[0-9]*; do tr '\\0' ' ' < $p/cmdline 2>/dev/null | grep -E 'runtime.shim|agent-.*pyz|criu' "
+            "for p in /proc/[0-9]*; do tr '\\0' ' ' < $p/cmdline 2>/dev/null | "
+            "grep -E 'runtime.shim|agent-.*pyz|criu|(pymigrate|migrate.cli) .*(run|create) ' "
             "| grep -v grep; done; find /sys/fs/cgroup -path '*/pymigrate/*' -type d",
             check=False,
         )

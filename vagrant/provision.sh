@@ -187,6 +187,22 @@ missing_library() {
     done
 }
 
+# The directory that a virtual environment imports from.
+site_packages() { "$1/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; }
+
+# write_launcher FILE PYTHON DIRECTORY...: the command, without what site-packages would cost every start of it.
+write_launcher() {
+    local file=$1 python=$2
+    shift 2
+    {
+        printf '#!%s -IS\nimport sys\nsys.path[0:0] = [' "$python"
+        printf '"%s", ' "$@"
+        printf ']\nfrom migrate.cli import entry\nentry()\n'
+    } > "$file.new"
+    chmod 755 "$file.new"
+    mv -f "$file.new" "$file"
+}
+
 # pymigrate as a user has it: a wheel of this checkout in a virtual environment of its own. pip's own settings hold.
 install_pymigrate() {
     local pip=$PREFIX/venv/bin/pip stamp
@@ -204,7 +220,8 @@ install_pymigrate() {
     "$pip" install "$scratch"/*.whl || die "pip cannot install what pymigrate needs"
     # The same version with other contents counts as installed.
     "$pip" install --no-index --no-deps --force-reinstall "$scratch"/*.whl || die "pip cannot install pymigrate"
-    ln -sf "$PREFIX/venv/bin/pymigrate" /usr/local/bin/pymigrate
+    rm -f /usr/local/bin/pymigrate   # a symbolic link in earlier versions
+    write_launcher /usr/local/bin/pymigrate /usr/bin/python3 "$(site_packages "$PREFIX/venv")"
     echo "$stamp" > "$PREFIX/venv/stamp"
     rm -rf "$scratch"
     scratch=
@@ -220,7 +237,9 @@ make_venv() {
     rm -rf "$venv"
     /usr/bin/python3 -m venv "$venv"
     "$venv/bin/pip" install -q --disable-pip-version-check -e "${top}[dev]" 2>&1 | grep -v '^WARNING: Location' || true
-    "$venv/bin/python" -c 'import migrate.cli, google.protobuf, paramiko, rich, pytest' || die "pip could not install what pyproject.toml names"
+    "$venv/bin/python" -c 'import migrate.cli, google.protobuf, paramiko, rich, jeepney, pytest' ||
+        die "pip could not install what pyproject.toml names"
+    write_launcher "$venv/bin/pymigrate" /usr/bin/python3 "$top" "$(site_packages "$venv")"
     echo "$stamp" > "$venv/stamp"
 }
 
@@ -230,7 +249,7 @@ case $mode in
 *) die "unknown option $mode: --peer, --demo, --dev, --vm or nothing" ;;
 esac
 need openssh-server python3 rsync
-if [ "$mode" != --peer ]; then need ca-certificates iproute2 nftables openssh-client; fi
+if [ "$mode" != --peer ]; then need ca-certificates iproute2 libseccomp2 nftables openssh-client; fi
 install_criu
 if [ -z "$image" ]; then raise_pipe_size; fi
 case $mode in

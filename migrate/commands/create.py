@@ -7,7 +7,7 @@ from migrate.flags import Flag, Syntax
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from migrate.flags import Values
-    from runtime.container import Options
+    from runtime.create import Options
 
 FLAGS = (
     Flag("bundle", "the bundle (default: here)", "str", short="b", metavar="DIR", default="."),
@@ -22,15 +22,29 @@ SYNTAX = Syntax("Create a container from a bundle; `start` lets it run.", FLAGS,
 
 
 def options(args: Values) -> Options:
-    from runtime.container import Options
+    from runtime.create import Options
 
+    require_open(args.preserve_fds)
     names = ("pid_file", "console_socket", "pidfd_socket", "preserve_fds", "no_pivot", "no_new_keyring")
     return Options(**{name: args.__dict__[name] for name in names}, systemd=args.systemd_cgroup)
 
 
+def require_open(count: int) -> None:
+    """Refuse descriptors that the caller has not opened: later ones of our own would be there. Raises UsageError."""
+    import os
+
+    from migrate.errors import UsageError
+
+    for fd in range(3, 3 + count):
+        try:
+            os.fstat(fd)
+        except OSError:
+            raise UsageError(f"--preserve-fds {count}: descriptor {fd} is not open") from None
+
+
 def run(args: Values) -> int:
-    from runtime import container
+    from runtime import create
     from runtime.state import Store
 
-    container.create(Store(args.root), args.id, args.bundle, options(args))
+    create.create(Store(args.root), args.id, args.bundle, options(args))
     return 0

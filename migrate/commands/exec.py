@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from migrate.commands import create
 from migrate.flags import Flag, Syntax
 
 TYPE_CHECKING = False
@@ -42,6 +43,7 @@ def run(args: Values) -> int:
     from runtime import exec as execution
     from runtime.state import Store
 
+    create.require_open(args.preserve_fds)
     names = ("detach", "pid_file", "console_socket", "pidfd_socket", "preserve_fds", "ignore_paused", "cgroup")
     options = execution.Options(**{name: args.__dict__[name] for name in names})
     return execution.run(Store(args.root), args.id, lambda state: _process(args, state), options)

@@ -20,12 +20,13 @@ SYNTAX = Syntax("Create and start a container, with our own stdin, stdout and st
 
 def run(args: Values) -> int:
     from runtime import container, foreground
+    from runtime.create import create as make
     from runtime.state import Store
 
     store, options = Store(args.root), create.options(args)
     if not args.detach:
         return foreground.run(store, args.id, args.bundle, options, keep=args.keep)
-    container.create(store, args.id, args.bundle, options)
+    make(store, args.id, args.bundle, options)
     try:
         container.start(store, args.id)
     except BaseException:

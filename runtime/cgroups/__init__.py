@@ -6,7 +6,6 @@ import errno
 import os
 import time
 
-from runtime.cgroups import v1, v2
 from runtime.cgroups.files import flat_keyed, read, wait_until, write
 from runtime.cgroups.hierarchies import UNIFIED, discover, inherit_cpuset, remove_parents
 from runtime.errors import Conflict, ContainerError, DeadlineExceeded, StateError
@@ -162,14 +161,22 @@ class Cgroup:
         """
         for directory in self.directories():
             try:
-                write(f"{directory}/cgroup.procs", str(pid))
+                write(self._entrance(directory, pid), str(pid))
             except OSError as error:
                 if error.errno != errno.EBUSY or beside is None or directory != self.paths.get(UNIFIED):
                     raise _not_taken(directory, pid, error) from None
                 _move_in(_unified_of(beside, directory), pid)
 
+    def _entrance(self, directory: str, pid: int) -> str:
+        """The file to write a pid to: a single thread that moves itself on version 1 need not wait for the kernel.
+
+        Whole processes are moved under a lock that is only had after a grace period of RCU: milliseconds.
+        """
+        single = pid == 0 and self.paths.get(UNIFIED) != directory
+        return f"{directory}/{'tasks' if single else 'cgroup.procs'}"
+
     def add_monitor(self, pid: int) -> None:
-        """Move the container's monitor into a cgroup beside this one. Raises ContainerError.
+        """Move the container's monitor into a cgroup beside this one; 0 is the caller. Raises ContainerError.
 
         It must not stay where its starter was: a service manager may end all of that (a log-in session, sshd's unit),
         and a container whose monitor is gone dies of a broken pipe. With systemd it gets a scope of its own: all of a
@@ -189,7 +196,10 @@ class Cgroup:
                 raise ContainerError(f"cannot make the cgroup {beside}: {error.strerror}") from None
             if self.paths.get("cpuset") == directory:
                 inherit_cpuset(beside)
-            _move_in(beside, pid)
+            try:
+                write(self._entrance(directory, pid).replace(directory, beside, 1), str(pid))
+            except OSError as error:
+                raise _not_taken(beside, pid, error) from None
 
     def _monitor_directories(self) -> list[str]:
         if self.unit is None:
@@ -204,6 +214,8 @@ class Cgroup:
             from runtime.cgroups import systemd as driver
 
             driver.set_properties(self.unit, resources, self.paths[UNIFIED] if self.unified_only else None)
+        from runtime.cgroups import v1, v2
+
         if self.unified_only:
             self._write_all(v2.writes(resources, self.paths[UNIFIED]))
         else:
@@ -216,6 +228,8 @@ class Cgroup:
 
     def _apply_devices(self, rules: Sequence[DeviceRule]) -> None:
         if "devices" in self.paths:
+            from runtime.cgroups import v1
+
             try:
                 current = read(f"{self.paths['devices']}/devices.list")
             except OSError as error:

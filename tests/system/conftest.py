@@ -25,9 +25,12 @@ class Local:
 
     root: Path
 
+    def argv(self, *argv: object) -> list[str]:
+        return [*PYMIGRATE, "--root", str(self.root), *map(str, argv)]
+
     def __call__(self, *argv: object, check: bool = True, **options: Any) -> "subprocess.CompletedProcess[str]":
         done = subprocess.run(
-            [*PYMIGRATE, "--root", str(self.root), *map(str, argv)],
+            self.argv(*argv),
             capture_output=True, text=True, timeout=60, **{"stdin": subprocess.DEVNULL, **options},
         )  # fmt: skip
         assert not check or done.returncode == 0, done.stderr
@@ -52,6 +55,14 @@ def pymigrate(tmp_path: Path) -> Iterator[Local]:
 def bundle(tmp_path: Path) -> Path:
     write_bundle(tmp_path / "bundle", COUNT)
     return tmp_path / "bundle"
+
+
+@pytest.fixture
+def counting(tmp_path: Path) -> Path:
+    """The same with a cgroup of its own."""
+    from tests.system.boxes import make
+
+    return make(tmp_path / "bundle", COUNT)
 
 
 class Lab(Hosts):

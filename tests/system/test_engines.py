@@ -416,7 +416,7 @@ def test_restored_container_sees_its_own_cgroup(engines: Engines) -> None:
 
 
 def test_checkpoint_of_a_connection_and_a_terminal(engines: Engines) -> None:
-    connection = "sleep 1000 | nc -l -p 7 & until sleep 1000 | nc 127.0.0.1 7; do :; done &"
+    connection = "sleep 1000 | nc -l -p 7 & until netstat -tln | grep -q :7; do :; done; sleep 1000 | nc 127.0.0.1 7 &"
     options = ("-dt", "--name", "c", "--network", "bridge")
     engines.podman("run", *options, IMAGE, "sh", "-c", f"{connection} {COUNT}")
     netstat = ("exec", "c", "netstat", "-tn")

@@ -246,7 +246,7 @@ def test_a_listener_reaches_its_agent(tmp_path: Path) -> None:
         fd = take_listener(pid, int(ours.recv(16)))
         with ThreadPoolExecutor(1) as sender:
             # More than one sendmsg takes.
-            sent = sender.submit(send_listener, path, fd, state, metadata="opaque" * 100_000)
+            sent = sender.submit(send_listener, path, fd, pid, state, metadata="opaque" * 100_000)
             with listening.accept()[0] as agent:
                 data, fds, _, _ = socket.recv_fds(agent, 1 << 16, 4)
                 while more := agent.recv(1 << 16):
@@ -271,9 +271,9 @@ def test_a_listener_reaches_its_agent(tmp_path: Path) -> None:
 def test_an_agent_that_is_not_there(tmp_path: Path) -> None:
     path = str(tmp_path / "nobody.sock")
     with pytest.raises(StartFailed, match=r"linux.seccomp.listenerPath: .*nobody.sock: No such file or directory"):
-        send_listener(path, 0, {"ociVersion": "1.2.0", "pid": 1})
+        send_listener(path, 0, 1, {"ociVersion": "1.2.0"})
     with pytest.raises(StartFailed, match=r"linux.seccomp.listenerPath: .*too long"):
-        send_listener("/" + "x" * 200, 0, {"ociVersion": "1.2.0", "pid": 1})
+        send_listener("/" + "x" * 200, 0, 1, {"ociVersion": "1.2.0"})
 
 
 def test_no_init_to_take_a_listener_from() -> None:

@@ -1,0 +1,62 @@
+"""pymigrate events ID: what happens to a container (out of memory), and how much it uses, one JSON object a line."""
+
+from __future__ import annotations
+
+from migrate.flags import Flag, Syntax
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from migrate.flags import Values
+    from runtime.cgroups import Cgroup
+
+SYNTAX = Syntax(
+    "Print what happens to a container, and every now and then how much it uses, until it ends.",
+    (
+        Flag("interval", "time between two reports, as in 500ms, 5s, 1m", "str", default="5s", metavar="TIME"),
+        Flag("stats", "print one report and end"),
+    ),
+    ("id",),
+)
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def _seconds(text: str) -> float:
+    from migrate.errors import UsageError
+
+    number = text.rstrip("hms")
+    try:
+        value = float(number) * _UNITS[text[len(number) :] or "s"]
+    except (KeyError, ValueError):
+        value = 0.0
+    if not 0 < value < 1e9:
+        raise UsageError(f"--interval {text}: must be a time such as 500ms, 5s or 1m")
+    return value
+
+
+def run(args: Values) -> int:
+    from runtime.cgroups import Cgroup
+    from runtime.state import Status, Store
+
+    interval = _seconds(args.interval)
+    state = Store(args.root).load(args.id)
+    state.status.require(args.id, "show events of", Status.CREATED, Status.RUNNING, Status.PAUSED)
+    cgroup = Cgroup(state.cgroup_paths, state.systemd_unit)
+    if args.stats:
+        _print_stats(args.id, cgroup)
+        return 0
+    for happened in cgroup.oom_events(interval):
+        if happened:
+            _print({"type": "oom", "id": args.id})
+        else:
+            _print_stats(args.id, cgroup)
+    return 0
+
+
+def _print_stats(container_id: str, cgroup: Cgroup) -> None:
+    _print({"type": "stats", "id": container_id, "data": cgroup.stats()})
+
+
+def _print(event: dict[str, object]) -> None:
+    from runtime import jsonio
+
+    print(jsonio.dumps(event), flush=True)

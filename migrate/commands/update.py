@@ -1,0 +1,94 @@
+"""pymigrate update ID: change the limits of a container."""
+
+from __future__ import annotations
+
+from migrate.flags import Flag, Syntax
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from migrate.flags import Values
+
+# Flag -> place in a resources object, whether it is a size, help.
+_LIMITS: dict[str, tuple[str, str, bool, str]] = {
+    "blkio-weight": ("blockIO", "weight", False, "weight of block I/O, 10 to 1000"),
+    "cpu-period": ("cpu", "period", False, "period of the processor limit, in microseconds"),
+    "cpu-quota": ("cpu", "quota", False, "processor time in each period, in microseconds; -1 for no limit"),
+    "cpu-burst": ("cpu", "burst", False, "time that may be saved up, in microseconds"),
+    "cpu-share": ("cpu", "shares", False, "relative weight, 1024 is normal"),
+    "cpu-rt-period": ("cpu", "realtimePeriod", False, "period for real-time scheduling, in microseconds"),
+    "cpu-rt-runtime": ("cpu", "realtimeRuntime", False, "real-time in each period, in microseconds"),
+    "cpu-idle": ("cpu", "idle", False, "1 for what runs only when nothing else does"),
+    "memory": ("memory", "limit", True, "bytes, or with a suffix k, m, g; -1 for no limit"),
+    "memory-reservation": ("memory", "reservation", True, "soft limit"),
+    "memory-swap": ("memory", "swap", True, "memory and swap together"),
+    "pids-limit": ("pids", "limit", False, "processes and threads; -1 for no limit"),
+}
+_SETS = {"cpuset-cpus": "cpus", "cpuset-mems": "mems"}
+SYNTAX = Syntax(
+    "Change the limits of a container; what is not named stays as it is.",
+    (
+        Flag("resources", "a resources object as in config.json; - for stdin", "str", short="r", metavar="FILE"),
+        *(Flag(name, text, "str", metavar="N") for name, (_, _, _, text) in _LIMITS.items()),
+        Flag("cpuset-cpus", "processors, as in 0-2,7", "str", metavar="LIST"),
+        Flag("cpuset-mems", "memory nodes, as in 0-2,7", "str", metavar="LIST"),
+    ),
+    ("id",),
+)
+
+
+def run(args: Values) -> int:
+    from runtime import container
+    from runtime.fields import Fields
+    from runtime.resources import parse_resources
+    from runtime.state import Store
+
+    value, name = _read(args.resources) if args.resources else (_from_flags(args), "update")
+    resources = parse_resources(Fields(value, name))
+    container.update(Store(args.root), args.id, lambda cgroup: cgroup.apply(resources))
+    return 0
+
+
+def _read(path: str) -> tuple[Any, str]:
+    if path != "-":
+        from runtime.spec import read_json
+
+        return read_json(path, ""), path
+    import sys
+
+    from migrate.errors import UsageError
+    from runtime import jsonio
+
+    try:
+        return jsonio.loads(sys.stdin.buffer.read()), "stdin"
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"--resources -: stdin is not JSON: {error}") from None
+
+
+def _from_flags(args: Values) -> dict[str, dict[str, Any]]:
+    from migrate.errors import UsageError
+
+    value: dict[str, dict[str, Any]] = {}
+    for flag, (group, name, is_size, _) in _LIMITS.items():
+        text = args.__dict__[flag.replace("-", "_")]
+        if text is not None:
+            value.setdefault(group, {})[name] = _number(flag, text, is_size=is_size)
+    for flag, name in _SETS.items():
+        if args.__dict__[flag.replace("-", "_")]:
+            value.setdefault("cpu", {})[name] = args.__dict__[flag.replace("-", "_")]
+    if not value:
+        raise UsageError("nothing to change", remedy="see `pymigrate update --help`")
+    return value
+
+
+def _number(flag: str, text: str, *, is_size: bool) -> int:
+    """A number; a size may have a suffix (k, m, g, t: powers of 1024)."""
+    from migrate.errors import UsageError
+
+    digits = text.lower().removesuffix("b").removesuffix("i") if is_size else text
+    power = "kmgt".find(digits[-1:]) + 1 if is_size and digits[-1:] in tuple("kmgt") else 0
+    try:
+        return int(digits[:-1] if power else digits) << 10 * power
+    except ValueError:
+        raise UsageError(f"--{flag} {text}: must be a number") from None

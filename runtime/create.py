@@ -1,0 +1,279 @@
+"""Making a container of a bundle, up to the point where its init waits for `start`."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from runtime import handover, hooks, init, monitor, namespaces, processes, sync, syscalls
+from runtime.cgroups import Cgroup
+from runtime.errors import ContainerError, DeadlineExceeded, SpecError, StartFailed
+from runtime.light import signals
+from runtime.records import Record
+from runtime.resources import Resources
+from runtime.spec import load
+from runtime.state import State
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket
+    from typing import Any
+
+    from runtime.spec import Spec
+    from runtime.state import Store
+
+_LATER = ("poststart", "poststop")
+
+
+class Options(Record):
+    """How a container is created, beside its bundle; what the flags of `create` and `run` say.
+
+    `foreground` is for a caller that stays: the container gets its standard streams, and is its child.
+    """
+
+    pid_file: str | None = None
+    console_socket: str | None = None
+    pidfd_socket: str | None = None
+    preserve_fds: int = 0
+    no_pivot: bool = False
+    no_new_keyring: bool = False
+    systemd: bool = False
+    foreground: bool = False
+
+
+def create(
+    store: Store,
+    container_id: str,
+    bundle: str,
+    options: Options = Options(),  # noqa: B008 (it is frozen)
+    console: socket.socket | None = None,
+) -> State:
+    """Make a container of a bundle; its init waits for `start`.
+
+    `console` takes the master of its terminal, where there is no --console-socket. Raises SpecError, Conflict,
+    StartFailed; after a failure nothing of it is left. Must be called by a process without threads.
+    """
+
+    bundle = os.path.abspath(bundle)
+    with store.lock(container_id):
+        spec = load(bundle)
+        _check(spec, options, console)
+        directory = store.create(container_id)
+        state = State(
+            id=container_id,
+            bundle=bundle,
+            rootfs=os.path.realpath(spec.root),
+            created=now(),
+            log_path=directory + "/log",
+            annotations=spec.annotations,
+            hooks=later_hooks(spec),
+        )
+        cgroup = Cgroup({})
+        try:
+            state, cgroup = make_cgroup(store, state, spec, systemd=options.systemd)
+            return _launch(store, state, spec, cgroup, options, console)
+        except BaseException as error:
+            cause = _limit_reached(cgroup, spec.resources)
+            remove_cgroup(cgroup)
+            hooks.run_all(
+                "poststop", spec.hooks["poststop"], state.oci("stopped")
+            )  # runtime.md, lifecycle, steps 3 to 13
+            store.remove(container_id)
+            if cause is not None and isinstance(error, StartFailed | DeadlineExceeded):
+                raise type(error)(f"{cause}: {error}") from None
+            raise
+
+
+def _limit_reached(cgroup: Cgroup, resources: Resources) -> str | None:
+    """The limit that has probably kept the container's init from being set up: a field, and what it did."""
+    limits = {"memory": resources.memory_limit, "pids": resources.pids_limit}
+    words = {"memory": "the kernel has no more memory for it", "pids": "it may not fork any more"}
+    for kind in cgroup.limits_reached():
+        limit = limits[kind]
+        field = f"linux.resources.{kind}.limit" if limit is not None else "linux.cgroupsPath"
+        return f"{field}: {limit if limit is not None else cgroup.directories()[0]}: {words[kind]}"
+    return None
+
+
+def make_cgroup(store: Store, state: State, spec: Spec, *, systemd: bool) -> tuple[State, Cgroup]:
+    """Make a new container's cgroup and set its limits; the state says where it is. Raises ContainerError.
+
+    The state is saved before anything is made, so that whoever finds it after we were killed can remove all.
+    """
+    if os.geteuid() and spec.resources == Resources():
+        store.save(state)  # without privileges, and without limits to set, there is none
+        return state, Cgroup({})
+    if not systemd:
+        planned = Cgroup.planned(state.id, spec.cgroups_path)
+        Cgroup(planned).require_free()  # what is in there must not become this container's, to be killed with it
+        state = state.replace(cgroup_paths=planned)
+        store.save(state)
+        cgroup = Cgroup.create(state.id, spec.cgroups_path)
+    else:
+        store.save(state)
+        cgroup = Cgroup.create(
+            state.id, spec.cgroups_path, systemd=True, resources=spec.resources, annotations=spec.annotations
+        )  # fmt: skip
+        state = state.replace(cgroup_paths=cgroup.paths, systemd_unit=cgroup.unit)
+        store.save(state)
+    try:
+        cgroup.apply(spec.resources)
+    except BaseException:
+        remove_cgroup(cgroup)
+        raise
+    return state, cgroup
+
+
+def remove_cgroup(cgroup: Cgroup) -> None:
+    """After a failure, which says more than one of these would."""
+    try:
+        cgroup.kill()
+        cgroup.remove()
+    except ContainerError:
+        pass
+
+
+def now() -> str:
+    """The time, as runc writes it into states: UTC, to the nanosecond."""
+    seconds, nanoseconds = divmod(time.time_ns(), 1_000_000_000)
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{nanoseconds:09d}Z"
+
+
+def _check(spec: Spec, options: Options, console: socket.socket | None) -> None:
+    """What can be said before anything is made."""
+    if not os.path.isdir(spec.root):
+        raise StartFailed(f"root.path: {spec.root} is no directory")
+    if spec.process.terminal and console is None and options.console_socket is None:
+        raise SpecError(
+            "cannot allocate tty if pymigrate will detach without setting console socket",
+            remedy="set process.terminal to false, give --console-socket, or use `run` without --detach",
+        )
+    if options.console_socket is not None and not spec.process.terminal:
+        raise SpecError("cannot use console socket if pymigrate will not detach or allocate tty: terminal is false")
+    if spec.process.apparmor_profile or spec.process.selinux_label or spec.mount_label:
+        from runtime.process import require_labels
+
+        require_labels(spec.process, spec.mount_label)
+
+
+def _launch(
+    store: Store, state: State, spec: Spec, cgroup: Cgroup, options: Options, console: socket.socket | None
+) -> State:
+    """Start the init, go through the handshake, save the state as created."""
+    directory = store.directory(state.id)
+    fifo = directory + "/exec.fifo"
+    try:
+        for path in (fifo, directory + "/error.fifo"):
+            os.mkfifo(path, 0o600)
+        errors = os.open(directory + "/error.fifo", os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        raise ContainerError(f"{directory}: cannot be written to: {error.strerror}") from None
+    ours, theirs = sync.pair()
+    (out_r, out_w), (err_r, err_w) = ((-1, -1),) * 2 if options.foreground else (os.pipe(), os.pipe())
+    setup = init.Setup(
+        spec=spec,
+        cgroups=state.cgroup_paths,
+        fifo=fifo,
+        state=state.oci("creating"),
+        stdio=(0, 1, 2),
+        errors=errors,
+        keep=options.preserve_fds,
+        filter=handover.compile_filter(spec),
+        keyring=None if options.no_new_keyring else f"_ses.{state.id}",
+        move_root=options.no_pivot,
+    )
+    keeper: monitor.Monitor | None = None
+    adopted: int | None = None
+    pid = 0
+    try:
+        terminal = console
+        if options.console_socket is not None:
+            terminal = handover.connect_console(options.console_socket)
+        if terminal is not None:
+            setup = setup.replace(console=terminal.fileno())
+        if options.foreground:
+            syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
+            adopted = os.fork()
+            if adopted == 0:
+                init.become(setup, theirs)
+            stdio = _streams(0, 1, 2)
+        else:
+            keeper = monitor.spawn(
+                directory,
+                lambda own: init.become(setup if own else setup.replace(stdio=(None, out_w, err_w)), theirs),
+                cgroup=cgroup, stdout=out_r, stderr=err_r, adoptable=True, fresh=False,
+            )  # fmt: skip
+            stdio = ("/dev/null", *_streams(out_w, err_w)) if keeper.pid else _streams(0, 1, 2)
+            if keeper.pid and cgroup.unit is not None:
+                cgroup.add_monitor(keeper.pid)
+        theirs.close()
+        for fd in (out_r, out_w, err_r, err_w, errors):
+            if fd >= 0:
+                os.close(fd)
+        shim = keeper.pid if keeper is not None else 0
+        state = state.replace(
+            shim_pid=shim, shim_start_time=processes.start_time(shim) if shim else None, stdio=stdio,
+        )  # fmt: skip
+        message = _receive(ours, spec)
+        pid = int(message["pid"])
+        cgroup.occupied()
+        if adopted:
+            os.waitpid(adopted, 0)
+        state = state.replace(
+            pid=pid, pid_start_time=processes.start_time(pid), namespace_paths=namespaces.paths(pid)
+        )  # fmt: skip
+        store.save(state)
+        for point in ("prestart", "createRuntime"):
+            hooks.run(point, spec.hooks[point], state.oci("creating"))
+        sync.send(ours, {})
+        handover.await_ready(ours, spec, pid, state.oci("creating"), "the container's init")
+        if keeper is not None:
+            keeper.watch(pid)
+        if options.pidfd_socket is not None:
+            handover.send_pidfd(options.pidfd_socket, pid)
+        if options.pid_file is not None:
+            handover.write_pid(options.pid_file, pid)
+        return state
+    except BaseException:
+        if pid:
+            _kill(pid)
+        if keeper is not None and keeper.pid:
+            keeper.abandon()
+        raise
+    finally:
+        ours.close()
+
+
+def _receive(ours: socket.socket, spec: Spec) -> dict[str, Any]:
+    """The message with the init's pid; the maps of a user namespace are written on the way."""
+    message = sync.receive(ours, handover.TIMEOUT, "the container's init")
+    if "map" in message:
+        from runtime import idmaps
+
+        idmaps.write(int(message["map"]), spec.uid_mappings, spec.gid_mappings)
+        sync.send(ours, {})
+        message = sync.receive(ours, handover.TIMEOUT, "the container's init")
+    return message
+
+
+def _streams(*fds: int) -> Any:
+    """What /proc shows of our descriptors; "" for one that is closed."""
+    found = []
+    for fd in fds:
+        try:
+            found.append(os.readlink(f"/proc/self/fd/{fd}"))
+        except OSError:
+            found.append("")
+    return tuple(found)
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, signals.SIGKILL)
+    except ProcessLookupError:
+        pass  # it has ended by itself
+
+
+def later_hooks(spec: Spec) -> dict[str, Any]:
+    """For the state: the hooks that are run when the bundle may be gone."""
+    return {point: [hook.plain() for hook in spec.hooks[point]] for point in _LATER if spec.hooks[point]}

@@ -1,0 +1,77 @@
+"""What `create` and `exec` have in common: handing over what the process that they set up has to have, or gives."""
+
+from __future__ import annotations
+
+import os
+
+from runtime import sync
+from runtime.errors import ContainerError, StartFailed
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket
+    from typing import Any
+
+    from runtime.spec import Spec
+
+TIMEOUT = 60.0
+
+
+def await_ready(ours: socket.socket, spec: Spec, pid: int, state: dict[str, Any], what: str) -> None:
+    """Wait until the other side, process `pid`, is set up; a listener of its filter goes to the bundle's agent.
+
+    `state` is the container's, as the specification has it.
+    """
+    message = sync.receive(ours, TIMEOUT, what)
+    if "listener" in message and spec.seccomp is not None:
+        from runtime import seccomp_load
+
+        agent = spec.seccomp.listener_path or ""
+        fd = seccomp_load.take_listener(pid, int(message["listener"]))
+        try:
+            seccomp_load.send_listener(agent, fd, pid, state, metadata=spec.seccomp.listener_metadata)
+        finally:
+            os.close(fd)
+        sync.send(ours, {})
+        sync.receive(ours, TIMEOUT, what)
+
+
+def compile_filter(spec: Spec) -> Any:
+    """The seccomp filter of a bundle for the process that loads it; None without one. Raises NotSupported."""
+    if spec.seccomp is None:
+        return None
+    from runtime import seccomp_filter
+    from runtime.process import Filter
+
+    return Filter(seccomp_filter.compile(spec.seccomp), spec.seccomp.load_flags, spec.seccomp.notifies)
+
+
+def connect_console(path: str) -> socket.socket:
+    """A connection to a --console-socket. Raises StartFailed."""
+    try:
+        return sync.connect(path)
+    except OSError as error:
+        raise StartFailed(f"--console-socket {path}: {error.strerror}") from None
+
+
+def write_pid(path: str, pid: int) -> None:
+    """Write a pid file, whole or not at all. Raises ContainerError."""
+    temporary = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.{os.getpid()}")
+    try:
+        with open(temporary, "w") as file:
+            file.write(str(pid))
+        os.rename(temporary, path)
+    except OSError as error:
+        raise ContainerError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+def send_pidfd(path: str, pid: int) -> None:
+    """Send a pidfd of the container's init to the Unix socket at `path`. Raises ContainerError."""
+    try:
+        fd = os.pidfd_open(pid)
+        try:
+            sync.send_fd(path, fd, b"pidfd")
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise ContainerError(f"--pidfd-socket {path}: {error.strerror}") from None

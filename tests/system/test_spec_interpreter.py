@@ -1,0 +1,148 @@
+"""/proc/self/exe: whatever a container does, the interpreter that the runtime runs under stays as it was.
+
+pymigrate runs under a copy of the interpreter here, so that a failing test leaves the machine as it was.
+"""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import runtime
+from tests.system.boxes import make, wait_for
+from tests.system.conftest import Local
+
+MARK = b"# overwritten"
+# Tries to write to the program of every process that is not its own kind, for as long as the test lasts.
+WATCH = """
+echo ready > /state
+while ! [ -e /stop ]; do
+  for exe in /proc/[0-9]*/exe; do
+    case $(readlink $exe) in *busybox*|"") continue;; esac
+    echo seen $exe >> /seen
+    (echo '# overwritten' >> $exe) 2>/dev/null && echo wrote >> /wrote
+    (exec 9<$exe && sh /hold) 2>/dev/null &
+  done
+done
+"""
+HOLD = """
+for i in 1 2 3 4 5 6 7 8; do
+  echo '# overwritten' >> /proc/self/fd/9 && echo wrote >> /wrote
+  usleep 20000
+done
+"""
+
+
+class Copy:
+    """pymigrate under an interpreter of its own, with every protection or without that of the running file."""
+
+    def __init__(self, directory: Path, root: Path, *, sealed: bool) -> None:
+        self.python = directory / "python3"
+        shutil.copy2(os.path.realpath(sys.executable), self.python)
+        self._root = root
+        base = Path(runtime.__file__).parent.parent
+        self._program = f"import sys; sys.path.insert(0, {str(base)!r}); from runtime import selfexec; "
+        self._program += "selfexec.is_write_protected = lambda: False; " if sealed else ""
+        self._program += "from migrate import cli; sys.exit(cli.main(sys.argv[1:]))"
+        self._before = self._digest()
+
+    def _digest(self) -> str:
+        return hashlib.sha256(self.python.read_bytes()).hexdigest()
+
+    def __call__(self, *argv: object, check: bool = True) -> "subprocess.CompletedProcess[str]":
+        environment = {**os.environ, "PYTHONHOME": sys.base_prefix}
+        done = subprocess.run(
+            [self.python, "-c", self._program, "--root", self._root, *map(str, argv)], capture_output=True, text=True,
+            env=environment, stdin=subprocess.DEVNULL, timeout=60,
+        )  # fmt: skip
+        assert not check or done.returncode == 0, done.stderr
+        return done
+
+    def is_untouched(self) -> bool:
+        return self._digest() == self._before
+
+
+@pytest.fixture(params=[False, True], ids=["running", "sealed"])
+def copy(pymigrate: Local, tmp_path: Path, request: pytest.FixtureRequest) -> Copy:
+    return Copy(tmp_path, pymigrate.root, sealed=request.param)
+
+
+def test_the_copy_is_what_runs(copy: Copy) -> None:
+    """Or the other tests would say nothing."""
+    with copy.python.open("ab") as file:
+        file.write(MARK)
+    assert not copy.is_untouched()
+    done = subprocess.run([copy.python, "-c", "import os; print(os.readlink('/proc/self/exe'))"], capture_output=True,
+                          text=True, check=True, env={**os.environ, "PYTHONHOME": sys.base_prefix})  # fmt: skip
+    assert done.stdout.strip() == str(copy.python)
+
+
+def test_program_is_proc_self_exe(copy: Copy, tmp_path: Path) -> None:
+    for number, program in enumerate(("/proc/self/exe", "/proc/thread-self/exe", "/link", "/script")):
+        script = "for i in 1 2 3 4 5; do echo '# overwritten' >> /proc/self/exe; done"
+        bundle = make(tmp_path / f"b{number}", "", {"process.args": [program, "-c", script]})
+        (bundle / "rootfs/link").symlink_to("/proc/self/exe")
+        (bundle / "rootfs/script").write_text("#!/proc/self/exe\n")
+        (bundle / "rootfs/script").chmod(0o755)
+        copy("run", "-b", bundle, "c", check=False)
+        assert copy.is_untouched(), program
+
+
+def test_exec_of_proc_self_exe(copy: Copy, tmp_path: Path) -> None:
+    """A process inside watches for the interpreter, holds it open, and writes to it as soon as nobody runs it."""
+    every = sorted(set(__import__("runtime.capabilities").capabilities.NUMBERS) - {"CAP_SYS_RESOURCE"})
+    fields = {"process.capabilities": dict.fromkeys(("bounding", "effective", "permitted"), every)}
+    bundle = make(tmp_path / "b", WATCH, fields)
+    (bundle / "rootfs/hold").write_text(HOLD)
+    (bundle / "rootfs/script").write_text("#!/proc/self/exe\n")
+    (bundle / "rootfs/script").chmod(0o755)
+    copy("run", "-d", "-b", bundle, "c")
+    wait_for(bundle / "rootfs/state")
+    for _ in range(4):
+        for program in ("/proc/self/exe", "/script", "true"):
+            copy("exec", "c", program, "-c", "import time; time.sleep(0.1)", check=False)
+    (bundle / "rootfs/stop").touch()
+    copy("delete", "--force", "c")
+    assert copy.is_untouched()
+    assert not (bundle / "rootfs/wrote").exists()
+
+
+def test_create_hook_of_the_container_cannot_write_it(copy: Copy, tmp_path: Path) -> None:
+    """startContainer hooks run in the container's root as children of the interpreter."""
+    hook = {"path": "/bin/sh", "args": ["sh", "-c", "echo '# overwritten' >> /proc/$PPID/exe; echo '#' >> /proc/1/exe"]}
+    bundle = make(tmp_path / "b", "true", {"hooks": {"startContainer": [hook]}})
+    copy("run", "-b", bundle, "c", check=False)
+    assert copy.is_untouched()
+
+
+def test_libraries_of_the_image_are_not_ours(copy: Copy, tmp_path: Path) -> None:
+    """Modules that an image has in the interpreter's places are never imported."""
+    bundle = make(tmp_path / "b", "echo ran", {"hooks": {"startContainer": [{"path": "/bin/true"}]}})
+    trap = "raise SystemExit(open('/trapped', 'w').write('x'))\n"
+    for place in {*map(Path, sys.path), Path("/usr/lib/python3.11"), Path("/usr/lib/python3.11/encodings")}:
+        if place.is_absolute() and not place.suffix:
+            (bundle / "rootfs" / str(place).lstrip("/")).mkdir(parents=True, exist_ok=True)
+            for name in (
+                "os",
+                "subprocess",
+                "json",
+                "ctypes",
+                "encodings",
+                "aliases",
+                "utf_8",
+                "signal",
+                "socket",
+                "fcntl",
+            ):
+                (bundle / "rootfs" / str(place).lstrip("/") / f"{name}.py").write_text(trap)
+    assert copy("run", "-b", bundle, "c").stdout == "ran\n"
+    bundle2 = make(tmp_path / "d", "sleep 60")
+    shutil.copytree(bundle / "rootfs/usr", bundle2 / "rootfs/usr", dirs_exist_ok=True)
+    copy("run", "-d", "-b", bundle2, "d")
+    copy("exec", "d", "true")
+    copy("delete", "-f", "d")
+    assert list(tmp_path.glob("*/rootfs/trapped")) == []

@@ -1,0 +1,218 @@
+"""config.json, process: who the program is, what it may do, and what it is given."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.system.boxes import Fields, listener, make, output, refusal, run
+from tests.system.conftest import Local
+
+NOBODY: Fields = {"process.user": {"uid": 65534, "gid": 65534}}
+FDS = "ls -l /proc/self/fd | sed -n 's/.* \\([0-9]*\\) -> /\\1 /p'"
+
+
+def status(text: str, name: str) -> str:
+    return next(line.split(None, 1)[1] for line in text.splitlines() if line.startswith(f"{name}:"))
+
+
+def test_user_groups_and_umask(pymigrate: Local, tmp_path: Path) -> None:
+    user = {"uid": 7, "gid": 8, "additionalGids": [9, 10], "umask": 0o27}
+    said = output(pymigrate, tmp_path, "id -u; id -g; id -G; umask; touch /tmp/x; stat -c %a,%u,%g /tmp/x",
+                  {"process.user": user})  # fmt: skip
+    assert said.splitlines() == ["7", "8", "8 9 10", "0027", "640,7,8"]
+
+
+def test_groups_of_the_caller_are_not_the_containers(pymigrate: Local, tmp_path: Path) -> None:
+    assert output(pymigrate, tmp_path, "id -G", extra_groups=[27, 100]) == "0\n"
+
+
+def test_home_comes_from_the_containers_users(pymigrate: Local, tmp_path: Path) -> None:
+    bundle = make(tmp_path / "b", "echo $HOME", {"process.user.uid": 12})
+    (bundle / "rootfs/etc/passwd").write_text("root:x:0:0::/root:/bin/sh\nme:x:12:12::/home/me:/bin/sh\n")
+    assert pymigrate("run", "-b", bundle, "c").stdout == "/home/me\n"
+    assert output(pymigrate, tmp_path, "echo $HOME", {"process.env+": ["HOME=/x"]}) == "/x\n"
+    assert output(pymigrate, tmp_path, "echo $HOME", {"process.user.uid": 13}) == "/\n"
+
+
+def test_environment_is_what_the_bundle_says(pymigrate: Local, tmp_path: Path) -> None:
+    said = output(pymigrate, tmp_path, "env", {"process.env": ["PATH=/bin", "A=b=c", "E="]},
+                  env={**os.environ, "LEAK": "1"})  # fmt: skip
+    assert set(said.splitlines()) - {"SHLVL=1", "PWD=/"} == {"PATH=/bin", "A=b=c", "E=", "HOME=/root"}
+
+
+def test_cwd(pymigrate: Local, tmp_path: Path) -> None:
+    assert output(pymigrate, tmp_path, "pwd; stat -c %a,%u .", {"process.cwd": "/new/place"}) == "/new/place\n755,0\n"
+    assert "process.cwd" in refusal(pymigrate, tmp_path, {"process.cwd": "/bin/busybox"})
+
+
+def test_cwd_by_a_descriptor_never_leads_outside(pymigrate: Local, tmp_path: Path) -> None:
+    (tmp_path / "secret").touch()
+    for path in (*(f"/proc/self/fd/{fd}" for fd in range(3, 10)), "/proc/self/cwd", "/proc/1/root"):
+        done = run(pymigrate, tmp_path, "pwd; ls; ls ..", {"process.cwd": path}, cwd=tmp_path)
+        assert done.returncode == 0 or "process.cwd" in done.stderr, path
+        assert "secret" not in done.stdout, path
+
+
+def test_cwd_of_a_host_descriptor_is_refused_in_exec(pymigrate: Local, counting: Path) -> None:
+    pymigrate("run", "-d", "-b", counting, "c")
+    for fd in range(3, 10):
+        root = os.open("/", os.O_PATH)
+        done = pymigrate("exec", "--cwd", f"/proc/self/fd/{fd}", "c", "ls", check=False, pass_fds=[root])
+        os.close(root)
+        assert done.returncode != 0, fd
+        assert "process.cwd" in done.stderr
+
+
+@pytest.mark.parametrize("script", ["./tool", "../bin/tool"])
+def test_relative_program_is_found_from_cwd(pymigrate: Local, tmp_path: Path, script: str) -> None:
+    bundle = make(tmp_path / "b", "", {"process.cwd": "/bin", "process.args": [script]})
+    (bundle / "rootfs/bin/tool").write_text("#!/bin/sh\necho tool\n")
+    (bundle / "rootfs/bin/tool").chmod(0o755)
+    assert pymigrate("run", "-b", bundle, "c").stdout == "tool\n"
+
+
+def test_program_that_the_user_may_not_run(pymigrate: Local, tmp_path: Path) -> None:
+    bundle = make(tmp_path / "b", "", {"process.args": ["/bin/tool"], **NOBODY})
+    (bundle / "rootfs/bin/tool").write_text("#!/bin/sh\n")
+    (bundle / "rootfs/bin/tool").chmod(0o700)
+    done = pymigrate("run", "-b", bundle, "c", check=False)
+    assert (done.returncode, "process.args[0]" in done.stderr, "permission denied" in done.stderr) == (1, True, True)
+
+
+def test_capabilities_of_root(pymigrate: Local, tmp_path: Path) -> None:
+    two = ["CAP_KILL", "CAP_CHOWN"]
+    sets = {"bounding": two, "effective": ["CAP_KILL"], "permitted": two, "inheritable": [], "ambient": []}
+    # Root's exec makes permitted what is bounding, and effective all of it (capabilities(7)).
+    text = output(pymigrate, tmp_path, "cat /proc/self/status", {"process.capabilities": sets})
+    assert [status(text, f"Cap{name}") for name in ("Bnd", "Prm", "Inh", "Amb")] == [
+        f"{0x21:016x}", f"{0x21:016x}", f"{0:016x}", f"{0:016x}",
+    ]  # fmt: skip
+
+
+def test_capabilities_of_another_user(pymigrate: Local, tmp_path: Path) -> None:
+    one = ["CAP_NET_BIND_SERVICE"]
+    everywhere = dict.fromkeys(("bounding", "effective", "permitted", "inheritable", "ambient"), one)
+    text = output(pymigrate, tmp_path, "cat /proc/self/status", {"process.capabilities": everywhere, **NOBODY})
+    assert [status(text, f"Cap{name}") for name in ("Prm", "Eff", "Inh", "Amb")] == [f"{1 << 10:016x}"] * 4
+    # Ambient must be inheritable too (capabilities(7)): without that it is left out, as the specification wants it.
+    text = output(pymigrate, tmp_path, "cat /proc/self/status",
+                  {"process.capabilities": everywhere | {"inheritable": []}, **NOBODY})  # fmt: skip
+    assert [status(text, f"Cap{name}") for name in ("Prm", "Eff", "Amb", "Bnd")] == [
+        f"{0:016x}", f"{0:016x}", f"{0:016x}", f"{1 << 10:016x}",
+    ]  # fmt: skip
+
+
+def test_no_capabilities_field_gives_another_user_none(pymigrate: Local, tmp_path: Path) -> None:
+    text = output(pymigrate, tmp_path, "cat /proc/self/status", {"process.capabilities": None, **NOBODY})
+    assert (status(text, "CapEff"), status(text, "CapPrm")) == (f"{0:016x}", f"{0:016x}")
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_no_new_privileges(pymigrate: Local, tmp_path: Path, value: bool) -> None:
+    text = output(pymigrate, tmp_path, "cat /proc/self/status", {"process.noNewPrivileges": value})
+    assert status(text, "NoNewPrivs") == str(int(value))
+
+
+def test_rlimits(pymigrate: Local, tmp_path: Path) -> None:
+    limits = [{"type": "RLIMIT_NOFILE", "soft": 100, "hard": 200}, {"type": "RLIMIT_CORE", "soft": 0, "hard": 5}]
+    text = output(pymigrate, tmp_path, "cat /proc/self/limits", {"process.rlimits": limits})
+    rows = {line[:26].strip(): line[26:].split()[:2] for line in text.splitlines()}
+    assert (rows["Max open files"], rows["Max core file size"]) == (["100", "200"], ["0", "5"])
+
+
+def test_rlimit_that_we_may_not_raise_is_refused(pymigrate: Local, tmp_path: Path) -> None:
+    done = run(pymigrate, tmp_path, "ulimit -Hn", {"process.rlimits": [
+        {"type": "RLIMIT_NOFILE", "soft": 2**30, "hard": 2**30}]})  # fmt: skip
+    assert done.returncode == 1
+    assert "process.rlimits: cannot set RLIMIT_NOFILE" in done.stderr
+
+
+def test_oom_score(pymigrate: Local, tmp_path: Path) -> None:
+    assert output(pymigrate, tmp_path, "cat /proc/self/oom_score_adj", {"process.oomScoreAdj": 321}) == "321\n"
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "policy", "priority"),
+    [
+        ({"policy": "SCHED_BATCH", "nice": 7}, "3", "127"),
+        ({"policy": "SCHED_IDLE"}, "5", "120"),
+        ({"policy": "SCHED_OTHER", "nice": -5, "flags": ["SCHED_FLAG_RESET_ON_FORK"]}, "0", "115"),
+    ],
+)  # fmt: skip
+def test_scheduler(pymigrate: Local, tmp_path: Path, scheduler: Fields, policy: str, priority: str) -> None:
+    text = output(pymigrate, tmp_path, "read -r _ < /dev/null; cat /proc/1/sched", {"process.scheduler": scheduler})
+    found = {line.partition(":")[0].strip(): line.partition(":")[2].strip() for line in text.splitlines()}
+    assert (found["policy"], found["prio"]) == (policy, priority)
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        {"policy": "SCHED_FIFO", "priority": 3},
+        {"policy": "SCHED_RR", "priority": 1, "flags": ["SCHED_FLAG_RESET_ON_FORK"]},
+        {"policy": "SCHED_DEADLINE", "runtime": 10**7, "deadline": 10**8, "period": 10**8},
+    ],
+)
+def test_real_time_scheduler_is_set_or_refused(pymigrate: Local, tmp_path: Path, scheduler: Fields) -> None:
+    # A cgroup of version 1 without real-time budget takes no such process.
+    done = run(pymigrate, tmp_path, "while read -r n v; do case $n in policy) echo $v;; esac; done < /proc/1/sched",
+               {"process.scheduler": scheduler})  # fmt: skip
+    number = {"SCHED_FIFO": "1", "SCHED_RR": "2", "SCHED_DEADLINE": "6"}[scheduler["policy"]]
+    if done.returncode:
+        assert "process.scheduler: cannot be set" in done.stderr
+    else:
+        assert done.stdout.split() == [":", number]
+
+
+def test_io_priority(pymigrate: Local, tmp_path: Path) -> None:
+    said = output(pymigrate, tmp_path, "ionice -p 1", {
+        "process.ioPriority": {"class": "IOPRIO_CLASS_BE", "priority": 6}})  # fmt: skip
+    assert said.strip() == "best-effort: prio 6"
+
+
+@pytest.mark.parametrize("field", ["process.apparmorProfile", "process.selinuxLabel", "linux.mountLabel"])
+def test_labels_that_this_kernel_does_not_know_are_refused(pymigrate: Local, tmp_path: Path, field: str) -> None:
+    module = "apparmor" if "apparmor" in field else "selinux"
+    if Path("/sys/kernel/security/lsm").exists() and module in Path("/sys/kernel/security/lsm").read_text():
+        pytest.skip(f"this kernel runs {module}")
+    assert f"config.json: {field}: this kernel does not run" in refusal(pymigrate, tmp_path, {field: "some_label"})
+
+
+def test_unconfined_is_no_label(pymigrate: Local, tmp_path: Path) -> None:
+    assert output(pymigrate, tmp_path, "echo ok", {"process.apparmorProfile": "unconfined"}) == "ok\n"
+
+
+def test_labels_in_exec_are_refused(pymigrate: Local, counting: Path) -> None:
+    pymigrate("run", "-d", "-b", counting, "c")
+    for flag, value, field in (
+        ("--apparmor", "p", "process.apparmorProfile"), ("--process-label", "a:b:c", "process.selinuxLabel"),
+    ):  # fmt: skip
+        done = pymigrate("exec", flag, value, "c", "true", check=False)
+        assert (done.returncode != 0, field in done.stderr) == (True, True), done
+
+
+def test_stdin_of_run(pymigrate: Local, tmp_path: Path) -> None:
+    assert output(pymigrate, tmp_path, "cat; echo end", input="a\nb\n", stdin=None) == "a\nb\nend\n"
+
+
+def test_session_keyring(pymigrate: Local, tmp_path: Path) -> None:
+    # The keys that root may see, those of other containers among them.
+    bundle = make(tmp_path / "b", "cat /proc/keys", {"linux.maskedPaths": []})
+    own, none = f"keys-{os.getpid()}", f"no-keys-{os.getpid()}"
+    assert f" _ses.{own}: " in pymigrate("run", "-b", bundle, own).stdout
+    assert f" _ses.{none}: " not in pymigrate("run", "-b", bundle, "--no-new-keyring", none).stdout
+
+
+def test_pidfd_socket(pymigrate: Local, tmp_path: Path, counting: Path) -> None:
+    with listener(tmp_path / "pidfd") as agent:
+        pymigrate("create", "-b", counting, "--pidfd-socket", agent.path, "c")
+        _, fd = agent.receive()
+        assert f"Pid:\t{pymigrate.state('c')['pid']}\n" in Path(f"/proc/self/fdinfo/{fd}").read_text()
+        os.close(fd)
+        pymigrate("start", "c")
+        pymigrate("exec", "-d", "--pidfd-socket", agent.path, "--pid-file", tmp_path / "pid", "c",
+                  "sh", "-c", "exec sleep 60 >/dev/null 2>&1")  # fmt: skip
+        _, fd = agent.receive()
+        assert f"Pid:\t{(tmp_path / 'pid').read_text()}\n" in Path(f"/proc/self/fdinfo/{fd}").read_text()
+        os.close(fd)

@@ -204,14 +204,3 @@ def _run_later(state: State, point: str, status: str | None = None) -> None:
             notices.warn(f"hooks.{point}: state.json holds what is no hook")
             return
         hooks.run_all(point, known, state.oci(status))
-
-
-def exit_status(store: Store, container_id: str) -> int | None:
-    """How the container's init ended: its exit status, 128 + n for signal n, None when that was not recorded."""
-    from runtime import jsonio
-
-    try:
-        with open(store.directory(container_id) + "/exit.json", "rb") as file:
-            return int(jsonio.loads(file.read())["status"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None

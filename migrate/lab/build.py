@@ -12,7 +12,7 @@ from typing import Any
 
 from migrate.lab.model import LARGEST, ROOT, Host, LabError, hosts, lab_cgroups, namespace_flags
 from runtime import processes, selfexec, sync, syscalls
-from runtime.cgroups import remove_tree
+from runtime.cgroups.hierarchies import remove_tree
 from runtime.errors import ContainerError
 
 STEP_TIMEOUT = 60.0

@@ -7,21 +7,19 @@ import os
 import time
 
 from runtime.cgroups.files import flat_keyed, read, wait_until, write
-from runtime.cgroups.hierarchies import UNIFIED, discover, inherit_cpuset, remove_parents
+from runtime.cgroups.hierarchies import UNIFIED, below, discover, inherit_cpuset, remove_parents, remove_tree
 from runtime.errors import Conflict, ContainerError, DeadlineExceeded, StateError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
     from typing import Any, Self
 
-    from runtime.cgroups.v1 import Write
-    from runtime.resources import DeviceRule, Resources
+    from runtime.resources import Resources
 
 REMOVE_TIMEOUT = 10.0
 FREEZE_TIMEOUT = 10.0
 KILL_TIMEOUT = 2.0
-_PLACE_TIMEOUT = 120
 _MONITOR = "@monitor"  # a character that no id has: it cannot be the cgroup of another container
 
 
@@ -64,14 +62,14 @@ class Cgroup:
             from runtime.cgroups import systemd as driver
 
             name = driver.UnitName.parse(container_id, cgroups_path)
-            placeholder = 0 if pid else _hold_place()
+            placeholder = 0 if pid else driver.hold_place()
             unified = all(UNIFIED in hierarchy.controllers for hierarchy in hierarchies)
             try:
                 relative = driver.start(name, pid or placeholder, resources, annotations or {}, unified=unified).strip(
                     "/"
                 )
             except BaseException:
-                _end_place(placeholder)
+                driver.end_place(placeholder)
                 raise
             unit = name.unit
         elif cgroups_path is not None and ":" in cgroups_path:
@@ -124,8 +122,11 @@ class Cgroup:
 
     def occupied(self) -> None:
         """There is a process in it: the one that has held its place may end."""
-        _end_place(self._placeholder)
-        self._placeholder = 0
+        if self._placeholder:
+            from runtime.cgroups import systemd as driver
+
+            driver.end_place(self._placeholder)
+            self._placeholder = 0
 
     def require_free(self) -> None:
         """Raise ContainerError when there are processes in it, or when those that come would be frozen."""
@@ -214,65 +215,9 @@ class Cgroup:
             from runtime.cgroups import systemd as driver
 
             driver.set_properties(self.unit, resources, self.paths[UNIFIED] if self.unified_only else None)
-        from runtime.cgroups import v1, v2
+        from runtime.cgroups import limits
 
-        if self.unified_only:
-            self._write_all(v2.writes(resources, self.paths[UNIFIED]))
-        else:
-            self._write_all(v1.writes(resources, self.paths))
-        self._write_all((f"unified.{key}", UNIFIED, key, value) for key, value in resources.unified.items())
-        if resources.devices:
-            from runtime.cgroups.devices import DEFAULT
-
-            self._apply_devices([*resources.devices, *DEFAULT])
-
-    def _apply_devices(self, rules: Sequence[DeviceRule]) -> None:
-        if "devices" in self.paths:
-            from runtime.cgroups import v1
-
-            try:
-                current = read(f"{self.paths['devices']}/devices.list")
-            except OSError as error:
-                raise ContainerError(f"linux.resources.devices: cannot read devices.list: {error.strerror}") from None
-            self._write_all(v1.device_writes(rules, current))
-        elif UNIFIED in self.paths:
-            from runtime.cgroups import devices
-
-            devices.apply(self.paths[UNIFIED], rules)
-        else:
-            raise ContainerError("linux.resources.devices: this host has no devices cgroup")
-
-    def _write_all(self, writes: Iterable[Write]) -> None:
-        """Write in the order given, and what the kernel refuses once more after the rest.
-
-        Limits depend on each other (memory and swap, quota and period and burst), and which one is to be first depends
-        on whether they rise or fall.
-        """
-        pending = list(writes)
-        while pending:
-            refused: list[tuple[Write, OSError]] = []
-            for one in pending:
-                try:
-                    self._write(*one)
-                except OSError as error:
-                    refused.append((one, error))
-                    if error.errno not in (errno.EINVAL, errno.EBUSY):
-                        raise _refusal(one, error) from None
-            if len(refused) == len(pending):
-                raise _refusal(*refused[0])
-            pending = [one for one, _ in refused]
-
-    def _write(self, field: str, controller: str, file: str, value: str) -> None:
-        directory = self.paths.get(controller)
-        if directory is None:
-            raise ContainerError(f"linux.resources.{field}: this host has no {controller or 'version 2'} cgroup")
-        try:
-            write(f"{directory}/{file}", value)
-        except FileNotFoundError:
-            raise ContainerError(
-                f"linux.resources.{field}: there is no {file} in {directory}",
-                remedy="the kernel lacks that controller, or (version 2) it is not delegated to that cgroup",
-            ) from None
+        limits.apply(self.paths, resources)
 
     @property
     def unified_only(self) -> bool:
@@ -329,9 +274,9 @@ class Cgroup:
         """All processes in it and below it."""
         found: set[int] = set()
         for directory in self.directories():
-            for below in _below(directory):
+            for group in below(directory):
                 try:
-                    found.update(map(int, read(f"{below}/cgroup.procs").split()))
+                    found.update(map(int, read(f"{group}/cgroup.procs").split()))
                 except OSError:  # it has just been removed, or it is threaded: its processes are its parent's then
                     continue
         found.discard(0)  # what is outside of our pid namespace
@@ -409,33 +354,6 @@ class Cgroup:
         return oom_events(self, interval)
 
 
-def _hold_place() -> int:
-    """A child that does nothing."""
-    pid = os.fork()
-    if pid == 0:
-        from runtime.light import signals
-
-        os.closerange(0, 1 << 16)  # the container's lock must not be held by it when we have been killed
-        for number in range(1, signals.NSIG):
-            if signals.getsignal(number) not in (signals.SIG_DFL, None):
-                signals.signal(number, signals.SIG_DFL)
-        signals.alarm(_PLACE_TIMEOUT)  # whatever becomes of us
-        while True:
-            signals.pause()
-    return pid
-
-
-def _end_place(pid: int) -> None:
-    if pid:
-        _kill(pid)
-        os.waitpid(pid, 0)
-
-
-def _refusal(one: Write, error: OSError) -> ContainerError:
-    field, _, file, value = one
-    return ContainerError(f"linux.resources.{field}: cannot write {value!r} to {file}: {error.strerror}")
-
-
 def _kill(pid: int, number: int = 9) -> None:
     try:
         os.kill(pid, number)
@@ -463,33 +381,3 @@ def _unified_of(pid: int, otherwise: str) -> str:
     mounts = [hierarchy.mountpoint for hierarchy in discover() if hierarchy.controllers == (UNIFIED,)]
     places = [line.removeprefix("0::") for line in lines if line.startswith("0::/")]
     return mounts[0] + places[0] if mounts and places else otherwise
-
-
-def remove_tree(directory: str, deadline: float) -> None:
-    """Remove a cgroup and all below it; harmless when it is gone. Raises DeadlineExceeded at `deadline` (monotonic)."""
-    while True:
-        try:
-            for path in reversed(_below(directory)):
-                os.rmdir(path)
-            return
-        except FileNotFoundError:  # another remover was faster
-            if not os.path.exists(directory):
-                return
-        except OSError as error:
-            # A process that has just died is still counted for a moment.
-            if time.monotonic() > deadline:
-                raise DeadlineExceeded(f"the cgroup {directory} cannot be removed: {error.strerror}") from None
-            time.sleep(0.005)
-
-
-def _below(directory: str) -> list[str]:
-    """The directory and all cgroups below it, parents first; [] when it is gone."""
-    try:
-        # A directory's link count is two more than the directories in it: most need not be listed.
-        if os.stat(directory).st_nlink == 2:
-            return [directory]
-        with os.scandir(directory) as entries:
-            children = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
-    except OSError:
-        return []
-    return [directory, *(path for child in children for path in _below(child))]

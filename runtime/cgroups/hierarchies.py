@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import time
 
 from runtime.cgroups.files import read, write
-from runtime.errors import ContainerError
+from runtime.errors import ContainerError, DeadlineExceeded
 from runtime.records import Record
 
 UNIFIED = ""
@@ -146,3 +147,33 @@ def _delegate(directory: str) -> None:
             continue
         if change == " ".join(missing):
             return
+
+
+def remove_tree(directory: str, deadline: float) -> None:
+    """Remove a cgroup and all below it; harmless when it is gone. Raises DeadlineExceeded at `deadline` (monotonic)."""
+    while True:
+        try:
+            for path in reversed(below(directory)):
+                os.rmdir(path)
+            return
+        except FileNotFoundError:  # another remover was faster
+            if not os.path.exists(directory):
+                return
+        except OSError as error:
+            # A process that has just died is still counted for a moment.
+            if time.monotonic() > deadline:
+                raise DeadlineExceeded(f"the cgroup {directory} cannot be removed: {error.strerror}") from None
+            time.sleep(0.005)
+
+
+def below(directory: str) -> list[str]:
+    """The directory and all cgroups below it, parents first; [] when it is gone."""
+    try:
+        # A directory's link count is two more than the directories in it: most need not be listed.
+        if os.stat(directory).st_nlink == 2:
+            return [directory]
+        with os.scandir(directory) as entries:
+            children = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+    except OSError:
+        return []
+    return [directory, *(path for child in children for path in below(child))]

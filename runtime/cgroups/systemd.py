@@ -6,11 +6,14 @@ limits as well as the files: systemd writes what it knows again, at a daemon-rel
 
 from __future__ import annotations
 
+import os
+
 from runtime.cgroups import v1, v2
 from runtime.cgroups.dbus import Refused, Systemd
 from runtime.cgroups.devices import DEFAULT
 from runtime.cgroups.files import read
 from runtime.errors import Conflict, ContainerError, NotSupported, SpecError, StartFailed
+from runtime.light import signals
 from runtime.records import Record
 
 TYPE_CHECKING = False
@@ -27,6 +30,7 @@ _INFINITY = 2**64 - 1
 _PERIOD = 100_000  # the kernel's own, in microseconds
 _SECOND = 1_000_000
 _PERCENT = _SECOND // 100
+_PLACE_TIMEOUT = 120  # seconds
 
 
 def expand_slice(name: str) -> str:
@@ -337,3 +341,24 @@ def annotated(annotations: Mapping[str, str]) -> Properties:
             raise SpecError(f"config.json: annotations.{key}: {error}") from None
         found[name] = (kind, value)
     return found
+
+
+def hold_place() -> int:
+    """A child that does nothing, to be in a scope until somebody else is; its pid."""
+    pid = os.fork()
+    if pid == 0:
+        os.closerange(0, 1 << 16)  # the container's lock must not be held by it when we have been killed
+        for number in range(1, signals.NSIG):
+            if signals.getsignal(number) not in (signals.SIG_DFL, None):
+                signals.signal(number, signals.SIG_DFL)
+        signals.alarm(_PLACE_TIMEOUT)  # whatever becomes of us
+        while True:
+            signals.pause()
+    return pid
+
+
+def end_place(pid: int) -> None:
+    """End what `hold_place` has started; 0 is nobody."""
+    if pid:
+        os.kill(pid, signals.SIGKILL)
+        os.waitpid(pid, 0)

@@ -1,0 +1,86 @@
+"""Setting the limits of a cgroup: the writes that v1.py and v2.py work out, in an order that the kernel takes."""
+
+from __future__ import annotations
+
+import errno
+
+from runtime.cgroups import v1, v2
+from runtime.cgroups.files import read, write
+from runtime.cgroups.hierarchies import UNIFIED
+from runtime.errors import ContainerError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from runtime.cgroups.v1 import Write
+    from runtime.resources import DeviceRule, Resources
+
+    Paths = dict[str, str]
+
+
+def apply(paths: Paths, resources: Resources) -> None:
+    """Set the limits in the directories `paths` (Cgroup.paths). Raises ContainerError naming field and file."""
+    if set(paths) == {UNIFIED}:
+        _write_all(paths, v2.writes(resources, paths[UNIFIED]))
+    else:
+        _write_all(paths, v1.writes(resources, paths))
+    _write_all(paths, ((f"unified.{key}", UNIFIED, key, value) for key, value in resources.unified.items()))
+    if resources.devices:
+        from runtime.cgroups.devices import DEFAULT
+
+        _apply_devices(paths, [*resources.devices, *DEFAULT])
+
+
+def _apply_devices(paths: Paths, rules: Sequence[DeviceRule]) -> None:
+    if "devices" in paths:
+        try:
+            current = read(f"{paths['devices']}/devices.list")
+        except OSError as error:
+            raise ContainerError(f"linux.resources.devices: cannot read devices.list: {error.strerror}") from None
+        _write_all(paths, v1.device_writes(rules, current))
+    elif UNIFIED in paths:
+        from runtime.cgroups import devices
+
+        devices.apply(paths[UNIFIED], rules)
+    else:
+        raise ContainerError("linux.resources.devices: this host has no devices cgroup")
+
+
+def _write_all(paths: Paths, writes: Iterable[Write]) -> None:
+    """Write in the order given, and what the kernel refuses once more after the rest.
+
+    Limits depend on each other (memory and swap, quota and period and burst), and which one is to be first depends on
+    whether they rise or fall.
+    """
+    pending = list(writes)
+    while pending:
+        refused: list[tuple[Write, OSError]] = []
+        for one in pending:
+            try:
+                _write(paths, *one)
+            except OSError as error:
+                refused.append((one, error))
+                if error.errno not in (errno.EINVAL, errno.EBUSY):
+                    raise _refusal(one, error) from None
+        if len(refused) == len(pending):
+            raise _refusal(*refused[0])
+        pending = [one for one, _ in refused]
+
+
+def _write(paths: Paths, field: str, controller: str, file: str, value: str) -> None:
+    directory = paths.get(controller)
+    if directory is None:
+        raise ContainerError(f"linux.resources.{field}: this host has no {controller or 'version 2'} cgroup")
+    try:
+        write(f"{directory}/{file}", value)
+    except FileNotFoundError:
+        raise ContainerError(
+            f"linux.resources.{field}: there is no {file} in {directory}",
+            remedy="the kernel lacks that controller, or (version 2) it is not delegated to that cgroup",
+        ) from None
+
+
+def _refusal(one: Write, error: OSError) -> ContainerError:
+    field, _, file, value = one
+    return ContainerError(f"linux.resources.{field}: cannot write {value!r} to {file}: {error.strerror}")

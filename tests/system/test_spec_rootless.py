@@ -13,7 +13,7 @@ import pytest
 
 from tests.hosts import ROOTFS
 from tests.system.boxes import PATIENCE, wait_for
-from tests.system.test_spec_interpreter import HOLD, WATCH, end
+from tests.system.test_spec_interpreter import HOLD, WATCH, end, give_python
 
 USER = 20123  # nobody's on this machine
 SUB = 300000
@@ -163,6 +163,7 @@ def test_interpreter_of_the_user_is_safe(rootless: Rootless) -> None:
     """Root of the container owns the file: only a copy that is sealed keeps it from being overwritten."""
     bundle = rootless.bundle("b", WATCH)
     (bundle / "rootfs/hold").write_text(HOLD)
+    give_python(bundle / "rootfs")
     python = rootless.own_python()
     before = python.read_bytes()
     command = [python, "-m", "migrate.cli", "--root", rootless.home / "state"]
@@ -170,7 +171,7 @@ def test_interpreter_of_the_user_is_safe(rootless: Rootless) -> None:
     wait_for(bundle / "rootfs/state")
     end(json.loads((rootless.home / "state/c/state.json").read_text())["shim_pid"])
     for _ in range(4):
-        rootless.run(*command, "exec", "c", "/proc/self/exe", "-c", "import time; time.sleep(0.1)", check=False)
+        rootless.run(*command, "exec", "c", "/proc/self/exe", "-c", "import time; time.sleep(0.1)")
     (bundle / "rootfs/stop").touch()
     rootless.run(*command, "delete", "-f", "c")
     assert (bundle / "rootfs/seen").exists()

@@ -58,6 +58,12 @@ def _members() -> Iterator[tuple[str, bytes]]:
             name = path.relative_to(top).as_posix()
             if not name.startswith(_LEFT_OUT):
                 yield name, path.read_bytes()
+    jeepney = importlib.util.find_spec("jeepney")  # for a container that systemd made the cgroup of
+    if jeepney is not None and jeepney.origin is not None:
+        library = Path(jeepney.origin).parent
+        for path in library.rglob("*.py"):
+            if "tests" not in path.parts:
+                yield f"jeepney/{path.relative_to(library).as_posix()}", path.read_bytes()
     yield "pycriu/__init__.py", b""
     yield "pycriu/rpc_pb2.py", messages.source("rpc_pb2").read_bytes()
     # A regular package, so that the one in the zip wins over any the host has.

@@ -32,7 +32,9 @@ class Rule:
 
 RULES: dict[str, Rule] = {
     # The house's own.
-    "seccomp": Rule("remove linux.seccomp from config.json and create the container anew"),
+    "seccomp": Rule(
+        "create the container without linux.seccomp; --allow seccomp to carry the filter along", allowable=True
+    ),
     "terminal": Rule("create the container with process.terminal false; `exec` still works"),
     "writable-rootfs": Rule(
         "set root.readonly and mount a tmpfs where it writes; --allow writable-rootfs if it writes nothing",
@@ -49,6 +51,9 @@ RULES: dict[str, Rule] = {
     "traced": Rule("detach the debugger"),
     "other-uid": Rule("CRIU needs CAP_SYS_RESOURCE to carry processes of other users; this host's root lacks it"),
     "network-device": Rule("remove the interface; networks are not carried yet", allowable=False),
+    "host-pid": Rule(
+        "create the container with a pid namespace of its own: its process ids must be free at the target"
+    ),
     "host-network": Rule("give the container a network namespace of its own", allowable=True),
     "submount": Rule("bind the submount by an entry of its own in `mounts`"),
     # What differs at the target.
@@ -114,6 +119,9 @@ def container_blockers(store: Store, state: State, spec: Spec) -> list[Blocker]:
     status = state.status
     if status is not Status.RUNNING:
         found.append(Blocker("status", f"container {state.id}", f"is {status}"))
+        return found
+    if not spec.is_new("pid"):
+        found.append(Blocker("host-pid", "config.json: linux.namespaces", "has no new pid namespace"))
         return found
     if "network" not in spec.namespaces:
         found.append(

@@ -145,6 +145,8 @@ def checkpoint(store: Store, container_id: str, request: Request) -> None:
 
 
 def _dump(state: State, spec: Spec, request: Request) -> None:
+    if not request.pre_dump:  # first: of a lazy dump, the restore begins before the dump is over
+        write_descriptors(request.images, state.stdio)
     images, work = (os.open(path, os.O_RDONLY | os.O_DIRECTORY) for path in (request.images, request.work))
     try:
         options = dump_options(
@@ -159,8 +161,6 @@ def _dump(state: State, spec: Spec, request: Request) -> None:
     finally:
         os.close(images)
         os.close(work)
-    if not request.pre_dump:
-        write_descriptors(request.images, state.stdio)
 
 
 def write_descriptors(images: str, stdio: tuple[str, ...]) -> None:

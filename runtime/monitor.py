@@ -76,8 +76,8 @@ def spawn(
 
     `child` is called in a forked process, with whether it belongs to our caller instead of a monitor, which is tried
     when `adoptable`. `stdout` and `stderr` are the read ends of the monitor's pipes. The caller closes its own copies.
-    The monitor goes into a cgroup beside the container's `cgroup`. It is a fork of this process, which is small when it is a verb of the command line; with `fresh` it starts
-    an interpreter of its own, which takes longer than everything else.
+    The monitor goes into a cgroup beside the container's `cgroup`. It is a fork of this process, which is small when it
+    is a verb of the command line; with `fresh` it starts an interpreter of its own, which takes longer than all else.
     Must be called by a process without threads. Raises ContainerError.
     """
     ours, theirs = sync.pair()

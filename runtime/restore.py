@@ -107,7 +107,9 @@ class Restoring:
         )
         restoring = cls(store, state, plan, spec)
         try:
-            restoring._state, restoring._cgroup = create.make_cgroup(store, state, spec, systemd=plan.systemd)
+            restoring._state, restoring._cgroup = create.make_cgroup(
+                store, state, spec, systemd=plan.systemd or ":" in (spec.cgroups_path or "")
+            )
             restoring._launch(spec, criu, directory, rootfs)
         except BaseException:
             restoring.abort()

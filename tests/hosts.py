@@ -112,12 +112,15 @@ class Hosts(abc.ABC):
                 return int(text)
         raise AssertionError(f"{container} at {host} does not count beyond {beyond}")
 
-    def run(self, host: str = "host1", container: str = "web", script: str = COUNT, **changes: Any) -> None:
-        """Start a container of a bundle that lies on this host alone."""
+    def run(
+        self, host: str = "host1", container: str = "web", script: str = COUNT, *, start: bool = True, **changes: Any
+    ) -> None:
+        """Start a container of a bundle that lies on this host alone; only make the bundle without `start`."""
         with tempfile.TemporaryDirectory() as directory:
             write_bundle(Path(directory, container), script, **changes)
             self.put(host, Path(directory, container), f"/var/lib/pymigrate/test/{container}")
-        self.on(host, "pymigrate", "run", "-d", "-b", f"/var/lib/pymigrate/test/{container}", container)
+        if start:
+            self.on(host, "pymigrate", "run", "-d", "-b", f"/var/lib/pymigrate/test/{container}", container)
 
     def leftovers(self, host: str) -> str:
         """What a move may have left at a host: containers, monitors, agents, criu, images, cgroups."""

@@ -45,16 +45,19 @@ def _cgroups(own: tuple[str, ...]) -> list[str]:
 
 
 def _processes(own: tuple[str, ...]) -> list[str]:
-    """Processes whose command line or cgroup says that they are ours; a zombie has but its cgroup, and has lost that.
+    """Processes whose command line or cgroup says that they are ours.
 
     A fork of the command line has its arguments, the monitor has the state directory in its own, and the container's
-    program is in the container's cgroup. As long as they are there, so are their namespaces.
+    program is in the container's cgroup. As long as they are there, so are their namespaces. A zombie has neither, and
+    waits for whoever adopted it (process 1, which is nothing of ours).
     """
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
             argv = (process / "cmdline").read_bytes()
             text = argv.decode(errors="replace") + (process / "cgroup").read_text()
+            if (process / "stat").read_text().rpartition(")")[2].split()[0] in "ZX":
+                continue
         except OSError:
             continue  # it has ended meanwhile
         if any(name in text for name in own):

@@ -49,7 +49,8 @@ class Hierarchy(Record):
     def _make_directory(self, path: str) -> bool:
         for _ in range(_MAKE_ATTEMPTS):
             try:
-                os.mkdir(path, 0o755)
+                os.mkdir(path)
+                os.chmod(path, 0o755)  # whatever our umask is: the root of a user namespace passes through
                 _mark(path)
                 return True
             except FileExistsError:

@@ -1,6 +1,9 @@
 """Containers come and go, and some of our processes are killed meanwhile: nothing may stay.
 
-PYMIGRATE_LEAK_CYCLES sets the number of lives (30), PYMIGRATE_LEAK_KILLS that of the lives with a SIGKILL (10),
+In each way to have one: detached, with a monitor; in the foreground; and for an engine, which is a subreaper and so the
+monitor of its containers itself.
+
+PYMIGRATE_LEAK_CYCLES sets the number of lives (30), PYMIGRATE_LEAK_KILLS that of the lives with a SIGKILL (15),
 PYMIGRATE_LEAK_SEED the moments and victims of these.
 """
 
@@ -9,29 +12,65 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.hosts import PYMIGRATE
+from tests.hosts import PYMIGRATE, write_bundle
 from tests.leaks import leaks, left
 from tests.system.conftest import Local
 
 CYCLES = int(os.environ.get("PYMIGRATE_LEAK_CYCLES", "30"))
-KILLS = int(os.environ.get("PYMIGRATE_LEAK_KILLS", "10"))
+KILLS = int(os.environ.get("PYMIGRATE_LEAK_KILLS", "15"))
 OWN = f"leaks-{os.getpid()}"
 SEED = int(os.environ.get("PYMIGRATE_LEAK_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 32)
+WAYS = ("detached", "foreground", "engine")
+# An engine (36 is PR_SET_CHILD_SUBREAPER): creates and starts a container, and reaps what is left to it until the end.
+ENGINE = """
+import ctypes, os, subprocess, sys
+ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
+bundle, name, *command = sys.argv[1:]
+if subprocess.call([*command, "create", "-b", bundle, name]) == 0:
+    subprocess.call([*command, "start", name])
+try:
+    while True:
+        os.wait()
+except ChildProcessError:
+    pass
+"""
+
+
+def begin(way: str, root: Path, bundle: Path, name: str) -> "subprocess.Popen[bytes]":
+    """The process that starts a container in one of the three ways; only a detached one lets it end soon."""
+    command = [*PYMIGRATE, "--root", str(root)]
+    argv = {
+        "detached": [*command, "run", "-d", "-b", str(bundle), name],
+        "foreground": [*command, "run", "-b", str(bundle), name],
+        "engine": [sys.executable, "-c", ENGINE, str(bundle), name, *command],
+    }[way]
+    return subprocess.Popen(
+        argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )  # fmt: skip
 
 
 @pytest.mark.timeout(60 + 3 * CYCLES)
-def test_lives_leave_nothing(pymigrate: Local, bundle: Path) -> None:
+def test_lives_leave_nothing(pymigrate: Local, bundle: Path, tmp_path: Path) -> None:
+    write_bundle(tmp_path / "short", "true")
     before = leaks(pymigrate.root, OWN)
     for number in range(CYCLES):
         name = f"{OWN}-{number}"
-        pymigrate("create", "-b", bundle, name)
-        pymigrate("start", name)
-        pymigrate("delete", "--force", name)
+        way = WAYS[number % len(WAYS)]
+        if way == "detached":
+            pymigrate("create", "-b", bundle, name)
+            pymigrate("start", name)
+            pymigrate("delete", "--force", name)
+        else:
+            starter = begin(way, pymigrate.root, tmp_path / "short", name)
+            assert starter.wait(60) == 0
+            if way == "engine":
+                pymigrate("delete", name)
     assert left(before, pymigrate.root, OWN) == []
 
 
@@ -46,45 +85,42 @@ def test_what_a_kill_leaves_is_deleted(pymigrate: Local, bundle: Path) -> None:
     usual = time.monotonic() - began
     pymigrate("delete", "--force", "web")
     for number in range(KILLS):
-        moment, kind = chance.uniform(0, 1.3 * usual), chance.choice(("cli", "monitor", "init"))
-        name = f"{OWN}-{number}"
-        happened = _run_and_kill(pymigrate.root, bundle, name, moment, kind)
-        said = f"PYMIGRATE_LEAK_SEED={SEED}, life {number}: {happened} after {moment * 1000:.0f} ms"
-        done = pymigrate("delete", "--force", name, check=False)
-        assert (done.returncode, done.stderr) == (0, ""), said
+        way, name = WAYS[number % len(WAYS)], f"{OWN}-{number}-"
+        moment = chance.uniform(0, (2.5 if way == "engine" else 1.5) * usual)
+        starter = begin(way, pymigrate.root, bundle, name)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            starter.wait(moment)
+        # In the order of pids, so that the seed says who it is.
+        victims = [(pid, who) for pid, who in sorted(processes_of(name)) if way != "engine" or pid != starter.pid]
+        pid, who = chance.choice(victims) if victims else (0, "nobody")
+        if pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if way == "detached":
+            starter.wait(60)
+        said = f"PYMIGRATE_LEAK_SEED={SEED}, life {number}, {way}: {who} killed after {moment * 1000:.0f} ms"
+        try:
+            # Whoever is still about to create it has it deleted as well.
+            while True:
+                done = pymigrate("delete", "--force", name, check=False)
+                assert (done.returncode, done.stderr) == (0, ""), said
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    starter.wait(0.2)
+                    break
+            done = pymigrate("delete", "--force", name, check=False)
+            assert (done.returncode, done.stderr) == (0, ""), said
+        finally:
+            starter.kill()
+            starter.wait()
         assert left(before, pymigrate.root, OWN) == [], said
 
 
-def _run_and_kill(root: Path, bundle: Path, name: str, moment: float, kind: str) -> str:
-    """Start a container and kill one of our processes after `moment` seconds; what was killed."""
-    cli = subprocess.Popen(
-        [*PYMIGRATE, "--root", str(root), "run", "-d", "-b", str(bundle), name],
-        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        cli.wait(moment)
-    victims = {"cli": [cli.pid] if cli.poll() is None else [], "monitor": _monitors(root / name)}
-    victims["init"] = [child for monitor in victims["monitor"] for child in _children(monitor)]
-    for pid in victims[kind]:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    assert cli.wait(60) in (0, 1, -signal.SIGKILL)
-    return f"{kind} killed" if victims[kind] else f"{kind} not there"
-
-
-def _monitors(directory: Path) -> list[int]:
-    """The monitor of a container, whose arguments name its state directory (twice while it starts)."""
+def processes_of(name: str) -> list[tuple[int, str]]:
+    """The processes of a container and of those who start it: whoever has its name as argument or is in its cgroup."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            argv = (process / "cmdline").read_bytes().split(b"\0")
-            if os.fsencode(directory) in argv and b"-S" in argv:
-                found.append(int(process.name))
+            argv = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            if name in argv or name in (process / "cgroup").read_text():
+                found.append((int(process.name), argv[-120:]))
     return found
-
-
-def _children(pid: int) -> list[int]:
-    try:
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except OSError:
-        return []

@@ -45,6 +45,23 @@ def test_a_bare_target_can_look_after_what_comes(machines: Machines) -> None:
     assert "Traceback" not in back.stderr
 
 
+def test_a_unit_of_systemd_goes_along(machines: Machines) -> None:
+    """A container whose cgroup systemd has made is in a scope of systemd's at the target, too."""
+    place = "/var/lib/pymigrate/test/web"
+    machines.run(linux=linux("system.slice:pymigrate:web", pids={"limit": 77}), start=False)
+    machines.on("host1", "pymigrate", "--systemd-cgroup", "run", "-d", "-b", place, "web")
+    before = machines.wait_count("host1", 1)
+    look = "systemctl show -p ControlGroup -p TasksMax pymigrate-web.scope"
+    there = machines.sh("host1", look)
+    assert there.split() == ["TasksMax=77", "ControlGroup=/system.slice/pymigrate-web.scope"]
+    move(machines)
+    machines.wait_count("host2", before)
+    assert machines.sh("host2", look) == there
+    assert "ControlGroup=\n" in machines.sh("host1", look) + "\n"
+    machines.on("host2", "pymigrate", "delete", "--force", "web")
+    assert "ControlGroup=\n" in machines.sh("host2", look) + "\n"
+
+
 def test_limits_hold_in_a_systemd_slice(machines: Machines) -> None:
     """cgroup version 2, the container in system.slice: the same place, the same limits, before and after."""
     group = "/system.slice/web"

@@ -50,7 +50,7 @@ def test_cwd(pymigrate: Local, tmp_path: Path) -> None:
 
 def test_cwd_by_a_descriptor_never_leads_outside(pymigrate: Local, tmp_path: Path) -> None:
     (tmp_path / "secret").touch()
-    for path in (*(f"/proc/self/fd/{fd}" for fd in range(3, 10)), "/proc/self/cwd", "/proc/1/root"):
+    for path in (*(f"/proc/self/fd/{fd}" for fd in range(3, 8)), "/proc/self/cwd", "/proc/1/root"):
         done = run(pymigrate, tmp_path, "pwd; ls; ls ..", {"process.cwd": path}, cwd=tmp_path)
         assert done.returncode == 0 or "process.cwd" in done.stderr, path
         assert "secret" not in done.stdout, path
@@ -70,7 +70,7 @@ def test_cwd_by_a_preserved_descriptor_of_the_host_is_refused(pymigrate: Local, 
 
 def test_cwd_of_a_host_descriptor_is_refused_in_exec(pymigrate: Local, counting: Path) -> None:
     pymigrate("run", "-d", "-b", counting, "c")
-    for fd in range(3, 10):
+    for fd in range(3, 8):
         root = os.open("/", os.O_PATH)
         done = pymigrate("exec", "--cwd", f"/proc/self/fd/{fd}", "c", "ls", check=False, pass_fds=[root])
         os.close(root)

@@ -158,7 +158,7 @@ def enter_cwd(process: Process) -> None:
     """Change to `cwd`, which is made where it is missing. Raises StartFailed.
 
     A directory that is not in the container is refused: a descriptor of the host's, left open, would be the way to it
-    (/proc/self/fd/N), and getcwd(2) then answers with a path that is not absolute.
+    (/proc/self/fd/N), and getcwd(3) then fails: the kernel's answer is not an absolute path.
     """
     try:
         try:
@@ -166,9 +166,11 @@ def enter_cwd(process: Process) -> None:
         except FileNotFoundError:
             os.makedirs(process.cwd, 0o755)
             os.chdir(process.cwd)
-        if not os.getcwd().startswith("/"):
+        try:
+            os.getcwd()
+        except FileNotFoundError:
             os.chdir("/")
-            raise OSError(errno.ENOENT, "is outside of the container")
+            raise OSError(errno.ENOENT, "is outside of the container") from None
     except OSError as error:
         raise StartFailed(f"process.cwd: {process.cwd}: {error.strerror}") from None
 

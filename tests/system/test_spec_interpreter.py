@@ -4,16 +4,20 @@ pymigrate runs under a copy of the interpreter here, so that a failing test leav
 """
 
 import hashlib
+import json
 import os
+import select
 import shutil
+import signal
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
 
 import runtime
-from tests.system.boxes import make, wait_for
+from tests.system.boxes import PATIENCE, make, wait_for
 from tests.system.conftest import Local
 
 MARK = b"# overwritten"
@@ -37,13 +41,37 @@ done
 """
 
 
+def give_python(rootfs: Path) -> None:
+    """What the interpreter needs to run inside: it cannot attack from where it does not start."""
+    said = subprocess.run(["ldd", os.path.realpath(sys.executable)], capture_output=True, text=True, check=True).stdout
+    stdlib = Path(sysconfig.get_path("stdlib"))
+    for name in [word for word in said.split() if word.startswith("/")]:
+        target = rootfs / name.lstrip("/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(name, target)
+    inside = rootfs / str(stdlib).lstrip("/")
+    inside.mkdir(parents=True)
+    for name in ("encodings", "codecs.py", "io.py", "abc.py", "os.py", "stat.py", "posixpath.py", "genericpath.py",
+                 "_collections_abc.py", "site.py", "_sitebuiltins.py"):  # fmt: skip
+        copy = shutil.copytree if (stdlib / name).is_dir() else shutil.copy2
+        copy(stdlib / name, inside / name)
+
+
+def end(pid: int) -> None:
+    """Kill a process and wait until it is gone."""
+    pidfd = os.pidfd_open(pid)
+    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    assert select.select([pidfd], [], [], PATIENCE)[0]
+    os.close(pidfd)
+
+
 class Copy:
     """pymigrate under an interpreter of its own, with every protection or without that of the running file."""
 
     def __init__(self, directory: Path, root: Path, *, sealed: bool) -> None:
         self.python = directory / "python3"
         shutil.copy2(os.path.realpath(sys.executable), self.python)
-        self._root = root
+        self.root = root
         base = Path(runtime.__file__).parent.parent
         self._program = f"import sys; sys.path.insert(0, {str(base)!r}); from runtime import selfexec; "
         self._program += "selfexec.is_write_protected = lambda: False; " if sealed else ""
@@ -56,7 +84,7 @@ class Copy:
     def __call__(self, *argv: object, check: bool = True) -> "subprocess.CompletedProcess[str]":
         environment = {**os.environ, "PYTHONHOME": sys.base_prefix}
         done = subprocess.run(
-            [self.python, "-c", self._program, "--root", self._root, *map(str, argv)], capture_output=True, text=True,
+            [self.python, "-c", self._program, "--root", self.root, *map(str, argv)], capture_output=True, text=True,
             env=environment, stdin=subprocess.DEVNULL, timeout=60,
         )  # fmt: skip
         assert not check or done.returncode == 0, done.stderr
@@ -85,6 +113,7 @@ def test_program_is_proc_self_exe(copy: Copy, tmp_path: Path) -> None:
     for number, program in enumerate(("/proc/self/exe", "/proc/thread-self/exe", "/link", "/script")):
         script = "for i in 1 2 3 4 5; do echo '# overwritten' >> /proc/self/exe; done"
         bundle = make(tmp_path / f"b{number}", "", {"process.args": [program, "-c", script]})
+        give_python(bundle / "rootfs")
         (bundle / "rootfs/link").symlink_to("/proc/self/exe")
         (bundle / "rootfs/script").write_text("#!/proc/self/exe\n")
         (bundle / "rootfs/script").chmod(0o755)
@@ -98,13 +127,18 @@ def test_exec_of_proc_self_exe(copy: Copy, tmp_path: Path) -> None:
     fields = {"process.capabilities": dict.fromkeys(("bounding", "effective", "permitted"), every)}
     bundle = make(tmp_path / "b", WATCH, fields)
     (bundle / "rootfs/hold").write_text(HOLD)
+    give_python(bundle / "rootfs")
     (bundle / "rootfs/script").write_text("#!/proc/self/exe\n")
     (bundle / "rootfs/script").chmod(0o755)
     copy("run", "-d", "-b", bundle, "c")
     wait_for(bundle / "rootfs/state")
+    # The monitor runs the same file, which the kernel protects as long as somebody does. An engine that is the monitor
+    # itself does not.
+    end(json.loads((copy.root / "c/state.json").read_text())["shim_pid"])
     for _ in range(4):
         for program in ("/proc/self/exe", "/script", "true"):
-            copy("exec", "c", program, "-c", "import time; time.sleep(0.1)", check=False)
+            done = copy("exec", "c", program, "-c", "import time; time.sleep(0.1); print('ran')", check=False)
+            assert program != "/proc/self/exe" or done.stdout == "ran\n", done
     (bundle / "rootfs/stop").touch()
     copy("delete", "--force", "c")
     assert copy.is_untouched()

@@ -1,10 +1,12 @@
 """config.json, process: who the program is, what it may do, and what it is given."""
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
+from tests.hosts import PYMIGRATE
 from tests.system.boxes import Fields, listener, make, output, refusal, run
 from tests.system.conftest import Local
 
@@ -48,15 +50,27 @@ def test_cwd(pymigrate: Local, tmp_path: Path) -> None:
 
 def test_cwd_by_a_descriptor_never_leads_outside(pymigrate: Local, tmp_path: Path) -> None:
     (tmp_path / "secret").touch()
-    for path in (*(f"/proc/self/fd/{fd}" for fd in range(3, 10)), "/proc/self/cwd", "/proc/1/root"):
+    for path in (*(f"/proc/self/fd/{fd}" for fd in range(3, 8)), "/proc/self/cwd", "/proc/1/root"):
         done = run(pymigrate, tmp_path, "pwd; ls; ls ..", {"process.cwd": path}, cwd=tmp_path)
         assert done.returncode == 0 or "process.cwd" in done.stderr, path
         assert "secret" not in done.stdout, path
 
 
+def test_cwd_by_a_preserved_descriptor_of_the_host_is_refused(pymigrate: Local, counting: Path, tmp_path: Path) -> None:
+    """A descriptor that the caller hands on is the program's, but no way to the host for us."""
+    pymigrate("run", "-d", "-b", counting, "c")
+    bundle = make(tmp_path / "b", "pwd; ls", {"process.cwd": "/proc/self/fd/3"})
+    for argv in (("run", "-b", bundle, "d"), ("exec", "--cwd", "/proc/self/fd/3", "c", "ls")):
+        script = f'exec 3< {tmp_path}; exec "$@"'
+        command = ["bash", "-c", script, "bash", *PYMIGRATE, "--root", pymigrate.root, argv[0], "--preserve-fds", "1"]
+        done = subprocess.run([*map(str, (*command, *argv[1:]))], capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert "process.cwd: /proc/self/fd/3: is outside of the container" in done.stderr
+
+
 def test_cwd_of_a_host_descriptor_is_refused_in_exec(pymigrate: Local, counting: Path) -> None:
     pymigrate("run", "-d", "-b", counting, "c")
-    for fd in range(3, 10):
+    for fd in range(3, 8):
         root = os.open("/", os.O_PATH)
         done = pymigrate("exec", "--cwd", f"/proc/self/fd/{fd}", "c", "ls", check=False, pass_fds=[root])
         os.close(root)

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from tests.hosts import ROOTFS
-from tests.system.boxes import PATIENCE
+from tests.system.boxes import PATIENCE, wait_for
+from tests.system.test_spec_interpreter import HOLD, WATCH, end, give_python
 
 USER = 20123  # nobody's on this machine
 SUB = 300000
@@ -160,22 +161,20 @@ def test_what_it_may_not_do_is_said(rootless: Rootless) -> None:
 
 def test_interpreter_of_the_user_is_safe(rootless: Rootless) -> None:
     """Root of the container owns the file: only a copy that is sealed keeps it from being overwritten."""
-    bundle = rootless.bundle("b", "echo up; sleep 60")
-    script = "for i in 1 2 3; do echo '# overwritten' >> /proc/self/exe; done"
-    (bundle / "rootfs/script").write_text("#!/proc/self/exe\n")
-    (bundle / "rootfs/script").chmod(0o755)
+    bundle = rootless.bundle("b", WATCH)
+    (bundle / "rootfs/hold").write_text(HOLD)
+    give_python(bundle / "rootfs")
     python = rootless.own_python()
     before = python.read_bytes()
     command = [python, "-m", "migrate.cli", "--root", rootless.home / "state"]
-    rootless.run(*command, "create", "-b", bundle, "c")
-    rootless.run(*command, "start", "c")
-    assert rootless.run(*command, "exec", "c", "sh", "-c", "readlink /proc/1/exe; id -u").stdout.split()[1] == "0"
-    watch = "for i in 1 2 3 4 5 6 7 8 9; do for e in /proc/[0-9]*/exe; do case $(readlink $e) in *python*) " \
-            "echo seen >> /seen; echo '# overwritten' >> $e && echo wrote >> /wrote;; esac; done; done"  # fmt: skip
-    rootless.run(*command, "exec", "-d", "c", "sh", "-c", f"({watch}) > /dev/null 2>&1")
-    for program in ("/proc/self/exe", "/script"):
-        rootless.run(*command, "exec", "c", program, "-c", script, check=False)
+    rootless.run(*command, "run", "-d", "-b", bundle, "c")
+    wait_for(bundle / "rootfs/state")
+    end(json.loads((rootless.home / "state/c/state.json").read_text())["shim_pid"])
+    for _ in range(4):
+        rootless.run(*command, "exec", "c", "/proc/self/exe", "-c", "import time; time.sleep(0.1)")
+    (bundle / "rootfs/stop").touch()
     rootless.run(*command, "delete", "-f", "c")
+    assert (bundle / "rootfs/seen").exists()
     assert not (bundle / "rootfs/wrote").exists()
     assert python.read_bytes() == before
 

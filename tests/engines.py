@@ -37,6 +37,7 @@ _CONTAINERS_CONF = f"""\
 [containers]
 default_ulimits = ["nofile=1024:20000", "nproc=32768:32768"]
 netns = "none"
+log_driver = "k8s-file"
 [network]
 network_backend = "netavark"
 network_config_dir = "{PLACE}/networks"

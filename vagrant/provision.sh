@@ -25,8 +25,8 @@ BUILD_PACKAGES=(gcc make libbsd-dev libcap-dev libgnutls28-dev libnet1-dev libnf
 # Building and running virtual machines (make-tree, make test-vm).
 VM_PACKAGES=(cpio debian-archive-keyring e2fsprogs kmod mmdebstrap qemu-system-x86 qemu-utils xz-utils zstd)
 
-# Container engines, to be tried with pymigrate below them (tests/system/test_engines.py).
-ENGINE_PACKAGES=(containerd netavark podman runc)
+# Container engines, to be tried with pymigrate below them, and the tool for id maps of users who are not root.
+ENGINE_PACKAGES=(containerd netavark podman runc uidmap)
 
 top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 image=

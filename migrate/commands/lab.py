@@ -3,9 +3,10 @@
 import argparse
 import json
 import os
-import sys
-from pathlib import Path
+import shlex
 from typing import TYPE_CHECKING
+
+from migrate import relaunch
 
 if TYPE_CHECKING:
     from migrate.lab.model import Host
@@ -52,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _environment(lab: str) -> dict[str, str]:
     """What a command in a host sees: root's log-in environment, with this pymigrate first on the PATH."""
-    path = f"{Path(sys.executable).parent}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+    path = f"{relaunch.directory()}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
     return {
         "PATH": path,
         "HOME": "/root",
@@ -87,7 +88,9 @@ def _ssh_config(lab: str) -> str:
 
     text = ""
     for host in model.hosts(lab):
-        relay = f"{sys.executable} -m migrate.cli lab exec {host.name} -- /usr/sbin/sshd -i -f /run/sshd_config"
+        relay = shlex.join(
+            relaunch.argv("lab", "exec", host.name, "--", "/usr/sbin/sshd", "-i", "-f", "/run/sshd_config")
+        ).replace("%", "%%")  # which ssh takes for its own
         text += (
             f"Host {host.name}\n  User root\n  IdentityFile {host.directory}/ssh/id_ed25519\n  IdentitiesOnly yes\n"
             f"  UserKnownHostsFile {host.directory}/ssh/known_hosts\n"

@@ -5,16 +5,15 @@ import shlex
 import signal
 import socket
 import subprocess
-import sys
 from typing import Protocol
 
+from migrate import relaunch
 from migrate.errors import MigrateError
 
 STEP_TIMEOUT = 180.0
 UNDO_TIMEOUT = 60.0
 HERE = "/var/lib/pymigrate/demo"
 _LAB = "demo"
-_PYMIGRATE = [sys.executable, "-m", "migrate.cli"]
 
 
 class DemoFailed(MigrateError):
@@ -85,7 +84,7 @@ class LabHosts:
         return self._lab("exec", host, "--", *argv, stdin=stdin)
 
     def _lab(self, *argv: str, stdin: str = "") -> str:
-        return _run([*_PYMIGRATE, "lab", *argv], shlex.join(["lab", *argv]), stdin, self._environment)
+        return _run(relaunch.argv("lab", *argv), shlex.join(["lab", *argv]), stdin, self._environment)
 
 
 class RealHosts:
@@ -138,7 +137,7 @@ class RealHosts:
 
     def on(self, host: str, *argv: str, stdin: str = "") -> str:
         if host == self.source:
-            command = [*_PYMIGRATE, *argv[1:]] if argv[0] == "pymigrate" else list(argv)
+            command = relaunch.argv(*argv[1:]) if argv[0] == "pymigrate" else list(argv)
         else:
             command = ["ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", host, "--", shlex.join(argv)]
         return _run(command, f"{host}: {shlex.join(argv)}", stdin)

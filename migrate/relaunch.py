@@ -1,0 +1,28 @@
+"""The command line that we are, once more in a fresh interpreter: for what is to run beside us, or later."""
+
+import os
+import sys
+from pathlib import Path
+
+
+def argv(*args: str) -> list[str]:
+    """An argv for `pymigrate ARGS` with this code and the libraries that we have, however we were started."""
+    origin = str(Path(__file__).resolve().parent.parent)
+    places = [origin, *(place for place in sys.path if place and place != origin)]
+    start = (
+        f"import sys; sys.argv[0] = {_program()!r}; sys.path[:] = {places!r}; from migrate.cli import entry; entry()"
+    )
+    return [sys.executable, "-I", "-S", "-c", start, *args]
+
+
+def directory() -> str:
+    """Where `pymigrate` is, for a PATH."""
+    return os.path.dirname(_program())
+
+
+def _program() -> str:
+    """The launcher that we were started by; else the one beside the interpreter."""
+    started_as = os.path.abspath(sys.argv[0])
+    if os.path.basename(started_as) == "pymigrate":
+        return started_as
+    return os.path.join(os.path.dirname(sys.executable), "pymigrate")

@@ -134,8 +134,12 @@ def _stage_one(setup: Setup, sock: socket.socket) -> tuple[dict[int, int], froze
         os.setresuid(0, 0, 0)
         syscalls.prctl(syscalls.PR_SET_DUMPABLE, 1)
 
-    # Joined before the cgroup namespace is made: its root is then the container's own cgroup.
-    Cgroup(setup.cgroups).add(0)
+    cgroup = Cgroup(setup.cgroups)
+    born = -1
+    if "user" in spec.namespaces or spec.namespaces.get("cgroup") is not None:
+        cgroup.add(0)  # from inside it would not be allowed
+    else:
+        born = cgroup.enter_but_unified()
     process.tune_self(spec.process)
     process.raise_limits(spec.process)
     if "user" in spec.namespaces:
@@ -146,12 +150,27 @@ def _stage_one(setup: Setup, sock: socket.socket) -> tuple[dict[int, int], froze
     # Who is in one of these namespaces already must not trace us, nor reach the host through our /proc entries. In a
     # user namespace they would be out of our own reach as well, so that has to wait until the mounts are made.
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, int("user" in spec.namespaces))
-    separate = namespaces.enter(spec, map_ids)
-    pid = os.fork()
+    separate = namespaces.enter(spec, map_ids, leave_out="cgroup" if born >= 0 else "")
+    pid = _fork(cgroup, born)
     if pid:
         sync.send(sock, {"pid": pid})
         os._exit(0)
+    if born >= 0:
+        os.close(born)
+        # Not before the cgroup is joined: the namespace's root is then the container's own cgroup.
+        if spec.is_new("cgroup"):
+            syscalls.unshare(syscalls.CLONE_NEWCGROUP)
     return trees, separate, fifo
+
+
+def _fork(cgroup: Cgroup, born: int) -> int:
+    """fork, with the child in the version 2 directory `born`, where there is one."""
+    if born >= 0:
+        try:
+            return syscalls.fork_into(born)
+        except OSError:
+            cgroup.add(0)  # a kernel that cannot (before 5.7); or it says what is wrong with that directory
+    return os.fork()
 
 
 def _stage_two(setup: Setup, sock: socket.socket, trees: dict[int, int], separate: frozenset[str], fifo: int) -> None:

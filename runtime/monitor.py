@@ -80,21 +80,39 @@ def spawn(
     is a verb of the command line; with `fresh` it starts an interpreter of its own, which takes longer than all else.
     Must be called by a process without threads. Raises ContainerError.
     """
+    birthplace = cgroup.monitor_birthplace()
     ours, theirs = sync.pair()
     caller = os.getppid()
     starter = os.fork()
     if starter == 0:
         starter = os.getpid()
-        if os.fork():
+        if _fork(cgroup, birthplace):
             os._exit(0)
         _run(child, directory, theirs, (stdout, stderr), caller if adoptable else 0, starter, fresh, cgroup)
     theirs.close()
+    if birthplace >= 0:
+        os.close(birthplace)
     os.waitpid(starter, 0)
     try:
         return Monitor(ours, int(sync.receive(ours, START_TIMEOUT, "the monitor")["monitor"]))
     except BaseException:
         ours.close()
         raise
+
+
+def _fork(cgroup: Cgroup, birthplace: int) -> int:
+    """fork, with the child in the monitor's version 2 cgroup, where there is one."""
+    from runtime import syscalls
+
+    if birthplace < 0:
+        return os.fork()
+    try:
+        return syscalls.fork_into(birthplace)
+    except OSError:  # before Linux 5.7
+        pid = os.fork()
+        if pid == 0:
+            cgroup.add_monitor(0)
+        return pid
 
 
 def _run(
@@ -123,7 +141,7 @@ def _run(
         if os.fork() == 0:
             child(False)
         if cgroup.unit is None:  # systemd is told by the caller, who knows its language already
-            cgroup.add_monitor(0)
+            cgroup.add_monitor(0, but_unified=True)
         keep = (control.fileno(), *pipes)
         for name in os.listdir("/proc/self/fd"):
             if int(name) not in keep:

@@ -40,12 +40,12 @@ def paths(pid: int) -> dict[str, str]:
     return {kind: f"/proc/{pid}/ns/{name}" for kind, name in FILES.items()}
 
 
-def enter(spec: Spec, map_ids: Callable[[], None]) -> frozenset[str]:
+def enter(spec: Spec, map_ids: Callable[[], None], *, leave_out: str = "") -> frozenset[str]:
     """Join the namespaces that have a path and make the others. The pid and time namespaces hold for children only.
 
-    `map_ids` is called in a new user namespace and returns when somebody outside has written its maps.
-    Returns the types of those whose settings `set_up` may change: they are not the host's. Raises StartFailed naming
-    the type.
+    A new one of the type `leave_out` is not made. `map_ids` is called in a new user namespace and returns when somebody
+    outside has written its maps. Returns the types of those whose settings `set_up` may change: they are not the
+    host's. Raises StartFailed naming the type.
     """
     before = _settable()
     joined = {kind: path for kind, path in spec.namespaces.items() if path is not None}
@@ -66,7 +66,7 @@ def enter(spec: Spec, map_ids: Callable[[], None]) -> frozenset[str]:
     finally:
         for fd in opened.values():
             os.close(fd)
-    new = {kind for kind, path in spec.namespaces.items() if path is None}
+    new = {kind for kind, path in spec.namespaces.items() if path is None} - {leave_out}
     try:
         if "user" in new:
             syscalls.unshare(syscalls.CLONE_NEWUSER)

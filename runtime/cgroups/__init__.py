@@ -168,6 +168,20 @@ class Cgroup:
                     raise _not_taken(directory, pid, error) from None
                 _move_in(_unified_of(beside, directory), pid)
 
+    def enter_but_unified(self) -> int:
+        """Move the caller in, but for version 2: a descriptor of that directory is returned, for fork_into; -1 if none.
+
+        Raises ContainerError.
+        """
+        paths = {controller: path for controller, path in self.paths.items() if controller != UNIFIED}
+        type(self)(paths).add(0)
+        if UNIFIED not in self.paths:
+            return -1
+        try:
+            return os.open(self.paths[UNIFIED], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise _not_taken(self.paths[UNIFIED], 0, error) from None
+
     def _entrance(self, directory: str, pid: int) -> str:
         """The file to write a pid to: a single thread that moves itself on version 1 need not wait for the kernel.
 
@@ -176,7 +190,21 @@ class Cgroup:
         single = pid == 0 and self.paths.get(UNIFIED) != directory
         return f"{directory}/{'tasks' if single else 'cgroup.procs'}"
 
-    def add_monitor(self, pid: int) -> None:
+    def monitor_birthplace(self) -> int:
+        """Make the version 2 directory of the monitor: a descriptor of it, for fork_into; -1 if there is none.
+
+        Raises ContainerError.
+        """
+        if self.unit is not None or UNIFIED not in self.paths:
+            return -1
+        directory = self.paths[UNIFIED] + _MONITOR
+        try:
+            os.makedirs(directory, 0o755, exist_ok=True)
+            return os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise ContainerError(f"cannot make the cgroup {directory}: {error.strerror}") from None
+
+    def add_monitor(self, pid: int, *, but_unified: bool = False) -> None:
         """Move the container's monitor into a cgroup beside this one; 0 is the caller. Raises ContainerError.
 
         It must not stay where its starter was: a service manager may end all of that (a log-in session, sshd's unit),
@@ -189,6 +217,8 @@ class Cgroup:
             lies_in = os.path.basename(os.path.dirname(self.directories()[0]))
             driver.start_monitor(self.unit, lies_in if lies_in.endswith(".slice") else "-.slice", pid)
         for directory, beside in zip(self.directories(), self._monitor_directories(), strict=True):
+            if but_unified and directory == self.paths.get(UNIFIED):
+                continue
             try:
                 os.mkdir(beside, 0o755)
             except FileExistsError:

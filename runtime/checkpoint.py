@@ -18,7 +18,6 @@ import termios
 import time
 
 from criu_rpc.client import Criu
-from criu_rpc.errors import CriuError
 from criu_rpc.options import DumpOptions
 from runtime import container, jsonio, namespaces
 from runtime.cgroups import Cgroup
@@ -127,21 +126,18 @@ def checkpoint(store: Store, container_id: str, request: Request) -> None:
                 raise ContainerError(f"{directory}: cannot be made: {error.strerror}") from None
         if request.parent is not None and not os.path.isdir(os.path.join(request.images, request.parent)):
             raise SpecError(f"--parent-path {request.parent}: there is no such directory, seen from {request.images}")
-        cgroup = Cgroup(state.cgroup_paths, state.systemd_unit)
+        cgroup = Cgroup.of(state)
         if status is Status.PAUSED:
             cgroup.thaw()  # CRIU freezes by itself; what the freezer holds cannot be dumped
+        gone = False
         try:
             _dump(state, spec, request)
-        except CriuError:
-            if status is Status.PAUSED:
+            gone = not (request.pre_dump or request.leave_running)
+        finally:
+            if status is Status.PAUSED and not gone:
                 cgroup.freeze()
-            raise
-        if request.pre_dump:
-            return
-        if not request.leave_running:
+        if gone:
             container.remove(store, state)
-        elif status is Status.PAUSED:
-            cgroup.freeze()
 
 
 def _dump(state: State, spec: Spec, request: Request) -> None:

@@ -66,13 +66,16 @@ def _await_program(errors: int) -> None:
 
 
 def kill(store: Store, container_id: str, number: int, *, everyone: bool = False) -> None:
-    """Send a signal to the container's init, or to all its processes."""
-    with store.lock_existing(container_id):
-        state = store.load(container_id)
-        if everyone:
-            # Also when init is gone: processes of a container in the host's pid namespace outlive it.
-            Cgroup(state.cgroup_paths, state.systemd_unit).signal(number)
-            return
+    """Send a signal to the container's init, or to all its processes.
+
+    It does not wait for the container's lock: whoever holds that may be waiting for the container.
+    """
+    state = store.load(container_id)
+    cgroup = Cgroup.of(state)
+    if everyone:
+        # Also when init is gone: processes of a container in the host's pid namespace outlive it.
+        cgroup.signal(number)
+    else:
         state.status.require(container_id, "kill", Status.CREATED, Status.RUNNING, Status.PAUSED)
         pidfd = open_init(state)
         if pidfd is None:
@@ -83,6 +86,8 @@ def kill(store: Store, container_id: str, number: int, *, everyone: bool = False
             raise Conflict(f"container not running: cannot kill {container_id}, it has stopped") from None
         finally:
             os.close(pidfd)
+    if number == signals.SIGKILL and cgroup.frozen:
+        cgroup.thaw()  # what a version 1 freezer holds does not die
 
 
 def open_init(state: State) -> int | None:
@@ -104,7 +109,7 @@ def pause(store: Store, container_id: str) -> None:
     with store.lock_existing(container_id):
         state = store.load(container_id)
         state.status.require(container_id, "pause", Status.RUNNING, Status.CREATED)
-        Cgroup(state.cgroup_paths, state.systemd_unit).freeze()
+        Cgroup.of(state).freeze()
 
 
 def resume(store: Store, container_id: str) -> None:
@@ -112,7 +117,7 @@ def resume(store: Store, container_id: str) -> None:
     with store.lock_existing(container_id):
         state = store.load(container_id)
         state.status.require(container_id, "resume", Status.PAUSED)
-        Cgroup(state.cgroup_paths, state.systemd_unit).thaw()
+        Cgroup.of(state).thaw()
 
 
 def update(store: Store, container_id: str, change: Callable[[Cgroup], None]) -> None:
@@ -120,11 +125,14 @@ def update(store: Store, container_id: str, change: Callable[[Cgroup], None]) ->
     with store.lock_existing(container_id):
         state = store.load(container_id)
         state.status.require(container_id, "update", Status.CREATED, Status.RUNNING, Status.PAUSED)
-        change(Cgroup(state.cgroup_paths, state.systemd_unit))
+        change(Cgroup.of(state))
 
 
-def delete(store: Store, container_id: str, *, force: bool = False) -> None:
-    """Remove a stopped container; with `force` one in any status, and none at all is no error then."""
+def delete(store: Store, container_id: str, *, force: bool = False, created: str | None = None) -> None:
+    """Remove a stopped container; with `force` one in any status, and none at all is no error then.
+
+    With `created` only the container that was created then: its id may be another's by now.
+    """
     if not os.path.isdir(store.directory(container_id)):
         if force:
             store.forget(container_id)
@@ -133,7 +141,9 @@ def delete(store: Store, container_id: str, *, force: bool = False) -> None:
     with store.lock(container_id):
         try:
             state = store.load(container_id)
-            Cgroup(state.cgroup_paths, state.systemd_unit).require_own()
+            if created is not None and state.created != created:
+                return
+            Cgroup(state.cgroup_paths).require_own()
         except (NotFound, StateError) as error:
             if not force:
                 remedy = f"`pymigrate delete --force {container_id}` removes its directory, and nothing else"
@@ -147,7 +157,7 @@ def delete(store: Store, container_id: str, *, force: bool = False) -> None:
 
 def remove(store: Store, state: State) -> None:
     """End what lives of a container and remove all of it. The caller holds its lock."""
-    cgroup = Cgroup(state.cgroup_paths, state.systemd_unit)
+    cgroup = Cgroup.of(state)
     end(state, cgroup)
     cgroup.kill()
     wait_monitor(state, MONITOR_TIMEOUT)

@@ -28,7 +28,8 @@ _LATER = ("poststart", "poststop")
 class Options(Record):
     """How a container is created, beside its bundle; what the flags of `create` and `run` say.
 
-    `foreground` is for a caller that stays: the container gets its standard streams, and is its child.
+    `foreground` is for a caller that stays: the container gets its standard streams, and is its child. A `monitored`
+    one gets a monitor of ours in any case; else a caller who is ready to adopt it, and asks for a `pid_file`, is that.
     """
 
     pid_file: str | None = None
@@ -39,6 +40,7 @@ class Options(Record):
     no_new_keyring: bool = False
     systemd: bool = False
     foreground: bool = False
+    monitored: bool = False
 
 
 def create(
@@ -108,11 +110,12 @@ def make_cgroup(store: Store, state: State, spec: Spec, *, systemd: bool) -> tup
         Cgroup(planned).require_free()  # what is in there must not become this container's, to be killed with it
         state = state.replace(cgroup_paths=planned)
         store.save(state)
-        cgroup = Cgroup.create(state.id, spec.cgroups_path)
+        cgroup = Cgroup.create(state.id, spec.cgroups_path, owner=state.owner)
     else:
         store.save(state)
         cgroup = Cgroup.create(
-            state.id, spec.cgroups_path, systemd=True, resources=spec.resources, annotations=spec.annotations
+            state.id, spec.cgroups_path, systemd=True, resources=spec.resources, annotations=spec.annotations,
+            owner=state.owner,
         )  # fmt: skip
         state = state.replace(cgroup_paths=cgroup.paths, systemd_unit=cgroup.unit)
         store.save(state)
@@ -193,15 +196,18 @@ def _launch(
             setup = setup.replace(console=terminal.fileno())
         if options.foreground:
             syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
-            adopted = os.fork()
+            adopted = processes.fork()
             if adopted == 0:
-                init.become(setup, theirs)
+                init.become(setup.replace(guarded=True), theirs)
             stdio = _streams(0, 1, 2)
         else:
             keeper = monitor.spawn(
                 directory,
-                lambda own: init.become(setup if own else setup.replace(stdio=(None, out_w, err_w)), theirs),
-                cgroup=cgroup, stdout=out_r, stderr=err_r, adoptable=True, fresh=False,
+                lambda own: init.become(
+                    setup if own else setup.replace(stdio=(None, out_w, err_w), guarded=True), theirs
+                ),
+                cgroup=cgroup, stdout=out_r, stderr=err_r, fresh=False,
+                adoptable=options.pid_file is not None and not options.monitored,
             )  # fmt: skip
             stdio = ("/dev/null", *_streams(out_w, err_w)) if keeper.pid else _streams(0, 1, 2)
             if keeper.pid and cgroup.unit is not None:

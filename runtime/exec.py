@@ -41,8 +41,8 @@ def run(store: Store, container_id: str, choose: Callable[[State], tuple[Process
     """Run another program, which `choose` names with the container's spec, with our own standard streams.
 
     Returns its exit status, or 0 when detached. With `ignore_paused` it waits while the container is paused. Signals
-    that we get meanwhile go to it. The lock is held until it runs: a container that is being moved must not get a
-    process that would stay behind.
+    that we get meanwhile go to it. The lock is held until there is a process in the container: one that is being moved
+    must not get any that would stay behind. From then on the container could stop us, and we must not stop others.
     """
     while options.ignore_paused and store.load(container_id).status is Status.PAUSED:
         # Without the lock, which `resume` needs; of a freezer of cgroup version 1 there is no event to wait for.
@@ -64,25 +64,28 @@ def run(store: Store, container_id: str, choose: Callable[[State], tuple[Process
                 raise Conflict("cannot allocate tty if pymigrate will detach without setting console socket")
             else:
                 ours, theirs = sync.pair()
-        child, pid = _start(state, process, spec, options, theirs)
-    if options.detach:
-        _wait(child)
-        return 0
+        child, pid, handshake = _begin(state, process, spec, options, theirs)
     try:
+        _finish(handshake, state, spec, pid, options)
+        if options.detach:
+            _wait(child)
+            return 0
         with foreground.Forwarding(pid):
             if ours is not None:
                 return foreground.with_terminal(ours, lambda: None, lambda: _wait(child))
             return _wait(child)
     except BaseException:
-        os.kill(child, signals.SIGTERM)
-        _wait(child)
+        _end(child, pid)
         raise
 
 
-def _start(
+def _begin(
     state: State, process: Process, spec: Spec, options: Options, console: socket.socket | None
-) -> tuple[int, int]:
-    """Go through the handshake; the pids of the process that stays outside and of the program. Raises StartFailed."""
+) -> tuple[int, int, socket.socket]:
+    """Start the process that stays outside, and through it the one that is to be the program.
+
+    Returns their pids and our end of the handshake. Raises StartFailed.
+    """
     ours, theirs = sync.pair()
     keep = [theirs.fileno(), *range(3, 3 + options.preserve_fds)]
     if console is not None:
@@ -101,21 +104,36 @@ def _start(
         console.close()
     try:
         sync.send(ours, {"config": config})
-        pid = int(sync.receive(ours, handover.TIMEOUT, _WHO)["pid"])
+        return child, int(sync.receive(ours, handover.TIMEOUT, _WHO)["pid"]), ours
+    except BaseException:
+        ours.close()
+        _end(child, 0)
+        raise
+
+
+def _finish(ours: socket.socket, state: State, spec: Spec, pid: int, options: Options) -> None:
+    """Go through the rest of the handshake, until the program runs. Raises StartFailed."""
+    try:
         if options.pidfd_socket is not None:
             handover.send_pidfd(options.pidfd_socket, pid)
         if options.pid_file is not None:
             handover.write_pid(options.pid_file, pid)
         sync.send(ours, {})
         handover.await_ready(ours, spec, pid, state.oci(), _WHO)
-        sync.await_end(ours)
-        return child, pid
-    except BaseException:
-        os.kill(child, signals.SIGTERM)
-        _wait(child)
-        raise
+        sync.await_end(ours, handover.TIMEOUT, _WHO)
     finally:
         ours.close()
+
+
+def _end(child: int, pid: int) -> None:
+    """Kill the program, if there is one, and the process outside, which is our child."""
+    for number in (pid, child):
+        if number:
+            try:
+                os.kill(number, signals.SIGKILL)
+            except ProcessLookupError:
+                continue
+    _wait(child)
 
 
 def _below(paths: dict[str, str], name: str) -> dict[str, str]:

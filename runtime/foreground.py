@@ -35,7 +35,8 @@ def run(store: Store, container_id: str, bundle: str, options: create.Options, *
             return with_terminal(ours, lambda: container.start(store, container_id), lambda: wait(state.pid))
     finally:
         if not keep:
-            container.delete(store, container_id, force=True)
+            hold_signals()
+            container.delete(store, container_id, force=True, created=state.created)
 
 
 def wants_terminal(bundle: str) -> bool:
@@ -90,17 +91,30 @@ class Forwarding:
     """In a `with`: signals meant for us go to a process instead, and we end when it does."""
 
     def __init__(self, pid: int) -> None:
-        self._pid = pid
+        self._pid, self._pidfd = pid, -1
 
     def _forward(self, number: int, _frame: object) -> None:
         try:
-            os.kill(self._pid, number)
+            if self._pidfd >= 0:
+                signals.pidfd_send_signal(self._pidfd, number)
         except ProcessLookupError:
             pass  # it has just ended, and so shall we
 
     def __enter__(self) -> None:
+        try:
+            self._pidfd = os.pidfd_open(self._pid)
+        except ProcessLookupError:
+            pass  # already
         self._before = {number: signals.signal(number, self._forward) for number in _FORWARDED}
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signals.signal(number, handler)
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+
+
+def hold_signals() -> None:
+    """From here on no signal ends us: what is left is to clean up."""
+    for number in (signals.SIGINT, signals.SIGTERM, signals.SIGHUP):
+        signals.signal(number, signals.SIG_IGN)

@@ -45,18 +45,27 @@ def run_all(point: str, hooks: Iterable[Hook], state: dict[str, Any]) -> None:
 
 
 def _run(where: str, hook: Hook, state: dict[str, Any], cwd: str | None) -> None:
+    """Run one hook. A file takes what it says, and not a pipe: a process that it leaves behind is not waited for."""
     subprocess = preload()
-    environment = dict(entry.partition("=")[::2] for entry in hook.env)
+    stderr = os.memfd_create("stderr")
     try:
-        done = subprocess.run(
-            list(hook.args), executable=hook.path, env=environment, input=jsonio.dumps(state).encode(),
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=hook.timeout,
-            cwd=cwd or (state["bundle"] if os.path.isdir(state["bundle"]) else "/"),  # it may be gone by now
+        environment = dict(entry.partition("=")[::2] for entry in hook.env)
+        process = subprocess.Popen(
+            list(hook.args), executable=hook.path, env=environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
+            stderr=stderr, cwd=cwd or (state["bundle"] if os.path.isdir(state["bundle"]) else "/"),  # it may be gone
         )  # fmt: skip
+        try:
+            process.communicate(jsonio.dumps(state).encode(), hook.timeout)
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+        words = os.pread(stderr, 1 << 16, 0).decode(errors="replace").strip().splitlines()[-1:]
     except subprocess.TimeoutExpired:
         raise StartFailed(f"{where}: did not end within {hook.timeout:g} s") from None
-    except (OSError, ValueError, TypeError) as error:  # TypeError: of a state.json that is not as we wrote it
+    except (OSError, ValueError, TypeError, AttributeError) as error:  # the last two: a state.json that is not ours
         raise StartFailed(f"{where}: {getattr(error, 'strerror', None) or error}") from None
-    if done.returncode != 0:
-        words = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
-        raise StartFailed(": ".join([f"{where}: exit status {done.returncode}", *words]))
+    finally:
+        os.close(stderr)
+    if process.returncode != 0:
+        raise StartFailed(": ".join([f"{where}: exit status {process.returncode}", *words]))

@@ -2,14 +2,15 @@
 
 A caller that is ready to adopt what we leave behind, such as podman's conmon or containerd's shim, is the monitor of
 its containers itself: it reaps them and owns their standard streams, and there is no monitor of ours then. Such a
-caller has made itself a subreaper (PR_SET_CHILD_SUBREAPER), which shows when a process of ours loses its parent.
+caller has made itself a subreaper (PR_SET_CHILD_SUBREAPER), which shows when a process of ours loses its parent, and
+asks for a pid file.
 """
 
 from __future__ import annotations
 
 import os
 
-from runtime import selfexec, sync
+from runtime import processes, selfexec, sync
 from runtime.errors import ContainerError, StartFailed
 from runtime.light import signals
 
@@ -83,7 +84,7 @@ def spawn(
     birthplace = cgroup.monitor_birthplace()
     ours, theirs = sync.pair()
     caller = os.getppid()
-    starter = os.fork()
+    starter = processes.fork()
     if starter == 0:
         starter = os.getpid()
         if _fork(cgroup, birthplace):

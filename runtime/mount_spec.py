@@ -149,6 +149,7 @@ def parse_mount(entry: Fields, bundle: str | Path) -> Mount:
     kind = entry.take("type", str, "")
     source = entry.take("source", str, "")
     mount = Mount(destination, kind, source, options, idmap or ("idmap" if uids else ""), uids, gids)
+    _check_proc(entry, mount)
     if mount.is_bind and not mount.source:
         entry.refuse("source", "is missing: a bind mount needs one")
     if not kind and not mount.is_bind:
@@ -160,6 +161,22 @@ def parse_mount(entry: Fields, bundle: str | Path) -> Mount:
     if "tmpcopyup" in options and kind != "tmpfs":
         entry.refuse("options", "tmpcopyup is for a mount of type tmpfs")
     return mount.replace(source=os.path.abspath(os.path.join(bundle, source))) if mount.is_bind else mount
+
+
+# Files of /proc that may be shown otherwise, as lxcfs does for one.
+_SHOWN = ("cpuinfo", "diskstats", "meminfo", "stat", "swaps", "uptime", "loadavg", "slabinfo", "net/dev",
+          "sys/kernel/ns_last_pid", "sys/crypto/fips_enabled")  # fmt: skip
+
+
+def _check_proc(entry: Fields, mount: Mount) -> None:
+    """What we ourselves read and write below /proc must be the kernel's."""
+    parts = [part for part in mount.destination.split("/") if part not in ("", ".")]
+    if parts[:1] != ["proc"]:
+        return
+    if len(parts) == 1 and mount.type != "proc" and not (mount.is_bind and mount.source.rstrip("/") == "/proc"):
+        entry.refuse("destination", "only a mount of type proc can be mounted on /proc")
+    if len(parts) > 1 and not (mount.is_bind and "/".join(parts[1:]) in _SHOWN):
+        entry.refuse("destination", "nothing can be mounted there: /proc is the kernel's")
 
 
 def parse_mappings(parent: Fields, name: str) -> tuple[IdMapping, ...]:

@@ -197,9 +197,24 @@ def protect(spec: Spec) -> None:
             if os.path.isdir(path):
                 syscalls.mount("tmpfs", path, "tmpfs", MS_RDONLY, "size=0k")
             elif os.path.exists(path):
-                syscalls.mount("/dev/null", path, None, MS_BIND)
+                _cover(path)
         field = "root.readonly"
         if spec.readonly:
             remount("/", MS_RDONLY, 0)
     except OSError as error:
         raise StartFailed(f"{field}: {error.strerror or error}") from None
+
+
+def _cover(path: str) -> None:
+    """Put the null device over a file, by descriptors: an image's /dev/null could be a link to anywhere."""
+    null = os.open("/dev/null", os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    target = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        if os.fstat(null).st_rdev != os.makedev(1, 3):
+            raise OSError(errno.ENODEV, "/dev/null is not the null device")
+        tree = syscalls.open_tree("", dir_fd=null, recursive=False)
+        syscalls.move_mount(tree, target)
+        os.close(tree)
+    finally:
+        os.close(target)
+        os.close(null)

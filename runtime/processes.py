@@ -5,6 +5,20 @@ from __future__ import annotations
 import os
 import select
 
+from runtime.light import signals
+
+
+def fork() -> int:
+    """fork(2), without a moment in which a signal runs its handler in the child, which would undo what is the parent's.
+
+    The child has all signals blocked, until it has handlers of its own (process.reset_signals, shim.watch).
+    """
+    before = signals.pthread_sigmask(signals.SIG_BLOCK, signals.valid_signals())
+    pid = os.fork()
+    if pid:
+        signals.pthread_sigmask(signals.SIG_SETMASK, before)
+    return pid
+
 
 def _stat(pid: int) -> list[bytes]:
     """The fields of proc(5)'s stat from the third (the state) on; none when there is no such process."""

@@ -26,12 +26,13 @@ else:
 
         def __init_subclass__(cls):
             cls._fields = tuple(cls.__annotations__)
+            cls._names = frozenset(cls._fields)
 
         def __init__(self, *args, **kwargs):
             values = self.__dict__
             values.update(zip(self._fields, args, strict=False))
             values.update(kwargs)
-            if len(values) != len(self._fields) or len(args) > len(self._fields):
+            if len(values) != len(self._fields) or len(args) > len(self._fields) or not self._names.issuperset(kwargs):
                 self._complete(values)
 
         def _complete(self, values):

@@ -21,6 +21,7 @@ from runtime import (
     monitor,
     mounts,
     namespaces,
+    process,
     processes,
     selfexec,
     sync,
@@ -135,6 +136,7 @@ class Restoring:
             inherited = [theirs.fileno(), *streams, out_w, err_w, *(fd for _, fd in namespaces_inherited)]
 
             def child(_own: bool) -> NoReturn:
+                process.reset_signals()
                 null = os.open("/dev/null", os.O_RDWR)
                 for number in (0, 1, 2):
                     os.dup2(null, number)
@@ -147,7 +149,7 @@ class Restoring:
             if self._plan.foreground:
                 syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
                 own = True
-                if os.fork() == 0:
+                if processes.fork() == 0:
                     child(True)
             else:
                 self._monitor = monitor.spawn(
@@ -242,8 +244,9 @@ class Restoring:
             return os.open(self._plan.images, os.O_RDONLY | os.O_DIRECTORY)
         tree = syscalls.open_tree(self._plan.images, recursive=False)
         os.chmod(self._plan.images, 0o750)
-        for name in os.listdir(self._plan.images):
-            os.chmod(os.path.join(self._plan.images, name), 0o640, follow_symlinks=False)
+        for entry in os.scandir(self._plan.images):
+            if entry.name.endswith(".img") and entry.is_file(follow_symlinks=False):
+                os.chmod(entry.path, 0o640)
         userns = idmaps.namespace(spec.uid_mappings, (IdMapping(0, 0, 2**32 - 1),))
         try:
             syscalls.mount_setattr(tree, set=ATTR_IDMAP, clear=0, recursive=False, userns_fd=userns)
@@ -350,7 +353,7 @@ def restore(store: Store, container_id: str, bundle: str, request: Request) -> i
             work=request.work,
             stdio=checkpoint.read_descriptors(request.images),
             options=request.options,
-            adoptable=True,
+            adoptable=request.pid_file is not None,
             foreground=not request.detach,
             systemd=request.systemd,
         )
@@ -358,12 +361,13 @@ def restore(store: Store, container_id: str, bundle: str, request: Request) -> i
         restoring = Restoring.prepare(store, spec, plan, Criu())
         masters: list[int] = []
         try:
-            restoring.restore(checkpoint.DUMP_TIMEOUT, masters.append)
+            pid = restoring.restore(checkpoint.DUMP_TIMEOUT, masters.append)
+            # Once it runs it is not undone any more: what can fail comes before.
             if request.console_socket is not None and masters:
                 sync.send_fd(request.console_socket, masters.pop(), b"/dev/ptmx")
-            state = restoring.resume()
             if request.pid_file is not None:
-                handover.write_pid(request.pid_file, state.pid)
+                handover.write_pid(request.pid_file, pid)
+            state = restoring.resume()
         except BaseException:
             restoring.abort()
             raise
@@ -375,4 +379,5 @@ def restore(store: Store, container_id: str, bundle: str, request: Request) -> i
                 return foreground.show(masters.pop(), lambda: None, lambda: foreground.wait(state.pid))
             return foreground.wait(state.pid)
     finally:
-        container.delete(store, container_id, force=True)
+        foreground.hold_signals()
+        container.delete(store, container_id, force=True, created=state.created)

@@ -25,7 +25,8 @@ def is_write_protected() -> bool:
     """Whether the kernel refuses to write to a program that runs (ETXTBSY; Linux 6.11 and 6.12 had given that up).
 
     A container can name the runtime's interpreter as /proc/self/exe while it is set up, and wait for a moment to write
-    to it. As long as its monitor, or whoever waits for it, runs the same file, the kernel does not let it.
+    to it. As long as its monitor, or whoever waits for it, runs the same file, the kernel does not let it. Nobody does
+    where an engine is the monitor: then the interpreter has to be a sealed one.
     """
     try:
         os.close(os.open("/proc/self/exe", os.O_WRONLY | os.O_CLOEXEC))

@@ -188,6 +188,7 @@ def watch(directory: str, control: int, stdout: int, stderr: int) -> NoReturn:
     """Be the monitor of the container in `directory`, with the control socket and the two pipes."""
     for number in _IGNORED:
         signals.signal(number, signals.SIG_IGN)
+    signals.pthread_sigmask(signals.SIG_SETMASK, ())
     for fd in (control, stdout, stderr):
         os.set_inheritable(fd, False)
     for fd in (stdout, stderr):

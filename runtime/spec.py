@@ -180,6 +180,11 @@ def _check_mappings(
     linux: Fields, spaces: dict[str, str | None], uids: tuple[IdMapping, ...], gids: tuple[IdMapping, ...]
 ) -> None:
     new = "user" in spaces and spaces["user"] is None
+    if "user" in spaces and spaces.get("pid") is not None:
+        # Until its mounts are made the init can be traced in a user namespace, by root of the container that it joins.
+        linux.refuse(
+            "namespaces", "joining a pid namespace together with a user namespace is not supported", NotSupported
+        )
     for name, mappings in (("uidMappings", uids), ("gidMappings", gids)):
         if new and not mappings:
             linux.refuse(name, "is missing: a new user namespace needs mappings")

@@ -104,10 +104,15 @@ class State(Record):
                 return Status.CREATED
             from runtime.cgroups import Cgroup
 
-            return Status.PAUSED if Cgroup(self.cgroup_paths).frozen else Status.RUNNING
+            return Status.PAUSED if Cgroup.of(self).frozen else Status.RUNNING
         if not self.pid and self.shim_pid and processes.is_alive(self.shim_pid, self.shim_start_time):
             return Status.CREATING
         return Status.STOPPED
+
+    @property
+    def owner(self) -> bytes:
+        """What its cgroups are marked with: an id can be used again, at another time or below another --root."""
+        return f"{self.id} {self.created}".encode()
 
     def oci(self, status: str | None = None) -> dict[str, Any]:
         """The state as the runtime-spec (and runc) shows it; what hooks get on stdin."""
@@ -130,6 +135,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
 }
 
 
+_FILES = ("state.json", "exec.fifo", "error.fifo", "exit.json", "log")
 _STRINGS = ("cgroup_paths", "namespace_paths", "annotations")
 _PID_MAX = 1 << 22  # PID_MAX_LIMIT (proc(5), pid_max)
 
@@ -218,18 +224,22 @@ class Store:
         return directory
 
     def remove(self, container_id: str) -> None:
-        """Remove a container's directory; harmless when it is gone."""
+        """Remove a container's directory with the files that we make there; harmless when it is gone.
+
+        Raises ContainerError when it holds anything else: with a wrong --root it is somebody else's.
+        """
         directory = self.directory(container_id)
         try:
             for name in os.listdir(directory):
-                os.unlink(os.path.join(directory, name))
+                if name.startswith(_FILES):
+                    os.unlink(os.path.join(directory, name))
             os.rmdir(directory)
         except FileNotFoundError:
             return
-        except OSError:  # something that is not ours lies in it
-            import shutil
-
-            shutil.rmtree(directory, ignore_errors=True)
+        except OSError as error:
+            raise ContainerError(
+                f"{directory}: cannot be removed: {error.strerror}", remedy="is it a container's? see what it holds"
+            ) from None
 
     def lock_existing(self, container_id: str) -> Lock:
         """The lock of a container that is there. Raises NotFound, and makes nothing then."""
@@ -289,7 +299,8 @@ class Lock:
                 if time.monotonic() > deadline:
                     os.close(fd)
                     raise DeadlineExceeded(
-                        f"container {self._id} is busy: another pymigrate works on it", remedy="is it being moved?"
+                        f"container {self._id} is busy: another pymigrate works on it",
+                        remedy=f"is it being moved? `pymigrate kill {self._id} KILL` does not wait",
                     ) from None
                 time.sleep(0.005)
             os.close(fd)

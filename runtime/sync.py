@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 _LIMIT = 1 << 20
+_CONNECT_TIMEOUT = 20.0
 
 
 def pair() -> tuple[socket.socket, socket.socket]:
@@ -68,10 +69,16 @@ def _heard(data: bytes) -> dict[str, Any]:
     return message
 
 
-def await_end(sock: socket.socket) -> None:
-    """Wait until the other side's exec has closed its end. Raises StartFailed with its own words instead."""
+def await_end(sock: socket.socket, timeout: float, what: str) -> None:
+    """Wait until the other side's exec has closed its end.
+
+    Raises StartFailed with its own words instead, DeadlineExceeded.
+    """
+    sock.settimeout(timeout)
     try:
         data = sock.recv(_LIMIT)
+    except TimeoutError:
+        raise DeadlineExceeded(f"{what} did not become its program within {timeout:g} s") from None
     except OSError:
         return
     if data:
@@ -91,7 +98,9 @@ def connect(path: str) -> socket.socket:
     """A connection to the Unix stream socket at `path`. Raises OSError."""
     sock = sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM | sockets.SOCK_CLOEXEC)
     try:
+        sock.settimeout(_CONNECT_TIMEOUT)
         sock.connect(path)
+        sock.settimeout(None)
     except BaseException:
         sock.close()
         raise

@@ -46,26 +46,35 @@ def copy_size(source: int, target: int) -> None:
 def pump(master: int) -> None:
     """Copy our stdin to the master and what comes from it to our stdout, until its other end is closed by all."""
     poll = select.poll()
-    poll.register(master, select.POLLIN)
-    if not _is_over(0):
-        poll.register(0, select.POLLIN)
+    os.set_blocking(master, False)  # a terminal takes little at a time, and only while somebody takes what it gives
+    pending, is_over = b"", _is_over(0)
     while True:
+        poll.register(master, select.POLLIN | (select.POLLOUT if pending else 0))
+        if not is_over and not pending:
+            poll.register(0, select.POLLIN)
         for fd, event in poll.poll():
             if fd == 0:
-                data = os.read(0, _CHUNK)
-                if not data:
-                    poll.unregister(0)
-                _write(master, data or b"\x04")  # the end of our input is the end of the terminal's
-            elif event & select.POLLIN:
+                poll.unregister(0)
+                pending = os.read(0, _CHUNK)
+                if not pending:
+                    is_over, pending = True, b"\x04"  # the end of our input is the end of the terminal's
+                continue
+            if event & select.POLLIN:
                 try:
-                    data = os.read(master, _CHUNK)
+                    _write(1, os.read(master, _CHUNK))
+                except BlockingIOError:
+                    pass  # another one has read it
                 except OSError as error:
                     if error.errno != errno.EIO:
                         raise
                     return
-                _write(1, data)
-            else:
+            elif event & ~select.POLLOUT:
                 return
+            if event & select.POLLOUT and pending:
+                try:
+                    pending = pending[os.write(master, pending) :]
+                except BlockingIOError:
+                    continue
 
 
 def _is_over(fd: int) -> bool:

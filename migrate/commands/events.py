@@ -40,7 +40,7 @@ def run(args: Values) -> int:
     interval = _seconds(args.interval)
     state = Store(args.root).load(args.id)
     state.status.require(args.id, "show events of", Status.CREATED, Status.RUNNING, Status.PAUSED)
-    cgroup = Cgroup(state.cgroup_paths, state.systemd_unit)
+    cgroup = Cgroup.of(state)
     if args.stats:
         _print_stats(args.id, cgroup)
         return 0

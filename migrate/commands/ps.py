@@ -21,7 +21,7 @@ def run(args: Values) -> int:
     from runtime.cgroups import Cgroup
     from runtime.state import Store
 
-    pids = Cgroup(Store(args.root).load(args.id).cgroup_paths).pids()
+    pids = Cgroup.of(Store(args.root).load(args.id)).pids()
     if args.format == "json" or args.json:
         print(jsonio.dumps(pids))
         return 0

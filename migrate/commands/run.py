@@ -26,10 +26,10 @@ def run(args: Values) -> int:
     store, options = Store(args.root), create.options(args)
     if not args.detach:
         return foreground.run(store, args.id, args.bundle, options, keep=args.keep)
-    make(store, args.id, args.bundle, options)
+    state = make(store, args.id, args.bundle, options.replace(monitored=True))
     try:
         container.start(store, args.id)
     except BaseException:
-        container.delete(store, args.id, force=True)
+        container.delete(store, args.id, force=True, created=state.created)
         raise
     return 0

@@ -7,7 +7,16 @@ import os
 import time
 
 from runtime.cgroups.files import flat_keyed, read, wait_until, write
-from runtime.cgroups.hierarchies import UNIFIED, below, discover, inherit_cpuset, remove_parents, remove_tree
+from runtime.cgroups.hierarchies import (
+    UNIFIED,
+    below,
+    discover,
+    inherit_cpuset,
+    own,
+    owner_of,
+    remove_parents,
+    remove_tree,
+)
 from runtime.errors import Conflict, ContainerError, DeadlineExceeded, StateError
 
 TYPE_CHECKING = False
@@ -16,6 +25,7 @@ if TYPE_CHECKING:
     from typing import Any, Self
 
     from runtime.resources import Resources
+    from runtime.state import State
 
 REMOVE_TIMEOUT = 10.0
 FREEZE_TIMEOUT = 10.0
@@ -36,6 +46,16 @@ class Cgroup:
         self._placeholder = 0
 
     @classmethod
+    def of(cls, state: State) -> Self:
+        """The cgroup of a container that is there, without directories that have become another container's.
+
+        Paths can be used again: by the same id below another --root, by another bundle with the same cgroupsPath.
+        """
+        strangers = [path for path in state.cgroup_paths.values() if owner_of(path) not in (None, b"", state.owner)]
+        paths = {key: path for key, path in state.cgroup_paths.items() if path not in strangers}
+        return cls(paths, None if strangers else state.systemd_unit)
+
+    @classmethod
     def create(
         cls,
         container_id: str,
@@ -45,8 +65,11 @@ class Cgroup:
         pid: int | None = None,
         resources: Resources | None = None,
         annotations: Mapping[str, str] | None = None,
+        owner: bytes = b"",
     ) -> Self:
         """Make the container's directory below each mount point: `cgroups_path`, or /pymigrate/<id>.
+
+        They are noted to be `owner`'s (see `of`).
 
         With `systemd` it is a unit of systemd's, `cgroups_path` is slice:prefix:name (by default
         system.slice:pymigrate:<id>), and the process `pid` is in it from the beginning: no scope is without any. When
@@ -81,6 +104,7 @@ class Cgroup:
             relative = cls._relative(container_id, cgroups_path)
         paths: dict[str, str] = {}
         there: dict[str, str] = {}
+        made: dict[str, bool] = {}
         cgroup = cls(paths, unit)
         if systemd:
             cgroup._told, cgroup._placeholder = resources, placeholder
@@ -88,12 +112,15 @@ class Cgroup:
             for hierarchy in hierarchies:
                 path = f"{hierarchy.mountpoint.rstrip('/')}/{relative}"
                 new = hierarchy.make(path)
+                made[path] = new
                 for controller in hierarchy.controllers:
                     paths[controller] = path
                     if not new:
                         there[controller] = path
             if there and not systemd:
                 cls(there).require_free()
+            for path, new in made.items():
+                own(path, owner, new=new or systemd)
             if pid is not None:
                 cgroup.add(pid)
         except BaseException as error:

@@ -64,13 +64,29 @@ class Hierarchy(Record):
         raise ContainerError(f"cannot make the cgroup {path}: what it lies in is removed again and again")
 
 
-def _mark(path: str) -> None:
+def _mark(path: str, owner: bytes = b"") -> None:
     for name in _MARKS:
         try:
-            os.setxattr(path, name, b"")
+            os.setxattr(path, name, owner)
             return
         except OSError:
             continue  # then it stays when it is empty
+
+
+def own(path: str, owner: bytes, *, new: bool) -> None:
+    """Note whose cgroup a directory is; one that was there before us, and bears no mark of ours, is left as it is."""
+    if new or owner_of(path) is not None:
+        _mark(path, owner)
+
+
+def owner_of(path: str) -> bytes | None:
+    """What `own` has noted; b"" for one that only holds others, None for one that we have not made, or that is gone."""
+    for name in _MARKS:
+        try:
+            return os.getxattr(path, name)
+        except OSError:
+            continue
+    return None
 
 
 def remove_parents(path: str) -> None:
@@ -80,20 +96,12 @@ def remove_parents(path: str) -> None:
     has made it, and what was there before us stays.
     """
     parent = os.path.dirname(path)
-    while any(_is_marked(parent, name) for name in _MARKS):
+    while owner_of(parent) == b"":
         try:
             os.rmdir(parent)
         except OSError:
             return  # in use
         parent = os.path.dirname(parent)
-
-
-def _is_marked(path: str, name: str) -> bool:
-    try:
-        os.getxattr(path, name)
-        return True
-    except OSError:
-        return False
 
 
 def discover(mountinfo: str | None = None) -> list[Hierarchy]:

@@ -73,9 +73,9 @@ class Copy:
         shutil.copy2(os.path.realpath(sys.executable), self.python)
         self.root = root
         base = Path(runtime.__file__).parent.parent
-        self._program = f"import sys; sys.path.insert(0, {str(base)!r}); from runtime import selfexec; "
-        self._program += "selfexec.is_write_protected = lambda: False; " if sealed else ""
-        self._program += "from migrate import cli; sys.exit(cli.main(sys.argv[1:]))"
+        self.program = f"import sys; sys.path.insert(0, {str(base)!r}); from runtime import selfexec; "
+        self.program += "selfexec.is_write_protected = lambda: False; " if sealed else ""
+        self.program += "from migrate import cli; sys.exit(cli.main(sys.argv[1:]))"
         self._before = self._digest()
 
     def _digest(self) -> str:
@@ -84,7 +84,7 @@ class Copy:
     def __call__(self, *argv: object, check: bool = True) -> "subprocess.CompletedProcess[str]":
         environment = {**os.environ, "PYTHONHOME": sys.base_prefix}
         done = subprocess.run(
-            [self.python, "-c", self._program, "--root", self.root, *map(str, argv)], capture_output=True, text=True,
+            [self.python, "-c", self.program, "--root", self.root, *map(str, argv)], capture_output=True, text=True,
             env=environment, stdin=subprocess.DEVNULL, timeout=60,
         )  # fmt: skip
         assert not check or done.returncode == 0, done.stderr
@@ -141,6 +141,34 @@ def test_exec_of_proc_self_exe(copy: Copy, tmp_path: Path) -> None:
             assert program != "/proc/self/exe" or done.stdout == "ran\n", done
     (bundle / "rootfs/stop").touch()
     copy("delete", "--force", "c")
+    assert copy.is_untouched()
+    assert not (bundle / "rootfs/wrote").exists()
+
+
+# What podman's conmon does: it adopts the container, and runs another program.
+ENGINE = """
+import subprocess, sys
+sys.path.insert(0, {base!r})
+from runtime import syscalls
+syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
+{call}
+"""
+
+
+def test_under_an_engine_nobody_runs_the_interpreter(copy: Copy, tmp_path: Path) -> None:
+    """Nobody's running it protects it: the container keeps it open until its own program is another one."""
+    script = "import os; os.dup2(os.open('/proc/self/exe', os.O_RDONLY), 9); os.execv('/bin/sh', ['sh', '/hold'])"
+    bundle = make(tmp_path / "b", "", {"process.args": ["/proc/self/exe", "-c", script]})
+    give_python(bundle / "rootfs")
+    (bundle / "rootfs/hold").write_text(HOLD + "touch /done\n")
+    base = str(Path(runtime.__file__).parent.parent)
+    create = ["create", "-b", str(bundle), "--pid-file", str(tmp_path / "pid"), "c"]
+    argv = [str(copy.python), "-c", copy.program, "--root", str(copy.root)]
+    call = f"for verb in {[create, ['start', 'c']]!r}: subprocess.run([*{argv!r}, *verb], check=True)"
+    environment = {**os.environ, "PYTHONHOME": sys.base_prefix}
+    subprocess.run([sys.executable, "-c", ENGINE.format(base=base, call=call)], check=True, env=environment)
+    assert json.loads((copy.root / "c/state.json").read_text())["shim_pid"] == 0
+    wait_for(bundle / "rootfs/done", lines=0)
     assert copy.is_untouched()
     assert not (bundle / "rootfs/wrote").exists()
 

@@ -1,0 +1,105 @@
+"""The verbs that look at a container or change its limits: flags, formats, and words as runc has them."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.hosts import COUNT, write_bundle
+from tests.system.conftest import Local
+
+
+@pytest.fixture
+def running(pymigrate: Local, tmp_path: Path) -> Local:
+    write_bundle(tmp_path / "b", COUNT)
+    pymigrate("run", "-d", "-b", tmp_path / "b", "verbs")
+    return pymigrate
+
+
+def test_ps(running: Local) -> None:
+    pid = running.state("verbs")["pid"]
+    assert pid in json.loads(running("ps", "--format", "json", "verbs").stdout)
+    heading, *lines = running("ps", "verbs").stdout.splitlines()
+    assert heading.split()[:2] == ["UID", "PID"]
+    assert str(pid) in {line.split()[1] for line in lines}
+    assert all(str(pid) in line.split()[:3] for line in lines), lines
+    assert running("ps", "verbs", "-o", "pid,comm").stdout.splitlines()[1].split() == [str(pid), "sh"]
+    odd = running("ps", "verbs", "-o", "comm", check=False)
+    assert (odd.returncode, "shows no column PID" in odd.stderr) == (2, True)
+
+
+def test_update(running: Local, tmp_path: Path) -> None:
+    running("update", "--memory", "64m", "--pids-limit=33", "--cpu-share", "512", "verbs")
+    stats = json.loads(running("events", "--stats", "verbs").stdout)
+    assert (stats["type"], stats["id"]) == ("stats", "verbs")
+    assert stats["data"]["memory"]["usage"]["limit"] == 64 << 20
+    assert stats["data"]["pids"]["limit"] == 33
+    (tmp_path / "limits").write_text(json.dumps({"pids": {"limit": 44}}))
+    running("update", "--resources", tmp_path / "limits", "verbs")
+    running("update", "-r", "-", "verbs", input=json.dumps({"memory": {"limit": 128 << 20}}), stdin=None)
+    stats = json.loads(running("events", "--stats", "verbs").stdout)
+    assert stats["data"]["memory"]["usage"]["limit"] == 128 << 20
+    assert stats["data"]["pids"]["limit"] == 44
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "words"),
+    [
+        ([], 2, "nothing to change"),
+        (["--memory", "much"], 2, "--memory much: must be a number"),
+        (["--memory", "-5"], 6, "update: memory.limit: must be"),
+        (["--resources", "/no/such"], 6, "/no/such: no such file"),
+    ],
+)
+def test_what_cannot_be_updated(running: Local, flags: list[str], code: int, words: str) -> None:
+    done = running("update", *flags, "verbs", check=False)
+    assert (done.returncode, words in done.stderr) == (code, True), done.stderr
+
+
+def test_events_tell_when_memory_ran_out(pymigrate: Local, tmp_path: Path) -> None:
+    write_bundle(tmp_path / "b", "read go < /tmp/go; x=$(head -c 60000000 /dev/zero | tr '\\0' x); echo survived")
+    config = json.loads((tmp_path / "b" / "config.json").read_text())
+    config["process"]["args"][2] = "mkfifo /tmp/go; " + config["process"]["args"][2]
+    config["linux"]["resources"]["memory"] = {"limit": 20 << 20, "swap": 20 << 20}
+    (tmp_path / "b" / "config.json").write_text(json.dumps(config))
+    pymigrate("run", "-d", "-b", tmp_path / "b", "verbs")
+    events = subprocess.Popen(
+        pymigrate.argv("events", "--interval", "200ms", "verbs"), stdout=subprocess.PIPE, text=True
+    )  # fmt: skip
+    assert events.stdout is not None
+    assert json.loads(events.stdout.readline())["type"] == "stats"
+    pymigrate("exec", "-d", "verbs", "sh", "-c", "echo > /tmp/go")
+    kinds = {json.loads(line)["type"] for line in events.stdout}  # ends with the container
+    assert "oom" in kinds
+    assert events.wait(10) == 0
+    events.stdout.close()
+
+
+def test_pause_and_resume(running: Local) -> None:
+    running("pause", "verbs")
+    assert json.loads(running("list", "-f", "json").stdout)[0]["status"] == "paused"
+    again = running("pause", "verbs", check=False)
+    assert (again.returncode, "it is paused" in again.stderr) == (5, True)
+    running("resume", "verbs")
+    assert json.loads(running("state", "verbs").stdout)["status"] == "running"
+    again = running("resume", "verbs", check=False)
+    assert (again.returncode, "it is running" in again.stderr) == (5, True)
+
+
+def test_words_that_engines_look_for(pymigrate: Local, tmp_path: Path) -> None:
+    log = tmp_path / "log.json"
+    missing = pymigrate("--log", log, "--log-format=json", "kill", "nobody", "9", check=False)
+    assert "does not exist" in missing.stderr
+    entry = json.loads(log.read_text())
+    assert (entry["level"], "does not exist" in entry["msg"], set(entry)) == ("error", True, {"level", "msg", "time"})
+    write_bundle(tmp_path / "b", "true")
+    pymigrate("create", "-b", tmp_path / "b", "verbs")
+    pymigrate("kill", "verbs", "9")
+    while json.loads(pymigrate("state", "verbs").stdout)["status"] != "stopped":
+        pass
+    assert "container not running" in pymigrate("kill", "verbs", "15", check=False).stderr
+    assert pymigrate("delete", "--force", "nobody").stderr == ""
+    assert pymigrate("--version").stdout.startswith("pymigrate version ")
+    assert "flag provided but not defined: -what" in pymigrate("start", "-what", "verbs", check=False).stderr
+    assert pymigrate("-root", tmp_path / "elsewhere", "list", "-quiet").stdout == ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from runtime import syscalls
+from runtime.cgroups.files import write as write_kernel
 from runtime.errors import StartFailed
 
 TYPE_CHECKING = False
@@ -35,11 +36,7 @@ def _write(path: str, mappings: tuple[IdMapping, ...], field: str) -> None:
 
 def _write_file(path: str, text: str, field: str) -> None:
     try:
-        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            os.write(fd, text.encode())
-        finally:
-            os.close(fd)
+        write_kernel(path, text)
     except OSError as error:
         raise StartFailed(
             f"{field}: the kernel does not take {', '.join(text.splitlines())}: {error.strerror}"

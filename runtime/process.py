@@ -12,6 +12,7 @@ import resource
 import stat
 
 from runtime import capabilities, syscalls
+from runtime.cgroups.files import write as write_kernel
 from runtime.errors import NotSupported, StartFailed
 from runtime.light import signals
 from runtime.process_spec import LIMIT_MAX, RLIMITS, SCHED_FLAGS, SCHED_POLICIES
@@ -121,11 +122,7 @@ def label_next_exec(process: Process) -> None:
 
 def _set(field: str, path: str, value: str) -> None:
     try:
-        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            os.write(fd, value.encode())
-        finally:
-            os.close(fd)
+        write_kernel(path, value)
     except OSError as error:
         raise StartFailed(f"{field}: cannot be set to {value!r}: {error.strerror}") from None
 

@@ -10,7 +10,7 @@ from migrate.errors import HostError, InDoubt, MigrateError
 from migrate.journal import Journal
 from migrate.peer import Peer, RemoteFailure, connect
 from migrate.phases import Phase
-from runtime import container
+from runtime import container, logs
 from runtime.state import State, Store
 
 RECONNECT_TIMEOUT = 30.0
@@ -80,7 +80,7 @@ def clean_source(store: Store, state: State, peer: Peer | None) -> Exception | N
 def _log_tail(state: State) -> str:
     """The last part of the container's log, from a line's beginning, what it had written elsewhere before included."""
     data = b""
-    for path in (Path(state.log_path + ".1"), Path(state.log_path)):
+    for path in logs.parts(state.log_path):
         with contextlib.suppress(FileNotFoundError):
             data += path.read_bytes()
     if len(data) > LOG_LIMIT:

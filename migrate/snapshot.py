@@ -32,7 +32,7 @@ from migrate.files import fingerprint
 from migrate.hostfacts import free_bytes
 from migrate.interrupts import uninterruptible
 from migrate.validate import require_movable
-from runtime import checkpoint, container, syscalls
+from runtime import checkpoint, container, logs, syscalls
 from runtime.restore import RestorePlan, Restoring
 from runtime.spec import Spec
 from runtime.spec import load as load_spec
@@ -252,9 +252,8 @@ def _runtime_dir() -> Path:
 def _copy_log(state: State, destination: Path) -> None:
     with destination.open("wb") as out:
         destination.chmod(0o600)
-        for path in (Path(state.log_path + ".1"), Path(state.log_path)):
-            if path.exists():
-                out.write(path.read_bytes())
+        for path in logs.parts(state.log_path):
+            out.write(path.read_bytes())
 
 
 @contextmanager

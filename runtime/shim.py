@@ -34,17 +34,26 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
 _LINE_LIMIT = 16 << 10
+_SIZE_LIMIT = 16 << 20  # of a file; there are two
 _STREAMS = ("stdout", "stderr")
 _IGNORED = (signals.SIGHUP, signals.SIGINT, signals.SIGTERM, signals.SIGPIPE, signals.SIGXFSZ)
 
 
 class _Log:
-    """The container's log: splits streams into lines; a full disk loses lines, never blocks the container."""
+    """The container's log: splits streams into lines; a full disk loses lines, never blocks the container.
+
+    It lies in memory (/run): when it is too long it is put aside as log.0, and what was there before is gone.
+    """
 
     def __init__(self, path: str) -> None:
-        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._path = path
+        self._open()
         self._rest = dict.fromkeys(_STREAMS, b"")
         self._lost = 0
+
+    def _open(self) -> None:
+        self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._size = os.fstat(self._fd).st_size
 
     def feed(self, stream: str, data: bytes) -> None:
         *lines, rest = (self._rest[stream] + data).split(b"\n")
@@ -68,9 +77,15 @@ class _Log:
             return
         if self._lost:
             entries.insert(0, self._entry("stderr", b"F", b"[pymigrate: %d lines lost, disk full]" % self._lost))
+        data = b"".join(entries)
         try:
-            os.write(self._fd, b"".join(entries))
-            self._lost = 0
+            if self._size + len(data) > _SIZE_LIMIT:
+                os.rename(self._path, self._path + ".0")
+                os.close(self._fd)
+                self._open()
+            written = os.write(self._fd, data)
+            self._size += written
+            self._lost = 0 if written == len(data) else self._lost + 1
         except OSError:
             self._lost += len(entries)
 

@@ -5,7 +5,8 @@
     exec.fifo       between create and start: init waits on it
     error.fifo      likewise: init says there what goes wrong after `start`
     exit.json       once init has ended, when a monitor of ours has seen it
-    log, log.1      what it wrote here, and what it had written elsewhere before
+    log, log.0      what it wrote here: the last, and what was put aside when that grew too long
+    log.1           what it had written elsewhere before
 <root>/.<id>.lock   taken by every verb that changes the container
 
 <root> lies in /run: what it holds ends with the machine, as the containers do, so nothing waits for a disk (fsync).

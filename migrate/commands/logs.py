@@ -2,7 +2,6 @@
 
 import argparse
 import sys
-from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,7 +16,7 @@ def run(args: argparse.Namespace) -> int:
     from runtime.state import Store
 
     state = Store(args.root).load(args.id)
-    entries = logs.read(Path(state.log_path))
+    entries = logs.read(state.log_path)
     for entry in entries[-args.tail :] if args.tail else [] if args.tail == 0 else entries:
         _print(entry, timestamps=args.timestamps)
     if args.follow:

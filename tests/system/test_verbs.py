@@ -103,3 +103,17 @@ def test_words_that_engines_look_for(pymigrate: Local, tmp_path: Path) -> None:
     assert pymigrate("--version").stdout.startswith("pymigrate version ")
     assert "flag provided but not defined: -what" in pymigrate("start", "-what", "verbs", check=False).stderr
     assert pymigrate("-root", tmp_path / "elsewhere", "list", "-quiet").stdout == ""
+
+
+def test_a_log_does_not_grow_without_end(pymigrate: Local, tmp_path: Path) -> None:
+    write_bundle(tmp_path / "b", f"yes {'x' * 4000} | head -c 40000000; echo; echo the end; sleep 60")
+    pymigrate("run", "-d", "-b", tmp_path / "b", "verbs")
+    following = subprocess.Popen(pymigrate.argv("logs", "-f", "verbs"), stdout=subprocess.PIPE)
+    assert following.stdout is not None
+    assert any(line == b"the end\n" for line in following.stdout)
+    pymigrate("kill", "verbs", "KILL")
+    following.communicate(timeout=20)
+    sizes = [path.stat().st_size for path in (pymigrate.root / "verbs").glob("log*")]
+    assert len(sizes) == 2
+    assert max(sizes) <= 16 << 20
+    assert pymigrate("logs", "--tail", "1", "verbs").stdout == "the end\n"

@@ -55,7 +55,6 @@ def create(
     `console` takes the master of its terminal, where there is no --console-socket. Raises SpecError, Conflict,
     StartFailed; after a failure nothing of it is left. Must be called by a process without threads.
     """
-
     bundle = os.path.abspath(bundle)
     with store.lock(container_id):
         spec = load(bundle)
@@ -77,9 +76,8 @@ def create(
         except BaseException as error:
             cause = _limit_reached(cgroup, spec.resources)
             remove_cgroup(cgroup)
-            hooks.run_all(
-                "poststop", spec.hooks["poststop"], state.oci("stopped")
-            )  # runtime.md, lifecycle, steps 3 to 13
+            # As after any other end (runtime.md, lifecycle, steps 3 to 13).
+            hooks.run_all("poststop", spec.hooks["poststop"], state.oci("stopped"))
             store.remove(container_id)
             if cause is not None and isinstance(error, StartFailed | DeadlineExceeded):
                 raise type(error)(f"{cause}: {error}") from None

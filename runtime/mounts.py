@@ -32,6 +32,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from runtime.spec import Spec
 
+# What the policy itself labels.
+_UNLABELLED = ("proc", "sysfs", "cgroup", "cgroup2", "mqueue")
 _ROOT = -1  # among the prepared trees; the others go by their index in `mounts`
 
 _DEFAULT_DEVICES = tuple(
@@ -85,7 +87,7 @@ def build(spec: Spec, trees: dict[int, int], own_cgroups: dict[str, str]) -> Non
     try:
         for index, mount in enumerate(spec.mounts):
             try:
-                root.mount(mount, trees.get(index), shown)
+                root.mount(_labelled(mount, spec.mount_label), trees.get(index), shown)
             except OSError as error:
                 raise StartFailed(f"mounts[{index}] ({mount.destination}): {error.strerror or error}") from None
         make = root.bind_device if "user" in spec.namespaces else root.make_device
@@ -98,6 +100,13 @@ def build(spec: Spec, trees: dict[int, int], own_cgroups: dict[str, str]) -> Non
         root.enter()
     finally:
         root.close()
+
+
+def _labelled(mount: Mount, label: str | None) -> Mount:
+    """The mount with the SELinux label of the container's files, where a file system takes one (mount(8), context)."""
+    if label is None or mount.is_bind or mount.type in _UNLABELLED:
+        return mount
+    return mount.replace(options=(*mount.options, f'context="{label}"'))
 
 
 def _mount_root(spec: Spec, tree: int | None) -> Root:

@@ -104,7 +104,8 @@ def build(spec: Spec, trees: dict[int, int], own_cgroups: dict[str, str]) -> Non
 
 def _labelled(mount: Mount, label: str | None) -> Mount:
     """The mount with the SELinux label of the container's files, where a file system takes one (mount(8), context)."""
-    if label is None or mount.is_bind or mount.type in _UNLABELLED:
+    own = any(option.startswith("context=") for option in mount.options)
+    if label is None or own or mount.is_bind or mount.type in _UNLABELLED:
         return mount
     return mount.replace(options=(*mount.options, f'context="{label}"'))
 

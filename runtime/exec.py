@@ -64,6 +64,8 @@ def run(store: Store, container_id: str, choose: Callable[[State], tuple[Process
                 raise Conflict("cannot allocate tty if pymigrate will detach without setting console socket")
             else:
                 ours, theirs = sync.pair()
+                # It has the size of ours from the beginning; later changes are copied (terminal.copy_size).
+                process = process.replace(console_size=process.console_size or terminal_size())
         child, pid, handshake = _begin(state, process, spec, options, theirs)
     try:
         _finish(handshake, state, spec, pid, options)
@@ -77,6 +79,15 @@ def run(store: Store, container_id: str, choose: Callable[[State], tuple[Process
     except BaseException:
         _end(child, pid)
         raise
+
+
+def terminal_size() -> tuple[int, int] | None:
+    """Rows and columns of the terminal that we are used at, None without one."""
+    try:
+        size = os.get_terminal_size(0)
+    except OSError:
+        return None
+    return size.lines, size.columns
 
 
 def _begin(

@@ -158,8 +158,11 @@ def test_much_input_to_a_terminal(pymigrate: Local, tmp_path: Path) -> None:
     config = json.loads((tmp_path / "b" / "config.json").read_text())
     config["process"]["terminal"] = True
     (tmp_path / "b" / "config.json").write_text(json.dumps(config))
-    done = subprocess.run(
-        pymigrate.argv("run", "-b", tmp_path / "b", "safe"), input=b"x" * 300_000, capture_output=True, timeout=60
-    )  # fmt: skip
-    assert done.returncode == 0
-    assert done.stdout.split()[-1:] == [b"300000"]
+    running = subprocess.Popen(
+        pymigrate.argv("run", "-b", tmp_path / "b", "safe"), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert running.stdout is not None
+    assert running.stdout.readline().strip() == b"go"  # before that, a terminal takes no more than a line
+    shown, _ = running.communicate(b"x" * 300_000, timeout=20)
+    assert running.returncode == 0
+    assert shown.split()[-1:] == [b"300000"]

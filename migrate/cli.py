@@ -6,6 +6,7 @@ times for each container. The others are read with argparse (options.py).
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
@@ -111,6 +112,8 @@ def _run(argv: list[str], glob: Values) -> int:
     if verb in _WITH_ARGPARSE:
         from migrate import options
 
+        gc.enable()
+
         args: Any = options.parse(command, program, VERBS[verb], rest[1:], glob)
     else:
         args = parse(rest[1:], command.SYNTAX, program)
@@ -170,7 +173,8 @@ def _explain(error: Exception, *, debug: bool) -> Exception:
 
 
 def entry() -> NoReturn:
-    """For the launcher: end without what the interpreter does at its end, which a short verb would wait for."""
+    """For the launcher: without what the interpreter does for cycles and at its end; a short verb would wait for it."""
+    gc.disable()
     code = main()
     try:
         sys.stdout.flush()

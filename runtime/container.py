@@ -143,7 +143,10 @@ def delete(store: Store, container_id: str, *, force: bool = False, created: str
             state = store.load(container_id)
             if created is not None and state.created != created:
                 return
-            Cgroup(state.cgroup_paths).require_own()
+            cgroup = Cgroup.of(state)
+            if cgroup.paths != state.cgroup_paths:
+                Cgroup(state.cgroup_paths).require_own()
+            cgroup.require_own()
         except (NotFound, StateError) as error:
             if not force:
                 remedy = f"`pymigrate delete --force {container_id}` removes its directory, and nothing else"
@@ -152,12 +155,12 @@ def delete(store: Store, container_id: str, *, force: bool = False, created: str
             return
         if not force:
             state.status.require(container_id, "delete", Status.STOPPED, Status.CREATED)
-        remove(store, state)
+        remove(store, state, cgroup)
 
 
-def remove(store: Store, state: State) -> None:
+def remove(store: Store, state: State, cgroup: Cgroup | None = None) -> None:
     """End what lives of a container and remove all of it. The caller holds its lock."""
-    cgroup = Cgroup.of(state)
+    cgroup = cgroup or Cgroup.of(state)
     end(state, cgroup)
     cgroup.kill()
     wait_monitor(state, MONITOR_TIMEOUT)

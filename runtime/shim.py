@@ -21,6 +21,7 @@ A fork of the verb that made it, or a fresh `python3 -I -S`; it is kept small be
 
 from __future__ import annotations
 
+import gc
 import os
 import select
 import sys
@@ -204,6 +205,7 @@ def watch(directory: str, control: int, stdout: int, stderr: int) -> NoReturn:
     for number in _IGNORED:
         signals.signal(number, signals.SIG_IGN)
     signals.pthread_sigmask(signals.SIG_SETMASK, ())
+    gc.enable()  # the verb that we were forked from was too short to need it
     for fd in (control, stdout, stderr):
         os.set_inheritable(fd, False)
     for fd in (stdout, stderr):

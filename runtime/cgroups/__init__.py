@@ -44,6 +44,7 @@ class Cgroup:
         self.unit = unit
         self._told: Resources | None = None  # what the unit was started with
         self._placeholder = 0
+        self._is_own = False  # seen by require_own
 
     @classmethod
     def of(cls, state: State) -> Self:
@@ -167,6 +168,8 @@ class Cgroup:
 
         They come from a state.json, and whoever is in them is killed: a damaged one must not end this machine.
         """
+        if self._is_own:
+            return
         points = [hierarchy.mountpoint.rstrip("/") for hierarchy in discover()]
         for directory in self.directories():
             below = any(directory.startswith(f"{point}/") for point in points) and directory not in points
@@ -176,6 +179,7 @@ class Cgroup:
             raise StateError(
                 f"cgroup_paths: {self.directories()[0]} holds processes of the host, this one or process 1"
             )
+        self._is_own = True
 
     def directories(self) -> list[str]:
         """Each directory once."""

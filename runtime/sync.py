@@ -48,24 +48,9 @@ def send(sock: socket.socket, message: dict[str, Any]) -> None:
 
 def receive(sock: socket.socket, timeout: float, what: str) -> dict[str, Any]:
     """The next message. Raises StartFailed with the other side's own words, or when it is gone; DeadlineExceeded."""
-    sock.settimeout(timeout)
-    try:
-        data = sock.recv(_LIMIT)
-    except TimeoutError:
-        raise DeadlineExceeded(f"{what} did not get ready within {timeout:g} s") from None
-    except OSError:
-        data = b""  # reset: as good as closed
-    finally:
-        sock.settimeout(None)
-    if not data:
+    message = _next(sock, timeout, f"{what} did not get ready")
+    if message is None:
         raise StartFailed(f"{what} ended while it was being set up")
-    return _heard(data)
-
-
-def _heard(data: bytes) -> dict[str, Any]:
-    message: dict[str, Any] = jsonio.loads(data)
-    if "error" in message:
-        raise StartFailed(message["error"])
     return message
 
 
@@ -74,15 +59,26 @@ def await_end(sock: socket.socket, timeout: float, what: str) -> None:
 
     Raises StartFailed with its own words instead, DeadlineExceeded.
     """
+    _next(sock, timeout, f"{what} did not become its program")
+
+
+def _next(sock: socket.socket, timeout: float, late: str) -> dict[str, Any] | None:
+    """The next message, None when the other side has closed its end; `late` says what has not come in time."""
     sock.settimeout(timeout)
     try:
         data = sock.recv(_LIMIT)
     except TimeoutError:
-        raise DeadlineExceeded(f"{what} did not become its program within {timeout:g} s") from None
+        raise DeadlineExceeded(f"{late} within {timeout:g} s") from None
     except OSError:
-        return
-    if data:
-        _heard(data)
+        data = b""  # reset: as good as closed
+    finally:
+        sock.settimeout(None)
+    if not data:
+        return None
+    message: dict[str, Any] = jsonio.loads(data)
+    if "error" in message:
+        raise StartFailed(message["error"])
+    return message
 
 
 def send_fd(path: str, fd: int, data: bytes) -> None:

@@ -47,13 +47,13 @@ _SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_FSOPEN, _SYS_FSCONFIG, _SYS_FSMOUNT = 428,
 _SYS_CLONE3, _SYS_OPENAT2 = 435, 437
 _CLONE_INTO_CGROUP, _SIGCHLD = 0x2_0000_0000, 17
 _SYS_MOUNT_SETATTR = 442
-_GENERIC = {"pivot_root": 41, "keyctl": 219, "ioprio_set": 30, "sched_setattr": 274}
+_VARYING = ("pivot_root", "keyctl", "ioprio_set", "sched_setattr", "seccomp", "bpf")
 _SYS = {
-    "x86_64": {"pivot_root": 155, "keyctl": 250, "ioprio_set": 251, "sched_setattr": 314},
-    "aarch64": _GENERIC,
-    "riscv64": _GENERIC,
-    "ppc64le": {"pivot_root": 203, "keyctl": 271, "ioprio_set": 273, "sched_setattr": 355},
-    "s390x": {"pivot_root": 217, "keyctl": 280, "ioprio_set": 282, "sched_setattr": 345},
+    "x86_64": (155, 250, 251, 314, 317, 321),
+    "aarch64": (41, 219, 30, 274, 277, 280),
+    "riscv64": (41, 219, 30, 274, 277, 280),
+    "ppc64le": (203, 271, 273, 355, 358, 361),
+    "s390x": (217, 280, 282, 345, 348, 351),
 }
 _FSOPEN_CLOEXEC = 1
 _FSMOUNT_CLOEXEC = 1
@@ -92,7 +92,7 @@ def _syscall(number: int, what: str, *args: Any) -> int:
 
 def _number(name: str) -> int:
     """The number of a system call that differs between architectures."""
-    return _SYS[os.uname().machine][name]
+    return _SYS[os.uname().machine][_VARYING.index(name)]
 
 
 def fork_into(cgroup_fd: int) -> int:
@@ -263,7 +263,6 @@ def bpf(command: int, layout: str, *values: int | bytes | bytearray) -> tuple[in
     """
     import struct
 
-    number = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361, "s390x": 351}[os.uname().machine]
     buffers: list[Any] = []
     numbers: list[int] = []
     for value in values:
@@ -275,13 +274,12 @@ def bpf(command: int, layout: str, *values: int | bytes | bytearray) -> tuple[in
         numbers.append(ctypes.addressof(buffers[-1]))
     packed = struct.pack(f"={layout}", *numbers)
     attributes = ctypes.create_string_buffer(packed, len(packed))
-    result = _syscall(number, f"bpf {command}", command, ctypes.byref(attributes), len(packed))
+    result = _syscall(_number("bpf"), f"bpf {command}", command, ctypes.byref(attributes), len(packed))
     return result, attributes.raw
 
 
 SECCOMP_FILTER_FLAG_NEW_LISTENER = 1 << 3
 
-_SYS_SECCOMP = {"x86_64": 317, "aarch64": 277, "riscv64": 277, "ppc64le": 358, "s390x": 348}
 _SYS_PIDFD_GETFD = 438
 _SECCOMP_SET_MODE_FILTER = 1
 
@@ -297,8 +295,7 @@ def seccomp_set_filter(program: bytes | None, flags: int) -> int:
     about the flags: EFAULT when the kernel knows them all, EINVAL when it does not.
     """
     argument = None if program is None else ctypes.byref(_SockFprog(len(program) // 8, program))
-    number = _SYS_SECCOMP[os.uname().machine]
-    return _syscall(number, "load the seccomp filter", _SECCOMP_SET_MODE_FILTER, flags, argument)
+    return _syscall(_number("seccomp"), "load the seccomp filter", _SECCOMP_SET_MODE_FILTER, flags, argument)
 
 
 def pidfd_getfd(pidfd: int, number: int) -> int:

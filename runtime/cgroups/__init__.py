@@ -193,11 +193,11 @@ class Cgroup:
         """
         for directory in self.directories():
             try:
-                write(self._entrance(directory, pid), str(pid))
+                write(f"{directory}/{self._entrance(directory, pid)}", str(pid))
             except OSError as error:
                 if error.errno != errno.EBUSY or beside is None or directory != self.paths.get(UNIFIED):
                     raise _not_taken(directory, pid, error) from None
-                _move_in(_unified_of(beside, directory), pid)
+                _move_in(_unified_of(beside, directory), pid, "cgroup.procs")
 
     def enter_but_unified(self) -> int:
         """Move the caller in, but for version 2: a descriptor of that directory is returned, for fork_into; -1 if none.
@@ -214,12 +214,13 @@ class Cgroup:
             raise _not_taken(self.paths[UNIFIED], 0, error) from None
 
     def _entrance(self, directory: str, pid: int) -> str:
-        """The file to write a pid to: a single thread that moves itself on version 1 need not wait for the kernel.
+        """The name of the file to write a pid to.
 
-        Whole processes are moved under a lock that is only had after a grace period of RCU: milliseconds.
+        Whole processes are moved under a lock that is only had after a grace period of RCU: milliseconds. A single
+        thread that moves itself on version 1 does not need it.
         """
         single = pid == 0 and self.paths.get(UNIFIED) != directory
-        return f"{directory}/{'tasks' if single else 'cgroup.procs'}"
+        return "tasks" if single else "cgroup.procs"
 
     def monitor_birthplace(self) -> int:
         """Make the version 2 directory of the monitor: a descriptor of it, for fork_into; -1 if there is none.
@@ -258,10 +259,7 @@ class Cgroup:
                 raise ContainerError(f"cannot make the cgroup {beside}: {error.strerror}") from None
             if self.paths.get("cpuset") == directory:
                 inherit_cpuset(beside)
-            try:
-                write(self._entrance(directory, pid).replace(directory, beside, 1), str(pid))
-            except OSError as error:
-                raise _not_taken(beside, pid, error) from None
+            _move_in(beside, pid, self._entrance(directory, pid))
 
     def _monitor_directories(self) -> list[str]:
         if self.unit is None:
@@ -422,9 +420,9 @@ def _kill(pid: int, number: int = 9) -> None:
         return
 
 
-def _move_in(directory: str, pid: int) -> None:
+def _move_in(directory: str, pid: int, entrance: str) -> None:
     try:
-        write(f"{directory}/cgroup.procs", str(pid))
+        write(f"{directory}/{entrance}", str(pid))
     except OSError as error:
         raise _not_taken(directory, pid, error) from None
 

@@ -117,6 +117,10 @@ def remove(store: Store, state: State, cgroup: Cgroup | None = None) -> None:
     cgroup = cgroup or Cgroup.of(state)
     end(state, cgroup)
     cgroup.kill()
+    if state.has_bridge:
+        from runtime import veth
+
+        veth.remove(state)  # with the namespace it would go by itself, but later
     wait_monitor(state, MONITOR_TIMEOUT)
     cgroup.remove()
     if state.hooks.get("poststop"):

@@ -61,6 +61,8 @@ def load(images_fd: int) -> dict[str, Any]:
         fd = os.open(NAME, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=images_fd)
     except FileNotFoundError:
         return {}
+    except OSError as error:
+        raise ContainerError(f"{NAME}: cannot be read: {error.strerror}") from None
     try:
         with open(fd, "rb") as file:
             data = file.read(_LIMIT + 1)
@@ -80,6 +82,8 @@ def load(images_fd: int) -> dict[str, Any]:
             items = noted.get(name, [])
             if not isinstance(items, list) or not all(type(item) is int and 0 <= item < _INT32 for item in items):
                 raise ContainerError(f"{NAME}: thread {thread[:20]}: {name}: must be numbers")
+        if "io" in noted and len(noted["io"]) != 2:
+            raise ContainerError(f"{NAME}: thread {thread[:20]}: io: must be two numbers")
     timerfds.check(value.get("timers", []))
     subtree.check(value.get("cgroups", []))
     return value

@@ -144,6 +144,15 @@ def test_what_is_documented_as_lost_is_lost(lab: Lab) -> None:
     assert "inotify" in json.dumps(warnings)
 
 
+def test_ipc_of_the_host_would_stay_behind(lab: Lab) -> None:
+    config = bundle.checkers("flock")
+    config["linux"]["namespaces"] = [entry for entry in config["linux"]["namespaces"] if entry["type"] != "ipc"]
+    config["mounts"] = [mount for mount in config["mounts"] if mount["type"] != "mqueue"]
+    bundle.start(lab, config)
+    bundle.ready(lab, ["flock"])
+    assert (rules(lab), rules(lab, "--allow", "host-ipc")) == (["host-ipc"], [])
+
+
 IDS = [{"containerID": 0, "hostID": 100000, "size": 65536}]
 
 

@@ -156,8 +156,8 @@ class BundleSent:
 class Prepare:
     """Make ready all that a restore needs, before the source is frozen.
 
-    `state` holds what goes along of the container's state: annotations, created, bundle hints; `stdio` names its
-    standard streams as CRIU knows them ("pipe:[123]", or "" where there is nothing to reconnect).
+    `state` holds what goes along of the container's state: annotations, created, bundle hints, updated resources;
+    `stdio` names its standard streams as CRIU knows them ("pipe:[123]", or "" where there is nothing to reconnect).
     """
 
     state: dict[str, typing.Any]

@@ -32,7 +32,8 @@ from migrate.files import fingerprint
 from migrate.hostfacts import free_bytes
 from migrate.interrupts import uninterruptible
 from migrate.validate import require_movable
-from runtime import checkpoint, container, logs, syscalls
+from runtime import checkpoint, container, logs, supplement, syscalls
+from runtime.cgroups import Cgroup
 from runtime.restore import RestorePlan, Restoring
 from runtime.spec import Spec
 from runtime.spec import load as load_spec
@@ -139,6 +140,7 @@ def _dump(state: State, spec: Spec, place: Path, *, leave_running: bool) -> Iter
         )  # fmt: skip
         with Criu().dump(options, timeout=RESTORE_TIMEOUT) as session:
             session.run_until("post-dump")
+            supplement.save(images, state, Cgroup.of(state))
             yield session
     except (CriuError, OSError) as error:
         if free_bytes(place) < _NO_ROOM or getattr(error, "errno", None) == errno.ENOSPC:
@@ -215,6 +217,7 @@ def restore(
             images=str(directory / "images"),
             work=str(work),
             stdio=tuple(manifest.stdio),
+            carried={"resources": supplement.resources(directory / "images")},
             move=None,
         )
         restoring = Restoring.prepare(store, spec, plan, Criu())

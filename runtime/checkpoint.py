@@ -19,7 +19,7 @@ import time
 
 from criu_rpc.client import Criu
 from criu_rpc.options import DumpOptions
-from runtime import container, jsonio, namespaces
+from runtime import container, jsonio, namespaces, supplement
 from runtime.cgroups import Cgroup
 from runtime.cgroups.hierarchies import UNIFIED, discover
 from runtime.errors import ContainerError, SpecError
@@ -153,6 +153,8 @@ def _dump(state: State, spec: Spec, request: Request) -> None:
             Criu().pre_dump(options, timeout=DUMP_TIMEOUT)
         else:
             with Criu().dump(options, timeout=DUMP_TIMEOUT) as session:
+                session.run_until("post-dump")
+                supplement.save(images, state, Cgroup.of(state))
                 session.finish()
     finally:
         os.close(images)

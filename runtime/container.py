@@ -15,7 +15,7 @@ from runtime.state import State, Status, Store
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from typing import Any
 
 DEATH_TIMEOUT = 30.0
 MONITOR_TIMEOUT = 10.0
@@ -76,12 +76,20 @@ def resume(store: Store, container_id: str) -> None:
         Cgroup.of(state).thaw()
 
 
-def update(store: Store, container_id: str, change: Callable[[Cgroup], None]) -> None:
-    """Change the limits of a container that lives."""
+def update(store: Store, container_id: str, resources: dict[str, Any], name: str) -> None:
+    """Change the limits of a container that lives, and keep them with its state: they go where it goes.
+
+    `resources` is a resources object as in config.json, called `name` in errors. Raises SpecError, ContainerError.
+    """
+    from runtime.fields import Fields
+    from runtime.resources import merge, parse_resources
+
+    parsed = parse_resources(Fields(resources, name))
     with store.lock_existing(container_id):
         state = store.load(container_id)
         state.status.require(container_id, "update", Status.CREATED, Status.RUNNING, Status.PAUSED)
-        change(Cgroup.of(state))
+        Cgroup.of(state).apply(parsed)
+        store.save(state.replace(resources=merge(state.resources, resources)))
 
 
 def delete(store: Store, container_id: str, *, force: bool = False, created: str | None = None) -> None:

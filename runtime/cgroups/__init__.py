@@ -6,7 +6,7 @@ import errno
 import os
 import time
 
-from runtime.cgroups.files import flat_keyed, read, wait_until, write
+from runtime.cgroups.files import flat_keyed, number_list, read, wait_until, write
 from runtime.cgroups.hierarchies import (
     UNIFIED,
     below,
@@ -386,6 +386,15 @@ class Cgroup:
             remove_tree(directory, deadline)
             remove_tree(beside, deadline)
             remove_parents(directory)
+
+    def processors(self) -> frozenset[int]:
+        """The processors that its processes may use; none when no cpuset says so."""
+        for key, name in (("cpuset", "cpuset.effective_cpus"), (UNIFIED, "cpuset.cpus.effective")):
+            try:
+                return frozenset(number_list(read(f"{self.paths[key]}/{name}")))
+            except (KeyError, OSError):
+                continue
+        return frozenset()
 
     def limits_reached(self) -> list[str]:
         """Of memory and pids those whose limit the kernel has enforced here: by a kill, by refusing a fork."""

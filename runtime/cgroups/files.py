@@ -43,6 +43,12 @@ def flat_keyed(text: str) -> dict[str, int]:
     return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdecimal()}
 
 
+def number_list(text: str) -> list[int]:
+    """The numbers of a list as in "0-2,7" (cpuset(7), formats). Raises ValueError."""
+    ranges = [part.partition("-") for part in text.split(",") if part]
+    return [number for low, _, high in ranges for number in range(int(low), int(high or low) + 1)]
+
+
 def wait_until(path: str, holds: Callable[[dict[str, int]], bool], timeout: float) -> bool:
     """Wait for a flat keyed file of version 2 to say something; whether it did within `timeout` seconds.
 

@@ -65,7 +65,7 @@ class Coordinator:
         wanted = self._wanted
         with self._store.lock(wanted.id, LOCK_TIMEOUT):
             state = self._store.load(wanted.id)
-            spec = load_spec(Path(state.bundle))
+            spec = load_spec(Path(state.bundle), state.annotations)
             self._say(Phase.PREFLIGHT, f"checking {wanted.id} and {wanted.host}")
             blockers = container_blockers(self._store, state, spec)
             with connect(wanted.host, root=str(self._store.root)) as peer:

@@ -111,7 +111,7 @@ def save(store: Store, container_id: str, directory: Path, *, allow: frozenset[s
         raise SnapshotError(f"{directory.parent} is no directory")
     with store.lock(container_id, LOCK_TIMEOUT):
         state = store.load(container_id)
-        spec = load_spec(Path(state.bundle))
+        spec = load_spec(Path(state.bundle), state.annotations)
         require_movable(store, state, spec, allow)
         with _temporary(directory) as place:
             with _dump(state, spec, place, leave_running=not stop) as session:

@@ -195,7 +195,8 @@ class Service(abc.ABC):
     @contextmanager
     def client(self, hosts: Hosts) -> Iterator[Client]:
         """A client at work, from its first success on."""
-        inside = f'mount -t tmpfs tmpfs {ROOTFS}/tmp && exec chroot {ROOTFS} python3 -c "$0" "$@"'
+        mounts = f"mount -t tmpfs tmpfs {ROOTFS}/tmp && mount --bind /dev {ROOTFS}/dev"
+        inside = f'{mounts} && exec chroot {ROOTFS} python3 -c "$0" "$@"'
         process = hosts.start(
             CLIENT, "unshare", "-m", "--kill-child", "sh", "-c", inside, *self.program(), stdin=subprocess.PIPE
         )

@@ -1,16 +1,15 @@
-"""The life of a container once it is there: start, kill, pause, delete. Every verb holds the container's lock.
+"""The life of a container that is there: kill, pause, delete. Every verb but `kill` holds the container's lock.
 
-What makes one is in create.py: engines call these verbs as often, and they need far less.
+What makes one is in create.py and start.py.
 """
 
 from __future__ import annotations
 
 import os
-import select
 
 from runtime import processes
 from runtime.cgroups import Cgroup
-from runtime.errors import Conflict, ContainerError, DeadlineExceeded, NotFound, StartFailed, StateError
+from runtime.errors import Conflict, DeadlineExceeded, NotFound, StateError
 from runtime.light import signals
 from runtime.state import State, Status, Store
 
@@ -18,51 +17,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-START_TIMEOUT = 120.0
 DEATH_TIMEOUT = 30.0
 MONITOR_TIMEOUT = 10.0
-
-
-def start(store: Store, container_id: str) -> State:
-    """Let the init of a created container run its program."""
-    with store.lock_existing(container_id):
-        state = store.load(container_id)
-        state.status.require(container_id, "start", Status.CREATED)
-        fifo, errors_fifo = (f"{store.directory(container_id)}/{name}.fifo" for name in ("exec", "error"))
-        try:
-            errors = os.open(errors_fifo, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-            fd = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError as error:
-            raise ContainerError(
-                f"container {container_id}: its init does not wait any more: {error.strerror}"
-            ) from None
-        # Saved before init goes on: a program that ends at once must not be taken for one that was never started.
-        state = state.replace(started=True)
-        store.save(state)
-        os.write(fd, b"0")
-        os.close(fd)
-        _await_program(errors)
-        os.unlink(fifo)
-        os.unlink(errors_fifo)
-        _run_later(state, "poststart")
-        return state
-
-
-def _await_program(errors: int) -> None:
-    """Wait until init has become the container's program. Raises StartFailed with init's own words, DeadlineExceeded.
-
-    `errors` reads from a fifo that only init can write to: it is at its end when init's exec has closed it.
-    """
-    poll = select.poll()
-    poll.register(errors, select.POLLIN)
-    try:
-        if not poll.poll(START_TIMEOUT * 1000):
-            raise DeadlineExceeded(f"the container's init did not become its program within {START_TIMEOUT:g} s")
-        words = os.read(errors, 1 << 16)
-    finally:
-        os.close(errors)
-    if words:
-        raise StartFailed(words.decode(errors="replace"))
 
 
 def kill(store: Store, container_id: str, number: int, *, everyone: bool = False) -> None:
@@ -144,8 +100,6 @@ def delete(store: Store, container_id: str, *, force: bool = False, created: str
             if created is not None and state.created != created:
                 return
             cgroup = Cgroup.of(state)
-            if cgroup.paths != state.cgroup_paths:
-                Cgroup(state.cgroup_paths).require_own()
             cgroup.require_own()
         except (NotFound, StateError) as error:
             if not force:
@@ -169,7 +123,10 @@ def remove(store: Store, state: State, cgroup: Cgroup | None = None) -> None:
         veth.remove(state)  # with the namespace it would go by itself, but later
     wait_monitor(state, MONITOR_TIMEOUT)
     cgroup.remove()
-    _run_later(state, "poststop", "stopped")
+    if state.hooks.get("poststop"):
+        from runtime import hooks
+
+        hooks.run_later(state, "poststop", "stopped")
     store.remove(state.id)
 
 
@@ -208,16 +165,3 @@ def wait_monitor(state: State, timeout: float) -> None:
             processes.wait_exit(pidfd, timeout)
     finally:
         os.close(pidfd)
-
-
-def _run_later(state: State, point: str, status: str | None = None) -> None:
-    if state.hooks.get(point):
-        from runtime import hooks, notices
-        from runtime.spec import Hook
-
-        try:
-            known = [Hook(**hook) for hook in state.hooks[point]]
-        except TypeError:  # state.json is not as we wrote it
-            notices.warn(f"hooks.{point}: state.json holds what is no hook")
-            return
-        hooks.run_all(point, known, state.oci(status))

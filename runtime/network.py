@@ -105,6 +105,20 @@ def of_annotations(annotations: dict[str, str]) -> Network | None:
     return None if text in ("", "host", "none") or text.startswith(("ns:", "/")) else parse(text, NET)
 
 
+def elsewhere(spec: Spec, text: str | None) -> Spec:
+    """The spec at another host, where `text` ("bridge=NAME") says on which bridge. Raises SpecError."""
+    if text is None:
+        return spec
+    if spec.network is None:
+        raise SpecError(f"--net {text[:80]!r}: the container has no network on a bridge")
+    key, _, value = text.partition("=")
+    bridge = _convert("bridge", value) if key == "bridge" else None
+    if not isinstance(bridge, str):
+        raise SpecError(f"--net {text[:80]!r}: must be bridge=NAME; the container keeps its addresses")
+    network = spec.network.replace(bridge=bridge)
+    return spec.replace(network=network, annotations={**spec.annotations, NET: network.text()})
+
+
 def parse(text: str, where: str) -> Network:
     """The network that a text asks for. Raises SpecError naming `where` and what is wrong."""
 

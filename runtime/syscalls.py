@@ -1,13 +1,14 @@
-"""The only place that touches ctypes: one thin function per system call that Python 3.11 lacks.
+"""One thin function per system call that Python 3.11 lacks.
 
 Each raises OSError with the errno, and the names of the call and what it was about in its text.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
 import sys
+
+from runtime import light_ctypes as ctypes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -68,8 +69,9 @@ _functions: dict[str, Callable[..., int]] = {}
 def _function(name: str) -> Callable[..., int]:
     """A libc function that returns an int, -1 for failure; bound at its first use."""
     if name not in _functions:
-        function = getattr(ctypes.CDLL(None, use_errno=True), name)
-        function.restype = ctypes.c_long if name == "syscall" else ctypes.c_int
+        function = ctypes.libc(name)
+        if name == "syscall":
+            function.restype = ctypes.c_long
         _functions[name] = function
     return _functions[name]
 
@@ -273,7 +275,7 @@ def bpf(command: int, layout: str, *values: int | bytes | bytearray) -> tuple[in
         buffers.append(kind.from_buffer(value) if isinstance(value, bytearray) else kind.from_buffer_copy(value))
         numbers.append(ctypes.addressof(buffers[-1]))
     packed = struct.pack(f"={layout}", *numbers)
-    attributes = ctypes.create_string_buffer(packed, len(packed))
+    attributes = (ctypes.c_char * len(packed)).from_buffer_copy(packed)
     result = _syscall(_number("bpf"), f"bpf {command}", command, ctypes.byref(attributes), len(packed))
     return result, attributes.raw
 

@@ -51,7 +51,7 @@ def build(state: State, network: Network, netns: int) -> None:
 def _bridge(host: Netlink, network: Network) -> int:
     """The index of the bridge. Raises SpecError."""
     problem = bridge_problem(host, network)
-    if problem is not None:
+    if problem:
         raise SpecError(
             f"{network.where}: bridge={network.bridge}: {problem}",
             remedy="`ip link show type bridge` lists this host's bridges; `ip link add NAME type bridge` makes one",
@@ -59,20 +59,21 @@ def _bridge(host: Netlink, network: Network) -> int:
     return _index(host, network.bridge)
 
 
-def bridge_problem(host: Netlink, network: Network) -> str | None:
-    """Why a network's bridge cannot be used here."""
+def bridge_problem(host: Netlink, network: Network) -> str:
+    """Why a network's bridge cannot be used here, "" if it can."""
     found = host.link(network.bridge)
     if found is None:
         return "there is no such interface on this host"
-    return None if found["kind"] == "bridge" else "is no bridge"
+    return "" if found["kind"] == "bridge" else "is no bridge"
 
 
-def target_problem(network: Network) -> str | None:
-    """Which address of a network is this host's own, in words."""
+def host_problems(network: Network) -> tuple[str, str]:
+    """Why a network's bridge cannot be used here, and which of its addresses is this host's own; in words, or ""."""
     with Netlink() as host:
+        problem = bridge_problem(host, network)
         own = host.addresses()
     taken = [address.text for address in network.addresses if address.text in own]
-    return f"{taken[0]} is an address of the host itself" if taken else None
+    return problem, f"{taken[0]} is an address of the host itself" if taken else ""
 
 
 def _index(netlink: Netlink, name: str) -> int:

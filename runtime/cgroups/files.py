@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
 import time
 
 TYPE_CHECKING = False
@@ -49,6 +48,8 @@ def wait_until(path: str, holds: Callable[[dict[str, int]], bool], timeout: floa
 
     The kernel wakes pollers of such a file when it changes (cgroup-v2.rst, "A file modified event"). Raises OSError.
     """
+    import select
+
     deadline = time.monotonic() + timeout
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:

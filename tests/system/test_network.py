@@ -12,26 +12,11 @@ from tests.hosts import write_bundle
 from tests.system.conftest import Lab
 
 PLACE = "/var/lib/pymigrate/test/web"
+PROGRAMS = Path(__file__).parents[1] / "programs"
 ADDRESSES = ("10.88.0.5", "fd88::5")
 NET = "bridge=br0,ip=10.88.0.5/24,ip=fd88::5/64,gw=10.88.0.251,gw=fd88::251"
 
-# Echoes what comes over its connections to port 7, and counts on stdout.
-SERVER = """
-import select, socket, sys, time
-listener = socket.create_server(("::", 7), family=socket.AF_INET6, dualstack_ipv6=True, backlog=64)
-streams, count, due = [], 0, time.monotonic()
-while True:
-    for ready in select.select([listener, *streams], [], [], max(0, due - time.monotonic()))[0]:
-        if ready is listener:
-            streams.append(listener.accept()[0])
-        elif data := ready.recv(65536):
-            ready.sendall(data)
-        else:
-            streams.remove(ready)
-    if time.monotonic() >= due:
-        due, count = time.monotonic() + 0.02, count + 1
-        print(count, flush=True)
-"""
+SERVER = (PROGRAMS / "net_server.py").read_text()
 ASK = """
 import socket, sys
 for host in sys.argv[1:]:
@@ -41,13 +26,13 @@ for host in sys.argv[1:]:
 """
 
 
-def make(lab: Lab, host: str = "host1", program: str = SERVER, container: str = "web", **changes: Any) -> str:
-    """A bundle of a program in Python, with this machine's /usr; its place in the host."""
+def make(lab: Lab, *arguments: str, host: str = "host1", container: str = "web", **changes: Any) -> str:
+    """A bundle of the server, with this machine's /usr; its place in the host."""
     with tempfile.TemporaryDirectory() as directory:
         bundle = Path(directory, container)
         write_bundle(bundle, "", **changes)
         config = json.loads((bundle / "config.json").read_text())
-        config["process"]["args"] = ["/usr/bin/python3", "-I", "-S", "-u", "-c", program]
+        config["process"]["args"] = ["/usr/bin/python3", "-I", "-S", "-u", "-c", SERVER, *arguments]
         (bundle / "rootfs/lib64").unlink()  # to lib
         (bundle / "rootfs/lib64").mkdir()
         for place, source in (("/usr", "/usr"), ("/lib", "/usr/lib"), ("/lib64", "/usr/lib64")):

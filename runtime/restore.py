@@ -28,7 +28,7 @@ from runtime import (
     syscalls,
 )
 from runtime.cgroups import Cgroup
-from runtime.errors import ContainerError, DeadlineExceeded, NotFound, NotSupported
+from runtime.errors import ContainerError, DeadlineExceeded, NotFound
 from runtime.mount_spec import ATTR_IDMAP, IdMapping
 from runtime.records import Record
 from runtime.spec import load
@@ -94,8 +94,6 @@ class Restoring:
         process without threads. Raises Conflict when the id is in use; a failure leaves nothing.
         """
         if spec.network is not None:
-            if not checkpoint.is_own_network(spec):
-                raise NotSupported("a network on a bridge in a user namespace cannot be restored")
             spec = create.plan_network(store, spec, plan.id)
         directory = store.create(plan.id)
         rootfs = os.path.realpath(plan.rootfs or spec.root)
@@ -184,6 +182,8 @@ class Restoring:
             for destination, source in checkpoint.external_mounts(spec, self._state.cgroup_paths).items()
         )
         options: dict[str, Any] = {"tcp_established": True, "file_locks": True, "link_remap": True}
+        if checkpoint.is_users_network(spec):
+            options["empty_ns"] = syscalls.CLONE_NEWNET
         self._options = lambda images, work: RestoreOptions(
             images_dir_fd=images, work_dir_fd=work, root=rootfs, external=external, inherit_fd=tuple(inherit),
             orphan_pts_master=spec.process.terminal, **options | self._plan.options,
@@ -194,16 +194,29 @@ class Restoring:
         found: list[tuple[str, int]] = []
         if checkpoint.is_own_network(spec):
             opened.append(namespaces.new_netns())
-            if spec.network is not None:
-                from runtime import announce, veth
-
-                veth.build(self._state, spec.network, opened[-1])
-                self._announcer = announce.Announcer(spec.network, opened[-1])
+            self._build_network(opened[-1])
             found.append((checkpoint.external_key("network"), opened[-1]))
         for kind, path in checkpoint.joined(spec).items():
             opened.append(namespaces.open_path(kind, path))
             found.append((checkpoint.external_key(kind), opened[-1]))
         return found
+
+    def _build_network(self, netns: int) -> None:
+        """All of a network on a bridge but its connection to it, in a namespace that holds only `lo`."""
+        if self._spec.network is not None:
+            from runtime import announce, veth
+
+            veth.build(self._state, self._spec.network, netns)
+            self._announcer = announce.Announcer(self._spec.network, netns)
+
+    def _fill_namespace(self, pid: int) -> None:
+        """The network in the namespace that CRIU has made for its restored init `pid`."""
+        netns = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            namespaces.inside_netns(netns, lambda: namespaces.bring_up("lo"))
+            self._build_network(netns)
+        finally:
+            os.close(netns)
 
     def _streams(self, ends: tuple[int, ...]) -> list[tuple[str, int]]:
         """What takes the place of the pipes that were the container's standard streams."""
@@ -232,6 +245,8 @@ class Restoring:
             connection, self._connection = self._connection, None
             options = self._options(images, work)
             self._session = Criu().restore(options, timeout=timeout, connection=connection)
+            if checkpoint.is_users_network(self._spec):
+                self._fill_namespace(self._session.run_until("post-setup-namespaces", take_terminal).pid)
             pid = self._session.run_until("post-restore", take_terminal).pid
         finally:
             os.close(images)

@@ -364,6 +364,7 @@ class Move:
 class Journey:
     """What has become of a service that was moved to and fro."""
 
+    name: str
     moves: list[Move]
     seen: Seen
 
@@ -380,4 +381,19 @@ def travel(service: Service, hosts: Hosts, rounds: int) -> Journey:
                 moves.append(Move(other, json.loads(done.stdout.splitlines()[-1])))
         seen = service.check(hosts, "host1", client)
     hosts.on("host1", "pymigrate", "delete", "--force", service.name)
-    return Journey(moves, seen)
+    return Journey(service.name, moves, seen)
+
+
+def table(journeys: list[Journey]) -> str:
+    """A line for each move: downtimes and times in ms, sizes in MiB; below, the longest pause that a client saw."""
+    lines = []
+    for journey in journeys:
+        lines.append(f"{journey.name:<12} to     downtime   total    sent")
+        for move in journey.moves:
+            report = move.report
+            lines.append(
+                f"{'':<12} {move.to} {report['downtime_s'] * 1e3:9.0f} {report['total_s'] * 1e3:7.0f} "
+                f"{report['bytes_sent'] / 2**20:7.1f}"
+            )
+        lines.append(f"{'':<12} longest pause that its client saw: {journey.seen.gap * 1e3:.0f} ms\n")
+    return "\n".join(lines)

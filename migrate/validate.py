@@ -160,7 +160,7 @@ def container_blockers(store: Store, state: State, spec: Spec) -> list[Blocker]:
         found += [
             Blocker("network-device", f"interface {name}", "is in the container's network namespace")
             for name in procscan.network_devices(state.pid)
-            if spec.network is None or name != spec.network.name or "user" in spec.namespaces
+            if spec.network is None or name != spec.network.name
         ]
     found += _submounts(state, spec)
     if not spec.is_new("ipc"):

@@ -30,7 +30,7 @@ from runtime import (
     syscalls,
 )
 from runtime.cgroups import Cgroup
-from runtime.errors import ContainerError, DeadlineExceeded, NotFound, NotSupported
+from runtime.errors import ContainerError, DeadlineExceeded, NotFound
 from runtime.fields import Fields
 from runtime.mount_spec import ATTR_IDMAP, IdMapping
 from runtime.records import Record
@@ -99,8 +99,6 @@ class Restoring:
         process without threads. Raises Conflict when the id is in use; a failure leaves nothing.
         """
         if spec.network is not None:
-            if not checkpoint.is_own_network(spec):
-                raise NotSupported("a network on a bridge in a user namespace cannot be restored")
             spec = create.plan_network(store, spec, plan.id)
         carried = plan.carried
         updated: dict[str, Any] = dict(carried.get("resources", {}))
@@ -194,6 +192,8 @@ class Restoring:
             for destination, source in checkpoint.external_mounts(spec, self._state.cgroup_paths).items()
         )
         options: dict[str, Any] = {"tcp_established": True, "file_locks": True, "link_remap": True}
+        if checkpoint.is_users_network(spec):
+            options["empty_ns"] = syscalls.CLONE_NEWNET
         self._options = lambda images, work: RestoreOptions(
             images_dir_fd=images, work_dir_fd=work, root=rootfs, external=external, inherit_fd=tuple(inherit),
             orphan_pts_master=spec.process.terminal, **options | self._plan.options,
@@ -204,16 +204,29 @@ class Restoring:
         found: list[tuple[str, int]] = []
         if checkpoint.is_own_network(spec):
             opened.append(namespaces.new_netns())
-            if spec.network is not None:
-                from runtime import announce, veth
-
-                veth.build(self._state, spec.network, opened[-1])
-                self._announcer = announce.Announcer(spec.network, opened[-1])
+            self._build_network(opened[-1])
             found.append((checkpoint.external_key("network"), opened[-1]))
         for kind, path in checkpoint.joined(spec).items():
             opened.append(namespaces.open_path(kind, path))
             found.append((checkpoint.external_key(kind), opened[-1]))
         return found
+
+    def _build_network(self, netns: int) -> None:
+        """All of a network on a bridge but its connection to it, in a namespace that holds only `lo`."""
+        if self._spec.network is not None:
+            from runtime import announce, veth
+
+            veth.build(self._state, self._spec.network, netns)
+            self._announcer = announce.Announcer(self._spec.network, netns)
+
+    def _fill_network(self, pid: int) -> None:
+        """The network in the namespace that CRIU has made for its restored init `pid`."""
+        netns = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            namespaces.inside_netns(netns, lambda: namespaces.bring_up("lo"))
+            self._build_network(netns)
+        finally:
+            os.close(netns)
 
     def _streams(self, ends: tuple[int, ...]) -> list[tuple[str, int]]:
         """What takes the place of the pipes that were the container's standard streams."""
@@ -243,7 +256,7 @@ class Restoring:
             options = self._options(images, work)
             extra = supplement.load(images)
             self._session = Criu().restore(options, timeout=timeout, connection=connection)
-            self._run_hooks()
+            self._set_up_namespaces()
             pid = self._session.run_until("post-restore", take_terminal).pid
             supplement.apply(extra, pid, self._cgroup)
         finally:
@@ -256,15 +269,19 @@ class Restoring:
         self._store.save(self._state)
         return pid
 
-    def _run_hooks(self) -> None:
-        """Those that prepare this host for a container, as at `create`: its namespaces are there, nothing else yet."""
+    def _set_up_namespaces(self) -> None:
+        """What is done at a `create` in new namespaces from outside: they are there, and nothing else is yet."""
         assert self._session is not None
         points = [point for point in ("prestart", "createRuntime") if self._spec.hooks[point]]
-        if points:
-            pid = self._session.run_until("setup-namespaces").pid
+        users_network = checkpoint.is_users_network(self._spec)
+        if not (points or users_network):
+            return
+        pid = self._session.run_until("setup-namespaces").pid
+        if users_network:
+            self._fill_network(pid)
+        for point in points:
             self._hooked = True
-            for point in points:
-                hooks.run(point, self._spec.hooks[point], self._state.replace(pid=pid).oci("creating"))
+            hooks.run(point, self._spec.hooks[point], self._state.replace(pid=pid).oci("creating"))
 
     def _open_images(self) -> int:
         """The directory of the images, readable for the root of a user namespace as well.

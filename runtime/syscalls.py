@@ -258,7 +258,7 @@ def ioprio_get(thread: int) -> tuple[int, int]:
 
 def timerfd_gettime(fd: int) -> None:
     """timerfd_gettime(2): for its effect on a periodic timer that has expired, which then goes on."""
-    _check(_function("timerfd_gettime")(fd, ctypes.create_string_buffer(32)), "timerfd_gettime")
+    _check(_function("timerfd_gettime")(fd, (ctypes.c_char * 32)()), "timerfd_gettime")
 
 
 def timerfd_settime(fd: int, flags: int, value: int, interval: int) -> None:
@@ -275,7 +275,7 @@ def share_semaphore_undo(pid: int, other: int) -> bool:
 
 def sched_getattr(thread: int) -> tuple[int, int, int, int, int]:
     """sched_getattr(2): policy, flags, nice value, priority and runtime (nanoseconds) of a thread."""
-    buffer = ctypes.create_string_buffer(56)
+    buffer = (ctypes.c_char * 56)()
     _syscall(_number("sched_getattr"), "sched_getattr", thread, buffer, 56, 0)
     parts = ((4, 4), (8, 8), (16, 4), (20, 4), (24, 8))
     found = [int.from_bytes(buffer.raw[at : at + size], sys.byteorder, signed=at == 16) for at, size in parts]

@@ -157,6 +157,16 @@ def test_a_coordinator_that_is_killed_when_it_has_given_up(lab: Lab) -> None:
         assert (interfaces(lab, "host1"), len(interfaces(lab, "host2"))) == ([], 1)
 
 
+def test_the_link_is_down_before_a_process_is_killed(lab: Lab) -> None:
+    """What the kernel says for a connection whose process has died must not leave the host."""
+    make(lab)
+    lab.on("host1", "pymigrate", "run", "-d", "-b", PLACE, "--net", NET, "web")
+    (name,) = interfaces(lab, "host1")
+    look = f"subprocess.run('ip -o link show {name} > /run/link', shell=True)"
+    lab.on("host1", lab.python, "-c", driver("(departure.signal, 'pidfd_send_signal')", before=look))
+    assert "state DOWN" in lab.sh("host1", "cat /run/link")
+
+
 def test_the_bridge_is_called_otherwise(lab: Lab) -> None:
     lab.sh("host1", "ip link add br1 type bridge && ip link set br1 up")
     try:

@@ -22,7 +22,7 @@ from migrate import protocol
 from migrate.errors import DeadlineExceeded, MigrateError
 from migrate.pages import PageRelay
 from migrate.peer import Peer
-from runtime import checkpoint, processes, syscalls
+from runtime import checkpoint, held, processes, syscalls
 from runtime.spec import Spec
 from runtime.state import State
 
@@ -38,6 +38,7 @@ class Departure:
         self._images = syscalls.detached_tmpfs(mode=0o700)  # and CRIU's log
         self._init = os.pidfd_open(state.pid)
         self._session: DumpSession | None = None
+        self._hold: held.Hold | None = None
         self.frozen_at = 0.0
 
     def __enter__(self) -> Self:
@@ -67,6 +68,7 @@ class Departure:
             self._session.run_until("pre-dump")
             self.frozen_at = time.monotonic()
             self._session.run_until("post-dump")
+            self._hold = held.complete(self._state, self._images)
         except CriuError as error:
             raise self._relay.failure or error from None
         return self._relay.finish()
@@ -90,6 +92,8 @@ class Departure:
         It is killed before CRIU is answered, so that it cannot run again even if CRIU or we die now; the network
         stays locked, so nothing tells the container's peers.
         """
+        if self._hold is not None:
+            self._hold.moved(self._peer.name)
         signal.pidfd_send_signal(self._init, signal.SIGKILL)
         if self._session is not None:
             with contextlib.suppress(CriuError):
@@ -97,9 +101,15 @@ class Departure:
             self._session = None
         if not processes.wait_exit(self._init, DEATH_TIMEOUT):
             raise DeadlineExceeded(f"container {self._state.id}: its processes do not end here")
+        if self._hold is not None:
+            self._hold.close()
+            self._hold = None
 
     def roll_back(self) -> None:
         """Thaw the tree: it goes on as before. Harmless when there is nothing to thaw."""
+        if self._hold is not None:
+            self._hold.release()
+            self._hold = None
         if self._session is not None:
             self._session.abort()
             self._session = None

@@ -32,7 +32,7 @@ from migrate.files import fingerprint
 from migrate.hostfacts import free_bytes
 from migrate.interrupts import uninterruptible
 from migrate.validate import require_movable
-from runtime import checkpoint, container, logs, syscalls
+from runtime import checkpoint, container, held, logs, syscalls
 from runtime.restore import RestorePlan, Restoring
 from runtime.spec import Spec
 from runtime.spec import load as load_spec
@@ -139,7 +139,10 @@ def _dump(state: State, spec: Spec, place: Path, *, leave_running: bool) -> Iter
         )  # fmt: skip
         with Criu().dump(options, timeout=RESTORE_TIMEOUT) as session:
             session.run_until("post-dump")
-            yield session
+            with held.completed(state, images) as hold:
+                if leave_running:
+                    hold.release()
+                yield session
     except (CriuError, OSError) as error:
         if free_bytes(place) < _NO_ROOM or getattr(error, "errno", None) == errno.ENOSPC:
             raise NoSpace(f"{place.parent}: no space left for the images: {error}") from None

@@ -29,7 +29,8 @@ class Options(Record):
     """How a container is created, beside its bundle; what the flags of `create` and `run` say.
 
     `foreground` is for a caller that stays: the container gets its standard streams, and is its child. A `monitored`
-    one gets a monitor of ours in any case; else a caller who is ready to adopt it, and asks for a `pid_file`, is that.
+    one gets a monitor of ours in any case, which owns its terminal too if there is no `console_socket`; else a caller
+    who is ready to adopt it, and asks for a `pid_file`, is that.
     """
 
     pid_file: str | None = None
@@ -144,10 +145,10 @@ def _check(spec: Spec, options: Options, console: socket.socket | None) -> None:
     """What can be said before anything is made."""
     if not os.path.isdir(spec.root):
         raise StartFailed(f"root.path: {spec.root} is no directory")
-    if spec.process.terminal and console is None and options.console_socket is None:
+    if spec.process.terminal and console is None and options.console_socket is None and not options.monitored:
         raise SpecError(
             "cannot allocate tty if pymigrate will detach without setting console socket",
-            remedy="set process.terminal to false, give --console-socket, or use `run` without --detach",
+            remedy="give --console-socket, or use `run` or `run --detach` and `attach`",
         )
     if options.console_socket is not None and not spec.process.terminal:
         raise SpecError("cannot use console socket if pymigrate will not detach or allocate tty: terminal is false")
@@ -170,6 +171,9 @@ def _launch(
     except OSError as error:
         raise ContainerError(f"{directory}: cannot be written to: {error.strerror}") from None
     ours, theirs = sync.pair()
+    kept: socket.socket | None = None  # takes the master of a terminal that is the monitor's
+    if spec.process.terminal and console is None and options.console_socket is None:
+        kept, console = sync.pair()
     (out_r, out_w), (err_r, err_w) = ((-1, -1),) * 2 if options.foreground else (os.pipe(), os.pipe())
     setup = init.Setup(
         spec=spec,
@@ -208,6 +212,9 @@ def _launch(
                 adoptable=options.pid_file is not None and not options.monitored,
             )  # fmt: skip
             stdio = ("/dev/null", *_streams(out_w, err_w)) if keeper.pid else _streams(0, 1, 2)
+            if kept is not None and console is not None:
+                stdio = ("", "", "")
+                console.close()
             if keeper.pid and cgroup.unit is not None:
                 cgroup.add_monitor(keeper.pid)
         theirs.close()
@@ -232,6 +239,10 @@ def _launch(
         sync.send(ours, {})
         handover.await_ready(ours, spec, pid, state.oci("creating"), "the container's init")
         if keeper is not None:
+            if kept is not None:
+                master = handover.receive_master(kept)
+                keeper.give_terminal(master)
+                os.close(master)
             keeper.watch(pid)
         if options.pidfd_socket is not None:
             handover.send_pidfd(options.pidfd_socket, pid)
@@ -246,6 +257,8 @@ def _launch(
         raise
     finally:
         ours.close()
+        if kept is not None:
+            kept.close()
 
 
 def _receive(ours: socket.socket, spec: Spec) -> dict[str, Any]:

@@ -148,7 +148,7 @@ def _check(spec: Spec, options: Options, console: socket.socket | None) -> None:
     if spec.process.terminal and console is None and options.console_socket is None and not options.monitored:
         raise SpecError(
             "cannot allocate tty if pymigrate will detach without setting console socket",
-            remedy="give --console-socket, or use `run` or `run --detach` and `attach`",
+            remedy="set process.terminal to false, give --console-socket, or use `run` (`run --detach` and `attach`)",
         )
     if options.console_socket is not None and not spec.process.terminal:
         raise SpecError("cannot use console socket if pymigrate will not detach or allocate tty: terminal is false")

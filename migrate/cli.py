@@ -47,6 +47,7 @@ VERBS: dict[str, str] = {
     "events": "print what happens to a container, and how much it uses",
     "checkpoint": "save a running container to image files",
     "restore": "make a running container of image files",
+    "attach": "use the terminal of a container that runs detached",
     "logs": "print what a container wrote to stdout and stderr",
     "spec": "write a config.json that can be moved",
     "features": "print what this runtime can do, as JSON",

@@ -22,7 +22,7 @@ from migrate import protocol
 from migrate.errors import DeadlineExceeded, MigrateError
 from migrate.pages import PageRelay
 from migrate.peer import Peer
-from runtime import checkpoint, processes, supplement, syscalls, veth
+from runtime import checkpoint, held, processes, supplement, syscalls, veth
 from runtime.cgroups import Cgroup
 from runtime.errors import ContainerError
 from runtime.spec import Spec
@@ -40,6 +40,7 @@ class Departure:
         self._images = syscalls.detached_tmpfs(mode=0o700)  # and CRIU's log
         self._init = os.pidfd_open(state.pid)
         self._session: DumpSession | None = None
+        self._hold: held.Hold | None = None
         self.frozen_at = 0.0
 
     def __enter__(self) -> Self:
@@ -70,6 +71,7 @@ class Departure:
             self.frozen_at = time.monotonic()
             self._session.run_until("post-dump")
             supplement.save(self._images, self._state, Cgroup.of(self._state))
+            self._hold = held.complete(self._state, self._images)
         except CriuError as error:
             raise self._relay.failure or error from None
         return self._relay.finish()
@@ -93,6 +95,8 @@ class Departure:
         It is killed before CRIU is answered, so that it cannot run again even if CRIU or we die now. Its link is down
         before that, so that nothing tells the container's peers.
         """
+        if self._hold is not None:
+            self._hold.moved(self._peer.name)
         if self._state.has_bridge:
             with contextlib.suppress(OSError, ContainerError):  # it has to end all the same
                 veth.take_down(self._state)
@@ -103,9 +107,15 @@ class Departure:
             self._session = None
         if not processes.wait_exit(self._init, DEATH_TIMEOUT):
             raise DeadlineExceeded(f"container {self._state.id}: its processes do not end here")
+        if self._hold is not None:
+            self._hold.close()
+            self._hold = None
 
     def roll_back(self) -> None:
         """Thaw the tree: it goes on as before. Harmless when there is nothing to thaw."""
+        if self._hold is not None:
+            self._hold.release()
+            self._hold = None
         if self._session is not None:
             self._session.abort()
             self._session = None

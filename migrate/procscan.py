@@ -13,7 +13,8 @@ from runtime import processes
 # Character devices that CRIU dumps (criu/files.c, criu/files-ext.c): memory devices, tun.
 _MEM_MAJOR, _MISC_MAJOR, _TUN_MINOR = 1, 10, 200
 _MEM_MINORS = frozenset((3, 5, 7, 8, 9))
-_TTY_MAJORS = frozenset((4, 5, *range(136, 144)))
+_SLAVE_MAJORS = range(136, 144)
+_TTY, _PTMX = (5, 0), (5, 2)
 # Anonymous inodes that CRIU dumps (criu/files.c, dump_one_file).
 _ANON_KNOWN = re.compile(r"anon_inode:(\[?(eventfd|eventpoll|signalfd|timerfd|pidfd)\]?|inotify|\[fanotify\])$")
 
@@ -24,18 +25,20 @@ def scan(init_pid: int) -> list[Finding]:
     family = _descendants(init_pid)
     inside = sorted({*processes.container_pids(init_pid), *family})
     mounts = _mount_ids(init_pid)
+    terminals = _Terminals(init_pid, family)
     for pid in inside:
         try:
             name = Path(f"/proc/{pid}/comm").read_text().strip()
             who = f"process {pid} ({name})"
             if pid not in family:
+                by = _client(pid, set(inside))
                 found.append(
-                    Finding("exec-session", who, "was started by `exec`: CRIU would not see it, and it would end")
+                    Finding("exec-session", who, f"was started by `exec`{by}: CRIU would not see it, and it would end")
                 )
                 continue
             found += _status(pid, who)
             found += losses.of_process(pid, init_pid, who)
-            found += _descriptors(pid, who, mounts)
+            found += _descriptors(pid, who, mounts, terminals)
         except OSError:
             continue
     return found
@@ -54,6 +57,22 @@ def _descendants(pid: int) -> set[int]:
         except OSError:
             continue
     return family
+
+
+def _client(pid: int, inside: set[int]) -> str:
+    """Who outside waits for a process that `exec` has started: its pid and command line in brackets."""
+    try:
+        while pid in inside:
+            pid = _parent(pid)
+        client = _parent(pid)  # the process between is a part of `exec` itself
+        words = Path(f"/proc/{client}/cmdline").read_bytes().rstrip(b"\0").replace(b"\0", b" ")
+    except (OSError, ValueError):
+        return ""
+    return f" (by process {client}: {words.decode(errors='replace')[-80:]})" if client > 1 else ""
+
+
+def _parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def _mount_ids(pid: int) -> set[int]:
@@ -75,7 +94,51 @@ def _status(pid: int, who: str) -> Iterator[Finding]:
         yield Finding("other-uid", who, f"runs as uid {min(uids - {'0'})}")
 
 
-def _descriptors(pid: int, who: str, mounts: set[int]) -> Iterator[Finding]:
+class _Terminals:
+    """The pseudo terminals of the container's own devpts: those whose master a process of it holds, and its console."""
+
+    def __init__(self, init_pid: int, family: set[int]) -> None:
+        self.devices: set[str] = set()
+        self.inside: set[int] = set()
+        self._console = -1
+        try:
+            lines = Path(f"/proc/{init_pid}/mountinfo").read_text().splitlines()
+        except OSError:
+            lines = []
+        for line in lines:
+            fields, _, after = line.partition(" - ")
+            _, _, device, root, place = fields.split()[:5]
+            if after.startswith("devpts "):
+                self.devices.add(device)
+                if place == "/dev/console" and root[1:].isdigit():
+                    self._console = int(root[1:])
+        for pid in family:
+            self.inside.update(_masters(pid))
+
+    def problem(self, info: os.stat_result, link: str) -> str | None:
+        """Why a slave cannot be carried; None if it can. The console's rule is that of config.json."""
+        number = os.minor(info.st_rdev) + (os.major(info.st_rdev) - _SLAVE_MAJORS[0]) * 256
+        if f"{os.major(info.st_dev)}:{os.minor(info.st_dev)}" not in self.devices:
+            return f"is the terminal {link} of the host"
+        if number in self.inside or number == self._console:
+            return None
+        return f"is the terminal {link}, whose other end is outside the container"
+
+
+def _masters(pid: int) -> Iterator[int]:
+    """The numbers of the terminals whose masters a process holds."""
+    try:
+        for number in os.listdir(f"/proc/{pid}/fd"):
+            device = os.stat(f"/proc/{pid}/fd/{number}").st_rdev
+            if (os.major(device), os.minor(device)) == _PTMX:
+                for line in Path(f"/proc/{pid}/fdinfo/{number}").read_text().splitlines():
+                    if line.startswith("tty-index:"):
+                        yield int(line.split()[1])
+    except OSError:
+        return
+
+
+def _descriptors(pid: int, who: str, mounts: set[int], terminals: _Terminals) -> Iterator[Finding]:
     for number in sorted(os.listdir(f"/proc/{pid}/fd"), key=int):
         place = f"{who}, descriptor {number}"
         try:
@@ -92,7 +155,7 @@ def _descriptors(pid: int, who: str, mounts: set[int]) -> Iterator[Finding]:
             elif not _ANON_KNOWN.match(link):
                 yield Finding("special-file", place, f"is {link}, which CRIU cannot carry")
         elif stat.S_ISCHR(info.st_mode) or stat.S_ISBLK(info.st_mode):
-            finding = _device(info, link, place)
+            finding = _device(info, link, place, terminals)
             if finding is not None:
                 yield finding
             elif _mount_id(pid, number) not in mounts:
@@ -106,12 +169,15 @@ def _descriptors(pid: int, who: str, mounts: set[int]) -> Iterator[Finding]:
             yield Finding("host-file", place, f"is {link} of the host, opened outside the container's mounts")
 
 
-def _device(info: os.stat_result, link: str, place: str) -> Finding | None:
+def _device(info: os.stat_result, link: str, place: str, terminals: _Terminals) -> Finding | None:
     major, minor = os.major(info.st_rdev), os.minor(info.st_rdev)
     if stat.S_ISBLK(info.st_mode):
         return Finding("device", place, f"is the block device {link}")
-    if major in _TTY_MAJORS:
-        return Finding("terminal", place, f"is the terminal {link}")
+    if major in _SLAVE_MAJORS:
+        problem = terminals.problem(info, link)
+        return Finding("host-file", place, problem) if problem else None
+    if (major, minor) in (_TTY, _PTMX):
+        return None
     if (major == _MEM_MAJOR and minor in _MEM_MINORS) or (major, minor) == (_MISC_MAJOR, _TUN_MINOR):
         return None
     return Finding("device", place, f"is the device {link} ({major}:{minor}), which CRIU cannot carry")

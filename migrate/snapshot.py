@@ -32,7 +32,7 @@ from migrate.files import fingerprint
 from migrate.hostfacts import free_bytes
 from migrate.interrupts import uninterruptible
 from migrate.validate import require_movable
-from runtime import checkpoint, container, logs, supplement, syscalls
+from runtime import checkpoint, container, held, logs, supplement, syscalls
 from runtime.cgroups import Cgroup
 from runtime.restore import RestorePlan, Restoring
 from runtime.spec import Spec
@@ -141,7 +141,10 @@ def _dump(state: State, spec: Spec, place: Path, *, leave_running: bool) -> Iter
         with Criu().dump(options, timeout=RESTORE_TIMEOUT) as session:
             session.run_until("post-dump")
             supplement.save(images, state, Cgroup.of(state))
-            yield session
+            with held.completed(state, images) as hold:
+                if leave_running:
+                    hold.release()
+                yield session
     except (CriuError, OSError) as error:
         if free_bytes(place) < _NO_ROOM or getattr(error, "errno", None) == errno.ENOSPC:
             raise NoSpace(f"{place.parent}: no space left for the images: {error}") from None

@@ -35,7 +35,10 @@ RULES: dict[str, Rule] = {
     "seccomp": Rule(
         "create the container without linux.seccomp; --allow seccomp to carry the filter along", allowable=True
     ),
-    "terminal": Rule("create the container with process.terminal false; `exec` still works"),
+    "terminal": Rule(
+        "--allow terminal to carry it: `pymigrate attach` reaches it at the target; or set process.terminal to false",
+        allowable=True,
+    ),
     "writable-rootfs": Rule(
         "set root.readonly and mount a tmpfs where it writes; --allow writable-rootfs if it writes nothing",
         allowable=True,
@@ -43,7 +46,11 @@ RULES: dict[str, Rule] = {
     # What would make CRIU fail.
     "status": Rule("only a running container can be moved"),
     "rootfs-tmp": Rule("make an empty directory /tmp in the root file system: CRIU needs one to restore"),
-    "exec-session": Rule("wait until it has ended, or end it; --allow exec-session to let it die", allowable=True),
+    "exec-session": Rule(
+        "wait until it has ended, or end it (`exec --detach` starts one that moves along); "
+        "--allow exec-session to let it die",
+        allowable=True,
+    ),
     "host-file": Rule("start the program with stdin, stdout and stderr of the container's own"),
     "device": Rule("close the device before the move"),
     "io-uring": Rule("run the program without io_uring"),

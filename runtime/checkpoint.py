@@ -17,9 +17,10 @@ import sys
 import termios
 import time
 
+from criu_rpc import images
 from criu_rpc.client import Criu
 from criu_rpc.options import DumpOptions
-from runtime import container, jsonio, namespaces, supplement, syscalls
+from runtime import container, held, jsonio, namespaces, supplement, syscalls
 from runtime.cgroups import Cgroup
 from runtime.cgroups.hierarchies import UNIFIED, discover
 from runtime.errors import ContainerError, SpecError
@@ -92,6 +93,10 @@ def dump_options(state: State, spec: Spec, **more: Any) -> DumpOptions:
         file = namespaces.FILES[kind]
         inode = os.stat(f"/proc/{state.pid}/ns/{file}").st_ino
         external.append(f"{file}[{inode}]:{external_key(kind)}")
+    try:
+        external.append(images.tty_external(os.stat(f"/proc/{state.pid}/root/dev/tty").st_dev))
+    except OSError:
+        pass  # it has none
     options: dict[str, Any] = {"tcp_established": True, "file_locks": True, "link_remap": True} | more
     if is_users_network(spec):
         options["empty_ns"] = syscalls.CLONE_NEWNET
@@ -150,10 +155,10 @@ def checkpoint(store: Store, container_id: str, request: Request) -> None:
 def _dump(state: State, spec: Spec, request: Request) -> None:
     if not request.pre_dump:  # first: of a lazy dump, the restore begins before the dump is over
         write_descriptors(request.images, state.stdio)
-    images, work = (os.open(path, os.O_RDONLY | os.O_DIRECTORY) for path in (request.images, request.work))
+    directory, work = (os.open(path, os.O_RDONLY | os.O_DIRECTORY) for path in (request.images, request.work))
     try:
         options = dump_options(
-            state, spec, images_dir_fd=images, work_dir_fd=work, leave_running=request.leave_running,
+            state, spec, images_dir_fd=directory, work_dir_fd=work, leave_running=request.leave_running,
             parent_img=request.parent, track_mem=request.pre_dump or request.parent is not None, **request.options,
         )  # fmt: skip
         if request.pre_dump:
@@ -161,10 +166,13 @@ def _dump(state: State, spec: Spec, request: Request) -> None:
         else:
             with Criu().dump(options, timeout=DUMP_TIMEOUT) as session:
                 session.run_until("post-dump")
-                supplement.save(images, state, Cgroup.of(state))
-                session.finish()
+                supplement.save(directory, state, Cgroup.of(state))
+                with held.completed(state, directory) as hold:
+                    if request.leave_running:
+                        hold.release()
+                    session.finish()
     finally:
-        os.close(images)
+        os.close(directory)
         os.close(work)
 
 

@@ -31,8 +31,8 @@ class Options(Record):
     """How a container is created, beside its bundle; what the flags of `create` and `run` say.
 
     `foreground` is for a caller that stays: the container gets its standard streams, and is its child. A `monitored`
-    one gets a monitor of ours in any case; else a caller who is ready to adopt it, and asks for a `pid_file`, is that.
-    `net` is what --net says (network.py).
+    one gets a monitor of ours in any case, which owns its terminal too if there is no `console_socket`; else a caller
+    who is ready to adopt it, and asks for a `pid_file`, is that. `net` is what --net says (network.py).
     """
 
     pid_file: str | None = None
@@ -191,10 +191,10 @@ def _check(spec: Spec, options: Options, has_console: bool) -> None:
     """What can be said before anything is made."""
     if not os.path.isdir(spec.root):
         raise StartFailed(f"root.path: {spec.root} is no directory")
-    if spec.process.terminal and options.console_socket is None and not has_console:
+    if spec.process.terminal and options.console_socket is None and not (has_console or options.monitored):
         raise SpecError(
             "cannot allocate tty if pymigrate will detach without setting console socket",
-            remedy="set process.terminal to false, give --console-socket, or use `run` without --detach",
+            remedy="set process.terminal to false, give --console-socket, or use `run` (`run --detach` and `attach`)",
         )
     if options.console_socket is not None and not spec.process.terminal:
         raise SpecError("cannot use console socket if pymigrate will not detach or allocate tty: terminal is false")
@@ -222,6 +222,7 @@ def _launch(
     except OSError as error:
         raise ContainerError(f"{directory}: cannot be written to: {error.strerror}") from None
     ours, theirs = sync.pair()
+    kept: socket.socket | None = None  # takes the master of a terminal that is the monitor's
     (out_r, out_w), (err_r, err_w) = ((-1, -1),) * 2 if options.foreground else (os.pipe(), os.pipe())
     setup = init.Setup(
         spec=spec,
@@ -244,6 +245,8 @@ def _launch(
             terminal = handover.connect_console(options.console_socket)
         elif connect is not None and spec.process.terminal:
             terminal = connect()
+        elif spec.process.terminal:
+            kept, terminal = sync.pair()
         if terminal is not None:
             setup = setup.replace(console=terminal.fileno())
         if options.foreground:
@@ -262,6 +265,9 @@ def _launch(
                 adoptable=options.pid_file is not None and not options.monitored,
             )  # fmt: skip
             stdio = ("/dev/null", *_streams(out_w, err_w)) if keeper.pid else _streams(0, 1, 2)
+            if kept is not None and terminal is not None:
+                stdio = ("", "", "")
+                terminal.close()
             if keeper.pid and cgroup.unit is not None:
                 cgroup.add_monitor(keeper.pid)
         theirs.close()
@@ -288,6 +294,10 @@ def _launch(
         sync.send(ours, {})
         handover.await_ready(ours, spec, pid, state.oci("creating"), "the container's init")
         if keeper is not None:
+            if kept is not None:
+                master = handover.receive_master(kept)
+                keeper.give_terminal(master)
+                os.close(master)
             keeper.watch(pid)
         if options.pidfd_socket is not None:
             handover.send_pidfd(options.pidfd_socket, pid)
@@ -302,6 +312,8 @@ def _launch(
         raise
     finally:
         ours.close()
+        if kept is not None:
+            kept.close()
 
 
 def _receive(ours: socket.socket, spec: Spec) -> dict[str, Any]:

@@ -1,4 +1,9 @@
-"""Another program in a container (`exec`): its starter's side; exec_init.py is the other one."""
+"""Another program in a container (`exec`): its starter's side; exec_init.py is the other one.
+
+A detached one becomes a child of the container's init, as if that had started it, with the container's own log for its
+output: so CRIU finds it, and it moves along. Not one whose caller takes care of it (an engine, which asks for a pid
+file or has the terminal), nor in a container that has no monitor of ours, or the pids of another one.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +71,9 @@ def run(store: Store, container_id: str, choose: Callable[[State], tuple[Process
                 ours, theirs = sync.pair()
                 # It has the size of ours from the beginning; later changes are copied (terminal.copy_size).
                 process = process.replace(console_size=process.console_size or terminal_size())
-        child, pid, handshake = _begin(state, process, spec, options, theirs)
+        resident = options.detach and theirs is None and options.pid_file is None
+        resident = resident and bool(state.shim_pid) and spec.is_new("pid")
+        child, pid, handshake = _begin(state, process, spec, options, theirs, resident=resident)
     try:
         _finish(handshake, state, spec, pid, options)
         if options.detach:
@@ -91,35 +98,55 @@ def terminal_size() -> tuple[int, int] | None:
 
 
 def _begin(
-    state: State, process: Process, spec: Spec, options: Options, console: socket.socket | None
+    state: State, process: Process, spec: Spec, options: Options, console: socket.socket | None, *, resident: bool
 ) -> tuple[int, int, socket.socket]:
     """Start the process that stays outside, and through it the one that is to be the program.
 
     Returns their pids and our end of the handshake. Raises StartFailed.
     """
     ours, theirs = sync.pair()
-    keep = [theirs.fileno(), *range(3, 3 + options.preserve_fds)]
+    streams = [_log_stream(state, number) for number in (1, 2)] if resident else []
+    keep = [theirs.fileno(), *range(3, 3 + options.preserve_fds), *(fd for fd in streams if fd >= 0)]
     if console is not None:
         keep.append(console.fileno())
     filter = handover.compile_filter(spec)
     config: dict[str, Any] = {
         "pid": state.pid, "start_time": state.pid_start_time, "process": process.plain(), "detach": options.detach,
         "cgroups": _below(state.cgroup_paths, options.cgroup), "keep": options.preserve_fds,
+        "resident": resident, "streams": streams,
         "personality": spec.personality,
         "console": None if console is None else console.fileno(),
         "filter": filter and {**filter.plain(), "program": filter.program.hex()},
     }  # fmt: skip
+    if resident:
+        sync.ask_for_pids(ours)
     child = selfexec.spawn_sealed(selfexec.command("runtime.exec_init", str(theirs.fileno())), keep)
     theirs.close()
+    for fd in streams:
+        if fd >= 0:
+            os.close(fd)
     if console is not None:
         console.close()
     try:
         sync.send(ours, {"config": config})
-        return child, int(sync.receive(ours, handover.TIMEOUT, _WHO)["pid"]), ours
+        pid = sync.receive_pid(ours, handover.TIMEOUT, _WHO) if resident else None
+        return child, pid or int(sync.receive(ours, handover.TIMEOUT, _WHO)["pid"]), ours
     except BaseException:
         ours.close()
         _end(child, 0)
         raise
+
+
+def _log_stream(state: State, number: int) -> int:
+    """The pipe that is the container's stdout or stderr, as far as its monitor still reads from it; else -1."""
+    table = f"/proc/{state.shim_pid}/fd"
+    try:
+        for name in os.listdir(table):
+            if state.stdio[number].startswith("pipe:") and os.readlink(f"{table}/{name}") == state.stdio[number]:
+                return os.open(f"{table}/{name}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        pass  # it is about to end
+    return -1
 
 
 def _finish(ours: socket.socket, state: State, spec: Spec, pid: int, options: Options) -> None:

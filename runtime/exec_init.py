@@ -1,6 +1,7 @@
 """The child side of `exec`: joins a container's cgroup and namespaces, forks into its pid namespace, execs.
 
-The first process stays outside, waits for the program and ends as it did. Runs under `python3 -I -S`, from an
+The first process stays outside, waits for the program and ends as it did; of a `resident` program it does not: that
+one is left to the container's init. Runs under `python3 -I -S`, from an
 interpreter that the container cannot write to (selfexec.sealed).
 """
 
@@ -60,7 +61,8 @@ def main(argv: list[str]) -> int:
         config = sync.receive(sock, init.STEP_TIMEOUT, "exec")["config"]
         wanted = _process(config["process"])
         given = set() if config["console"] is None else {config["console"]}
-        init.close_all_but({sock.fileno(), *given}, config["keep"])
+        streams = [fd for fd in config["streams"] if fd >= 0]
+        init.close_all_but({sock.fileno(), *given, *streams}, config["keep"])
         if given:
             from runtime import console
         load = None
@@ -77,7 +79,9 @@ def main(argv: list[str]) -> int:
         remapped = _join(config["pid"], config["start_time"], wanted)
         pid = os.fork()
         if pid:
-            return _wait(pid, sock, detach=config["detach"])
+            return _wait(pid, sock, config)
+        if config["resident"]:
+            _settle(sock)
         sync.receive(sock, init.STEP_TIMEOUT, "exec")
         # A session of its own: the caller's terminal, if it is on 0 to 2, is not to be the program's to control.
         os.setsid()
@@ -86,9 +90,12 @@ def main(argv: list[str]) -> int:
             console.open_terminal(wanted, owner, console=False)
             owner.close()
         else:
+            if config["resident"]:
+                _use(config["streams"])
             for fd in (0, 1, 2):
                 process.own_null(fd)
-                process.own_stream(fd, wanted.uid)
+                if not config["resident"]:  # else they are others' as well
+                    process.own_stream(fd, wanted.uid)
         process.enter_cwd(wanted)
         process.label_next_exec(wanted)
         process.reset_signals()
@@ -105,11 +112,34 @@ def main(argv: list[str]) -> int:
     os._exit(1)
 
 
-def _wait(pid: int, sock: socket.socket, *, detach: bool) -> int:
+def _settle(sock: socket.socket) -> None:
+    """Go on as a child of the pid namespace's init; our starter reads our pid off the message."""
+    parent = os.getpid()
+    if os.fork():
+        os._exit(0)
+    while os.getppid() == parent:
+        os.sched_yield()
+    sync.send(sock, {})
+
+
+def _use(streams: list[int]) -> None:
+    """Nothing for stdin, and for stdout and stderr what is in `streams`; -1 stands for nothing."""
+    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    for number, fd in enumerate((null, *(fd if fd >= 0 else null for fd in streams))):
+        os.set_blocking(fd, True)
+        os.dup2(fd, number)
+    for fd in {null, *streams} - {-1}:
+        os.close(fd)
+
+
+def _wait(pid: int, sock: socket.socket, config: dict[str, Any]) -> int:
     """In the process that stays outside: tell the program's pid, wait for it, end as it did."""
+    if config["resident"]:
+        sock.close()
+        os._exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) & 0xFF)
     sync.send(sock, {"pid": pid})
     sock.close()
-    if detach:
+    if config["detach"]:
         os._exit(0)
     for number in (signals.SIGINT, signals.SIGQUIT, signals.SIGHUP, signals.SIGTERM):
         signals.signal(number, signals.SIG_IGN)  # `exec` forwards them to the program

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 
-from runtime import container, create, sync
-from runtime.errors import StartFailed
+from runtime import container, create, handover, sync
 from runtime.light import signals
 from runtime.start import start
 
@@ -46,8 +45,7 @@ def run(store: Store, container_id: str, bundle: str, options: create.Options, *
 
 def with_terminal(ours: socket.socket, begin: Callable[[], object], end: Callable[[], int]) -> int:
     """Take the master of a terminal and show it."""
-    _, master = receive_master(ours)
-    return show(master, begin, end)
+    return show(handover.receive_master(ours), begin, end)
 
 
 def show(master: int, begin: Callable[[], object], end: Callable[[], int]) -> int:
@@ -62,19 +60,6 @@ def show(master: int, begin: Callable[[], object], end: Callable[[], int]) -> in
     finally:
         os.close(master)
     return end()
-
-
-def receive_master(sock: socket.socket) -> tuple[bytes, int]:
-    """The master that console.py sends. Raises StartFailed."""
-    from runtime.light import sockets
-
-    data, ancillary, _, _ = sock.recvmsg(64, sockets.CMSG_SPACE(4), sockets.MSG_CMSG_CLOEXEC)
-    sock.close()
-    if not ancillary:
-        raise StartFailed("process.terminal: the container sent no terminal")
-    import sys
-
-    return data, int.from_bytes(ancillary[0][2][:4], sys.byteorder)
 
 
 def wait(pid: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 from runtime import sync
 from runtime.errors import ContainerError, StartFailed
@@ -52,6 +53,22 @@ def connect_console(path: str) -> socket.socket:
         return sync.connect(path)
     except OSError as error:
         raise StartFailed(f"--console-socket {path}: {error.strerror}") from None
+
+
+def receive_master(sock: socket.socket) -> int:
+    """The master that console.py sends; the connection is closed. Raises StartFailed."""
+    from runtime.light import sockets
+
+    sock.settimeout(TIMEOUT)
+    try:
+        _, ancillary, _, _ = sock.recvmsg(64, sockets.CMSG_SPACE(4), sockets.MSG_CMSG_CLOEXEC)
+    except OSError:
+        ancillary = []
+    finally:
+        sock.close()
+    if not ancillary:
+        raise StartFailed("process.terminal: the container sent no terminal")
+    return int.from_bytes(ancillary[0][2][:4], sys.byteorder)
 
 
 def write_pid(path: str, pid: int) -> None:

@@ -32,6 +32,16 @@ class Monitor:
         self._control = control
         self.pid = pid
 
+    def give_terminal(self, master: int, recent: bytes = b"") -> None:
+        """Have the monitor own the container's terminal; `recent` is what that has shown before. Before `watch`.
+
+        Raises StartFailed.
+        """
+        try:
+            sync.pass_fd(self._control, master, b"terminal " + recent)
+        except OSError:
+            raise StartFailed("the container's monitor does not take its terminal") from None
+
     def watch(self, pid: int) -> None:
         """Tell the monitor the container's init; from then on it stays. Raises ContainerError."""
         if self.pid:

@@ -16,6 +16,11 @@ def _to_stderr(text: str) -> None:
 show: Callable[[str], None] = _to_stderr  # the command line puts its own in this place
 
 
+def say(text: str) -> None:
+    """A line for who is at the terminal, on stderr."""
+    os.write(2, f"\n{text}\n".encode(errors="backslashreplace"))
+
+
 def warn(text: str) -> None:
     """Show a warning: a sentence as errors have it."""
     show(text)

@@ -245,7 +245,7 @@ class Restoring:
     def restore(self, timeout: float, take_terminal: Callable[[int], None] | None = None) -> int:
         """Restore up to `post-restore`: the tree exists and is held. Returns its init's pid. Raises CriuError.
 
-        `take_terminal` gets the master of the container's terminal, if it has one.
+        `take_terminal` gets the master of the container's terminal, if it has one; without it, a monitor of ours does.
         """
         assert self._connection is not None
         assert self._options is not None
@@ -257,7 +257,10 @@ class Restoring:
             extra = supplement.load(images)
             self._session = Criu().restore(options, timeout=timeout, connection=connection)
             self._set_up_namespaces()
-            pid = self._session.run_until("post-restore", take_terminal).pid
+            masters: list[int] = []
+            pid = self._session.run_until("post-restore", masters.append).pid
+            for master in masters:
+                self._hand_on(master, take_terminal)
             supplement.apply(extra, pid, self._cgroup)
         finally:
             os.close(images)
@@ -282,6 +285,17 @@ class Restoring:
         for point in points:
             self._hooked = True
             hooks.run(point, self._spec.hooks[point], self._state.replace(pid=pid).oci("creating"))
+
+    def _hand_on(self, master: int, take_terminal: Callable[[int], None] | None) -> None:
+        from runtime import held
+
+        recent = held.refill(self._plan.images, master)
+        if take_terminal is not None:
+            take_terminal(master)
+            return
+        if self._monitor is not None and self._monitor.pid:
+            self._monitor.give_terminal(master, recent)
+        os.close(master)
 
     def _open_images(self) -> int:
         """The directory of the images, readable for the root of a user namespace as well.
@@ -428,7 +442,8 @@ def restore(store: Store, container_id: str, bundle: str, request: Request) -> i
         restoring = Restoring.prepare(store, spec, plan, Criu())
         masters: list[int] = []
         try:
-            pid = restoring.restore(checkpoint.DUMP_TIMEOUT, masters.append)
+            ours = request.console_socket is None and request.detach  # the monitor's
+            pid = restoring.restore(checkpoint.DUMP_TIMEOUT, None if ours else masters.append)
             # Once it runs it is not undone any more: what can fail comes before.
             if request.console_socket is not None and masters:
                 sync.send_fd(request.console_socket, masters.pop(), b"/dev/ptmx")

@@ -7,6 +7,7 @@ is the init:
 
     starter                       monitor
       | <--- {"monitor": pid} ------ |   the child has been started (monitor.py)
+      | ---- terminal DATA --------> |   with a descriptor: the master of its terminal; what that has shown before
       | ---- PID ------------------> |   this is the container's init
       | <--- ok -------------------- |   from now on the monitor stays until that process ends
 
@@ -27,6 +28,7 @@ import select
 import sys
 import time
 
+from runtime import attached
 from runtime.light import signals, sockets
 
 TYPE_CHECKING = False
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 _LINE_LIMIT = 16 << 10
 _SIZE_LIMIT = 16 << 20  # of a file; there are two
 _STREAMS = ("stdout", "stderr")
+_AT_ONCE = 16  # reads from one stream before others get their turn
 _IGNORED = (signals.SIGHUP, signals.SIGINT, signals.SIGTERM, signals.SIGPIPE, signals.SIGXFSZ)
 
 
@@ -97,6 +100,8 @@ class _Shim:
         self._control: socket.socket | None = sockets.socket(sockets.AF_UNIX, sockets.SOCK_SEQPACKET, 0, control)
         self._pipes = pipes
         self._log = _Log(os.path.join(directory, "log"))
+        self._poll = select.poll()
+        self._attached = attached.Attached(directory, self._poll, self._drain_all)
         self._init = 0
         self._ended: dict[int, int] = {}
         self._wakeup, wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -105,35 +110,49 @@ class _Shim:
 
     def run(self) -> None:
         assert self._control is not None
-        poll = select.poll()
         for fd in (self._wakeup, self._control.fileno(), *self._pipes):
-            poll.register(fd, select.POLLIN)
+            self._poll.register(fd, select.POLLIN)
         self._reap()  # who has ended before there was a handler
         while not (self._init and self._init in self._ended):
-            for fd, _ in poll.poll():
+            for fd, event in self._poll.poll():
                 if fd == self._wakeup:
                     self._reap()
                 elif fd in self._pipes:
-                    self._drain(fd, poll)
-                elif self._control is not None:
-                    poll.unregister(fd)
+                    if event & select.POLLOUT:
+                        self._attached.push()
+                    if event & ~select.POLLOUT:
+                        self._drain(fd, _AT_ONCE)
+                elif self._control is not None and fd == self._control.fileno():
                     if not self._told():
                         return
-        for fd in list(self._pipes):
-            self._drain(fd, poll)
+                else:
+                    self._attached.ready(fd)
+        self._drain_all()
         self._log.finish()
-        self._record(self._ended[self._init])
+        status = self._ended[self._init]
+        self._record(status)
+        self._attached.ended(_exit_status(status))
 
     def _told(self) -> bool:
-        """Take the init's pid from the starter; without it, end everything. False then."""
+        """Take the terminal, or the init's pid, from the starter; without that one, end everything. False then."""
         assert self._control is not None
         try:
-            self._init = int(self._control.recv(16))
+            data, ancillary, _, _ = self._control.recvmsg(
+                attached.RECENT + 64, sockets.CMSG_SPACE(4), sockets.MSG_CMSG_CLOEXEC
+            )
+            if ancillary:
+                master = int.from_bytes(ancillary[0][2][:4], sys.byteorder)
+                self._attached.terminal = attached.Terminal(master, data.partition(b" ")[2])
+                self._pipes[master] = "stdout"
+                self._poll.register(master, select.POLLIN)
+                return True
+            self._init = int(data)
             self._control.send(b"ok")
         except (OSError, ValueError):
             if not self._init:
                 self._give_up()
                 return False
+        self._poll.unregister(self._control.fileno())
         self._control.close()
         self._control = None
         self._reap()
@@ -171,24 +190,42 @@ class _Shim:
             if self._init:
                 self._ended.setdefault(self._init, 0)
 
-    def _drain(self, fd: int, poll: select.poll) -> None:
-        """Take what is in a pipe now; forget the pipe at its end."""
+    def _drain_all(self) -> None:
+        """Take everything that has been written up to now."""
+        for fd in list(self._pipes):
+            self._drain(fd, sys.maxsize)
+
+    def _drain(self, fd: int, count: int) -> None:
+        """Take what is in a pipe or terminal now, with `count` reads at most; forget it at its end."""
         stream = self._pipes[fd]
-        while True:
+        for _ in range(count):
             try:
                 data = os.read(fd, 1 << 16)
             except BlockingIOError:
                 return
+            except OSError:  # a terminal that was hung up
+                data = b""
             if not data:
-                poll.unregister(fd)
-                os.close(fd)
-                del self._pipes[fd]
+                self._over(fd)
                 return
             self._log.feed(stream, data)
+            self._attached.output(stream, data)
+
+    def _over(self, fd: int) -> None:
+        terminal = self._attached.terminal
+        if terminal is None or terminal.master != fd:
+            self._poll.unregister(fd)
+            os.close(fd)
+        elif self._init not in self._ended and terminal.keep_open():
+            return  # by one of its users (vhangup(2)): another one may come
+        else:
+            self._poll.unregister(fd)
+            terminal.close()
+        del self._pipes[fd]
 
     def _record(self, status: int) -> None:
-        code = os.waitstatus_to_exitcode(status)
-        number, name = (code, "null") if code >= 0 else (128 - code, str(-code))
+        name = str(status & 0x7F or "null")
+        number = _exit_status(status)
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         text = f'{{"status": {number}, "signal": {name}, "time": "{now}"}}\n'
         path = os.path.join(self._directory, "exit.json")
@@ -198,6 +235,12 @@ class _Shim:
             os.rename(path + ".new", path)
         except OSError:
             return  # the container was deleted under us
+
+
+def _exit_status(status: int) -> int:
+    """As a shell has it: 128 + n for signal n."""
+    code = os.waitstatus_to_exitcode(status)
+    return code if code >= 0 else 128 - code
 
 
 def watch(directory: str, control: int, stdout: int, stderr: int) -> NoReturn:

@@ -5,6 +5,7 @@
     exec.fifo       between create and start: init waits on it
     error.fifo      likewise: init says there what goes wrong after `start`
     exit.json       once init has ended, when a monitor of ours has seen it
+    attach          the socket of its monitor, when that is ours (attached.py)
     log, log.0      what it wrote here: the last, and what was put aside when that grew too long
     log.1           what it had written elsewhere before
 <root>/.<id>.lock   taken by every verb that changes the container
@@ -143,7 +144,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
 }
 
 
-_FILES = ("state.json", "exec.fifo", "error.fifo", "exit.json", "log")
+_FILES = ("state.json", "exec.fifo", "error.fifo", "exit.json", "log", "attach")
 _STRINGS = ("cgroup_paths", "namespace_paths", "annotations")
 _PID_MAX = 1 << 22  # PID_MAX_LIMIT (proc(5), pid_max)
 

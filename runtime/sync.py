@@ -54,6 +54,26 @@ def receive(sock: socket.socket, timeout: float, what: str) -> dict[str, Any]:
     return message
 
 
+def ask_for_pids(sock: socket.socket) -> None:
+    """Have every message come with its sender's pid, for `receive_pid`."""
+    sock.setsockopt(sockets.SOL_SOCKET, sockets.SO_PASSCRED, 1)
+
+
+def receive_pid(sock: socket.socket, timeout: float, what: str) -> int:
+    """The pid, in our pid namespace, of who has sent the next message. Raises as `receive` does."""
+    sock.settimeout(timeout)
+    try:
+        data, ancillary, _, _ = sock.recvmsg(_LIMIT, sockets.CMSG_SPACE(12))
+    except TimeoutError:
+        raise DeadlineExceeded(f"{what} did not get ready within {timeout:g} s") from None
+    finally:
+        sock.settimeout(None)
+    message = jsonio.loads(data) if data else {"error": f"{what} ended while it was being set up"}
+    if "error" in message or not ancillary:
+        raise StartFailed(message.get("error", f"{what} does not say who it is"))
+    return int.from_bytes(ancillary[0][2][:4], sys.byteorder)
+
+
 def await_end(sock: socket.socket, timeout: float, what: str) -> None:
     """Wait until the other side's exec has closed its end.
 

@@ -20,7 +20,11 @@ FLAGS = (
     Flag("user", "run as this user", "str", short="u", metavar="UID[:GID]"),
     Flag("additional-gids", "further groups (repeatable)", "list", short="g", metavar="GID"),
     Flag("tty", "give it a terminal", short="t"),
-    Flag("detach", "return when it runs", short="d"),
+    Flag(
+        "detach",
+        "return when it runs; it becomes a child of the container's init, writes to its log, moves with it",
+        short="d",
+    ),
     Flag("process", "a process object as in config.json", "str", short="p", metavar="FILE"),
     Flag("pid-file", "write its pid to FILE", "str", metavar="FILE"),
     Flag("console-socket", "send the master of its terminal to this Unix socket", "str", metavar="PATH"),

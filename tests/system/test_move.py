@@ -192,7 +192,8 @@ def test_id_in_use_and_every_other_reason_at_once(lab: Lab) -> None:
     before = lab.wait_count("host1", 1)
     lab.sh(
         "host1",
-        "rmdir /var/lib/pymigrate/test/web/rootfs/tmp 2>/dev/null; pymigrate exec -d web sleep 60 > /dev/null 2>&1",
+        "rmdir /var/lib/pymigrate/test/web/rootfs/tmp 2>/dev/null; pymigrate exec web sleep 60 > /dev/null 2>&1 & "
+        "until pymigrate ps web | grep -q 'sleep 60'; do :; done",
     )
     status, event = failing_move(lab)
     assert (status, event["kind"]) == (3, "blocked")

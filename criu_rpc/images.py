@@ -1,0 +1,168 @@
+"""What has to be changed in CRIU's image files, which are read and written in protobuf's wire format.
+
+Terminals whose master is outside, such as a container's console:
+- CRIU dumps a descriptor of /dev/tty only while the session's leader is in the foreground ("ctty inheritance
+  detected"): not of a shell whose job runs there. It is dumped as an external terminal (`tty_external`) instead.
+- Of two files that are open on such a terminal CRIU takes one for the master, and restores no controlling terminal.
+Here all of them become descriptors of one open file of the terminal, which is what they are in effect.
+
+An image file is 8 bytes of magic numbers, then entries: a length (4 bytes, little endian) and a message.
+(criu/tty.c; images/fdinfo.proto, images/tty.proto)
+"""
+
+import os
+from collections.abc import Iterator
+
+from criu_rpc.errors import CriuError
+
+_FILES, _INFO, _DESCRIPTORS = "files.img", "tty-info.img", "fdinfo-"
+_TTY = 0x500  # the device number of /dev/tty
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+# Fields of fdinfo_entry, file_entry, tty_file_entry and tty_info_entry.
+_FD_FILE = 1
+_FILE_ID, _FILE_TTY = 2, 19
+_TTY_INFO, _TTY_FLAGS = 2, 3
+_INFO_ID, _INFO_TYPE, _INFO_SID, _INFO_RDEV = 1, 2, 6, 8
+_PTY, _EXTERNAL = 1, 5
+
+_Field = tuple[int, int, int | bytes]
+
+
+def tty_external(device: int) -> str:
+    """The key of /dev/tty on the file system `device` (its st_dev), among what is external to a dump."""
+    return f"tty[{_TTY:x}:{device:x}]"
+
+
+def join_terminals(images: int) -> None:
+    """Change the images, in the directory behind a descriptor, as said above.
+
+    Raises CriuError when a process has /dev/tty open but nobody the terminal that it stands for.
+    """
+    try:
+        infos = {_value(info, _INFO_ID): info for info in map(_fields, _entries(_read(images, _INFO)))}
+    except FileNotFoundError:
+        return
+    data = _read(images, _FILES)
+    files = [(entry, fields := _fields(entry), _fields(_value_bytes(fields, _FILE_TTY))) for entry in _entries(data)]
+    # The id of a slave's information is twice its number, that of its master's one more.
+    slaves = {number: _value(info, _INFO_SID) for number, info in infos.items()
+              if _value(info, _INFO_TYPE) == _PTY and number % 2 == 0}  # fmt: skip
+    chosen: dict[int, int] = {}
+    for _, fields, tty in sorted(files, key=lambda file: _value(file[2], _TTY_FLAGS) & os.O_ACCMODE != os.O_RDWR):
+        if tty and _value(tty, _TTY_INFO) in slaves:
+            chosen.setdefault(_value(tty, _TTY_INFO), _value(fields, _FILE_ID))
+    sessions = {session: chosen[number] for number, session in slaves.items() if session and number in chosen}
+    instead: dict[int, int] = {}
+    for _, fields, tty in files:
+        if not tty:
+            continue
+        info = infos[_value(tty, _TTY_INFO)]
+        number, file = _value(info, _INFO_ID), _value(fields, _FILE_ID)
+        if (_value(info, _INFO_TYPE), _value(info, _INFO_RDEV)) == (_EXTERNAL, _TTY):
+            if _value(info, _INFO_SID) not in sessions:
+                raise CriuError(
+                    f"a process of session {_value(info, _INFO_SID)} has /dev/tty open, but nobody its terminal itself"
+                )
+            instead[file] = sessions[_value(info, _INFO_SID)]
+        elif number in slaves and number + 1 not in infos and chosen[number] != file:
+            instead[file] = chosen[number]
+    if not instead:
+        return
+    for name in os.listdir(images):
+        if name.startswith(_DESCRIPTORS):
+            table = _read(images, name)
+            _write(images, name, table[:8], [_pointed(entry, instead) for entry in _entries(table)])
+    _write(images, _FILES, data[:8], [entry for entry, fields, _ in files if _value(fields, _FILE_ID) not in instead])
+
+
+def _pointed(entry: bytes, instead: dict[int, int]) -> bytes:
+    """An fdinfo_entry with another file where that is given in `instead`."""
+    fields = _fields(entry)
+    file = _value(fields, _FD_FILE)
+    if file not in instead:
+        return entry
+    return _encode([(n, kind, instead[file] if n == _FD_FILE else value) for n, kind, value in fields])
+
+
+def _value(fields: list[_Field], number: int) -> int:
+    """A number among the fields of a message; 0 where there is none."""
+    return next((value for n, _, value in fields if n == number and isinstance(value, int)), 0)
+
+
+def _value_bytes(fields: list[_Field], number: int) -> bytes:
+    return next((value for n, _, value in fields if n == number and isinstance(value, bytes)), b"")
+
+
+def _entries(data: bytes) -> Iterator[bytes]:
+    at = 8
+    while at < len(data):
+        size = int.from_bytes(data[at : at + 4], "little")
+        yield data[at + 4 : at + 4 + size]
+        at += 4 + size
+
+
+def _fields(data: bytes) -> list[_Field]:
+    """The fields of a message, in their order: number, wire type, value."""
+    found: list[_Field] = []
+    at = 0
+    while at < len(data):
+        key, at = _varint(data, at)
+        number, kind = key >> 3, key & 7
+        if kind == _VARINT:
+            value, at = _varint(data, at)
+            found.append((number, kind, value))
+            continue
+        size = {_FIXED64: 8, _FIXED32: 4}.get(kind, 0)
+        if kind == _BYTES:
+            size, at = _varint(data, at)
+        elif not size:
+            raise CriuError("an image of CRIU's holds what is no protobuf message")
+        found.append((number, kind, data[at : at + size]))
+        at += size
+    return found
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        if at >= len(data):
+            raise CriuError("an image of CRIU's is cut short")
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        shift += 7
+        if byte < 0x80:
+            return value, at
+
+
+def _encode(fields: list[_Field]) -> bytes:
+    out = bytearray()
+    for number, kind, value in fields:
+        out += _number(number << 3 | kind)
+        if isinstance(value, int):
+            out += _number(value)
+        else:
+            out += (_number(len(value)) if kind == _BYTES else b"") + value
+    return bytes(out)
+
+
+def _number(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _read(directory: int, name: str) -> bytes:
+    with open(os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory), "rb") as file:
+        return file.read()
+
+
+def _write(directory: int, name: str, head: bytes, entries: list[bytes]) -> None:
+    new = f"{name}.new"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    with open(os.open(new, flags, 0o600, dir_fd=directory), "wb") as file:
+        file.write(head + b"".join(len(entry).to_bytes(4, "little") + entry for entry in entries))
+    os.rename(new, name, src_dir_fd=directory, dst_dir_fd=directory)

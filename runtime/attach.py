@@ -1,0 +1,231 @@
+"""`attach`: our terminal as that of a container that runs detached; the monitor's side is attached.py."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import select
+import signal
+import socket
+import struct
+import termios
+import time
+
+from runtime import terminal
+from runtime.attached import NAME, PACKET
+from runtime.errors import Conflict, ContainerError, DeadlineExceeded
+from runtime.spec import load
+from runtime.state import Status
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from runtime.state import State, Store
+
+TIMEOUT = 20.0
+_STEP = 0.01
+_REDRAW = 0.05  # seconds that a terminal has another size, so that full-screen programs draw themselves again
+# What asks a terminal about itself: in output that is shown a second time nobody waits for the answer.
+_QUERY = re.compile(rb"\x1b\[[0-9;?>=]*[cn]|\x1b\][0-9;]*\?(?:\x07|\x1b\\)|\x1bP[^\x1b]*\x1b\\|\x1bZ")
+
+
+class Ended(Exception):
+    """How an attachment came to its end: `kind` is ended, detached or moved."""
+
+    def __init__(self, kind: str, status: int = 0, host: str = "") -> None:
+        super().__init__(kind)
+        self.kind, self.status, self.host = kind, status, host
+
+
+class DetachKeys:
+    """Looks for the keys that end an attachment in what is typed; they may come in pieces."""
+
+    def __init__(self, keys: bytes) -> None:
+        self._keys, self._seen = keys, 0
+
+    def feed(self, data: bytes) -> tuple[bytes, bool]:
+        """What of `data` to hand on, and whether the keys were typed."""
+        out = bytearray()
+        for byte in data:
+            if self._keys and byte == self._keys[self._seen]:
+                self._seen += 1
+                if self._seen == len(self._keys):
+                    return bytes(out), True
+                continue
+            out += self._keys[: self._seen]
+            self._seen = 0
+            if self._keys and byte == self._keys[0]:
+                self._seen = 1
+            else:
+                out.append(byte)
+        return bytes(out), False
+
+
+def connect(state: State) -> socket.socket:
+    """A connection to the container's monitor. Raises Conflict when nobody listens there, DeadlineExceeded."""
+    place = os.open(os.path.dirname(state.log_path), os.O_PATH | os.O_CLOEXEC)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        sock.settimeout(TIMEOUT)
+        deadline = time.monotonic() + TIMEOUT
+        while True:
+            try:
+                sock.connect(f"/proc/self/fd/{place}/{NAME}")
+                return sock
+            except BlockingIOError:  # too many are waiting: it does not wait by itself then
+                if time.monotonic() > deadline:
+                    raise TimeoutError from None
+                time.sleep(_STEP)
+    except TimeoutError:
+        sock.close()
+        raise DeadlineExceeded(f"container {state.id}: its monitor does not answer") from None
+    except OSError:
+        sock.close()
+        raise Conflict(
+            f"container {state.id} cannot be attached to: it has no monitor of ours",
+            remedy="who has made it, such as podman, has its streams; `pymigrate exec` runs a program in it",
+        ) from None
+    finally:
+        os.close(place)
+
+
+def receive(sock: socket.socket) -> bytes:
+    """The next packet, b"" at the end. That we have sent what was not read is no reason to lose what has come."""
+    try:
+        return sock.recv(1 << 17)
+    except ConnectionResetError:
+        try:
+            return sock.recv(1 << 17)
+        except OSError:
+            return b""
+
+
+def attach(store: Store, container_id: str, keys: bytes, *, stdin: bool) -> Ended:
+    """Connect our standard streams with a container until it ends, it is moved, or the detach keys are typed.
+
+    With a terminal that is ours too: raw, and of the same size. Raises Conflict, DeadlineExceeded.
+    """
+    state = store.load(container_id)
+    state.status.require(container_id, "attach to", Status.CREATED, Status.RUNNING, Status.PAUSED)
+    sock, hello = _open(state)
+    stdin = stdin and hello[:1] == b"T"
+    try:
+        with terminal.Raw(0 if stdin else -1):
+            while True:
+                _Session(sock, DetachKeys(keys), stdin=stdin).run(hello)
+                sock.close()
+                # We were too slow for it, and have missed something: what it has shown last comes again.
+                sock, hello = _open(store.load(container_id))
+    except Ended as ended:
+        return ended
+    finally:
+        sock.close()
+
+
+def _open(state: State) -> tuple[socket.socket, bytes]:
+    sock = connect(state)
+    try:
+        sock.send(b"a")
+        hello = receive(sock)
+        if not hello:
+            raise ContainerError(f"container {state.id}: its monitor serves as many as it can already, or it has ended")
+        if hello[:1] == b"N" and load(state.bundle).process.terminal:
+            raise Conflict(f"container {state.id} cannot be attached to: its terminal went to a --console-socket")
+        return sock, hello
+    except TimeoutError:
+        sock.close()
+        raise DeadlineExceeded(f"container {state.id}: its monitor does not answer") from None
+    except BaseException:
+        sock.close()
+        raise
+
+
+class _Session:
+    """One connection."""
+
+    def __init__(self, sock: socket.socket, keys: DetachKeys, *, stdin: bool) -> None:
+        self._sock, self._keys, self._stdin = sock, keys, stdin
+        sock.setblocking(False)
+
+    def run(self, hello: bytes) -> None:
+        """Copy both ways. Returns when the monitor has dropped us. Raises Ended."""
+        poll = select.poll()
+        poll.register(self._sock, select.POLLIN)
+        stdin, pending, first = self._stdin, b"", hello[:1] == b"T"
+        if first:
+            self._follow_size(hello[1:])
+        while True:
+            if stdin and not pending:
+                poll.register(0, select.POLLIN)
+            poll.modify(self._sock, select.POLLIN | (select.POLLOUT if pending else 0))
+            for fd, event in poll.poll():
+                if fd == 0:
+                    poll.unregister(0)
+                    data = _read(0)
+                    stdin = bool(data)
+                    pending, over = self._keys.feed(data)
+                    if over:
+                        raise Ended("detached")
+                    continue
+                if event & select.POLLOUT and pending and self._send(b"i" + pending):
+                    pending = b""
+                if event & ~select.POLLOUT:
+                    try:
+                        packet = receive(self._sock)
+                    except BlockingIOError:
+                        continue
+                    if not packet:
+                        return
+                    self._show(packet, again=first)
+                    first = False
+
+    def _show(self, packet: bytes, *, again: bool) -> None:
+        kind, data = packet[:1], packet[1:]
+        if kind == b"x":
+            raise Ended("ended", int(data))
+        if kind == b"m":
+            raise Ended("moved", host=data.decode(errors="replace"))
+        _write(2 if kind == b"e" else 1, _QUERY.sub(b"", data) if again else data)
+
+    def _send(self, packet: bytes) -> bool:
+        try:
+            self._sock.send(packet)
+        except BlockingIOError:
+            return False
+        except OSError:
+            pass  # shows when we receive
+        return True
+
+    def _follow_size(self, size: bytes) -> None:
+        """Give the container's terminal, of `size` now, the size of ours, now and whenever that changes."""
+        if not os.isatty(0):
+            return
+
+        def copy(*_: object) -> None:
+            own = _size()
+            if any(own):
+                self._send(b"s" + own)
+
+        own = _size()
+        if own == size and any(own):
+            rows, *others = struct.unpack("HHHH", own)
+            self._send(b"s" + struct.pack("HHHH", max(rows - 1, 1), *others))
+            time.sleep(_REDRAW)
+        copy()
+        signal.signal(signal.SIGWINCH, copy)
+
+
+def _size() -> bytes:
+    return fcntl.ioctl(0, termios.TIOCGWINSZ, bytes(8))
+
+
+def _read(fd: int) -> bytes:
+    try:
+        return os.read(fd, PACKET)
+    except OSError:
+        return b""  # there is none, or our terminal was hung up
+
+
+def _write(fd: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(fd, data) :]

@@ -1,0 +1,151 @@
+"""The monitor of a frozen container, held: what was written is logged, and what its terminal holds goes along.
+
+CRIU knows a terminal's settings and size, but not what is on its way in it: the other end belongs to the monitor
+(attached.py draws the conversation). What was typed and not read yet, and what was shown last, become an image file
+beside CRIU's own.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from contextlib import contextmanager
+
+from criu_rpc.images import join_terminals
+from runtime import attach, jsonio, typeahead
+from runtime.attached import RECENT, TIOCGPTPEER
+from runtime.errors import Conflict, ContainerError, SpecError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Iterator
+    from typing import Self
+
+    from runtime.state import State
+
+IMAGE = "pymigrate-terminal.img"
+_LIMIT = 1 << 20
+
+
+class Hold:
+    """From `begin` to `release`, or to the container's end. All is let go when this process ends."""
+
+    def __init__(self, sock: socket.socket | None) -> None:
+        self._sock = sock
+        self._typed, self._recent = b"", b""
+        self._terminal = False
+
+    @classmethod
+    def begin(cls, state: State) -> Self:
+        """Hold the monitor of a frozen container; one that has none of ours is as good as held.
+
+        Raises ContainerError when it does not answer; nothing is held then.
+        """
+        try:
+            sock = attach.connect(state) if state.shim_pid else None
+        except Conflict:
+            sock = None  # of an earlier version
+        hold = cls(sock)
+        if sock is None:
+            return hold
+        try:
+            sock.send(b"h")
+            while (packet := attach.receive(sock))[:1] != b"h":
+                if not packet:
+                    raise ContainerError(f"container {state.id}: its monitor has ended, or is held already")
+                if packet[:1] == b"i":
+                    hold._typed += packet[1:]
+                elif packet[:1] == b"o":
+                    hold._terminal, hold._recent = True, packet[1:]
+        except OSError as error:
+            hold.close()
+            raise ContainerError(f"container {state.id}: its monitor does not answer: {error}") from None
+        except BaseException:
+            hold.close()
+            raise
+        return hold
+
+    def save(self, images: int) -> None:
+        """Write what its terminal holds to an image file in the directory behind `images`; without one, nothing."""
+        if self._terminal:
+            text = jsonio.dumps({"typed": self._typed.hex(), "recent": self._recent.hex()})
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+            with open(os.open(IMAGE, flags, 0o600, dir_fd=images), "w") as file:
+                file.write(text)
+
+    def moved(self, host: str) -> None:
+        """Who is attached is to be told that the end which comes now is a move to `host`."""
+        self._tell(b"m" + host.encode()[:256])
+
+    def release(self) -> None:
+        """The container is about to go on here: what was typed is in its terminal again when this returns."""
+        if self._sock is not None and self._tell(b"r"):
+            try:
+                attach.receive(self._sock)
+            except OSError:
+                pass  # it lets go in any case when we close
+        self.close()
+
+    def _tell(self, packet: bytes) -> bool:
+        try:
+            if self._sock is not None:
+                self._sock.send(packet)
+        except OSError:
+            return False  # it has ended, and the container with it
+        return True
+
+    def close(self) -> None:
+        if self._sock is not None:
+            self._sock.close()
+            self._sock = None
+
+
+@contextmanager
+def completed(state: State, images: int) -> Iterator[Hold]:
+    """In a `with`: CRIU's images in the directory behind `images` are made complete, and the monitor is held.
+
+    For a dump at `post-dump`. At the end it is released. Raises ContainerError, CriuError.
+    """
+    hold = complete(state, images)
+    try:
+        yield hold
+    finally:
+        hold.release()
+
+
+def complete(state: State, images: int) -> Hold:
+    """The same for a caller that releases it itself."""
+    join_terminals(images)
+    hold = Hold.begin(state)
+    try:
+        hold.save(images)
+    except BaseException:
+        hold.release()
+        raise
+    return hold
+
+
+def refill(images: str, master: int) -> bytes:
+    """Put what was typed back into a restored terminal, which nobody uses yet; returns what it has shown last.
+
+    Raises SpecError when the image is not one, OSError.
+    """
+    path = os.path.join(images, IMAGE)
+    try:
+        with open(path, "rb") as file:
+            value = jsonio.loads(file.read(_LIMIT))
+        typed, recent = bytes.fromhex(value["typed"]), bytes.fromhex(value["recent"])
+    except FileNotFoundError:
+        return b""
+    except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
+        raise SpecError(f"{path}: cannot be read: {error}") from None
+    blocking = os.get_blocking(master)
+    slave = fcntl.ioctl(master, TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        os.set_blocking(master, False)
+        typeahead.put(master, slave, typed)
+    finally:
+        os.set_blocking(master, blocking)
+        os.close(slave)
+    return recent[-RECENT:]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from criu_rpc.errors import CriuError
-from migrate import files, procscan
+from migrate import files, procscan, sockets
 from migrate.errors import Blocked, UsageError
 from migrate.hostfacts import FactsQuery, HostFacts, can_carry_any_uid, gather
 from migrate.pages import has_wide_records
@@ -50,11 +50,30 @@ RULES: dict[str, Rule] = {
     "special-file": Rule("close it before the move"),
     "traced": Rule("detach the debugger"),
     "other-uid": Rule("CRIU needs CAP_SYS_RESOURCE to carry processes of other users; this host's root lacks it"),
+    # Sockets.
+    "socket-kind": Rule("close it before the move (programs in Go: GODEBUG=multipathtcp=0)"),
+    "socket-namespace": Rule("close it, or do not hand it to the container"),
+    "socket-filter": Rule("detach the program (SO_DETACH_BPF)"),
+    "tcp-backlog": Rule("let the program accept it; --allow tcp-backlog to lose it", allowable=True),
+    "tcp-connecting": Rule(
+        "wait until it is connected, or has failed; --allow tcp-connecting to try, which may fail",
+        allowable=True,
+    ),
+    "tcp-closing": Rule("wait until its peer has read it; --allow tcp-closing to lose it", allowable=True),
+    "tcp-option": Rule("run the connection without it"),
+    "udp-cork": Rule("let the program send what it holds back"),
+    "multicast": Rule("let the program join it again after the move; --allow multicast if it does", allowable=True),
+    "netlink": Rule("let the program read its messages; listen to fewer groups"),
+    "unix-peer": Rule("close the connection, or run the other end in the container"),
+    "unix-backlog": Rule("let the program accept it"),
+    "unix-message": Rule("let the program read them"),
     "network-device": Rule("remove the interface; networks are not carried yet", allowable=False),
     "host-pid": Rule(
         "create the container with a pid namespace of its own: its process ids must be free at the target"
     ),
-    "host-network": Rule("give the container a network namespace of its own", allowable=True),
+    "host-network": Rule(
+        "give the container a network namespace of its own; --tcp-close to have it find its connections closed"
+    ),
     "submount": Rule("bind the submount by an entry of its own in `mounts`"),
     # What differs at the target.
     "id-in-use": Rule("delete or rename the container there"),
@@ -123,25 +142,31 @@ def container_blockers(store: Store, state: State, spec: Spec) -> list[Blocker]:
     if not spec.is_new("pid"):
         found.append(Blocker("host-pid", "config.json: linux.namespaces", "has no new pid namespace"))
         return found
-    if "network" not in spec.namespaces:
-        found.append(
-            Blocker(
-                "host-network",
-                "config.json: linux.namespaces",
-                "the container uses the host's network: its connections would be lost",
-            )
-        )
-    else:
+    if "network" in spec.namespaces:
         found += [
             Blocker("network-device", f"interface {name}", "is in the container's network namespace")
             for name in procscan.network_devices(state.pid)
         ]
     found += _submounts(state, spec)
+    survey = sockets.survey(state.pid)
+    if "network" not in spec.namespaces:
+        found += _host_connections(survey)
+    found += [Blocker(finding.rule, finding.where, finding.problem) for finding in survey.findings]
     any_uid = can_carry_any_uid()
     for finding in procscan.scan(state.pid):
         if finding.rule != "other-uid" or not any_uid:
             found.append(Blocker(finding.rule, finding.where, finding.problem))
     return found
+
+
+def _host_connections(survey: sockets.Survey) -> list[Blocker]:
+    """Connections that use this host's own addresses: they cannot go elsewhere."""
+    text = "uses the host's network, whose addresses stay here"
+    return [
+        Blocker("host-network", connection.held_by, f"{connection} {text}")
+        for connection in survey.connections
+        if not connection.inside
+    ]
 
 
 def _submounts(state: State, spec: Spec) -> list[Blocker]:

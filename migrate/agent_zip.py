@@ -27,6 +27,12 @@ if __name__ == "__main__":
     sys.exit(main())
 """
 _LEFT_OUT = ("migrate/lab/", "migrate/demo", "migrate/commands/lab", "migrate/commands/demo")
+# What runtime/netlink.py imports of pyroute2.
+_PYROUTE2 = (
+    "common.py", "config/__init__.py", "netlink/__init__.py", "netlink/exceptions.py", "netlink/rtnl/__init__.py",
+    "netlink/rtnl/ifaddrmsg.py", "netlink/rtnl/iw_event.py", "netlink/rtnl/rtmsg.py", "netlink/rtnl/ifinfmsg/*.py",
+    "netlink/rtnl/ifinfmsg/plugins/*.py",
+)  # fmt: skip
 _PROTOBUF_LEFT_OUT = ("google/protobuf/compiler/", "google/protobuf/testdata/", "google/protobuf/util/")
 
 
@@ -64,6 +70,7 @@ def _members() -> Iterator[tuple[str, bytes]]:
         for path in library.rglob("*.py"):
             if "tests" not in path.parts:
                 yield f"jeepney/{path.relative_to(library).as_posix()}", path.read_bytes()
+    yield from _pyroute2()
     yield "pycriu/__init__.py", b""
     yield "pycriu/rpc_pb2.py", messages.source("rpc_pb2").read_bytes()
     # A regular package, so that the one in the zip wins over any the host has.
@@ -78,3 +85,15 @@ def _members() -> Iterator[tuple[str, bytes]]:
         name = "google/protobuf/" + path.relative_to(protobuf).as_posix()
         if not name.startswith(_PROTOBUF_LEFT_OUT) and not name.endswith("_test.py"):
             yield name, path.read_bytes()
+
+
+def _pyroute2() -> Iterator[tuple[str, bytes]]:
+    """For a container with a network of its own on a bridge."""
+    spec = importlib.util.find_spec("pyroute2")
+    if spec is None or spec.origin is None:
+        raise MigrateError("pyroute2 is not installed", remedy="pip install 'pyroute2>=0.9,<0.10'")
+    library = Path(spec.origin).parent
+    yield "pyroute2/__init__.py", b""
+    for pattern in _PYROUTE2:
+        for path in library.glob(pattern):
+            yield f"pyroute2/{path.relative_to(library).as_posix()}", path.read_bytes()

@@ -23,7 +23,7 @@ from migrate.peer import Peer, RemoteFailure, connect
 from migrate.phases import Phase, workload
 from migrate.settlement import clean_source, clean_target, save_log, settle
 from migrate.validate import container_blockers, preflight
-from runtime import checkpoint
+from runtime import checkpoint, network
 from runtime.spec import Spec
 from runtime.spec import load as load_spec
 from runtime.state import State, Store
@@ -65,11 +65,12 @@ class Coordinator:
         wanted = self._wanted
         with self._store.lock(wanted.id, LOCK_TIMEOUT):
             state = self._store.load(wanted.id)
-            spec = load_spec(Path(state.bundle))
+            spec = load_spec(Path(state.bundle), state.annotations)
             self._say(Phase.PREFLIGHT, f"checking {wanted.id} and {wanted.host}")
             blockers = container_blockers(self._store, state, spec)
             with connect(wanted.host, root=str(self._store.root)) as peer:
                 digest = fingerprint(Path(state.rootfs))
+                spec = network.elsewhere(spec, wanted.net)
                 preflight(peer, self._store, state, spec, wanted.allow, blockers)
                 self._clock.step("preflight")
                 log = Journal.begin(
@@ -126,7 +127,7 @@ class Coordinator:
             )  # fmt: skip
             self._bytes_sent += sent.bytes_sent
             peer.call(protocol.BundleSent(digest), FINGERPRINT_TIMEOUT)
-        carried = {"annotations": state.annotations, "created": state.created, "bundle_hints": _hints(state, place)}
+        carried = {"annotations": spec.annotations, "created": state.created, "bundle_hints": _hints(state, place)}
         peer.call(protocol.Prepare(carried, list(state.stdio)))
         self._clock.step("seed")
 

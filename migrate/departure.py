@@ -22,7 +22,8 @@ from migrate import protocol
 from migrate.errors import DeadlineExceeded, MigrateError
 from migrate.pages import PageRelay
 from migrate.peer import Peer
-from runtime import checkpoint, processes, syscalls
+from runtime import checkpoint, processes, syscalls, veth
+from runtime.errors import ContainerError
 from runtime.spec import Spec
 from runtime.state import State
 
@@ -87,9 +88,12 @@ class Departure:
     def give_up(self) -> None:
         """End the frozen tree: when this returns, no process of the container exists here any more.
 
-        It is killed before CRIU is answered, so that it cannot run again even if CRIU or we die now; the network
-        stays locked, so nothing tells the container's peers.
+        It is killed before CRIU is answered, so that it cannot run again even if CRIU or we die now. Its link is down
+        before that, so that nothing tells the container's peers.
         """
+        if self._state.has_bridge:
+            with contextlib.suppress(OSError, ContainerError):  # it has to end all the same
+                veth.take_down(self._state)
         signal.pidfd_send_signal(self._init, signal.SIGKILL)
         if self._session is not None:
             with contextlib.suppress(CriuError):

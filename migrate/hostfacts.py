@@ -46,12 +46,14 @@ def _checked(cls: type[Any], value: Any) -> dict[str, Any]:
 @dataclass(frozen=True)
 class FactsQuery:
     """What the source wants to know: is `id` in use below `root`, which of `paths` are missing, does the processor have
-    what `cpuinfo` (CRIU's cpuinfo.img, base64) says; "" asks nothing."""
+    what `cpuinfo` (CRIU's cpuinfo.img, base64) says, can a container have the network `net` (network.py) here; ""
+    asks nothing."""
 
     id: str = ""
     root: str = ""
     paths: tuple[str, ...] = ()
     cpuinfo: str = ""
+    net: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self), "paths": list(self.paths)}
@@ -84,6 +86,8 @@ class HostFacts:
     missing: tuple[str, ...] = ()
     images_free: int = 0
     rsync: bool = False
+    bridge_problem: str = ""  # why the network that was asked for cannot be had here
+    address_problem: str = ""  # which of its addresses is in use here
     any_uid: bool = False  # CAP_SYS_RESOURCE, without which CRIU cannot restore limits of other users' processes
 
     def to_json(self) -> dict[str, Any]:
@@ -110,6 +114,7 @@ def gather(query: FactsQuery) -> HostFacts:
         in_use = bool(query.id) and query.id in Store(Path(query.root)).ids()
     except InvalidId:
         in_use = False
+    bridge_problem, address_problem = _network(query)
     return HostFacts(
         name=os.uname().nodename,
         machine=platform.machine(),
@@ -123,9 +128,27 @@ def gather(query: FactsQuery) -> HostFacts:
         id_in_use=in_use,
         missing=tuple(path for path in query.paths if not os.path.exists(path)),
         images_free=free_bytes(DATA),
+        bridge_problem=bridge_problem,
+        address_problem=address_problem,
         rsync=shutil.which("rsync") is not None,
         any_uid=can_carry_any_uid(),
     )
+
+
+def _network(query: FactsQuery) -> tuple[str, str]:
+    """What is wrong with the bridge of the network that is asked for, and with its addresses, here."""
+    if not query.net:
+        return "", ""
+    from runtime import network, veth
+
+    wanted = network.parse(query.net, "--net")
+    try:
+        bridge, address = veth.host_problems(wanted)
+        return bridge and f"bridge={wanted.bridge}: {bridge}", address or network.conflict(
+            Store(Path(query.root)), wanted, query.id
+        ) or ""
+    except OSError as error:
+        return f"bridge={wanted.bridge}: cannot be looked for: {error.strerror}", ""
 
 
 def can_carry_any_uid() -> bool:

@@ -244,14 +244,16 @@ class Incoming:
 
     def _begin_restore(self, bundle: Path, fields: dict[str, Any]) -> Restoring:
         assert self._images is not None
-        loaded = spec.load(bundle)
+        carried = dict(fields["state"])
+        annotations = {str(key): str(value) for key, value in dict(carried.get("annotations", {})).items()}
+        loaded = spec.load(bundle, annotations)
         plan = RestorePlan(
             id=self._id,
             bundle=str(bundle),
             images=str(self._images.path),
             work=str(self._images.path),
             stdio=tuple(fields["stdio"]),
-            carried=dict(fields["state"]),
+            carried=carried,
             move=self._migration,
         )
         return Restoring.prepare(self._store, loaded, plan, Criu())

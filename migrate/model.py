@@ -15,7 +15,8 @@ class MigrationSpec:
     """One move: container `id` to `host` ([USER@]NAME as ssh knows it).
 
     `allow` lifts rules of validate; `timeout` bounds the time, in seconds, that the container may be frozen before
-    the move is given up and the container goes on at the source.
+    the move is given up and the container goes on at the source. `net` is what --net says: "bridge=NAME", the bridge
+    that the container's network is on at the target.
     """
 
     id: str
@@ -23,3 +24,4 @@ class MigrationSpec:
     allow: frozenset[str] = frozenset()
     mode: MigrationMode = MigrationMode.STOP_AND_COPY
     timeout: float = 120.0
+    net: str | None = None

@@ -5,7 +5,7 @@ from migrate.interrupts import uninterruptible
 from migrate.journal import Entry, Journal, entries
 from migrate.phases import Phase
 from migrate.settlement import clean_source, settle
-from runtime import container
+from runtime import container, veth
 from runtime.state import Store
 
 LOCK_TIMEOUT = 5.0
@@ -37,6 +37,8 @@ def recover(store: Store, container_id: str) -> Entry:
             if state is not None and state.created != entry.fields.get("created", state.created):
                 state = None  # another container, which has been given the name since
             if state is not None:
+                if state.has_bridge:
+                    veth.take_down(state)  # its peers are to hear of it at the target only
                 container.end(state)
             settle(Journal.resume(entry), entry.id, entry.target, str(store.root), entry.migration)
             if state is not None and (failure := clean_source(store, state, None)):

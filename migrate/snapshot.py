@@ -111,7 +111,7 @@ def save(store: Store, container_id: str, directory: Path, *, allow: frozenset[s
         raise SnapshotError(f"{directory.parent} is no directory")
     with store.lock(container_id, LOCK_TIMEOUT):
         state = store.load(container_id)
-        spec = load_spec(Path(state.bundle))
+        spec = load_spec(Path(state.bundle), state.annotations)
         require_movable(store, state, spec, allow)
         with _temporary(directory) as place:
             with _dump(state, spec, place, leave_running=not stop) as session:
@@ -184,8 +184,10 @@ def _describe(state: State, place: Path) -> Manifest:
     )
 
 
-def restore(store: Store, directory: Path, *, new_id: str | None = None, rootfs: Path | None = None) -> State:
-    """Make a running container of a snapshot; the snapshot stays as it is.
+def restore(
+    store: Store, directory: Path, *, new_id: str | None = None, rootfs: Path | None = None, net: str | None = None
+) -> State:
+    """Make a running container of a snapshot; the snapshot stays as it is. `net` is what --net says (network.py).
 
     Raises SnapshotError (damaged, other machine, other root file system), ContainerError (id in use), CriuError;
     on failure nothing of the new container is left.
@@ -203,7 +205,7 @@ def restore(store: Store, directory: Path, *, new_id: str | None = None, rootfs:
             f"{directory}: the root file system {root} is not what it was when the snapshot was made",
             remedy="bring the old one back, or name a copy of it with --rootfs (rsync -aHAX keeps what counts)",
         )
-    spec = load_spec(directory)
+    spec = load_spec(directory, manifest.annotations, net=net)
     work = Path(tempfile.mkdtemp(prefix="restore-", dir=_runtime_dir()))
     try:
         plan = RestorePlan(
@@ -213,7 +215,6 @@ def restore(store: Store, directory: Path, *, new_id: str | None = None, rootfs:
             images=str(directory / "images"),
             work=str(work),
             stdio=tuple(manifest.stdio),
-            carried={"annotations": manifest.annotations},
             move=None,
         )
         restoring = Restoring.prepare(store, spec, plan, Criu())

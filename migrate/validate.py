@@ -67,7 +67,7 @@ RULES: dict[str, Rule] = {
     "unix-peer": Rule("close the connection, or run the other end in the container"),
     "unix-backlog": Rule("let the program accept it"),
     "unix-message": Rule("let the program read them"),
-    "network-device": Rule("remove the interface; networks are not carried yet", allowable=False),
+    "network-device": Rule("remove the interface; a network that `--net` made goes along (docs/network.md)"),
     "host-pid": Rule(
         "create the container with a pid namespace of its own: its process ids must be free at the target"
     ),
@@ -85,6 +85,10 @@ RULES: dict[str, Rule] = {
     "criu": Rule("install criu at the target (apt-get install criu, or vagrant/provision.sh)"),
     "criu-protocol": Rule("install the same criu on both hosts, or 4.2 and newer on both"),
     "criu-version": Rule("install at least this version there; --allow criu-version to try", allowable=True),
+    "bridge": Rule(
+        "make the bridge there (ip link add NAME type bridge), or name another with `move --net bridge=NAME`"
+    ),
+    "address-in-use": Rule("free the address there, or give the container another one with `run --net`"),
     "missing-source": Rule("make it there, with the same contents"),
     "no-space": Rule("make room in /var/lib/pymigrate there"),
     "rsync": Rule("apt-get install rsync, there and here"),
@@ -146,6 +150,7 @@ def container_blockers(store: Store, state: State, spec: Spec) -> list[Blocker]:
         found += [
             Blocker("network-device", f"interface {name}", "is in the container's network namespace")
             for name in procscan.network_devices(state.pid)
+            if spec.network is None or name != spec.network.name or "user" in spec.namespaces
         ]
     found += _submounts(state, spec)
     survey = sockets.survey(state.pid)
@@ -219,6 +224,10 @@ def target_blockers(
     if target.cpu_problem and not target.criu_problem:
         found.append(Blocker("cpu", name, target.cpu_problem))
     found += [Blocker("missing-source", f"{name}: {path}", "does not exist") for path in target.missing]
+    if target.bridge_problem:
+        found.append(Blocker("bridge", name, target.bridge_problem))
+    if target.address_problem:
+        found.append(Blocker("address-in-use", name, target.address_problem))
     if target.images_free < needed:
         found.append(
             Blocker(
@@ -270,7 +279,8 @@ def check_target(peer: "Peer", store: Store, state: State, spec: Spec) -> list[B
     source = gather(FactsQuery())
     if source.criu_problem:
         raise CriuError(f"{source.name}: {source.criu_problem}", remedy="run vagrant/provision.sh here")
-    query = FactsQuery(state.id, str(store.root), external_paths(spec), source.cpuinfo)
+    net = spec.network.text() if spec.network is not None else ""
+    query = FactsQuery(state.id, str(store.root), external_paths(spec), source.cpuinfo, net)
     target: HostFacts = peer.facts(query)
     target = dataclasses.replace(target, name=peer.name)
     needed = procscan.memory_bytes(state.pid) + SPARE_BYTES if state.status is Status.RUNNING else 0

@@ -118,7 +118,7 @@ def checkpoint(store: Store, container_id: str, request: Request) -> None:
         state = store.load(container_id)
         status = state.status
         status.require(container_id, "checkpoint", Status.RUNNING, Status.PAUSED)
-        spec = load(state.bundle)
+        spec = load(state.bundle, state.annotations)
         for directory in (request.images, request.work):
             try:
                 os.makedirs(directory, 0o700, exist_ok=True)

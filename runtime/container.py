@@ -163,6 +163,10 @@ def remove(store: Store, state: State, cgroup: Cgroup | None = None) -> None:
     cgroup = cgroup or Cgroup.of(state)
     end(state, cgroup)
     cgroup.kill()
+    if state.has_bridge:
+        from runtime import veth
+
+        veth.remove(state)  # with the namespace it would go by itself, but later
     wait_monitor(state, MONITOR_TIMEOUT)
     cgroup.remove()
     _run_later(state, "poststop", "stopped")

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import socket
     from typing import Any
 
+    from runtime.network import Network
     from runtime.spec import Spec
     from runtime.state import Store
 
@@ -30,6 +31,7 @@ class Options(Record):
 
     `foreground` is for a caller that stays: the container gets its standard streams, and is its child. A `monitored`
     one gets a monitor of ours in any case; else a caller who is ready to adopt it, and asks for a `pid_file`, is that.
+    `net` is what --net says (network.py).
     """
 
     pid_file: str | None = None
@@ -39,6 +41,7 @@ class Options(Record):
     no_pivot: bool = False
     no_new_keyring: bool = False
     systemd: bool = False
+    net: str | None = None
     foreground: bool = False
     monitored: bool = False
 
@@ -57,8 +60,10 @@ def create(
     """
     bundle = os.path.abspath(bundle)
     with store.lock(container_id):
-        spec = load(bundle)
+        spec = load(bundle, net=options.net)
         _check(spec, options, console)
+        if spec.network is not None:
+            spec = plan_network(store, spec, container_id)
         directory = store.create(container_id)
         state = State(
             id=container_id,
@@ -76,6 +81,7 @@ def create(
         except BaseException as error:
             cause = _limit_reached(cgroup, spec.resources)
             remove_cgroup(cgroup)
+            remove_network(state)
             # As after any other end (runtime.md, lifecycle, steps 3 to 13).
             hooks.run_all("poststop", spec.hooks["poststop"], state.oci("stopped"))
             store.remove(container_id)
@@ -132,6 +138,43 @@ def remove_cgroup(cgroup: Cgroup) -> None:
         cgroup.remove()
     except ContainerError:
         pass
+
+
+def plan_network(store: Store, spec: Spec, container_id: str) -> Spec:
+    """The spec with all that its network is to have; raises Conflict when another container has that."""
+    from runtime import network
+
+    spec = network.with_mac(spec)
+    assert spec.network is not None
+    network.require_free(store, spec.network, container_id)
+    return spec
+
+
+def remove_network(state: State) -> None:
+    """After a failure, as remove_cgroup."""
+    if state.has_bridge:
+        from runtime import veth
+
+        try:
+            veth.remove(state)
+        except (ContainerError, OSError):
+            pass
+
+
+def _connect(state: State, wanted: Network) -> None:
+    """Build the network of an init that waits."""
+    from runtime import announce, veth
+
+    netns = os.open(f"/proc/{state.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        veth.build(state, wanted, netns)
+        veth.attach(state, wanted)
+        # Neighbours may remember another container that had these addresses.
+        announcer = announce.Announcer(wanted, netns)
+        announcer.send()
+        announcer.close()
+    finally:
+        os.close(netns)
 
 
 def now() -> str:
@@ -227,6 +270,8 @@ def _launch(
             pid=pid, pid_start_time=processes.start_time(pid), namespace_paths=namespaces.paths(pid)
         )  # fmt: skip
         store.save(state)
+        if spec.network is not None:
+            _connect(state, spec.network)
         for point in ("prestart", "createRuntime"):
             hooks.run(point, spec.hooks[point], state.oci("creating"))
         sync.send(ours, {})

@@ -28,7 +28,7 @@ from runtime import (
     syscalls,
 )
 from runtime.cgroups import Cgroup
-from runtime.errors import ContainerError, DeadlineExceeded, NotFound
+from runtime.errors import ContainerError, DeadlineExceeded, NotFound, NotSupported
 from runtime.mount_spec import ATTR_IDMAP, IdMapping
 from runtime.records import Record
 from runtime.spec import load
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn, Self
 
     from criu_rpc.client import RestoreSession
+    from runtime.announce import Announcer
     from runtime.spec import Spec
     from runtime.state import Store
 
@@ -48,9 +49,9 @@ class RestorePlan(Record):
     """What a restore needs to know beside the spec.
 
     `stdio` are the init's standard streams as they were named at the dump ("pipe:[123]"); `rootfs` overrides the
-    bundle's; `carried` is what goes along of the old state: annotations, created, bundle_hints; `move` the migration
-    this belongs to; `options` are further RestoreOptions. An `adoptable` container is its caller's where that is ready
-    to be (monitor.py); a `foreground` one is a child of ours, with our own standard streams.
+    bundle's; `carried` is what goes along of the old state beside annotations: created, bundle_hints; `move` the
+    migration this belongs to; `options` are further RestoreOptions. An `adoptable` container is its caller's where that
+    is ready to be (monitor.py); a `foreground` one is a child of ours, with our own standard streams.
     """
 
     id: str
@@ -78,6 +79,7 @@ class Restoring:
         self._session: RestoreSession | None = None
         self._options: Callable[[int, int], RestoreOptions] | None = None
         self._released = False
+        self._announcer: Announcer | None = None
 
     @property
     def history_path(self) -> str:
@@ -86,10 +88,15 @@ class Restoring:
 
     @classmethod
     def prepare(cls, store: Store, spec: Spec, plan: RestorePlan, criu: Criu) -> Self:
-        """Make everything but the tree: directory, cgroup, network namespace, monitor, and a CRIU that waits.
+        """Make everything but the tree: directory, cgroup, network, monitor, and a CRIU that waits.
 
-        Must be called by a process without threads. Raises Conflict when the id is in use; a failure leaves nothing.
+        The network is connected by `resume`: until then the container may be in it elsewhere. Must be called by a
+        process without threads. Raises Conflict when the id is in use; a failure leaves nothing.
         """
+        if spec.network is not None:
+            if not checkpoint.is_own_network(spec):
+                raise NotSupported("a network on a bridge in a user namespace cannot be restored")
+            spec = create.plan_network(store, spec, plan.id)
         directory = store.create(plan.id)
         rootfs = os.path.realpath(plan.rootfs or spec.root)
         carried = plan.carried
@@ -99,9 +106,7 @@ class Restoring:
             rootfs=rootfs,
             created=str(carried.get("created") or create.now()),
             log_path=directory + "/log",
-            annotations={
-                str(key): str(value) for key, value in dict(carried.get("annotations", spec.annotations)).items()
-            },
+            annotations=spec.annotations,
             hooks=create.later_hooks(spec),
             bundle_hints=tuple(str(hint) for hint in list(carried.get("bundle_hints", []))[-8:]),
             move=plan.move,
@@ -189,6 +194,11 @@ class Restoring:
         found: list[tuple[str, int]] = []
         if checkpoint.is_own_network(spec):
             opened.append(namespaces.new_netns())
+            if spec.network is not None:
+                from runtime import announce, veth
+
+                veth.build(self._state, spec.network, opened[-1])
+                self._announcer = announce.Announcer(spec.network, opened[-1])
             found.append((checkpoint.external_key("network"), opened[-1]))
         for kind, path in checkpoint.joined(spec).items():
             opened.append(namespaces.open_path(kind, path))
@@ -263,23 +273,36 @@ class Restoring:
         """Let the tree run. The monitor keeps it from here on.
 
         CRIU kills the tree when it loses us at `post-restore`, and lets it run when it loses us at `network-unlock`,
-        the next notification: so that is where the state says that the container has been started.
+        the next notification: so that is where the state says that the container has been started. Its network is
+        connected before: where sockets leave repair mode the kernel asks their peers to go on.
         """
         assert self._session is not None
         if self._monitor is not None:
             self._monitor.watch(self._state.pid)
+        if self._announcer is not None and self._spec.network is not None:
+            from runtime import veth
+
+            veth.attach(self._state, self._spec.network)
+            self._announcer.send()
         self._session.run_until("network-unlock")
         self._released = True
         self._state = self._state.replace(started=True)
         self._store.save(self._state)
         self._session.finish()
         self._session = None
+        if self._announcer is not None:
+            if not self._plan.foreground:  # we stay then, and wait for no child but the container
+                self._announcer.repeat()
+            self._announcer.close()
         return self._state
 
     def abort(self) -> None:
         """Kill what was restored and remove everything that `prepare` made; not once the tree was let run."""
         if self._released:
             return
+        create.remove_network(self._state)  # first: nothing of what ends now leaves the host
+        if self._announcer is not None:
+            self._announcer.close()
         if self._session is not None:
             self._session.abort()
             self._session = None
@@ -335,6 +358,7 @@ class Request(Record):
     pid_file: str | None = None
     console_socket: str | None = None
     systemd: bool = False
+    net: str | None = None
     options: dict[str, Any] = {}
 
 
@@ -343,7 +367,7 @@ def restore(store: Store, container_id: str, bundle: str, request: Request) -> i
 
     Raises ContainerError, CriuError; nothing of it is left then.
     """
-    spec = load(os.path.abspath(bundle))
+    spec = load(os.path.abspath(bundle), net=request.net)
     os.makedirs(request.work, 0o700, exist_ok=True)
     with store.lock(container_id):
         plan = RestorePlan(

@@ -14,12 +14,14 @@ from runtime.mount_spec import PROPAGATIONS, Device, IdMapping, Mount, parse_dev
 from runtime.process_spec import Process, parse_process
 from runtime.records import Record
 from runtime.resources import Resources, parse_resources
+from runtime.state import NET
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any
 
+    from runtime.network import Network
     from runtime.seccomp import Seccomp
 
 NAMESPACES = ("pid", "network", "mount", "ipc", "uts", "user", "cgroup", "time")
@@ -66,14 +68,33 @@ class Spec(Record):
     time_offsets: dict[str, tuple[int, int]] = {}
     personality: int | None = None
     mount_label: str | None = None
+    network: Network | None = None  # on a bridge of the host (network.py)
 
     def is_new(self, kind: str) -> bool:
         """Whether the container gets a new namespace of this type."""
         return kind in self.namespaces and self.namespaces[kind] is None
 
 
-def load(bundle: str | Path) -> Spec:
-    """Read and check the configuration of a bundle. Raises SpecError naming file and field."""
+def load(bundle: str | Path, annotations: dict[str, str] | None = None, *, net: str | None = None) -> Spec:
+    """The spec that is in force for a container of a bundle. Raises SpecError naming file and field.
+
+    With the `annotations` of its state that of one that is there: they hold what has been decided since, which the
+    bundle does not say. `net` is what --net says.
+    """
+    spec = _load(bundle)
+    if annotations is not None:
+        spec = spec.replace(annotations=annotations)
+    text = spec.annotations.get(NET)
+    if net is None and text is None:
+        return spec
+    from runtime import network
+
+    if net is not None:
+        return network.apply(spec, net, "--net")
+    return network.apply(spec, text or "", f"annotations.{NET}")
+
+
+def _load(bundle: str | Path) -> Spec:
     value = read_json(os.path.join(bundle, "config.json"), "is this the bundle? `pymigrate spec` writes a config.json")
     if isinstance(value, dict) and "ociVersion" not in value:
         from runtime import two_file

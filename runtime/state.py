@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 OCI_VERSION = "1.2.0"
+NET = "io.pymigrate.net"  # the annotation that says what network a container has (network.py)
 _ID_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_+.-")
 
 
@@ -109,6 +110,11 @@ class State(Record):
         if not self.pid and self.shim_pid and processes.is_alive(self.shim_pid, self.shim_start_time):
             return Status.CREATING
         return Status.STOPPED
+
+    @property
+    def has_bridge(self) -> bool:
+        """Whether it has a network of its own on a bridge of the host."""
+        return self.annotations.get(NET, "").startswith("bridge=")
 
     @property
     def owner(self) -> bytes:

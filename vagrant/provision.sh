@@ -237,7 +237,7 @@ make_venv() {
     rm -rf "$venv"
     /usr/bin/python3 -m venv "$venv"
     "$venv/bin/pip" install -q --disable-pip-version-check -e "${top}[dev]" 2>&1 | grep -v '^WARNING: Location' || true
-    "$venv/bin/python" -c 'import migrate.cli, google.protobuf, paramiko, rich, jeepney, pytest' ||
+    "$venv/bin/python" -c 'import migrate.cli, google.protobuf, paramiko, rich, jeepney, pyroute2, pytest' ||
         die "pip could not install what pyproject.toml names"
     write_launcher "$venv/bin/pymigrate" /usr/bin/python3 "$top" "$(site_packages "$venv")"
     echo "$stamp" > "$venv/stamp"

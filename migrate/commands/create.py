@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from migrate.flags import Values
     from runtime.create import Options
 
+NET_HELP = "bridge=BRIDGE,ip=ADDRESS/LENGTH[,gw=][,mac=][,name=][,mtu=] | host | none | ns:PATH (docs/network.md)"
 FLAGS = (
     Flag("bundle", "the bundle (default: here)", "str", short="b", metavar="DIR", default="."),
     Flag("pid-file", "write the pid of the container's init to FILE", "str", metavar="FILE"),
@@ -16,6 +17,7 @@ FLAGS = (
     Flag("pidfd-socket", "send a pidfd of the container's init to this Unix socket", "str", metavar="PATH"),
     Flag("preserve-fds", "hand N more descriptors, from 3 on, to the program", "int", metavar="N", default=0),
     Flag("no-pivot", "do not use pivot_root: for a host whose root is its initial ramdisk"),
+    Flag("net", NET_HELP, "str", metavar="NET"),
     Flag("no-new-keyring", "leave the program our session keyring"),
 )
 SYNTAX = Syntax("Create a container from a bundle; `start` lets it run.", FLAGS, ("id",))
@@ -25,7 +27,7 @@ def options(args: Values) -> Options:
     from runtime.create import Options
 
     require_open(args.preserve_fds)
-    names = ("pid_file", "console_socket", "pidfd_socket", "preserve_fds", "no_pivot", "no_new_keyring")
+    names = ("pid_file", "console_socket", "pidfd_socket", "preserve_fds", "no_pivot", "no_new_keyring", "net")
     return Options(**{name: args.__dict__[name] for name in names}, systemd=args.systemd_cgroup)
 
 

@@ -57,7 +57,7 @@ def _process(args: Values, state: State) -> tuple[Process, Spec]:
     from runtime.process_spec import parse_process
     from runtime.spec import load, read_json
 
-    spec = load(state.bundle)
+    spec = load(state.bundle, state.annotations)
     if args.process is not None:
         process = parse_process(Fields(read_json(args.process, ""), args.process))
         return process.replace(terminal=process.terminal or args.tty), spec

@@ -14,8 +14,10 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    up = actions.add_parser("up", help="make hosts, each with namespaces, files and an sshd of its own")
-    up.add_argument("-n", "--number", type=int, default=2, help="how many: host1, host2, ... (default 2)")
+    up = actions.add_parser("up", help="make hosts, each with namespaces, files, a bridge br0 and an sshd of its own")
+    up.add_argument(
+        "-n", "--number", type=int, default=2, help="how many: host1, host2, ... (default 2), and client beside them"
+    )
     up.add_argument("--disk", metavar="SIZE", help="limit /var/lib/pymigrate of each host, as in 64m")
     actions.add_parser("down", help="end everything in them and leave nothing behind")
     actions.add_parser("status", help="list the hosts")

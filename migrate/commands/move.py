@@ -13,6 +13,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--timeout", type=float, default=120.0, metavar="SECONDS",
         help="give up and go on at the source when the container has been frozen this long (default 120)",
     )  # fmt: skip
+    parser.add_argument(
+        "--net", metavar="bridge=NAME", help="the bridge at the target, where it is called otherwise there"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -21,7 +24,7 @@ def run(args: argparse.Namespace) -> int:
     from migrate.ui import monitor
     from runtime.state import Store
 
-    wanted = MigrationSpec(args.id, args.host, frozenset(args.allow), timeout=args.timeout)
+    wanted = MigrationSpec(args.id, args.host, frozenset(args.allow), timeout=args.timeout, net=args.net)
     display = monitor(as_json=args.json)
     try:
         Coordinator(Store(args.root), wanted, display).run()

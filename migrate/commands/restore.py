@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from migrate.commands import checkpoint
+from migrate.commands import checkpoint, create
 from migrate.flags import Flag, Syntax
 
 TYPE_CHECKING = False
@@ -22,6 +22,7 @@ SYNTAX = Syntax(
         Flag("parent-path", "accepted for runc's sake: the images know their parent", "str", metavar="DIR"),
         Flag("lsm-profile", "TYPE:NAME, the label of its processes (apparmor or selinux)", "str", metavar="PROFILE"),
         Flag("lsm-mount-context", "the SELinux context of its mounts", "str", metavar="CONTEXT"),
+        Flag("net", create.NET_HELP, "str", metavar="NET"),
         Flag("no-subreaper", "accepted for runc's sake"),
         Flag("no-pivot", "accepted for runc's sake"),
     ),
@@ -45,6 +46,6 @@ def run(args: Values) -> int:
         chosen["lazy_pages"] = True
     request = restore.Request(
         images=images, work=work, detach=args.detach, pid_file=args.pid_file, console_socket=args.console_socket,
-        systemd=args.systemd_cgroup, options=chosen,
+        systemd=args.systemd_cgroup, net=args.net, options=chosen,
     )  # fmt: skip
     return restore.restore(Store(args.root), args.id, args.bundle, request)

@@ -17,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     restore.add_argument("dir", type=Path, help="the snapshot")
     restore.add_argument("--id", help="name of the new container (default: that of the old one)")
     restore.add_argument("--rootfs", type=Path, help="where the root file system lies now")
+    restore.add_argument("--net", help="another network than it had (docs/network.md)")
     show = actions.add_parser("show", help="say what a snapshot is and check that it is whole")
     show.add_argument("dir", type=Path, help="the snapshot")
 
@@ -32,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
             manifest = snapshot.save(store, args.id, args.dir, allow=frozenset(args.allow), stop=args.stop)
             text = f"{manifest.id}: saved to {args.dir} ({size(manifest.size)})"
         case "restore":
-            state = snapshot.restore(store, args.dir, new_id=args.id, rootfs=args.rootfs)
+            state = snapshot.restore(store, args.dir, new_id=args.id, rootfs=args.rootfs, net=args.net)
             if args.json:
                 print(json.dumps({"event": "restored", "id": state.id, "pid": state.pid}))
                 return 0

@@ -22,7 +22,7 @@ def run(args: argparse.Namespace) -> int:
     check_allowed(allow)
     store = Store(args.root)
     state = store.load(args.id)
-    spec = load(Path(state.bundle))
+    spec = load(Path(state.bundle), state.annotations)
     blockers = container_blockers(store, state, spec)
     if args.host:
         from migrate.peer import connect

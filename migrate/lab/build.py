@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from migrate.lab.model import LARGEST, ROOT, Host, LabError, hosts, lab_cgroups, namespace_flags
+from migrate.lab.model import CLIENT, LARGEST, ROOT, Host, LabError, hosts, lab_cgroups, namespace_flags
 from runtime import processes, selfexec, sync, syscalls
 from runtime.cgroups.hierarchies import remove_tree
 from runtime.errors import ContainerError
@@ -36,9 +36,9 @@ Subsystem sftp internal-sftp
 
 
 def up(lab: str, names: list[str], *, disk: str | None = None) -> list[Host]:
-    """Make a lab of hosts with these names; one of the same name must not be up. Raises LabError; nothing is left then.
+    """Make a lab of hosts with these names, and the host `client`; one of the same name must not be up.
 
-    `disk` limits /var/lib/pymigrate of each host, as a tmpfs size ("64m").
+    `disk` limits /var/lib/pymigrate of each host, as a tmpfs size ("64m"). Raises LabError; nothing is left then.
     """
     if any(processes.is_alive(host.pid, processes.start_time(host.pid)) for host in hosts(lab)):
         raise LabError(f"the lab {lab} is up already", remedy="pymigrate lab down")
@@ -50,7 +50,7 @@ def up(lab: str, names: list[str], *, disk: str | None = None) -> list[Host]:
     if shutil.which("ip") is None:
         raise LabError("ip is missing", remedy="apt-get install iproute2")
     down(lab)  # what a crash may have left
-    made = [Host(lab, name, number) for number, name in enumerate(names, 1)]
+    made = [*(Host(lab, name, number) for number, name in enumerate(names, 1)), Host(lab, CLIENT, LARGEST + 1)]
     try:
         (ROOT / lab).mkdir(mode=0o700, parents=True)
         _write_files(made)
@@ -105,7 +105,7 @@ def _start_host(host: Host, switch: int, disk: str | None) -> None:
     config: dict[str, Any] = {
         "kind": "host",
         "name": host.name,
-        "address": host.address,
+        "addresses": [f"{host.address}/24", *host.container_addresses],
         "disk": disk or "",
         "log": str(directory / "log"),
         "sshd_config": str(directory / "sshd_config"),

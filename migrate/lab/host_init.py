@@ -82,10 +82,20 @@ def _mount_system(config: dict[str, Any]) -> None:
         os.dup2(log, fd)
 
 
-def _network(address: str) -> None:
+def _network(addresses: list[str]) -> None:
+    """A bridge br0 with the host's addresses; eth0 is its first port, containers get others.
+
+    A bridge without an address of its own takes that of one of its ports: it would change as containers come and go.
+    """
+    Path("/proc/sys/net/ipv6/conf/default/accept_dad").write_text("0")  # nobody waits for an address to be checked
+    ethernet = Path("/sys/class/net/eth0/address").read_text().strip()
     for arguments in (
-        ["addr", "add", f"{address}/24", "dev", "eth0"], ["link", "set", "lo", "up"], ["link", "set", "eth0", "up"],
-    ):  # fmt: skip
+        ["link", "set", "lo", "up"],
+        ["link", "add", "br0", "address", ethernet, "type", "bridge", "forward_delay", "0"],
+        *(["addr", "add", address, "dev", "br0", *(["nodad"] if ":" in address else [])] for address in addresses),
+        ["link", "set", "eth0", "master", "br0", "up"],
+        ["link", "set", "br0", "up"],
+    ):
         subprocess.run(["ip", *arguments], check=True, timeout=_STEP_TIMEOUT)
 
 
@@ -121,9 +131,9 @@ def _host(config: dict[str, Any], sock: socket.socket) -> None:
     os.environ.clear()
     os.environ["PATH"] = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
     _mount_system(config)
-    _network(config["address"])
+    _network(config["addresses"])
     _raise_pipe_size()
-    _start_sshd(config["address"])
+    _start_sshd(config["addresses"][0].partition("/")[0])
 
 
 def _bridge(sock: socket.socket) -> None:

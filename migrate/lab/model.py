@@ -11,6 +11,7 @@ from runtime.cgroups.hierarchies import discover
 
 ROOT = Path("/run/pymigrate/lab")
 LARGEST = 50
+CLIENT = "client"  # the name of a host that no container is moved to
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,31}")
 
 
@@ -43,6 +44,11 @@ class Host:
     @property
     def address(self) -> str:
         return f"10.77.0.{self.number}"
+
+    @property
+    def container_addresses(self) -> tuple[str, str]:
+        """Its addresses, with prefix lengths, in the networks that containers have theirs of: 10.88.0.5, fd88::5."""
+        return f"10.88.0.{200 + self.number}/24", f"fd88::{200 + self.number}/64"
 
     @property
     def directory(self) -> Path:

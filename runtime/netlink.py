@@ -1,0 +1,175 @@
+"""Links, addresses and routes by rtnetlink(7): pyroute2's messages over a plain socket that blocks.
+
+pyroute2 as a whole brings an event loop and takes 75 ms to import, its messages take 20 ms. So the package is imported
+without what its `__init__` gathers from all its corners; the agent's zip file holds those modules only.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import socket
+import struct
+import sys
+
+from runtime import syscalls
+from runtime.errors import ContainerError
+
+if "pyroute2" not in sys.modules:
+    _found = importlib.util.find_spec("pyroute2")
+    if _found is None:
+        raise ModuleNotFoundError("No module named 'pyroute2'", name="pyroute2")
+    sys.modules["pyroute2"] = importlib.util.module_from_spec(_found)
+
+from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
+from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
+from pyroute2.netlink.rtnl.rtmsg import rtmsg
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, TypeVar
+
+    T = TypeVar("T")
+
+TIMEOUT = 10.0
+IFF_UP = 1
+_NEWLINK, _DELLINK, _GETLINK, _SETLINK = 16, 17, 18, 19
+_NEWADDR, _GETADDR, _NEWROUTE = 20, 22, 24
+_REQUEST, _ACK, _DUMP, _CREATE, _EXCL = 0x1, 0x4, 0x300, 0x400, 0x200
+_ERROR, _DONE = 2, 3
+_HEADER = struct.Struct("=IHHII")  # struct nlmsghdr
+_IFA_F_NODAD = 2
+_RTPROT_STATIC, _RT_TABLE_MAIN, _RTN_UNICAST = 4, 254, 1
+_FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
+
+
+def inside(netns: int, action: Callable[[], T]) -> T:
+    """What `action` returns, done in the network namespace of a descriptor. For a process without other threads."""
+    before = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        syscalls.setns(netns, syscalls.CLONE_NEWNET)
+        try:
+            return action()
+        finally:
+            syscalls.setns(before, syscalls.CLONE_NEWNET)
+    finally:
+        os.close(before)
+
+
+class Netlink:
+    """A socket to the network namespace that it is made in. Methods raise OSError with the kernel's errno."""
+
+    def __init__(self) -> None:
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+        self._socket.settimeout(TIMEOUT)
+        self._socket.bind((0, 0))
+        self._sequence = 0
+
+    def __enter__(self) -> Netlink:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+    def link(self, name: str) -> dict[str, Any] | None:
+        """The interface of this name: index, flags, kind, alias, mac, master; None if there is none."""
+        message = ifinfmsg()
+        message["attrs"] = [["IFLA_IFNAME", name]]
+        try:
+            found = self._request(_GETLINK, message, 0)
+        except OSError as error:
+            if isinstance(error, FileNotFoundError) or error.errno == 19:  # ENODEV
+                return None
+            raise
+        return _describe(found[0]) if found else None
+
+    def add_veth(self, name: str, peer: str, netns: int, **both: Any) -> None:
+        """Make a pair: `name` here, `peer` in the namespace of a descriptor. `mac` is the peer's, `mtu` of both."""
+        mtu = [["IFLA_MTU", both["mtu"]]] if both.get("mtu") else []
+        inner = [["IFLA_IFNAME", peer], ["IFLA_ADDRESS", both["mac"]], ["IFLA_NET_NS_FD", netns], *mtu]
+        data = {"attrs": [["VETH_INFO_PEER", {"attrs": inner}]]}
+        message = ifinfmsg()
+        message["attrs"] = [
+            ["IFLA_IFNAME", name], *mtu,
+            ["IFLA_LINKINFO", {"attrs": [["IFLA_INFO_KIND", "veth"], ["IFLA_INFO_DATA", data]]}],
+        ]  # fmt: skip
+        self._request(_NEWLINK, message, _CREATE | _EXCL)
+
+    def set_link(self, index: int, *, up: bool | None = None, master: int | None = None, alias: str = "") -> None:
+        """Change an interface; `master` is the index of a bridge, 0 for none."""
+        message = ifinfmsg()
+        message["index"] = index
+        if up is not None:
+            message["flags"], message["change"] = (IFF_UP if up else 0), IFF_UP
+        message["attrs"] = [["IFLA_IFALIAS", alias]] if alias else []
+        message["attrs"] += [] if master is None else [["IFLA_MASTER", master]]
+        self._request(_SETLINK, message, 0)
+
+    def delete_link(self, index: int) -> None:
+        message = ifinfmsg()
+        message["index"] = index
+        self._request(_DELLINK, message, 0)
+
+    def add_address(self, index: int, family: int, text: str, length: int, broadcast: str = "") -> None:
+        """Give an interface an address, which is not checked for duplicates: it can be used at once."""
+        message = ifaddrmsg()
+        message["family"], message["prefixlen"], message["index"] = _FAMILIES[family], length, index
+        message["attrs"] = [["IFA_LOCAL", text], ["IFA_ADDRESS", text], ["IFA_FLAGS", _IFA_F_NODAD]]
+        message["attrs"] += [["IFA_BROADCAST", broadcast]] if broadcast else []
+        self._request(_NEWADDR, message, _CREATE | _EXCL)
+
+    def addresses(self) -> set[str]:
+        """All addresses of all interfaces, without the lengths of their prefixes."""
+        texts = set()
+        for found in self._request(_GETADDR, ifaddrmsg(), _DUMP):
+            text = found.get_attr("IFA_LOCAL") or found.get_attr("IFA_ADDRESS")
+            if text:
+                texts.add(str(text))
+        return texts
+
+    def add_default_route(self, index: int, family: int, gateway: str) -> None:
+        message = rtmsg()
+        message["family"], message["table"], message["proto"] = _FAMILIES[family], _RT_TABLE_MAIN, _RTPROT_STATIC
+        message["type"] = _RTN_UNICAST
+        message["attrs"] = [["RTA_GATEWAY", gateway], ["RTA_OIF", index]]
+        self._request(_NEWROUTE, message, _CREATE | _EXCL)
+
+    def _request(self, kind: int, message: Any, flags: int) -> list[Any]:
+        """Send a message and wait for its end; the answers, decoded."""
+        self._sequence += 1
+        message["header"]["type"], message["header"]["flags"] = kind, _REQUEST | flags | (0 if flags & 0x100 else _ACK)
+        message["header"]["sequence_number"] = self._sequence
+        message.encode()
+        self._socket.send(message.data)
+        found: list[Any] = []
+        while True:
+            data = self._socket.recv(1 << 18)
+            while data:
+                length, answer, _, sequence, _ = _HEADER.unpack_from(data)
+                if length < _HEADER.size:
+                    raise ContainerError("the kernel's answer about the network is malformed")
+                if sequence == self._sequence:
+                    if answer == _DONE:
+                        return found
+                    if answer == _ERROR:
+                        number = -struct.unpack_from("=i", data, _HEADER.size)[0]
+                        if number:
+                            raise OSError(number, os.strerror(number))
+                        return found
+                    decoded = type(message)(data[:length])
+                    decoded.decode()
+                    found.append(decoded)
+                data = data[(length + 3) & ~3 :]
+
+
+def _describe(message: Any) -> dict[str, Any]:
+    info = message.get_attr("IFLA_LINKINFO")
+    return {
+        "index": message["index"],
+        "flags": message["flags"],
+        "kind": info.get_attr("IFLA_INFO_KIND") if info is not None else None,
+        "alias": message.get_attr("IFLA_IFALIAS"),
+        "mac": message.get_attr("IFLA_ADDRESS"),
+        "master": message.get_attr("IFLA_MASTER"),
+    }

@@ -1,0 +1,244 @@
+"""A container's network as a user asks for it: `--net TEXT`, or the annotation io.pymigrate.net of its config.json.
+
+    bridge=BRIDGE,ip=ADDRESS/LENGTH[,ip=...][,gw=ADDRESS][,mac=MAC][,name=NAME][,mtu=BYTES]
+                                        a veth pair to a bridge of the host
+    host                                the host's own network
+    none                                loopback only
+    ns:PATH, or PATH                    the network namespace that PATH stands for
+
+It overrides what linux.namespaces says of the network. What is in force is kept in the container's state, as the same
+annotation, so that it goes where the container goes; `spec.load` makes the spec in force of both. What is done about it
+in the kernel is in veth.py, which only containers with a bridge need.
+"""
+
+from __future__ import annotations
+
+import os
+
+from runtime.errors import Conflict, ContainerError, SpecError
+from runtime.light import sockets
+from runtime.records import Record
+from runtime.state import NET
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
+
+    from runtime.spec import Spec
+    from runtime.state import Store
+
+_MOST = 16  # addresses
+_MAX_TEXT = 1024
+_FORMS = (
+    "bridge=BRIDGE,ip=ADDRESS/LENGTH[,ip=...][,gw=ADDRESS][,mac=MAC][,name=eth0][,mtu=1500], host, none, or ns:PATH"
+)
+
+
+class Address(Record):
+    """`family` is 4 or 6, `text` without the prefix's length, `packed` in network order."""
+
+    family: int
+    text: str
+    packed: bytes
+    length: int
+
+    def holds(self, packed: bytes) -> bool:
+        """Whether an address of the same family is in this one's network."""
+        shift = 8 * len(self.packed) - self.length
+        return int.from_bytes(packed, "big") >> shift == int.from_bytes(self.packed, "big") >> shift
+
+
+class Network(Record):
+    """A network on a bridge. `gateways` are of different families, each in the network of an address."""
+
+    bridge: str
+    addresses: tuple[Address, ...]
+    gateways: tuple[Address, ...] = ()
+    mac: str | None = None
+    name: str = "eth0"
+    mtu: int | None = None
+    where: str = NET  # what asked for it, for messages
+
+    def text(self) -> str:
+        """What `parse` makes the same of."""
+        parts = [f"bridge={self.bridge}"]
+        parts += [f"ip={address.text}/{address.length}" for address in self.addresses]
+        parts += [f"gw={gateway.text}" for gateway in self.gateways]
+        parts += [f"mac={self.mac}"] if self.mac else []
+        parts += [f"name={self.name}"]
+        parts += [f"mtu={self.mtu}"] if self.mtu else []
+        return ",".join(parts)
+
+
+def apply(spec: Spec, text: str, where: str) -> Spec:
+    """A spec with the network that `text` says, in its annotations as well. Raises SpecError naming `where`."""
+    spaces: dict[str, str | None] = dict(spec.namespaces)
+    network = None
+    if text == "host":
+        spaces.pop("network", None)
+    elif text == "none":
+        spaces["network"] = None
+    elif text.startswith(("ns:", "/")):
+        path = text.removeprefix("ns:")
+        if not path.startswith("/") or "\0" in path:
+            raise SpecError(f"{where}: {text[:80]!r}: the path of a namespace must be absolute")
+        spaces["network"], text = path, f"ns:{path}"
+    else:
+        network = parse(text, where)
+        spaces["network"], text = None, network.text()
+    return spec.replace(namespaces=spaces, network=network, annotations={**spec.annotations, NET: text})
+
+
+def with_mac(spec: Spec) -> Spec:
+    """The same with a hardware address, which is made here, once, where nobody has asked for one."""
+    if spec.network is None or spec.network.mac is not None:
+        return spec
+    first, *rest = os.urandom(6)
+    mac = ":".join(f"{byte:02x}" for byte in (first & 0xFC | 0x02, *rest))  # locally administered, of one interface
+    network = spec.network.replace(mac=mac)
+    return spec.replace(network=network, annotations={**spec.annotations, NET: network.text()})
+
+
+def of_annotations(annotations: dict[str, str]) -> Network | None:
+    """The network on a bridge that a container with these annotations has. Raises SpecError."""
+    text = annotations.get(NET, "")
+    return None if text in ("", "host", "none") or text.startswith(("ns:", "/")) else parse(text, NET)
+
+
+def elsewhere(spec: Spec, text: str | None) -> Spec:
+    """The spec at another host, where `text` ("bridge=NAME") says on which bridge. Raises SpecError."""
+    if text is None:
+        return spec
+    if spec.network is None:
+        raise SpecError(f"--net {text[:80]!r}: the container has no network on a bridge")
+    key, _, value = text.partition("=")
+    bridge = _convert("bridge", value) if key == "bridge" else None
+    if not isinstance(bridge, str):
+        raise SpecError(f"--net {text[:80]!r}: must be bridge=NAME; the container keeps its addresses")
+    network = spec.network.replace(bridge=bridge)
+    return spec.replace(network=network, annotations={**spec.annotations, NET: network.text()})
+
+
+def parse(text: str, where: str) -> Network:
+    """The network that a text asks for. Raises SpecError naming `where` and what is wrong."""
+
+    def refuse(problem: str) -> NoReturn:
+        shown = "".join(c if c.isprintable() else "?" for c in problem[:160])
+        raise SpecError(f"{where}: {shown}", remedy=f"it may say: {_FORMS}")
+
+    if len(text) > _MAX_TEXT:
+        refuse("is too long")
+    fields: dict[str, Any] = {"where": where}
+    addresses: list[Address] = []
+    gateways: list[Address] = []
+    for part in text.split(","):
+        key, equals, value = part.partition("=")
+        if not equals or key not in ("bridge", "ip", "gw", "mac", "name", "mtu"):
+            refuse(f"{part!r} is none of bridge=, ip=, gw=, mac=, name= and mtu=, nor host, none or a path")
+        if key == "ip":
+            address = _address(value, prefix=True)
+            if address is None:
+                refuse(f"ip={value}: is no address of an interface with the length of its prefix, as in 10.88.0.5/24")
+            addresses.append(address)
+        elif key == "gw":
+            gateway = _address(value, prefix=False)
+            if gateway is None:
+                refuse(f"gw={value}: is no address")
+            gateways.append(gateway)
+        elif key in fields:
+            refuse(f"{key}= is there twice")
+        else:
+            fields[key] = _convert(key, value)
+            if fields[key] is None:
+                refuse(f"{key}={value}: {_WANTED[key]}")
+    if "bridge" not in fields:
+        refuse("bridge= is missing")
+    if not addresses:
+        refuse("ip= is missing")
+    if len(addresses) > _MOST or len({address.packed for address in addresses}) < len(addresses):
+        refuse(f"has an address twice, or more than {_MOST}")
+    for gateway in gateways:
+        _check_gateway(gateway, addresses, refuse)
+    if len({gateway.family for gateway in gateways}) < len(gateways):
+        refuse("has two gateways of one family")
+    if fields.get("mtu", 1280) < 1280 and any(address.family == 6 for address in addresses):
+        refuse(f"mtu={fields['mtu']}: IPv6 needs at least 1280 bytes")
+    return Network(addresses=tuple(addresses), gateways=tuple(gateways), **fields)
+
+
+def _check_gateway(gateway: Address, addresses: list[Address], refuse: Any) -> None:
+    same = [address for address in addresses if address.family == gateway.family]
+    if not same:
+        refuse(f"gw={gateway.text}: is IPv{gateway.family}, and no ip= is")
+    if gateway.packed[:2] == b"\xfe\x80" and gateway.family == 6:
+        return  # of the link itself
+    if not any(address.holds(gateway.packed) for address in same):
+        refuse(f"gw={gateway.text}: is in the network of no ip=")
+
+
+_WANTED = {
+    "bridge": "is no name of an interface",
+    "name": "is no name of an interface",
+    "mac": "must be the address of one interface, as in 02:00:00:00:00:05",
+    "mtu": "must be a number from 68 to 65535",
+}
+
+
+def _convert(key: str, value: str) -> str | int | None:
+    """The value of a field that is no IP address; None if it is none."""
+    if key == "mtu":
+        return int(value) if value.isascii() and value.isdigit() and 68 <= int(value) <= 65535 else None
+    if key == "mac":
+        value = value.lower()
+        pairs = value.split(":")
+        fine = len(pairs) == 6 and all(len(p) == 2 and set(p) <= set("0123456789abcdef") for p in pairs)
+        return value if fine and not int(pairs[0], 16) & 1 and set(value) != set("0:") else None
+    # dev_valid_name in the kernel; a comma would end it here.
+    fine = 0 < len(value) <= 15 and value.isascii() and value.isprintable() and not set(value) & set("/: ,%")
+    return value if fine and value not in (".", "..", "lo", "all", "default") else None
+
+
+def _address(text: str, *, prefix: bool) -> Address | None:
+    """An address that an interface can have; None if it is none."""
+    text, slash, length = text.partition("/")
+    if bool(slash) != prefix:
+        return None
+    family, number, most = (6, sockets.AF_INET6, 128) if ":" in text else (4, sockets.AF_INET, 32)
+    try:
+        packed = sockets.inet_pton(number, text)
+    except (OSError, ValueError):
+        return None
+    if prefix and not (length.isascii() and length.isdigit() and len(length) < 4 and 1 <= int(length) <= most):
+        return None
+    multicast = packed[0] >= 224 if family == 4 else packed[0] == 0xFF
+    if multicast or not any(packed) or (family == 4 and packed[0] == 127) or (family == 6 and not any(packed[:-1])):
+        return None
+    return Address(family, sockets.inet_ntop(number, packed), packed, int(length) if prefix else most)
+
+
+def require_free(store: Store, network: Network, container_id: str) -> None:
+    """Raise Conflict when another container of this host that lives has one of the addresses."""
+    problem = conflict(store, network, container_id)
+    if problem is not None:
+        raise Conflict(f"{network.where}: {problem}", remedy="end that one, or ask for other addresses with --net")
+
+
+def conflict(store: Store, network: Network, container_id: str) -> str | None:
+    """Which address of a network another living container of this store has, in words."""
+    for other_id in store.ids():
+        if other_id == container_id:
+            continue
+        try:
+            state = store.load(other_id)
+            other = of_annotations(state.annotations)
+        except ContainerError:
+            continue  # what is broken has no network, or cannot tell
+        if other is None or state.status == "stopped":
+            continue
+        taken = {address.packed: address.text for address in other.addresses}
+        for address in network.addresses:
+            if address.packed in taken:
+                return f"{address.text} is the address of container {other_id}, which is {state.status}"
+        if network.mac is not None and network.mac == other.mac:
+            return f"{network.mac} is the hardware address of container {other_id}, which is {state.status}"
+    return None

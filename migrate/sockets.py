@@ -15,7 +15,7 @@ import stat
 import struct
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from migrate import sockdiag
@@ -83,12 +83,13 @@ def survey(init_pid: int) -> Survey:
             look.close()
 
 
-def settled(init_pid: int, timeout: float, hopeless: Callable[[], bool] = lambda: False) -> list[Finding]:
-    """Wait until nothing is on its way that CRIU cannot carry; what still is after `timeout` seconds, at most."""
-    deadline = time.monotonic() + timeout
+def settled(init_pid: int, patience: float, allow: frozenset[str]) -> list[Finding]:
+    """Wait until nothing is on its way that CRIU cannot carry, unless it is in `allow`; what still is after `patience`
+    seconds."""
+    deadline = time.monotonic() + patience
     while True:
-        passing = [finding for finding in survey(init_pid).findings if finding.rule in PASSING]
-        if not passing or time.monotonic() > deadline or hopeless():
+        passing = [finding for finding in survey(init_pid).findings if finding.rule in PASSING - allow]
+        if not passing or time.monotonic() >= deadline:
             return passing
         time.sleep(0.01)
 

@@ -124,8 +124,13 @@ def check_allowed(allow: Iterable[str]) -> None:
             )
 
 
-def container_blockers(store: Store, state: State, spec: Spec) -> list[Blocker]:
-    """What speaks against moving this container anywhere."""
+def container_blockers(
+    store: Store, state: State, spec: Spec, *, tcp_close: bool = False, patience: float = 0.0
+) -> list[Blocker]:
+    """What speaks against moving this container anywhere.
+
+    What may pass by itself (sockets.PASSING) is given `patience` seconds to; `tcp_close`: its connections may be lost.
+    """
     found: list[Blocker] = []
     if spec.seccomp:
         found.append(Blocker("seccomp", "config.json: linux.seccomp", "a seccomp filter is configured"))
@@ -153,8 +158,9 @@ def container_blockers(store: Store, state: State, spec: Spec) -> list[Blocker]:
             if spec.network is None or name != spec.network.name or "user" in spec.namespaces
         ]
     found += _submounts(state, spec)
+    sockets.settled(state.pid, patience, frozenset())
     survey = sockets.survey(state.pid)
-    if "network" not in spec.namespaces:
+    if "network" not in spec.namespaces and not tcp_close:
         found += _host_connections(survey)
     found += [Blocker(finding.rule, finding.where, finding.problem) for finding in survey.findings]
     any_uid = can_carry_any_uid()
@@ -251,6 +257,12 @@ def _version(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(".") if part.isdigit())
 
 
+def wait_settled(state: State, allow: frozenset[str], patience: float) -> None:
+    """Right before a dump: wait until nothing is on its way that CRIU cannot carry. Raises Blocked."""
+    left = sockets.settled(state.pid, patience, allow)
+    raise_blocked(state, [Blocker(finding.rule, finding.where, finding.problem) for finding in left], allow, "")
+
+
 def raise_blocked(state: State, blockers: list[Blocker], allow: frozenset[str], target: str) -> None:
     """Raise Blocked with all that is left after `allow`, if anything is."""
     check_allowed(allow)
@@ -263,9 +275,9 @@ def raise_blocked(state: State, blockers: list[Blocker], allow: frozenset[str], 
         )
 
 
-def require_movable(store: Store, state: State, spec: Spec, allow: frozenset[str]) -> None:
+def require_movable(store: Store, state: State, spec: Spec, allow: frozenset[str], patience: float) -> None:
     """For a snapshot: raise Blocked if the container itself cannot be dumped and restored."""
-    raise_blocked(state, container_blockers(store, state, spec), allow, "")
+    raise_blocked(state, container_blockers(store, state, spec, patience=patience), allow, "")
 
 
 def external_paths(spec: Spec) -> tuple[str, ...]:

@@ -161,8 +161,8 @@ def remove_network(state: State) -> None:
             pass
 
 
-def _connect(state: State, wanted: Network) -> None:
-    """Build the network of an init that waits."""
+def _connect(state: State, wanted: Network, *, again: bool) -> None:
+    """Build the network of an init that waits, and announce it, `again` and again."""
     from runtime import announce, veth
 
     netns = os.open(f"/proc/{state.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
@@ -172,6 +172,8 @@ def _connect(state: State, wanted: Network) -> None:
         # Neighbours may remember another container that had these addresses.
         announcer = announce.Announcer(wanted, netns)
         announcer.send()
+        if again:
+            announcer.repeat()
         announcer.close()
     finally:
         os.close(netns)
@@ -271,7 +273,7 @@ def _launch(
         )  # fmt: skip
         store.save(state)
         if spec.network is not None:
-            _connect(state, spec.network)
+            _connect(state, spec.network, again=not options.foreground)
         for point in ("prestart", "createRuntime"):
             hooks.run(point, spec.hooks[point], state.oci("creating"))
         sync.send(ours, {})

@@ -126,7 +126,7 @@ def save(store: Store, container_id: str, directory: Path, *, allow: frozenset[s
                 # While it is frozen: what it writes later belongs to the container, not to the snapshot.
                 checkpoint.wait_output_logged(state, LOG_TIMEOUT)
                 _copy_log(state, place / "log")
-                connections = [str(entry) for entry in survey(state.pid).connections if not entry.inside]
+                connections = sorted(str(entry) for entry in survey(state.pid).connections if not entry.inside)
                 manifest = _seal(state, place, directory, connections) if stop else None  # before the container ends
                 with uninterruptible():
                     session.finish()

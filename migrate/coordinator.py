@@ -91,7 +91,7 @@ class Coordinator:
                         log.record(Phase.COMMITTED)
                         self._clock.step("commit")
                         self._hand_over(log, departure, peer)
-                        return self._finish(log, state, peer)
+                        return self._finish(log, state, peer, departure.dropped_watches())
                 except BaseException:
                     with uninterruptible():
                         departure.roll_back()  # no effect after give_up
@@ -128,7 +128,10 @@ class Coordinator:
             )  # fmt: skip
             self._bytes_sent += sent.bytes_sent
             peer.call(protocol.BundleSent(digest), FINGERPRINT_TIMEOUT)
-        carried = {"annotations": spec.annotations, "created": state.created, "bundle_hints": _hints(state, place)}
+        carried = {
+            "annotations": spec.annotations, "created": state.created, "bundle_hints": _hints(state, place),
+            "resources": state.resources,
+        }  # fmt: skip
         peer.call(protocol.Prepare(carried, list(state.stdio), self._wanted.tcp_close))
         self._clock.step("seed")
 
@@ -176,10 +179,13 @@ class Coordinator:
         self._resumed_at = time.monotonic()
         self._clock.step("resume")
 
-    def _finish(self, log: Journal, state: State, peer: Peer) -> Report:
+    def _finish(self, log: Journal, state: State, peer: Peer, dropped: int) -> Report:
         """The container runs at the target: journal it, clean up here, report."""
         if log.phase is not Phase.RESUMED:
             log.record(Phase.RESUMED)
+        if dropped:
+            words = f"{dropped} inotify or fanotify descriptor{'s' if dropped > 1 else ''} had events waiting"
+            self._monitor.emit(Warned(f"{words} when {state.id} was frozen: they are lost, later ones are not"))
         self._say(Phase.RESUMED, f"{state.id} runs at {self._wanted.host}; cleaning up")
         leftover = clean_source(self._store, state, peer)
         self._clock.step("clean-up")

@@ -22,7 +22,8 @@ from migrate import protocol
 from migrate.errors import DeadlineExceeded, MigrateError
 from migrate.pages import PageRelay
 from migrate.peer import Peer
-from runtime import checkpoint, processes, syscalls, veth
+from runtime import checkpoint, processes, supplement, syscalls, veth
+from runtime.cgroups import Cgroup
 from runtime.errors import ContainerError
 from runtime.spec import Spec
 from runtime.state import State
@@ -72,6 +73,7 @@ class Departure:
             self._session.run_until("pre-dump")
             self.frozen_at = time.monotonic()
             self._session.run_until("post-dump")
+            supplement.save(self._images, self._state, Cgroup.of(self._state))
         except CriuError as error:
             raise self._relay.failure or error from None
         return self._relay.finish()
@@ -111,6 +113,10 @@ class Departure:
         if self._session is not None:
             self._session.abort()
             self._session = None
+
+    def dropped_watches(self) -> int:
+        """How many inotify and fanotify descriptors had events that nobody had read: CRIU does not carry those."""
+        return self.log().count(b"events will be dropped")
 
     def log(self) -> bytes:
         """CRIU's log of the dump, b"" if there is none."""

@@ -4,9 +4,10 @@ import os
 import re
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
+from migrate import losses
+from migrate.losses import Finding
 from runtime import processes
 
 # Character devices that CRIU dumps (criu/files.c, criu/files-ext.c): memory devices, tun.
@@ -14,23 +15,14 @@ _MEM_MAJOR, _MISC_MAJOR, _TUN_MINOR = 1, 10, 200
 _MEM_MINORS = frozenset((3, 5, 7, 8, 9))
 _TTY_MAJORS = frozenset((4, 5, *range(136, 144)))
 # Anonymous inodes that CRIU dumps (criu/files.c, dump_one_file).
-_ANON_KNOWN = re.compile(r"anon_inode:(\[?(eventfd|eventpoll|signalfd|timerfd|pidfd)\]?|inotify|\[fanotify\]|bpf-map)$")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """A rule that a process breaks: `where` names the process and the object, as seen from this host."""
-
-    rule: str
-    where: str
-    problem: str
+_ANON_KNOWN = re.compile(r"anon_inode:(\[?(eventfd|eventpoll|signalfd|timerfd|pidfd)\]?|inotify|\[fanotify\])$")
 
 
 def scan(init_pid: int) -> list[Finding]:
-    """All findings of all processes in the pid namespace of `init_pid`."""
+    """All findings of all processes in the pid namespace of `init_pid`, and in those below it."""
     found: list[Finding] = []
-    inside = processes.container_pids(init_pid)
     family = _descendants(init_pid)
+    inside = sorted({*processes.container_pids(init_pid), *family})
     mounts = _mount_ids(init_pid)
     for pid in inside:
         try:
@@ -42,6 +34,7 @@ def scan(init_pid: int) -> list[Finding]:
                 )
                 continue
             found += _status(pid, who)
+            found += losses.of_process(pid, init_pid, who)
             found += _descriptors(pid, who, mounts)
         except OSError:
             continue
@@ -73,8 +66,6 @@ def _mount_ids(pid: int) -> set[int]:
 
 def _status(pid: int, who: str) -> Iterator[Finding]:
     fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":" in line)
-    if fields.get("Seccomp", "0").strip() != "0":
-        yield Finding("seccomp", who, "runs under a seccomp filter")
     if fields.get("TracerPid", "0").strip() != "0":
         yield Finding("traced", who, f"is traced by process {fields['TracerPid'].strip()}")
     uids = set(fields.get("Uid", "").split())
@@ -92,7 +83,10 @@ def _descriptors(pid: int, who: str, mounts: set[int]) -> Iterator[Finding]:
             info = os.stat(f"/proc/{pid}/fd/{number}")
         except OSError:
             continue
-        if link.startswith("anon_inode:"):
+        finding = losses.of_descriptor(pid, number, link, place)
+        if finding is not None:
+            yield finding
+        elif link.startswith("anon_inode:"):
             if link == "anon_inode:[io_uring]":
                 yield Finding("io-uring", place, "is an io_uring, which CRIU cannot carry")
             elif not _ANON_KNOWN.match(link):
@@ -103,7 +97,12 @@ def _descriptors(pid: int, who: str, mounts: set[int]) -> Iterator[Finding]:
                 yield finding
             elif _mount_id(pid, number) not in mounts:
                 yield Finding("host-file", place, f"is {link} of the host, opened outside the container's mounts")
+        elif link.startswith("/memfd:"):
+            if not losses.is_memfd(info.st_dev):
+                yield Finding("special-file", place, "is a memfd of huge pages, which is not carried")
         elif link.startswith("/") and _mount_id(pid, number) not in mounts:
+            if losses.is_message_queue(pid, number):
+                continue  # losses.ipc names it
             yield Finding("host-file", place, f"is {link} of the host, opened outside the container's mounts")
 
 

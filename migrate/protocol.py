@@ -156,9 +156,9 @@ class BundleSent:
 class Prepare:
     """Make ready all that a restore needs, before the source is frozen.
 
-    `state` holds what goes along of the container's state: annotations, created, bundle hints; `stdio` names its
-    standard streams as CRIU knows them ("pipe:[123]", or "" where there is nothing to reconnect). With `tcp_close` the
-    container finds its TCP connections closed.
+    `state` holds what goes along of the container's state: annotations, created, bundle hints, updated resources;
+    `stdio` names its standard streams as CRIU knows them ("pipe:[123]", or "" where there is nothing to reconnect).
+    With `tcp_close` the container finds its TCP connections closed.
     """
 
     state: dict[str, typing.Any]

@@ -33,7 +33,8 @@ from migrate.hostfacts import free_bytes
 from migrate.interrupts import uninterruptible
 from migrate.sockets import survey
 from migrate.validate import require_movable, wait_settled
-from runtime import checkpoint, container, logs, syscalls
+from runtime import checkpoint, container, logs, supplement, syscalls
+from runtime.cgroups import Cgroup
 from runtime.restore import RestorePlan, Restoring
 from runtime.spec import Spec
 from runtime.spec import load as load_spec
@@ -149,6 +150,7 @@ def _dump(state: State, spec: Spec, place: Path, *, leave_running: bool, skip_in
         )  # fmt: skip
         with Criu().dump(options, timeout=RESTORE_TIMEOUT) as session:
             session.run_until("post-dump")
+            supplement.save(images, state, Cgroup.of(state))
             yield session
     except (CriuError, OSError) as error:
         if free_bytes(place) < _NO_ROOM or getattr(error, "errno", None) == errno.ENOSPC:
@@ -241,6 +243,7 @@ def restore(
             images=str(directory / "images"),
             work=str(work),
             stdio=tuple(manifest.stdio),
+            carried={"resources": supplement.resources(directory / "images")},
             move=None,
             options={"tcp_close": True} if connections == "close" else {},
         )

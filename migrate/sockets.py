@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from migrate import sockdiag
-from migrate.procscan import Finding
+from migrate.losses import Finding
 from runtime import processes, syscalls
 
 _SO_PASSSEC, _SO_TIMESTAMPS, _SO_PASSPIDFD = 34, (29, 35, 37, 63, 64, 65), 76

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from criu_rpc.errors import CriuError
-from migrate import files, procscan, sockets
+from migrate import files, losses, procscan, sockets
 from migrate.errors import Blocked, UsageError
 from migrate.hostfacts import FactsQuery, HostFacts, can_carry_any_uid, gather
 from migrate.pages import has_wide_records
-from runtime import checkpoint
+from runtime import checkpoint, processes
 from runtime.spec import Spec
 from runtime.state import State, Status, Store
 
@@ -75,6 +75,27 @@ RULES: dict[str, Rule] = {
         "give the container a network namespace of its own; --tcp-close to have it find its connections closed"
     ),
     "submount": Rule("bind the submount by an entry of its own in `mounts`"),
+    "nested-namespace": Rule(
+        "run the program without a namespace of its own (mount and network namespaces are carried)"
+    ),
+    "packet-pipe": Rule("run the program without pipes of packets (pipe2 with O_DIRECT)"),
+    "deadline": Rule("give the thread another scheduling policy (chrt -o)"),
+    "threaded-cgroup": Rule("leave all threads of a process in one cgroup"),
+    # What CRIU would lose without a word.
+    "host-ipc": Rule(
+        "give the container an ipc namespace of its own; --allow host-ipc if it keeps nothing there", allowable=True
+    ),
+    "message-queue": Rule("close and unlink the queue (mq_unlink)"),
+    "eventfd-semaphore": Rule(
+        "run the program without EFD_SEMAPHORE; --allow eventfd-semaphore to make plain ones of them", allowable=True
+    ),
+    "semaphore-undo": Rule(
+        "run the program without SEM_UNDO; --allow semaphore-undo if it does not depend on it", allowable=True
+    ),
+    "personality": Rule(
+        "run the program without setarch or personality; --allow personality to lose it", allowable=True
+    ),
+    "keyring": Rule("remove the keys (keyctl clear @s); --allow keyring to leave them behind", allowable=True),
     # What differs at the target.
     "id-in-use": Rule("delete or rename the container there"),
     "architecture": Rule("choose a target of the same kind"),
@@ -155,18 +176,22 @@ def container_blockers(
         found += [
             Blocker("network-device", f"interface {name}", "is in the container's network namespace")
             for name in procscan.network_devices(state.pid)
-            if spec.network is None or name != spec.network.name or "user" in spec.namespaces
+            if spec.network is None or name != spec.network.name
         ]
     found += _submounts(state, spec)
     sockets.settled(state.pid, patience, frozenset())
     survey = sockets.survey(state.pid)
     if "network" not in spec.namespaces and not tcp_close:
         found += _host_connections(survey)
-    found += [Blocker(finding.rule, finding.where, finding.problem) for finding in survey.findings]
+    found += _blockers(survey.findings)
+    if not spec.is_new("ipc"):
+        problem = "has no new ipc namespace: System V and POSIX IPC objects would stay behind"
+        found.append(Blocker("host-ipc", "config.json: linux.namespaces", problem))
+    else:
+        found += _blockers(losses.ipc(state.pid, processes.container_pids(state.pid)))
+    found += _blockers(losses.keys(state.id))
     any_uid = can_carry_any_uid()
-    for finding in procscan.scan(state.pid):
-        if finding.rule != "other-uid" or not any_uid:
-            found.append(Blocker(finding.rule, finding.where, finding.problem))
+    found += _blockers(finding for finding in procscan.scan(state.pid) if finding.rule != "other-uid" or not any_uid)
     return found
 
 
@@ -178,6 +203,10 @@ def _host_connections(survey: sockets.Survey) -> list[Blocker]:
         for connection in survey.connections
         if not connection.inside
     ]
+
+
+def _blockers(findings: Iterable[losses.Finding]) -> list[Blocker]:
+    return [Blocker(finding.rule, finding.where, finding.problem) for finding in findings]
 
 
 def _submounts(state: State, spec: Spec) -> list[Blocker]:
@@ -281,9 +310,10 @@ def require_movable(store: Store, state: State, spec: Spec, allow: frozenset[str
 
 
 def external_paths(spec: Spec) -> tuple[str, ...]:
-    """What must exist at a target beside the root file system: bind sources, namespaces joined by path."""
+    """What must exist at a target beside the root file system: bind sources, namespaces joined by path, hooks."""
     joined = [path for path in spec.namespaces.values() if path is not None]
-    return tuple(dict.fromkeys([*(mount.source for mount in spec.mounts if mount.is_bind), *joined]))
+    hooks = [hook.path for point in ("prestart", "createRuntime", "poststop") for hook in spec.hooks[point]]
+    return tuple(dict.fromkeys([*(mount.source for mount in spec.mounts if mount.is_bind), *joined, *hooks]))
 
 
 def check_target(peer: "Peer", store: Store, state: State, spec: Spec) -> list[Blocker]:

@@ -27,11 +27,11 @@ class Announcer:
     """A way to speak for a container's interface from outside. `netns` is a descriptor; raises OSError."""
 
     def __init__(self, network: Network, netns: int) -> None:
-        from runtime.netlink import inside
+        from runtime.namespaces import inside_netns
 
         self._frames = frames(network)
         kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC
-        self._socket = inside(netns, lambda: socket.socket(socket.AF_PACKET, kind, 0))
+        self._socket = inside_netns(netns, lambda: socket.socket(socket.AF_PACKET, kind, 0))
         try:
             self._socket.bind((network.name, 0))
         except OSError:

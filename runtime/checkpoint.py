@@ -1,8 +1,8 @@
 """What of a container CRIU must be told at a dump, and runc's `checkpoint` made of it.
 
 Kept out of CRIU's hands, because it is cheaper or sounder so:
-- the network namespace is external: at a restore it is made anew with `lo` up before anything is frozen (but for one
-  that belongs to a user namespace of the container);
+- the network namespace is external: at a restore it is made anew with `lo` up before anything is frozen. One that
+  belongs to a user namespace of the container can only be made by CRIU, which leaves it empty: we fill it then;
 - cgroups are ignored: the restored tree is born in the container's new cgroup (criu_exec.py);
 - standard streams that are pipes: at a restore other pipes are inherited in their place.
 
@@ -19,7 +19,7 @@ import time
 
 from criu_rpc.client import Criu
 from criu_rpc.options import DumpOptions
-from runtime import container, jsonio, namespaces
+from runtime import container, jsonio, namespaces, supplement, syscalls
 from runtime.cgroups import Cgroup
 from runtime.cgroups.hierarchies import UNIFIED, discover
 from runtime.errors import ContainerError, SpecError
@@ -43,6 +43,11 @@ _HOST_DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 def is_own_network(spec: Spec) -> bool:
     """Whether the container has a network namespace of its own that we make anew at a restore."""
     return spec.is_new("network") and "user" not in spec.namespaces
+
+
+def is_users_network(spec: Spec) -> bool:
+    """Whether the container has a network namespace of its own that belongs to its user namespace."""
+    return spec.is_new("network") and "user" in spec.namespaces
 
 
 def joined(spec: Spec) -> dict[str, str]:
@@ -88,6 +93,8 @@ def dump_options(state: State, spec: Spec, **more: Any) -> DumpOptions:
         inode = os.stat(f"/proc/{state.pid}/ns/{file}").st_ino
         external.append(f"{file}[{inode}]:{external_key(kind)}")
     options: dict[str, Any] = {"tcp_established": True, "file_locks": True, "link_remap": True} | more
+    if is_users_network(spec):
+        options["empty_ns"] = syscalls.CLONE_NEWNET
     return DumpOptions(
         pid=state.pid, root=state.rootfs, external=tuple(external), orphan_pts_master=spec.process.terminal, **options
     )  # fmt: skip
@@ -153,6 +160,8 @@ def _dump(state: State, spec: Spec, request: Request) -> None:
             Criu().pre_dump(options, timeout=DUMP_TIMEOUT)
         else:
             with Criu().dump(options, timeout=DUMP_TIMEOUT) as session:
+                session.run_until("post-dump")
+                supplement.save(images, state, Cgroup.of(state))
                 session.finish()
     finally:
         os.close(images)

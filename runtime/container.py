@@ -1,68 +1,24 @@
-"""The life of a container once it is there: start, kill, pause, delete. Every verb holds the container's lock.
+"""The life of a container that is there: kill, pause, delete. Every verb but `kill` holds the container's lock.
 
-What makes one is in create.py: engines call these verbs as often, and they need far less.
+What makes one is in create.py and start.py.
 """
 
 from __future__ import annotations
 
 import os
-import select
 
 from runtime import processes
 from runtime.cgroups import Cgroup
-from runtime.errors import Conflict, ContainerError, DeadlineExceeded, NotFound, StartFailed, StateError
+from runtime.errors import Conflict, DeadlineExceeded, NotFound, StateError
 from runtime.light import signals
 from runtime.state import State, Status, Store
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from typing import Any
 
-START_TIMEOUT = 120.0
 DEATH_TIMEOUT = 30.0
 MONITOR_TIMEOUT = 10.0
-
-
-def start(store: Store, container_id: str) -> State:
-    """Let the init of a created container run its program."""
-    with store.lock_existing(container_id):
-        state = store.load(container_id)
-        state.status.require(container_id, "start", Status.CREATED)
-        fifo, errors_fifo = (f"{store.directory(container_id)}/{name}.fifo" for name in ("exec", "error"))
-        try:
-            errors = os.open(errors_fifo, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-            fd = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError as error:
-            raise ContainerError(
-                f"container {container_id}: its init does not wait any more: {error.strerror}"
-            ) from None
-        # Saved before init goes on: a program that ends at once must not be taken for one that was never started.
-        state = state.replace(started=True)
-        store.save(state)
-        os.write(fd, b"0")
-        os.close(fd)
-        _await_program(errors)
-        os.unlink(fifo)
-        os.unlink(errors_fifo)
-        _run_later(state, "poststart")
-        return state
-
-
-def _await_program(errors: int) -> None:
-    """Wait until init has become the container's program. Raises StartFailed with init's own words, DeadlineExceeded.
-
-    `errors` reads from a fifo that only init can write to: it is at its end when init's exec has closed it.
-    """
-    poll = select.poll()
-    poll.register(errors, select.POLLIN)
-    try:
-        if not poll.poll(START_TIMEOUT * 1000):
-            raise DeadlineExceeded(f"the container's init did not become its program within {START_TIMEOUT:g} s")
-        words = os.read(errors, 1 << 16)
-    finally:
-        os.close(errors)
-    if words:
-        raise StartFailed(words.decode(errors="replace"))
 
 
 def kill(store: Store, container_id: str, number: int, *, everyone: bool = False) -> None:
@@ -120,12 +76,20 @@ def resume(store: Store, container_id: str) -> None:
         Cgroup.of(state).thaw()
 
 
-def update(store: Store, container_id: str, change: Callable[[Cgroup], None]) -> None:
-    """Change the limits of a container that lives."""
+def update(store: Store, container_id: str, resources: dict[str, Any], name: str) -> None:
+    """Change the limits of a container that lives, and keep them with its state: they go where it goes.
+
+    `resources` is a resources object as in config.json, called `name` in errors. Raises SpecError, ContainerError.
+    """
+    from runtime.fields import Fields
+    from runtime.resources import merge, parse_resources
+
+    parsed = parse_resources(Fields(resources, name))
     with store.lock_existing(container_id):
         state = store.load(container_id)
         state.status.require(container_id, "update", Status.CREATED, Status.RUNNING, Status.PAUSED)
-        change(Cgroup.of(state))
+        Cgroup.of(state).apply(parsed)
+        store.save(state.replace(resources=merge(state.resources, resources)))
 
 
 def delete(store: Store, container_id: str, *, force: bool = False, created: str | None = None) -> None:
@@ -144,8 +108,6 @@ def delete(store: Store, container_id: str, *, force: bool = False, created: str
             if created is not None and state.created != created:
                 return
             cgroup = Cgroup.of(state)
-            if cgroup.paths != state.cgroup_paths:
-                Cgroup(state.cgroup_paths).require_own()
             cgroup.require_own()
         except (NotFound, StateError) as error:
             if not force:
@@ -169,7 +131,10 @@ def remove(store: Store, state: State, cgroup: Cgroup | None = None) -> None:
         veth.remove(state)  # with the namespace it would go by itself, but later
     wait_monitor(state, MONITOR_TIMEOUT)
     cgroup.remove()
-    _run_later(state, "poststop", "stopped")
+    if state.hooks.get("poststop"):
+        from runtime import hooks
+
+        hooks.run_later(state, "poststop", "stopped")
     store.remove(state.id)
 
 
@@ -208,16 +173,3 @@ def wait_monitor(state: State, timeout: float) -> None:
             processes.wait_exit(pidfd, timeout)
     finally:
         os.close(pidfd)
-
-
-def _run_later(state: State, point: str, status: str | None = None) -> None:
-    if state.hooks.get(point):
-        from runtime import hooks, notices
-        from runtime.spec import Hook
-
-        try:
-            known = [Hook(**hook) for hook in state.hooks[point]]
-        except TypeError:  # state.json is not as we wrote it
-            notices.warn(f"hooks.{point}: state.json holds what is no hook")
-            return
-        hooks.run_all(point, known, state.oci(status))

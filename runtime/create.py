@@ -17,6 +17,7 @@ from runtime.state import State
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Callable
     from typing import Any
 
     from runtime.network import Network
@@ -51,17 +52,18 @@ def create(
     container_id: str,
     bundle: str,
     options: Options = Options(),  # noqa: B008 (it is frozen)
-    console: socket.socket | None = None,
+    connect: Callable[[], socket.socket] | None = None,
 ) -> State:
     """Make a container of a bundle; its init waits for `start`.
 
-    `console` takes the master of its terminal, where there is no --console-socket. Raises SpecError, Conflict,
+    `connect` makes the connection that takes the master of its terminal, when it is to have one and there is no
+    --console-socket. Raises SpecError, Conflict,
     StartFailed; after a failure nothing of it is left. Must be called by a process without threads.
     """
     bundle = os.path.abspath(bundle)
     with store.lock(container_id):
         spec = load(bundle, net=options.net)
-        _check(spec, options, console)
+        _check(spec, options, connect is not None)
         if spec.network is not None:
             spec = plan_network(store, spec, container_id)
         directory = store.create(container_id)
@@ -77,7 +79,7 @@ def create(
         cgroup = Cgroup({})
         try:
             state, cgroup = make_cgroup(store, state, spec, systemd=options.systemd)
-            return _launch(store, state, spec, cgroup, options, console)
+            return _launch(store, state, spec, cgroup, options, connect)
         except BaseException as error:
             cause = _limit_reached(cgroup, spec.resources)
             remove_cgroup(cgroup)
@@ -185,11 +187,11 @@ def now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{nanoseconds:09d}Z"
 
 
-def _check(spec: Spec, options: Options, console: socket.socket | None) -> None:
+def _check(spec: Spec, options: Options, has_console: bool) -> None:
     """What can be said before anything is made."""
     if not os.path.isdir(spec.root):
         raise StartFailed(f"root.path: {spec.root} is no directory")
-    if spec.process.terminal and console is None and options.console_socket is None:
+    if spec.process.terminal and options.console_socket is None and not has_console:
         raise SpecError(
             "cannot allocate tty if pymigrate will detach without setting console socket",
             remedy="set process.terminal to false, give --console-socket, or use `run` without --detach",
@@ -203,7 +205,12 @@ def _check(spec: Spec, options: Options, console: socket.socket | None) -> None:
 
 
 def _launch(
-    store: Store, state: State, spec: Spec, cgroup: Cgroup, options: Options, console: socket.socket | None
+    store: Store,
+    state: State,
+    spec: Spec,
+    cgroup: Cgroup,
+    options: Options,
+    connect: Callable[[], socket.socket] | None,
 ) -> State:
     """Start the init, go through the handshake, save the state as created."""
     directory = store.directory(state.id)
@@ -232,9 +239,11 @@ def _launch(
     adopted: int | None = None
     pid = 0
     try:
-        terminal = console
+        terminal: socket.socket | None = None
         if options.console_socket is not None:
             terminal = handover.connect_console(options.console_socket)
+        elif connect is not None and spec.process.terminal:
+            terminal = connect()
         if terminal is not None:
             setup = setup.replace(console=terminal.fileno())
         if options.foreground:

@@ -7,6 +7,7 @@ onto itself in a mount namespace of its own, which CRIU needs as a mount point a
 Runs under `python3 -I -S` as a child of the monitor, so that the restored init becomes the monitor's child.
 """
 
+import errno
 import os
 import sys
 
@@ -15,14 +16,15 @@ from runtime.mount_spec import MS_BIND, MS_PRIVATE, MS_REC
 
 
 def main(argv: list[str]) -> int:
-    """argv: ROOTFS, "cgroupns" or "", cgroup directories, "--", the program to become and its arguments."""
+    """argv: ROOTFS, "cgroupns" or "", KEYRING, cgroup directories, "--", the program to become and its arguments."""
     split = argv.index("--")
-    rootfs, cgroupns, *cgroups = argv[:split]
+    rootfs, cgroupns, keyring, *cgroups = argv[:split]
     try:
         os.setgroups([])  # CRIU 3.17 leaves a process that had no supplementary groups with its own: the log-in's
         for directory in cgroups:
             with open(os.path.join(directory, "cgroup.procs"), "w") as procs:
                 procs.write("0")
+        _leave_keyring(keyring)
         syscalls.unshare(syscalls.CLONE_NEWNS | (syscalls.CLONE_NEWCGROUP if cgroupns else 0))
         syscalls.mount(None, "/", None, MS_REC | MS_PRIVATE)
         syscalls.mount(rootfs, rootfs, None, MS_BIND | MS_REC)
@@ -31,3 +33,12 @@ def main(argv: list[str]) -> int:
     except OSError as error:
         print(f"cannot prepare the restore: {error}", file=sys.stderr)
     return 1
+
+
+def _leave_keyring(name: str) -> None:
+    """What CRIU restores has CRIU's session keyring: it must not be that of whoever has logged in here."""
+    try:
+        syscalls.join_session_keyring(name)
+    except OSError as error:
+        if error.errno != errno.ENOSYS:
+            raise

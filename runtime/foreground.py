@@ -7,6 +7,7 @@ import os
 from runtime import container, create, sync
 from runtime.errors import StartFailed
 from runtime.light import signals
+from runtime.start import start
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,26 +24,24 @@ _FORWARDED = (
 
 def run(store: Store, container_id: str, bundle: str, options: create.Options, *, keep: bool = False) -> int:
     """Create and start a container, wait for its end, delete it unless `keep`; returns its exit status."""
-    ours = theirs = None
-    if options.console_socket is None and wants_terminal(bundle):
+    consoles: list[socket.socket] = []
+
+    def connect() -> socket.socket:
         ours, theirs = sync.pair()
-    state = create.create(store, container_id, bundle, options.replace(foreground=True), theirs)
+        consoles.append(ours)
+        return theirs
+
+    state = create.create(store, container_id, bundle, options.replace(foreground=True), connect)
     try:
         with Forwarding(state.pid):
-            if ours is None:
-                container.start(store, container_id)
+            if not consoles:
+                start(store, container_id)
                 return wait(state.pid)
-            return with_terminal(ours, lambda: container.start(store, container_id), lambda: wait(state.pid))
+            return with_terminal(consoles[0], lambda: start(store, container_id), lambda: wait(state.pid))
     finally:
         if not keep:
             hold_signals()
             container.delete(store, container_id, force=True, created=state.created)
-
-
-def wants_terminal(bundle: str) -> bool:
-    from runtime.spec import load
-
-    return load(bundle).process.terminal
 
 
 def with_terminal(ours: socket.socket, begin: Callable[[], object], end: Callable[[], int]) -> int:

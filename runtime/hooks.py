@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from runtime.spec import Hook
+    from runtime.state import State
 
 
 def preload() -> ModuleType:
@@ -42,6 +43,18 @@ def run_all(point: str, hooks: Iterable[Hook], state: dict[str, Any]) -> None:
             _run(f"hooks.{point}[{index}] ({hook.path})", hook, state, None)
         except StartFailed as error:
             notices.warn(str(error))
+
+
+def run_later(state: State, point: str, status: str | None = None) -> None:
+    """Run hooks that the state has kept, as `run_all` does; they see the container's status, or `status`."""
+    from runtime.spec import Hook
+
+    try:
+        known = [Hook(**hook) for hook in state.hooks[point]]
+    except TypeError:  # state.json is not as we wrote it
+        notices.warn(f"hooks.{point}: state.json holds what is no hook")
+        return
+    run_all(point, known, state.oci(status))
 
 
 def _run(where: str, hook: Hook, state: dict[str, Any], cwd: str | None) -> None:

@@ -12,7 +12,6 @@ import socket
 import struct
 import sys
 
-from runtime import syscalls
 from runtime.errors import ContainerError
 
 if "pyroute2" not in sys.modules:
@@ -27,10 +26,7 @@ from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any, TypeVar
-
-    T = TypeVar("T")
+    from typing import Any
 
 TIMEOUT = 10.0
 IFF_UP = 1
@@ -42,19 +38,6 @@ _HEADER = struct.Struct("=IHHII")  # struct nlmsghdr
 _IFA_F_NODAD = 2
 _RTPROT_STATIC, _RT_TABLE_MAIN, _RTN_UNICAST = 4, 254, 1
 _FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
-
-
-def inside(netns: int, action: Callable[[], T]) -> T:
-    """What `action` returns, done in the network namespace of a descriptor. For a process without other threads."""
-    before = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        syscalls.setns(netns, syscalls.CLONE_NEWNET)
-        try:
-            return action()
-        finally:
-            syscalls.setns(before, syscalls.CLONE_NEWNET)
-    finally:
-        os.close(before)
 
 
 class Netlink:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
 
 from runtime.light import signals
 
@@ -61,6 +60,8 @@ def children(pid: int, started: int | None) -> set[int]:
 
 def wait_exit(pidfd: int, timeout: float) -> bool:
     """Wait until the process behind `pidfd` has ended; False after `timeout` seconds."""
+    import select
+
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     return bool(poll.poll(timeout * 1000))

@@ -6,6 +6,8 @@ from runtime.records import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from runtime.fields import Fields
 
 _UINT16, _UINT32, _UINT64 = 2**16 - 1, 2**32 - 1, 2**64 - 1
@@ -78,6 +80,16 @@ class Resources(Record):
     rdma: dict[str, dict[str, int]] = {}
     devices: tuple[DeviceRule, ...] = ()
     unified: dict[str, str] = {}
+
+
+def merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """One resources object that says what two of them say one after the other: what the newer one leaves out stays."""
+    merged = dict(old)
+    for name, value in new.items():
+        before = merged.get(name)
+        both = isinstance(before, dict) and isinstance(value, dict)
+        merged[name] = merge(before or {}, value) if both else value
+    return merged
 
 
 def parse_resources(resources: Fields) -> Resources:

@@ -16,6 +16,7 @@ from runtime import (
     create,
     foreground,
     handover,
+    hooks,
     idmaps,
     init,
     monitor,
@@ -24,13 +25,16 @@ from runtime import (
     process,
     processes,
     selfexec,
+    supplement,
     sync,
     syscalls,
 )
 from runtime.cgroups import Cgroup
-from runtime.errors import ContainerError, DeadlineExceeded, NotFound, NotSupported
+from runtime.errors import ContainerError, DeadlineExceeded, NotFound
+from runtime.fields import Fields
 from runtime.mount_spec import ATTR_IDMAP, IdMapping
 from runtime.records import Record
+from runtime.resources import parse_resources
 from runtime.spec import load
 from runtime.state import State
 
@@ -49,9 +53,9 @@ class RestorePlan(Record):
     """What a restore needs to know beside the spec.
 
     `stdio` are the init's standard streams as they were named at the dump ("pipe:[123]"); `rootfs` overrides the
-    bundle's; `carried` is what goes along of the old state beside annotations: created, bundle_hints; `move` the
-    migration this belongs to; `options` are further RestoreOptions. An `adoptable` container is its caller's where that
-    is ready to be (monitor.py); a `foreground` one is a child of ours, with our own standard streams.
+    bundle's; `carried` is what goes along of the old state beside annotations: created, bundle_hints, resources; `move`
+    the migration this belongs to; `options` are further RestoreOptions. An `adoptable` container is its caller's where
+    that is ready to be (monitor.py); a `foreground` one is a child of ours, with our own standard streams.
     """
 
     id: str
@@ -80,6 +84,7 @@ class Restoring:
         self._options: Callable[[int, int], RestoreOptions] | None = None
         self._released = False
         self._announcer: Announcer | None = None
+        self._hooked = False
 
     @property
     def history_path(self) -> str:
@@ -94,12 +99,12 @@ class Restoring:
         process without threads. Raises Conflict when the id is in use; a failure leaves nothing.
         """
         if spec.network is not None:
-            if not checkpoint.is_own_network(spec):
-                raise NotSupported("a network on a bridge in a user namespace cannot be restored")
             spec = create.plan_network(store, spec, plan.id)
+        carried = plan.carried
+        updated: dict[str, Any] = dict(carried.get("resources", {}))
+        limits = parse_resources(Fields(updated, "update"))
         directory = store.create(plan.id)
         rootfs = os.path.realpath(plan.rootfs or spec.root)
-        carried = plan.carried
         state = State(
             id=plan.id,
             bundle=plan.bundle,
@@ -110,12 +115,14 @@ class Restoring:
             hooks=create.later_hooks(spec),
             bundle_hints=tuple(str(hint) for hint in list(carried.get("bundle_hints", []))[-8:]),
             move=plan.move,
+            resources=updated,
         )
         restoring = cls(store, state, plan, spec)
         try:
             restoring._state, restoring._cgroup = create.make_cgroup(
                 store, state, spec, systemd=plan.systemd or ":" in (spec.cgroups_path or "")
             )
+            restoring._cgroup.apply(limits)
             restoring._launch(spec, criu, directory, rootfs)
         except BaseException:
             restoring.abort()
@@ -135,6 +142,7 @@ class Restoring:
             wrapper = [
                 rootfs,
                 "cgroupns" if "cgroup" in spec.namespaces else "",
+                f"_ses.{self._plan.id}",
                 *self._cgroup.directories(),
             ]
             argv = selfexec.command("runtime.criu_exec", *wrapper, "--", criu.path, "swrk", str(theirs.fileno()))
@@ -184,6 +192,8 @@ class Restoring:
             for destination, source in checkpoint.external_mounts(spec, self._state.cgroup_paths).items()
         )
         options: dict[str, Any] = {"tcp_established": True, "file_locks": True, "link_remap": True}
+        if checkpoint.is_users_network(spec):
+            options["empty_ns"] = syscalls.CLONE_NEWNET
         self._options = lambda images, work: RestoreOptions(
             images_dir_fd=images, work_dir_fd=work, root=rootfs, external=external, inherit_fd=tuple(inherit),
             orphan_pts_master=spec.process.terminal, **options | self._plan.options,
@@ -194,16 +204,29 @@ class Restoring:
         found: list[tuple[str, int]] = []
         if checkpoint.is_own_network(spec):
             opened.append(namespaces.new_netns())
-            if spec.network is not None:
-                from runtime import announce, veth
-
-                veth.build(self._state, spec.network, opened[-1])
-                self._announcer = announce.Announcer(spec.network, opened[-1])
+            self._build_network(opened[-1])
             found.append((checkpoint.external_key("network"), opened[-1]))
         for kind, path in checkpoint.joined(spec).items():
             opened.append(namespaces.open_path(kind, path))
             found.append((checkpoint.external_key(kind), opened[-1]))
         return found
+
+    def _build_network(self, netns: int) -> None:
+        """All of a network on a bridge but its connection to it, in a namespace that holds only `lo`."""
+        if self._spec.network is not None:
+            from runtime import announce, veth
+
+            veth.build(self._state, self._spec.network, netns)
+            self._announcer = announce.Announcer(self._spec.network, netns)
+
+    def _fill_network(self, pid: int) -> None:
+        """The network in the namespace that CRIU has made for its restored init `pid`."""
+        netns = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            namespaces.inside_netns(netns, lambda: namespaces.bring_up("lo"))
+            self._build_network(netns)
+        finally:
+            os.close(netns)
 
     def _streams(self, ends: tuple[int, ...]) -> list[tuple[str, int]]:
         """What takes the place of the pipes that were the container's standard streams."""
@@ -231,8 +254,11 @@ class Restoring:
         try:
             connection, self._connection = self._connection, None
             options = self._options(images, work)
+            extra = supplement.load(images)
             self._session = Criu().restore(options, timeout=timeout, connection=connection)
+            self._set_up_namespaces()
             pid = self._session.run_until("post-restore", take_terminal).pid
+            supplement.apply(extra, pid, self._cgroup)
         finally:
             os.close(images)
             os.close(work)
@@ -242,6 +268,20 @@ class Restoring:
         )
         self._store.save(self._state)
         return pid
+
+    def _set_up_namespaces(self) -> None:
+        """What is done at a `create` in new namespaces from outside: they are there, and nothing else is yet."""
+        assert self._session is not None
+        points = [point for point in ("prestart", "createRuntime") if self._spec.hooks[point]]
+        users_network = checkpoint.is_users_network(self._spec)
+        if not (points or users_network):
+            return
+        pid = self._session.run_until("setup-namespaces").pid
+        if users_network:
+            self._fill_network(pid)
+        for point in points:
+            self._hooked = True
+            hooks.run(point, self._spec.hooks[point], self._state.replace(pid=pid).oci("creating"))
 
     def _open_images(self) -> int:
         """The directory of the images, readable for the root of a user namespace as well.
@@ -313,6 +353,8 @@ class Restoring:
         if self._monitor is not None:
             self._monitor.abandon()
         create.remove_cgroup(self._cgroup)
+        if self._hooked:
+            hooks.run_all("poststop", self._spec.hooks["poststop"], self._state.oci("stopped"))
         self._store.remove(self._state.id)
 
     @staticmethod
@@ -377,6 +419,7 @@ def restore(store: Store, container_id: str, bundle: str, request: Request) -> i
             images=request.images,
             work=request.work,
             stdio=checkpoint.read_descriptors(request.images),
+            carried={"resources": supplement.resources(request.images)},
             options=request.options,
             adoptable=request.pid_file is not None,
             foreground=not request.detach,

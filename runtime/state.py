@@ -76,7 +76,7 @@ class State(Record):
     `cgroup_paths` maps a v1 controller (or "" for v2) to the directory; `systemd_unit` the unit that they belong to, if
     systemd made them; `shim_pid` is the pid of the monitor, 0 when the caller of `create` is it; `stdio` are the init's
     descriptors 0 to 2 as /proc shows them; `bundle_hints` are where the bundle lay on hosts it came from; `move` is the
-    id of a migration that is going on, None otherwise.
+    id of a migration that is going on, None otherwise; `resources` is what `update` has changed of linux.resources.
     """
 
     id: str
@@ -97,6 +97,7 @@ class State(Record):
     annotations: dict[str, str] = {}
     bundle_hints: tuple[str, ...] = ()
     move: str | None = None
+    resources: dict[str, Any] = {}
 
     @property
     def status(self) -> Status:
@@ -136,7 +137,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("pid", "shim_pid"), (int,)),
     **dict.fromkeys(("pid_start_time", "shim_start_time"), (int, type(None))),
     "started": (bool,),
-    **dict.fromkeys(("hooks", "cgroup_paths", "namespace_paths", "annotations"), (dict,)),
+    **dict.fromkeys(("hooks", "cgroup_paths", "namespace_paths", "annotations", "resources"), (dict,)),
     **dict.fromkeys(("stdio", "bundle_hints"), (list,)),
     **dict.fromkeys(("move", "systemd_unit"), (str, type(None))),
 }

@@ -1,14 +1,15 @@
-"""The only place that touches ctypes: one thin function per system call that Python 3.11 lacks.
+"""One thin function per system call that Python 3.11 lacks.
 
 Each raises OSError with the errno, and the names of the call and what it was about in its text.
 """
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import sys
+
+from runtime import light_ctypes as ctypes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ _OPEN_TREE_CLONE, _OPEN_TREE_CLOEXEC = 1, os.O_CLOEXEC
 _MOVE_MOUNT_F_EMPTY_PATH, _MOVE_MOUNT_T_EMPTY_PATH = 0x4, 0x40
 _KEYCTL_JOIN_SESSION_KEYRING = 1
 _IOPRIO_WHO_PROCESS, _IOPRIO_CLASS_SHIFT = 1, 13
+_KCMP_SYSVSEM = 6
 _RESOLVE_NO_MAGICLINKS = 0x02
 _RESOLVE_IN_ROOT = 0x10
 # System call numbers are the same on all architectures from 424 on (pidfd_send_signal and later).
@@ -48,13 +50,15 @@ _SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_FSOPEN, _SYS_FSCONFIG, _SYS_FSMOUNT = 428,
 _SYS_CLONE3, _SYS_OPENAT2 = 435, 437
 _CLONE_INTO_CGROUP, _SIGCHLD = 0x2_0000_0000, 17
 _SYS_MOUNT_SETATTR = 442
-_VARYING = ("pivot_root", "keyctl", "ioprio_set", "sched_setattr", "seccomp", "bpf")
+_VARYING = (
+    "pivot_root", "keyctl", "ioprio_set", "ioprio_get", "kcmp", "sched_setattr", "sched_getattr", "seccomp", "bpf",
+)  # fmt: skip
 _SYS = {
-    "x86_64": (155, 250, 251, 314, 317, 321),
-    "aarch64": (41, 219, 30, 274, 277, 280),
-    "riscv64": (41, 219, 30, 274, 277, 280),
-    "ppc64le": (203, 271, 273, 355, 358, 361),
-    "s390x": (217, 280, 282, 345, 348, 351),
+    "x86_64": (155, 250, 251, 252, 312, 314, 315, 317, 321),
+    "aarch64": (41, 219, 30, 31, 272, 274, 275, 277, 280),
+    "riscv64": (41, 219, 30, 31, 272, 274, 275, 277, 280),
+    "ppc64le": (203, 271, 273, 274, 354, 355, 356, 358, 361),
+    "s390x": (217, 280, 282, 283, 343, 345, 346, 348, 351),
 }
 _SOL_SOCKET, _SO_GET_FILTER = 1, 26
 _FSOPEN_CLOEXEC = 1
@@ -70,8 +74,9 @@ _functions: dict[str, Callable[..., int]] = {}
 def _function(name: str) -> Callable[..., int]:
     """A libc function that returns an int, -1 for failure; bound at its first use."""
     if name not in _functions:
-        function = getattr(ctypes.CDLL(None, use_errno=True), name)
-        function.restype = ctypes.c_long if name == "syscall" else ctypes.c_int
+        function = ctypes.libc(name)
+        if name == "syscall":
+            function.restype = ctypes.c_long
         _functions[name] = function
     return _functions[name]
 
@@ -189,13 +194,19 @@ def open_in_root(root_fd: int, path: str, flags: int, mode: int = 0) -> int:
 
 def detached_tmpfs(*, mode: int) -> int:
     """A directory descriptor of a new tmpfs that is mounted nowhere; it vanishes with its last descriptor."""
-    context = _syscall(_SYS_FSOPEN, "fsopen tmpfs", ctypes.c_char_p(b"tmpfs"), _FSOPEN_CLOEXEC)
+    return detached("tmpfs", mode=f"{mode:o}")
+
+
+def detached(fstype: str, **options: str) -> int:
+    """A directory descriptor of a file system that is mounted nowhere; the mount goes with its last descriptor."""
+    context = _syscall(_SYS_FSOPEN, f"fsopen {fstype}", ctypes.c_char_p(fstype.encode()), _FSOPEN_CLOEXEC)
     try:
-        value = ctypes.c_char_p(f"{mode:o}".encode())
-        key = ctypes.c_char_p(b"mode")
-        _syscall(_SYS_FSCONFIG, "fsconfig tmpfs", context, _FSCONFIG_SET_STRING, key, value, 0)
-        _syscall(_SYS_FSCONFIG, "fsconfig tmpfs", context, _FSCONFIG_CMD_CREATE, None, None, 0)
-        mounted = _syscall(_SYS_FSMOUNT, "fsmount tmpfs", context, _FSMOUNT_CLOEXEC, 0)
+        what = f"fsconfig {fstype}"
+        for name, text in options.items():
+            key, value = ctypes.c_char_p(name.encode()), ctypes.c_char_p(text.encode())
+            _syscall(_SYS_FSCONFIG, what, context, _FSCONFIG_SET_STRING, key, value, 0)
+        _syscall(_SYS_FSCONFIG, what, context, _FSCONFIG_CMD_CREATE, None, None, 0)
+        mounted = _syscall(_SYS_FSMOUNT, f"fsmount {fstype}", context, _FSMOUNT_CLOEXEC, 0)
     finally:
         os.close(context)
     try:
@@ -235,13 +246,48 @@ def join_session_keyring(name: str) -> None:
     _syscall(_number("keyctl"), "keyctl", _KEYCTL_JOIN_SESSION_KEYRING, ctypes.c_char_p(os.fsencode(name)))
 
 
-def ioprio_set(io_class: int, level: int) -> None:
-    """ioprio_set(2) for this process."""
-    _syscall(_number("ioprio_set"), "ioprio_set", _IOPRIO_WHO_PROCESS, 0, io_class << _IOPRIO_CLASS_SHIFT | level)
+def ioprio_set(io_class: int, level: int, thread: int = 0) -> None:
+    """ioprio_set(2) for this thread or another one."""
+    value = io_class << _IOPRIO_CLASS_SHIFT | level
+    _syscall(_number("ioprio_set"), "ioprio_set", _IOPRIO_WHO_PROCESS, thread, value)
 
 
-def sched_setattr(policy: int, flags: int, nice: int, priority: int, times: tuple[int, int, int]) -> None:
-    """sched_setattr(2) for this thread; times are runtime, deadline and period in nanoseconds."""
+def ioprio_get(thread: int) -> tuple[int, int]:
+    """ioprio_get(2): class and level of a thread."""
+    value = _syscall(_number("ioprio_get"), "ioprio_get", _IOPRIO_WHO_PROCESS, thread)
+    return value >> _IOPRIO_CLASS_SHIFT, value & (1 << _IOPRIO_CLASS_SHIFT) - 1
+
+
+def timerfd_gettime(fd: int) -> None:
+    """timerfd_gettime(2): for its effect on a periodic timer that has expired, which then goes on."""
+    _check(_function("timerfd_gettime")(fd, (ctypes.c_char * 32)()), "timerfd_gettime")
+
+
+def timerfd_settime(fd: int, flags: int, value: int, interval: int) -> None:
+    """timerfd_settime(2), times in nanoseconds."""
+    parts = [number for time in (interval, value) for number in divmod(time, 1_000_000_000)]
+    wanted = (ctypes.c_long * 4)(*parts)  # struct itimerspec
+    _check(_function("timerfd_settime")(fd, flags, ctypes.byref(wanted), None), "timerfd_settime")
+
+
+def share_semaphore_undo(pid: int, other: int) -> bool:
+    """kcmp(2): whether two processes have one list of what semop(2) is to undo, or neither has any."""
+    return _syscall(_number("kcmp"), "kcmp", pid, other, _KCMP_SYSVSEM, 0, 0) == 0
+
+
+def sched_getattr(thread: int) -> tuple[int, int, int, int, int]:
+    """sched_getattr(2): policy, flags, nice value, priority and runtime (nanoseconds) of a thread."""
+    buffer = (ctypes.c_char * 56)()
+    _syscall(_number("sched_getattr"), "sched_getattr", thread, buffer, 56, 0)
+    parts = ((4, 4), (8, 8), (16, 4), (20, 4), (24, 8))
+    found = [int.from_bytes(buffer.raw[at : at + size], sys.byteorder, signed=at == 16) for at, size in parts]
+    return found[0], found[1], found[2], found[3], found[4]
+
+
+def sched_setattr(
+    policy: int, flags: int, nice: int, priority: int, times: tuple[int, int, int], thread: int = 0
+) -> None:
+    """sched_setattr(2) for this thread or another one; times are runtime, deadline and period in nanoseconds."""
     attributes = bytearray(56)  # struct sched_attr: size, policy, flags, nice, priority, runtime, deadline, period, ...
     for offset, size, value in (
         (0, 4, 56), (4, 4, policy), (8, 8, flags), (16, 4, nice), (20, 4, priority),
@@ -249,7 +295,7 @@ def sched_setattr(policy: int, flags: int, nice: int, priority: int, times: tupl
     ):  # fmt: skip
         attributes[offset : offset + size] = value.to_bytes(size, sys.byteorder, signed=value < 0)
     buffer = (ctypes.c_char * 56).from_buffer(attributes)
-    _syscall(_number("sched_setattr"), "sched_setattr", 0, ctypes.byref(buffer), 0)
+    _syscall(_number("sched_setattr"), "sched_setattr", thread, ctypes.byref(buffer), 0)
 
 
 def personality(domain: int) -> None:
@@ -275,7 +321,7 @@ def bpf(command: int, layout: str, *values: int | bytes | bytearray) -> tuple[in
         buffers.append(kind.from_buffer(value) if isinstance(value, bytearray) else kind.from_buffer_copy(value))
         numbers.append(ctypes.addressof(buffers[-1]))
     packed = struct.pack(f"={layout}", *numbers)
-    attributes = ctypes.create_string_buffer(packed, len(packed))
+    attributes = (ctypes.c_char * len(packed)).from_buffer_copy(packed)
     result = _syscall(_number("bpf"), f"bpf {command}", command, ctypes.byref(attributes), len(packed))
     return result, attributes.raw
 
@@ -307,15 +353,15 @@ def pidfd_getfd(pidfd: int, number: int) -> int:
 
 def getsockopt(fd: int, level: int, option: int, request: bytes) -> bytes:
     """getsockopt(2) for options that read what they are asked about from the buffer, which is as long as `request`."""
-    buffer, length = ctypes.create_string_buffer(request, len(request)), ctypes.c_uint(len(request))
+    buffer, length = (ctypes.c_char * len(request)).from_buffer_copy(request), (ctypes.c_uint32 * 1)(len(request))
     arguments = (ctypes.c_int(fd), ctypes.c_int(level), ctypes.c_int(option), buffer, ctypes.byref(length))
     _check(_function("getsockopt")(*arguments), f"getsockopt {level}:{option}")
-    return buffer.raw[: length.value]
+    return bytes(buffer)[: length[0]]
 
 
 def has_hidden_filter(fd: int) -> bool:
     """Whether a socket has an attached filter that cannot be read back: an eBPF program."""
-    length = ctypes.c_uint(0)
+    length = (ctypes.c_uint32 * 1)(0)
     arguments = (ctypes.c_int(fd), ctypes.c_int(_SOL_SOCKET), ctypes.c_int(_SO_GET_FILTER))
     if _function("getsockopt")(*arguments, None, ctypes.byref(length)) == 0:
         return False

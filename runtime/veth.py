@@ -9,7 +9,8 @@ from __future__ import annotations
 import errno
 
 from runtime.errors import Conflict, ContainerError, SpecError
-from runtime.netlink import Netlink, inside
+from runtime.namespaces import inside_netns
+from runtime.netlink import Netlink
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def build(state: State, network: Network, netns: int) -> None:
             _sysctl(f"ipv6/conf/{name}/disable_ipv6", "1")  # it has nothing to say there
             index = _index(host, name)
             host.set_link(index, up=True, alias=state.id)
-            inside(netns, lambda: _set_up_inside(network))
+            inside_netns(netns, lambda: _set_up_inside(network))
         except BaseException as error:
             _delete(host, name)
             if isinstance(error, OSError):

@@ -133,13 +133,14 @@ raise_pipe_size() {
 }
 
 # A root file system of a few programs out of Debian's packages, with the libraries that they name; nothing is installed.
-#   make_rootfs NAME PACKAGES... -- PROGRAMS...
+#   make_rootfs NAME PACKAGES... -- FILES...
+# A file is the name of a program in /usr/bin, or the pattern of a file or of a whole directory, as in /usr/lib/python3.*
 make_rootfs() {
-    local name=$1 packages=() programs=() into place program library
+    local name=$1 packages=() files=() into place file library
     shift
     while [ "$1" != -- ]; do packages+=("$1"); shift; done
     shift
-    programs=("$@")
+    files=("$@")
     if [ -e "$CACHE/$name" ]; then return; fi
     say "making the root file system $name"
     apt_update
@@ -147,7 +148,7 @@ make_rootfs() {
     chmod 755 "$scratch"
     # All packages that these need, the ones that are installed here included.
     mapfile -t packages < <(apt-cache depends --recurse --no-recommends --no-suggests --no-conflicts --no-breaks \
-        --no-replaces --no-enhances --no-pre-depends "${packages[@]}" | grep -E '^[a-z0-9]' | grep -v '^debconf\|^perl\|^init\|^adduser\|^lsb\|^sysv\|^dpkg\|^passwd' | sort -u)
+        --no-replaces --no-enhances --no-pre-depends "${packages[@]}" | grep -E '^[a-z0-9]' | grep -v '^debconf\|^perl\|^init\|^adduser\|^lsb\|^sysv\|^dpkg\|^passwd\|^libllvm\|^locales\|^libz3' | sort -u)
     mkdir -p "$scratch/deb" "$scratch/all"
     (cd "$scratch/deb" && for package in "${packages[@]}"; do
         apt-get -qq download "$package" > /dev/null 2>&1 || true   # a virtual package has nothing to download
@@ -161,10 +162,16 @@ make_rootfs() {
     echo 'root:x:0:' > "$into/etc/group"
     cp "$(find "$scratch/all" -path '*/bin/busybox' -type f | head -n 1)" "$into/bin/busybox"
     for program in $("$into/bin/busybox" --list | grep -vx busybox); do ln -s busybox "$into/bin/$program"; done
-    for program in "${programs[@]}"; do
-        cp -L "$scratch/all/usr/bin/$program" "$into/usr/bin/$program"
+    for file in "${files[@]}"; do
+        case $file in /*) ;; *) file=/usr/bin/$file ;; esac
+        (cd "$scratch/all" && for place in .$file; do
+            mkdir -p "$into/${place%/*}"
+            if [ -d "$place" ]; then cp -a "$place" "$into/$place"; else cp -L "$place" "$into/$place"; fi
+        done)
     done
-    if [ ${#programs[@]} -gt 0 ]; then
+    # The compiler for queries wants all of LLVM; the cache of byte code would be written by whoever runs it first.
+    find "$into/usr" \( -name 'llvmjit*' -o -name bitcode -o -name __pycache__ \) -prune -exec rm -rf {} +
+    if [ ${#files[@]} -gt 0 ]; then
         cp -L "$(find "$scratch/all" -name 'ld-linux-*.so.*' | head -n 1)" "$into/lib/"
         while library=$(missing_library "$into"); [ -n "$library" ]; do
             place=$(find "$scratch/all" -name "$library" | head -n 1)
@@ -181,7 +188,7 @@ make_rootfs() {
 # One library that a program or library in a root file system needs and that is not in it; nothing when all are there.
 missing_library() {
     local needed
-    for needed in $(find "$1/usr/bin" "$1/lib" -type f -exec readelf -d {} + 2> /dev/null |
+    for needed in $(find "$1/usr" "$1/lib" -type f -exec readelf -d {} + 2> /dev/null |
         sed -n 's/.*(NEEDED).*\[\(.*\)\]/\1/p' | sort -u); do
         if [ ! -e "$1/lib/$needed" ]; then echo "$needed"; return; fi
     done
@@ -263,6 +270,9 @@ case $mode in
     need shellcheck
     if [ "$mode" = --vm ]; then need "${VM_PACKAGES[@]}" "${ENGINE_PACKAGES[@]}"; fi
     make_rootfs busybox busybox-static --
+    make_rootfs services busybox-static curl nginx-light postgresql python3 python3-minimal redis-server redis-tools -- \
+        curl redis-cli redis-server /usr/bin/python3 '/usr/lib/python3.*' /usr/sbin/nginx /etc/nginx \
+        /usr/lib/postgresql /usr/share/postgresql
     make_venv
     ;;
 '' | --demo) install_pymigrate ;;

@@ -21,6 +21,7 @@ SYNTAX = Syntax("Create and start a container, with our own stdin, stdout and st
 def run(args: Values) -> int:
     from runtime import container, foreground
     from runtime.create import create as make
+    from runtime.start import start
     from runtime.state import Store
 
     store, options = Store(args.root), create.options(args)
@@ -28,7 +29,7 @@ def run(args: Values) -> int:
         return foreground.run(store, args.id, args.bundle, options, keep=args.keep)
     state = make(store, args.id, args.bundle, options.replace(monitored=True))
     try:
-        container.start(store, args.id)
+        start(store, args.id)
     except BaseException:
         container.delete(store, args.id, force=True, created=state.created)
         raise

@@ -12,8 +12,8 @@ SYNTAX = Syntax("Let a created container run its program.", (), ("id",))
 
 
 def run(args: Values) -> int:
-    from runtime import container
+    from runtime.start import start
     from runtime.state import Store
 
-    container.start(Store(args.root), args.id)
+    start(Store(args.root), args.id)
     return 0

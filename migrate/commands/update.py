@@ -40,13 +40,10 @@ SYNTAX = Syntax(
 
 def run(args: Values) -> int:
     from runtime import container
-    from runtime.fields import Fields
-    from runtime.resources import parse_resources
     from runtime.state import Store
 
     value, name = _read(args.resources) if args.resources else (_from_flags(args), "update")
-    resources = parse_resources(Fields(value, name))
-    container.update(Store(args.root), args.id, lambda cgroup: cgroup.apply(resources))
+    container.update(Store(args.root), args.id, value, name)
     return 0
 
 

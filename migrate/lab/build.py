@@ -107,6 +107,7 @@ def _start_host(host: Host, switch: int, disk: str | None) -> None:
         "name": host.name,
         "addresses": [f"{host.address}/24", *host.container_addresses],
         "disk": disk or "",
+        "clock_offset": host.clock_offset,
         "log": str(directory / "log"),
         "sshd_config": str(directory / "sshd_config"),
         "host_key": str(directory / "host_key"),

@@ -38,6 +38,12 @@ def _join_cgroups(directories: list[str]) -> None:
         Path(directory, "cgroup.procs").write_text("0")
 
 
+def _set_clocks(seconds: int) -> None:
+    """The clocks since boot of a host are not those of another one; before its first process is there."""
+    with open("/proc/self/timens_offsets", "w") as file:
+        file.write(f"monotonic {seconds} 0\nboottime {seconds} 0\n")
+
+
 def _mount_system(config: dict[str, Any]) -> None:
     """proc, sys, cgroups and run of the host's own; the files that tell it who it is."""
     kinds = mount_spec.MS_NOSUID | mount_spec.MS_NODEV
@@ -158,6 +164,8 @@ def main(argv: list[str]) -> int:
         _join_cgroups(config["cgroups"])
         bridge = syscalls.CLONE_NEWNET | syscalls.CLONE_NEWPID
         syscalls.unshare(bridge if config["kind"] == "bridge" else namespace_flags())
+        if config["kind"] == "host":
+            _set_clocks(config["clock_offset"])
         pid = os.fork()
         if pid:
             temporary = Path(config["pid_file"] + ".new")

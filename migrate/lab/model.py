@@ -55,6 +55,11 @@ class Host:
         return ROOT / self.lab / self.name
 
     @property
+    def clock_offset(self) -> int:
+        """Seconds that it has been up for longer than this machine: no two hosts of a lab show the same uptime."""
+        return self.number * 100_000
+
+    @property
     def pid(self) -> int:
         """The pid of its first process, 0 if none is known."""
         try:
@@ -70,7 +75,7 @@ class Host:
 
 def namespace_flags() -> int:
     """The namespaces that a host has of its own."""
-    return sum(namespaces.FLAGS[kind] for kind in ("mount", "uts", "ipc", "network", "cgroup", "pid"))
+    return sum(namespaces.FLAGS[kind] for kind in ("mount", "uts", "ipc", "network", "cgroup", "pid", "time"))
 
 
 def lab_cgroups(lab: str) -> list[Path]:

@@ -6,7 +6,7 @@ import errno
 import os
 import time
 
-from runtime.cgroups.files import flat_keyed, read, wait_until, write
+from runtime.cgroups.files import flat_keyed, number_list, read, wait_until, write
 from runtime.cgroups.hierarchies import (
     UNIFIED,
     below,
@@ -44,6 +44,7 @@ class Cgroup:
         self.unit = unit
         self._told: Resources | None = None  # what the unit was started with
         self._placeholder = 0
+        self._claimed = paths  # what the state names, another container's included
         self._is_own = False  # seen by require_own
 
     @classmethod
@@ -54,7 +55,9 @@ class Cgroup:
         """
         strangers = [path for path in state.cgroup_paths.values() if owner_of(path) not in (None, b"", state.owner)]
         paths = {key: path for key, path in state.cgroup_paths.items() if path not in strangers}
-        return cls(paths, None if strangers else state.systemd_unit)
+        cgroup = cls(paths, None if strangers else state.systemd_unit)
+        cgroup._claimed = state.cgroup_paths
+        return cgroup
 
     @classmethod
     def create(
@@ -171,7 +174,7 @@ class Cgroup:
         if self._is_own:
             return
         points = [hierarchy.mountpoint.rstrip("/") for hierarchy in discover()]
-        for directory in self.directories():
+        for directory in self._claimed.values():
             below = any(directory.startswith(f"{point}/") for point in points) and directory not in points
             if not below or os.path.normpath(directory) != directory:
                 raise StateError(f"cgroup_paths: {directory} is no cgroup of a container")
@@ -383,6 +386,15 @@ class Cgroup:
             remove_tree(directory, deadline)
             remove_tree(beside, deadline)
             remove_parents(directory)
+
+    def processors(self) -> frozenset[int]:
+        """The processors that its processes may use; none when no cpuset says so."""
+        for key, name in (("cpuset", "cpuset.effective_cpus"), (UNIFIED, "cpuset.cpus.effective")):
+            try:
+                return frozenset(number_list(read(f"{self.paths[key]}/{name}")))
+            except (KeyError, OSError):
+                continue
+        return frozenset()
 
     def limits_reached(self) -> list[str]:
         """Of memory and pids those whose limit the kernel has enforced here: by a kill, by refusing a fork."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
 import time
 
 TYPE_CHECKING = False
@@ -44,11 +43,19 @@ def flat_keyed(text: str) -> dict[str, int]:
     return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdecimal()}
 
 
+def number_list(text: str) -> list[int]:
+    """The numbers of a list as in "0-2,7" (cpuset(7), formats). Raises ValueError."""
+    ranges = [part.partition("-") for part in text.split(",") if part]
+    return [number for low, _, high in ranges for number in range(int(low), int(high or low) + 1)]
+
+
 def wait_until(path: str, holds: Callable[[dict[str, int]], bool], timeout: float) -> bool:
     """Wait for a flat keyed file of version 2 to say something; whether it did within `timeout` seconds.
 
     The kernel wakes pollers of such a file when it changes (cgroup-v2.rst, "A file modified event"). Raises OSError.
     """
+    import select
+
     deadline = time.monotonic() + timeout
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:

@@ -79,3 +79,9 @@ def test_up_that_is_killed_leaves_nothing_after_down(own_lab: Lab) -> None:
         pass
     process.kill()
     process.wait()
+
+
+def test_each_host_has_been_up_for_another_time(lab: Lab) -> None:
+    """So that a clock that jumps in a move is seen."""
+    first, second = (float(lab.on(host, "cat", "/proc/uptime").stdout.split()[0]) for host in ("host1", "host2"))
+    assert second - first > 90_000

@@ -1,0 +1,197 @@
+"""What a container holds that CRIU would lose without a word, or that makes it fail: as far as /proc shows it.
+
+What the kernel shows nobody but the process itself cannot be found: docs/migration.md lists that.
+"""
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from runtime import namespaces, syscalls
+
+_SCHED_DEADLINE = 6
+# Types of which a process may have one of its own: CRIU carries these (criu/namespaces.c).
+_CARRIED = frozenset(("mount", "network"))
+_FOR_CHILDREN = {"pid_for_children": "pid", "time_for_children": "time"}
+_PIPE_PACKETS = os.O_DIRECT
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A rule that a process breaks: `where` names the process and the object, as seen from this host."""
+
+    rule: str
+    where: str
+    problem: str
+
+
+def of_process(pid: int, init: int, who: str) -> Iterator[Finding]:
+    """Findings about a process as such, and about its threads."""
+    kinds = _foreign_namespaces(f"/proc/{pid}", f"/proc/{init}", _CARRIED)
+    for kind in kinds:
+        yield Finding("nested-namespace", who, f"has a {kind} namespace of its own, or for its children")
+    if int(_read(f"/proc/{pid}/personality") or "0", 16):
+        yield Finding("personality", who, f"has the personality {_read(f'/proc/{pid}/personality')}")
+    yield from _mapped(pid, who)
+    place = _unified(f"/proc/{pid}")
+    for name in sorted(os.listdir(f"/proc/{pid}/task"), key=int):
+        thread = who if int(name) == pid else f"{who}, thread {name}"
+        try:
+            yield from _of_thread(int(name), thread)
+            if int(name) != pid:
+                here = f"/proc/{pid}/task/{name}"
+                for kind in set(_foreign_namespaces(here, f"/proc/{pid}", frozenset())) - set(kinds):
+                    yield Finding("nested-namespace", thread, f"has another {kind} namespace than its process")
+                if _unified(here) != place:
+                    yield Finding("threaded-cgroup", thread, "is in another version 2 cgroup than its process")
+        except OSError:
+            continue  # it has ended
+
+
+def _unified(process: str) -> list[str]:
+    """Where a process or thread is in the cgroup hierarchy of version 2; those of version 1 are no matter."""
+    return [line for line in _read(f"{process}/cgroup").splitlines() if line.startswith("0::")]
+
+
+def _of_thread(thread: int, who: str) -> Iterator[Finding]:
+    for line in _read(f"/proc/{thread}/status").splitlines():
+        if line.startswith("Seccomp:") and line.split()[1] != "0":
+            yield Finding("seccomp", who, "runs under a seccomp filter")
+    if os.sched_getscheduler(thread) == _SCHED_DEADLINE:
+        yield Finding("deadline", who, "is scheduled by deadline (SCHED_DEADLINE), which CRIU cannot restore")
+
+
+def _foreign_namespaces(process: str, other: str, carried: frozenset[str]) -> list[str]:
+    """The types of those that are not the other one's: its own, or those that its children are going to have."""
+    found = []
+    files = {name: kind for kind, name in namespaces.FILES.items()} | _FOR_CHILDREN
+    for name, kind in files.items():
+        if kind in carried or kind in found:
+            continue
+        theirs = name.removesuffix("_for_children")
+        try:
+            expected = os.readlink(f"{other}/ns/{theirs}")
+        except OSError:
+            continue  # a kernel without, or it has ended
+        try:
+            if os.readlink(f"{process}/ns/{name}") != expected:
+                found.append(kind)
+        except FileNotFoundError:
+            # Of a zombie only the pid and user namespaces are to be seen.
+            if name == "pid_for_children" and os.path.exists(f"{process}/ns/uts"):
+                found.append(kind)  # a new one that has no process yet
+    return found
+
+
+def _mapped(pid: int, who: str) -> Iterator[Finding]:
+    """What is mapped, though its descriptor may be closed."""
+    text = _read(f"/proc/{pid}/maps")
+    if "anon_inode:[io_uring]" in text:
+        yield Finding("io-uring", who, "has an io_uring mapped, which CRIU cannot carry")
+    if " /secretmem" in text:
+        yield Finding("special-file", who, "has secret memory (memfd_secret) mapped, which CRIU cannot carry")
+
+
+def of_descriptor(pid: int, number: str, link: str, where: str) -> Finding | None:
+    """A finding about an open file that is not a device."""
+    if link in ("anon_inode:[eventfd]", "anon_inode:eventfd") and _info(pid, number).get("eventfd-semaphore") == "1":
+        return Finding("eventfd-semaphore", where, "is an eventfd with EFD_SEMAPHORE, which would be a plain one then")
+    if link.startswith("pipe:") and int(_info(pid, number).get("flags", "0"), 8) & _PIPE_PACKETS:
+        return Finding("packet-pipe", where, "is a pipe of packets (O_DIRECT), which CRIU cannot carry")
+    if link.startswith("/secretmem"):
+        return Finding("special-file", where, "is secret memory (memfd_secret), which CRIU cannot carry")
+    return None
+
+
+def is_memfd(device: int) -> bool:
+    """Whether a file lies where memfd_create(2) puts what has no huge pages: those CRIU does not always know."""
+    fd = os.memfd_create("probe")
+    try:
+        return os.fstat(fd).st_dev == device
+    finally:
+        os.close(fd)
+
+
+def is_message_queue(pid: int, number: str) -> bool:
+    """Whether a descriptor is one of mq_open(3): reading its file tells its size (mq_overview(7))."""
+    try:
+        fd = os.open(f"/proc/{pid}/fd/{number}", os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        return os.read(fd, 64).startswith(b"QSIZE:")
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+
+
+def _info(pid: int, number: str) -> dict[str, str]:
+    lines = _read(f"/proc/{pid}/fdinfo/{number}").splitlines()
+    return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+def ipc(init: int, pids: Iterable[int]) -> Iterator[Finding]:
+    """What is in the container's ipc namespace, whether anybody has it open or not."""
+    queues: list[str] = []
+    semaphores: list[str] = []
+
+    def look() -> None:
+        """In a thread of its own: it joins the namespace for good."""
+        try:
+            fd = os.open(f"/proc/{init}/ns/ipc", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                syscalls.setns(fd, syscalls.CLONE_NEWIPC)
+            finally:
+                os.close(fd)
+            semaphores.extend(_read("/proc/sysvipc/sem").splitlines()[1:])
+            mounted = syscalls.detached("mqueue")
+            try:
+                queues.extend(sorted(os.listdir(mounted)))
+            finally:
+                os.close(mounted)
+        except OSError:
+            return  # a kernel without message queues, or the container has ended
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join()
+    for name in queues:
+        yield Finding("message-queue", f"POSIX message queue /{name}", "CRIU carries none")
+    if semaphores:
+        yield from _semaphore_undo(pids)
+
+
+def _semaphore_undo(pids: Iterable[int]) -> Iterator[Finding]:
+    """Processes with a list of what is to be undone: who has used SEM_UNDO, and alas whoever has made a thread."""
+    idle = [sys.executable, "-I", "-S", "-c", "input()"]
+    with subprocess.Popen(idle, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL) as without:
+        for pid in pids:
+            try:
+                if not syscalls.share_semaphore_undo(without.pid, pid):
+                    problem = "may have used SEM_UNDO: what it took would not be given back when it ends"
+                    yield Finding("semaphore-undo", f"process {pid} ({_read(f'/proc/{pid}/comm').strip()})", problem)
+            except OSError:
+                continue  # it has ended, or a kernel without kcmp
+
+
+def keys(container_id: str) -> Iterator[Finding]:
+    """Keys in the session keyring that the container was created with, where we may see it (proc_keys(5))."""
+    for line in _read("/proc/keys").splitlines():
+        fields = line.split(None, 8)
+        if len(fields) == 9 and fields[7] == "keyring":
+            name, _, held = fields[8].rpartition(":")
+            if name == f"_ses.{container_id}" and held.strip() != "empty":
+                yield Finding("keyring", f"session keyring {name}", f"holds {held.strip()} keys: they would be lost")
+
+
+def _read(path: str) -> str:
+    """The text of a file in /proc, "" when it cannot be read."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except OSError:
+        return ""

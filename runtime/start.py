@@ -1,0 +1,60 @@
+"""Letting the init of a created container run its program: an engine waits for it, so it loads as little as it can."""
+
+from __future__ import annotations
+
+import os
+import select
+
+from runtime.errors import ContainerError, DeadlineExceeded, StartFailed
+from runtime.state import Status
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from runtime.state import State, Store
+
+START_TIMEOUT = 120.0
+
+
+def start(store: Store, container_id: str) -> State:
+    """Let the init of a created container run its program."""
+    with store.lock_existing(container_id):
+        state = store.load(container_id)
+        state.status.require(container_id, "start", Status.CREATED)
+        fifo, errors_fifo = (f"{store.directory(container_id)}/{name}.fifo" for name in ("exec", "error"))
+        try:
+            errors = os.open(errors_fifo, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            fd = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            raise ContainerError(
+                f"container {container_id}: its init does not wait any more: {error.strerror}"
+            ) from None
+        # Saved before init goes on: a program that ends at once must not be taken for one that was never started.
+        state = state.replace(started=True)
+        store.save(state)
+        os.write(fd, b"0")
+        os.close(fd)
+        _await_program(errors)
+        os.unlink(fifo)
+        os.unlink(errors_fifo)
+        if state.hooks.get("poststart"):
+            from runtime import hooks
+
+            hooks.run_later(state, "poststart")
+        return state
+
+
+def _await_program(errors: int) -> None:
+    """Wait until init has become the container's program. Raises StartFailed with init's own words, DeadlineExceeded.
+
+    `errors` reads from a fifo that only init can write to: it is at its end when init's exec has closed it.
+    """
+    poll = select.poll()
+    poll.register(errors, select.POLLIN)
+    try:
+        if not poll.poll(START_TIMEOUT * 1000):
+            raise DeadlineExceeded(f"the container's init did not become its program within {START_TIMEOUT:g} s")
+        words = os.read(errors, 1 << 16)
+    finally:
+        os.close(errors)
+    if words:
+        raise StartFailed(words.decode(errors="replace"))

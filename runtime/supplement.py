@@ -1,0 +1,187 @@
+"""What CRIU leaves out of its images and the kernel lets be set from outside, in an image of our own.
+
+    supplement.img      JSON: {"threads": {id inside: {field: value}}, "timers": [...], "cgroups": [...],
+                               "resources": {...}}
+
+Of a thread: the processors that it may run on, priority of block I/O, timer slack and time slice; of a process, which
+memory a core dump of it holds; timers that CRIU restores wrongly (timerfds.py). Of the cgroups below the container's:
+limits, owners and processes (CRIU is told to ignore cgroups). And what `update` has changed of the container's own
+limits. It is written while the container is frozen, and applied before it runs again. What is as it is by default is
+not noted: for most containers, nothing is.
+"""
+
+from __future__ import annotations
+
+import os
+
+from runtime import jsonio, processes, syscalls, timerfds
+from runtime.cgroups import subtree
+from runtime.errors import ContainerError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+    from runtime.cgroups import Cgroup
+    from runtime.state import State
+
+NAME = "supplement.img"
+_LIMIT = 16 << 20  # bytes
+_NO_PRIORITY = ((0, 0), (2, 4))  # how kernels say that a thread has no priority of block I/O of its own
+_TIME_SLICED = (0, 3)  # policies (sched(7): normal, batch) whose runtime is a time slice
+_FIELDS = ("processors", "io", "slack", "slice", "core")
+_INT32, _INT64 = 1 << 31, 1 << 63
+
+
+def save(images_fd: int, state: State, cgroup: Cgroup) -> None:
+    """Write the supplement of a frozen container into the directory of its images, if there is anything to say."""
+    inside = dict(_threads(state.pid))
+    value: dict[str, Any] = {}
+    threads = {str(inside[thread]): noted for thread, noted in _noted(inside, cgroup).items()}
+    if threads:
+        value["threads"] = threads
+    timers = timerfds.save({pid: inside[pid] for pid in processes.container_pids(state.pid) if pid in inside})
+    if timers:
+        value["timers"] = timers
+    cgroups = subtree.save(cgroup.paths, inside)
+    if cgroups:
+        value["cgroups"] = cgroups
+    if state.resources:
+        value["resources"] = state.resources
+    if value:
+        fd = os.open(NAME, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600, dir_fd=images_fd)
+        with open(fd, "w") as file:
+            file.write(jsonio.dumps(value))
+
+
+def load(images_fd: int) -> dict[str, Any]:
+    """The supplement of images; {} when they have none. Raises ContainerError when it is malformed."""
+    try:
+        fd = os.open(NAME, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=images_fd)
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise ContainerError(f"{NAME}: cannot be read: {error.strerror}") from None
+    try:
+        with open(fd, "rb") as file:
+            data = file.read(_LIMIT + 1)
+        value = jsonio.loads(data) if len(data) <= _LIMIT else None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ContainerError(f"{NAME}: cannot be read: {error}") from None
+    kinds = {"threads": dict, "timers": list, "cgroups": list, "resources": dict}
+    if not isinstance(value, dict) or not all(kinds.get(name) is type(item) for name, item in value.items()):
+        raise ContainerError(f"{NAME}: is malformed")
+    for thread, noted in value.get("threads", {}).items():
+        if not thread.isdecimal() or not isinstance(noted, dict) or not set(noted) <= set(_FIELDS):
+            raise ContainerError(f"{NAME}: thread {thread[:20]}: is malformed")
+        numbers = [noted[name] for name in ("slack", "slice", "core") if name in noted]
+        if not all(type(number) is int and 0 <= number < _INT64 for number in numbers):
+            raise ContainerError(f"{NAME}: thread {thread[:20]}: has what is no number")
+        for name in ("processors", "io"):
+            items = noted.get(name, [])
+            if not isinstance(items, list) or not all(type(item) is int and 0 <= item < _INT32 for item in items):
+                raise ContainerError(f"{NAME}: thread {thread[:20]}: {name}: must be numbers")
+        if "io" in noted and len(noted["io"]) != 2:
+            raise ContainerError(f"{NAME}: thread {thread[:20]}: io: must be two numbers")
+    timerfds.check(value.get("timers", []))
+    subtree.check(value.get("cgroups", []))
+    return value
+
+
+def resources(images: str | os.PathLike[str]) -> dict[str, Any]:
+    """What `update` had changed of the limits of the container that images are of. Raises ContainerError."""
+    fd = os.open(images, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return dict(load(fd).get("resources", {}))
+    finally:
+        os.close(fd)
+
+
+def apply(value: dict[str, Any], pid: int, cgroup: Cgroup) -> None:
+    """Give what `load` has read to a restored tree that does not run yet; `pid` is its init. Raises ContainerError."""
+    if not any(value.get(name) for name in ("threads", "timers", "cgroups")):
+        return
+    outside = {inside: thread for thread, inside in _threads(pid)}
+    for inside, noted in value.get("threads", {}).items():
+        thread = outside.get(int(inside))
+        if thread is None:
+            raise ContainerError(f"{NAME}: there is no thread {inside}")
+        try:
+            _give(thread, noted)
+        except OSError as error:
+            raise ContainerError(f"thread {inside} of the container cannot be given {noted}: {error}") from None
+    timerfds.restore(value.get("timers", []), outside)
+    subtree.restore(value.get("cgroups", []), cgroup, outside)
+
+
+def _threads(init: int) -> Iterator[tuple[int, int]]:
+    """All threads of the container: their ids here and inside."""
+    for pid in processes.container_pids(init):
+        try:
+            for name in os.listdir(f"/proc/{pid}/task"):
+                for line in _read(f"/proc/{pid}/task/{name}/status").splitlines():
+                    if line.startswith("NSpid:"):
+                        yield int(name), int(line.split()[-1])
+                        break
+        except OSError:
+            continue  # a zombie that was reaped meanwhile
+
+
+def _noted(threads: dict[int, int], cgroup: Cgroup) -> dict[int, dict[str, Any]]:
+    """What each thread has that is not the default; only of those that have anything."""
+    allowed = cgroup.processors() or frozenset(os.sched_getaffinity(0))
+    slice_, slack, core = syscalls.sched_getattr(0)[4], _read("/proc/self/timerslack_ns"), _read(_core("self"))
+    found: dict[int, dict[str, Any]] = {}
+    for thread in threads:
+        noted: dict[str, Any] = {}
+        try:
+            processors = os.sched_getaffinity(thread)
+            if not processors >= allowed:
+                noted["processors"] = sorted(processors)
+            priority = syscalls.ioprio_get(thread)
+            if priority not in _NO_PRIORITY:
+                noted["io"] = list(priority)
+            policy, *_, runtime = syscalls.sched_getattr(thread)
+            if policy in _TIME_SLICED and runtime != slice_:
+                noted["slice"] = runtime
+            own_slack = _read(f"/proc/{thread}/timerslack_ns")
+            if own_slack not in ("", "0", slack):
+                noted["slack"] = int(own_slack)
+            own_core = _read(_core(thread))
+            if own_core not in ("", core):
+                noted["core"] = int(own_core, 16)
+        except OSError:
+            pass  # a zombie has not all of these
+        if noted:
+            found[thread] = noted
+    return found
+
+
+def _give(thread: int, noted: dict[str, Any]) -> None:
+    processors = set(noted.get("processors", ())) & set(range(os.sysconf("SC_NPROCESSORS_CONF")))
+    if processors:  # a host that has none of them lets the thread run on all that it has
+        os.sched_setaffinity(thread, processors)
+    if "io" in noted:
+        io_class, level = noted["io"]
+        syscalls.ioprio_set(io_class, level, thread)
+    if "slice" in noted:
+        policy, flags, nice, priority, _ = syscalls.sched_getattr(thread)
+        syscalls.sched_setattr(policy, flags, nice, priority, (noted["slice"], 0, 0), thread)
+    for path, name in ((f"/proc/{thread}/timerslack_ns", "slack"), (_core(thread), "core")):
+        if name in noted:
+            with open(path, "w") as file:
+                file.write(str(noted[name]))
+
+
+def _core(thread: object) -> str:
+    return f"/proc/{thread}/coredump_filter"
+
+
+def _read(path: str) -> str:
+    """The text of a file in /proc without white space around it, "" when it cannot be read."""
+    try:
+        with open(path) as file:
+            return file.read().strip()
+    except OSError:
+        return ""

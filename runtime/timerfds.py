@@ -1,0 +1,115 @@
+"""What CRIU gets wrong of timerfd_create(2): noted while a container is frozen, and set right before it runs.
+
+CRIU takes fdinfo for all that there is to know (criu/timerfd.c). But a periodic timer that has expired and was not read
+yet stands still there (the kernel goes on counting when it is read), and would be restored as one that is switched off;
+and of one that was set by absolute time CRIU drops the fraction of a second, so that it would expire too early.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sys
+import time
+
+from runtime import syscalls
+from runtime.errors import ContainerError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+_ABSOLUTE = 1  # TFD_TIMER_ABSTIME
+_WALL_CLOCKS = (0, 8)  # CLOCK_REALTIME, CLOCK_REALTIME_ALARM
+_SET_TICKS = 0x40085400  # TFD_IOC_SET_TICKS
+_BILLION = 1_000_000_000
+_FIELDS = ("process", "fd", "ticks", "value", "interval", "absolute")
+_MOST = 100_000
+
+
+def save(pids: dict[int, int]) -> list[dict[str, int]]:
+    """The timers that need it, of these processes (ids here -> inside); times in nanoseconds."""
+    found = []
+    for pid, inside in pids.items():
+        try:
+            numbers = os.listdir(f"/proc/{pid}/fd")
+        except OSError:
+            continue  # a zombie
+        for number in numbers:
+            try:
+                if os.readlink(f"/proc/{pid}/fd/{number}") == "anon_inode:[timerfd]":
+                    noted = _note(pid, int(number))
+                    if noted is not None:
+                        found.append({"process": inside, "fd": int(number), **noted})
+            except OSError:
+                continue
+    return found
+
+
+def _note(pid: int, number: int) -> dict[str, int] | None:
+    clock, flags, ticks, value, interval = _describe(pid, number)
+    if ticks and interval and not value:
+        # Asked for the time left, the kernel counts what has expired meanwhile and lets the timer go on.
+        pidfd = os.pidfd_open(pid)
+        try:
+            fd = syscalls.pidfd_getfd(pidfd, number)
+        finally:
+            os.close(pidfd)
+        try:
+            syscalls.timerfd_gettime(fd)
+        finally:
+            os.close(fd)
+        clock, flags, ticks, value, interval = _describe(pid, number)
+    elif not flags & _ABSOLUTE or not value:
+        return None
+    absolute = flags & _ABSOLUTE and clock in _WALL_CLOCKS
+    return {
+        "ticks": ticks, "value": value + time.time_ns() if absolute else max(value, 1), "interval": interval,
+        "absolute": int(bool(absolute)),
+    }  # fmt: skip
+
+
+def _describe(pid: int, number: int) -> tuple[int, int, int, int, int]:
+    """Clock, flags, expirations, and time left and interval in nanoseconds (proc(5), fdinfo)."""
+    with open(f"/proc/{pid}/fdinfo/{number}") as file:
+        fields = {name.strip(): text.strip() for name, _, text in (line.partition(":") for line in file)}
+
+    def nanoseconds(name: str) -> int:
+        seconds, _, rest = fields[name].strip("()").partition(",")
+        return int(seconds) * _BILLION + int(rest)
+
+    return (
+        int(fields["clockid"]), int(fields["settime flags"], 8), int(fields["ticks"]), nanoseconds("it_value"),
+        nanoseconds("it_interval"),
+    )  # fmt: skip
+
+
+def check(noted: list[Any]) -> None:
+    """Raise ContainerError unless this is a list that `save` could have made."""
+    for entry in noted[:_MOST]:
+        if not isinstance(entry, dict) or set(entry) != set(_FIELDS):
+            raise ContainerError("timers: an entry is malformed")
+        if not all(type(number) is int and 0 <= number < 1 << 62 for number in entry.values()):
+            raise ContainerError("timers: an entry holds what is no number")
+    if len(noted) > _MOST:
+        raise ContainerError(f"timers: more than {_MOST}")
+
+
+def restore(noted: list[dict[str, int]], outside: dict[int, int]) -> None:
+    """Set the timers of a restored tree that does not run yet; `outside` maps ids inside to those here."""
+    for entry in noted:
+        try:
+            pidfd = os.pidfd_open(outside[entry["process"]])
+            try:
+                fd = syscalls.pidfd_getfd(pidfd, entry["fd"])
+            finally:
+                os.close(pidfd)
+            try:
+                syscalls.timerfd_settime(fd, entry["absolute"] * _ABSOLUTE, entry["value"], entry["interval"])
+                if entry["ticks"]:
+                    fcntl.ioctl(fd, _SET_TICKS, entry["ticks"].to_bytes(8, sys.byteorder))
+            finally:
+                os.close(fd)
+        except (OSError, KeyError) as error:
+            where = f"descriptor {entry['fd']} of process {entry['process']}"
+            raise ContainerError(f"the timer that is {where} of the container cannot be set: {error}") from None

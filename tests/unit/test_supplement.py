@@ -1,0 +1,78 @@
+"""What comes with images beside CRIU's own: nothing in it is used unchecked."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runtime import supplement
+from runtime.errors import ContainerError
+from runtime.resources import merge
+
+GROUP: dict[str, Any] = {
+    "controller": "pids", "path": "jobs/1", "owner": [0, 0, 0o755], "files": {"pids.max": "10"},
+    "owners": {"cgroup.procs": [5, 6]}, "given": [], "threads": [7],
+}  # fmt: skip
+TIMER = {"process": 1, "fd": 3, "ticks": 1, "value": 5, "interval": 7, "absolute": 0}
+THREAD = {"processors": [0], "io": [2, 6], "slack": 1, "slice": 2, "core": 3}
+
+
+def load(directory: Path, data: bytes) -> dict[str, Any]:
+    (directory / supplement.NAME).write_bytes(data)
+    fd = os.open(directory, os.O_RDONLY)
+    try:
+        return supplement.load(fd)
+    finally:
+        os.close(fd)
+
+
+def test_what_was_saved_is_taken(tmp_path: Path) -> None:
+    value = {"threads": {"1": THREAD}, "timers": [TIMER], "cgroups": [GROUP], "resources": {"pids": {"limit": 5}}}
+    assert load(tmp_path, json.dumps(value).encode()) == value
+
+
+def test_images_without_one(tmp_path: Path) -> None:
+    assert supplement.resources(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        [], {"more": {}}, {"threads": []}, {"threads": {"x": {}}}, {"threads": {"1": {"more": 1}}},
+        {"threads": {"1": {"slack": "1"}}}, {"threads": {"1": {"processors": [-1]}}}, {"threads": {"1": {"io": 3}}},
+        {"threads": {"1": {"io": [3]}}},
+        {"timers": [{}]}, {"timers": [TIMER | {"fd": -1}]}, {"timers": [TIMER | {"value": 1.5}]}, {"resources": []},
+        *({"cgroups": [GROUP | change]} for change in (
+            {"path": "../x"}, {"path": "/x"}, {"path": "x//y"}, {"path": "x\0"}, {"path": 1}, {"more": 1},
+            {"controller": "../x"}, {"files": {"cgroup.procs": "1"}}, {"files": {"../pids.max": "1"}},
+            {"files": {"pids.max": 1}}, {"owners": {"pids.max": [0, 0]}}, {"owners": {"cgroup.procs": [0]}},
+            {"owner": [0, 0]}, {"owner": [0, 0, True]}, {"threads": ["1"]}, {"given": ["+pids x"]}, {"given": [1]},
+        )),
+        {"cgroups": [1]},
+    ],
+)  # fmt: skip
+def test_anything_else_is_refused(tmp_path: Path, value: Any) -> None:
+    with pytest.raises(ContainerError):
+        load(tmp_path, json.dumps(value).encode())
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"\xff", b"[" * 100000])
+def test_what_is_no_json_is_refused(tmp_path: Path, data: bytes) -> None:
+    with pytest.raises(ContainerError):
+        load(tmp_path, data)
+
+
+def test_a_link_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / supplement.NAME).symlink_to("/etc/hostname")
+    with pytest.raises(ContainerError):
+        supplement.resources(tmp_path)
+
+
+def test_updates_one_after_the_other() -> None:
+    old = {"memory": {"limit": 1, "swap": 2}, "pids": {"limit": 3}}
+    assert merge(old, {"memory": {"limit": 9}, "cpu": {"shares": 4}}) == {
+        "memory": {"limit": 9, "swap": 2}, "pids": {"limit": 3}, "cpu": {"shares": 4},
+    }  # fmt: skip
+    assert old == {"memory": {"limit": 1, "swap": 2}, "pids": {"limit": 3}}

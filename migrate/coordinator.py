@@ -22,7 +22,7 @@ from migrate.model import MigrationSpec
 from migrate.peer import Peer, RemoteFailure, connect
 from migrate.phases import Phase, workload
 from migrate.settlement import clean_source, clean_target, save_log, settle
-from migrate.validate import container_blockers, preflight
+from migrate.validate import container_blockers, preflight, wait_settled
 from runtime import checkpoint, network
 from runtime.spec import Spec
 from runtime.spec import load as load_spec
@@ -32,6 +32,7 @@ LOCK_TIMEOUT = 5.0
 FINGERPRINT_TIMEOUT = 600.0
 SEED_TIMEOUT = 6 * 3600.0
 RESUME_TIMEOUT = 30.0
+PATIENCE = 2.0  # for what passes by itself, such as a connection that is about to be accepted
 
 
 class _Clock:
@@ -67,7 +68,7 @@ class Coordinator:
             state = self._store.load(wanted.id)
             spec = load_spec(Path(state.bundle), state.annotations)
             self._say(Phase.PREFLIGHT, f"checking {wanted.id} and {wanted.host}")
-            blockers = container_blockers(self._store, state, spec)
+            blockers = container_blockers(self._store, state, spec, tcp_close=wanted.tcp_close, patience=PATIENCE)
             with connect(wanted.host, root=str(self._store.root)) as peer:
                 digest = fingerprint(Path(state.rootfs))
                 spec = network.elsewhere(spec, wanted.net)
@@ -85,7 +86,7 @@ class Coordinator:
             self._seed(log, state, spec, digest, peer)
             with Departure(state, spec, peer, self._on_pages) as departure:
                 try:
-                    self._stop_and_copy(log, departure, peer)
+                    self._stop_and_copy(log, state, departure, peer)
                     with uninterruptible():
                         log.record(Phase.COMMITTED)
                         self._clock.step("commit")
@@ -131,7 +132,7 @@ class Coordinator:
             "annotations": spec.annotations, "created": state.created, "bundle_hints": _hints(state, place),
             "resources": state.resources,
         }  # fmt: skip
-        peer.call(protocol.Prepare(carried, list(state.stdio)))
+        peer.call(protocol.Prepare(carried, list(state.stdio), self._wanted.tcp_close))
         self._clock.step("seed")
 
     def _discard_leftovers(self, peer: Peer) -> None:
@@ -147,12 +148,13 @@ class Coordinator:
         for entry in uncleaned:
             Journal.resume(entry).record(Phase.ABORTED, cleaned=True)
 
-    def _stop_and_copy(self, log: Journal, departure: Departure, peer: Peer) -> None:
+    def _stop_and_copy(self, log: Journal, state: State, departure: Departure, peer: Peer) -> None:
         log.record(Phase.STOP_AND_COPY)
         self._say(Phase.STOP_AND_COPY, f"freezing {self._wanted.id}")
         peer.call(protocol.PagesBegin())
         self._clock.step("prepare")
-        pages = departure.freeze(self._wanted.timeout)
+        wait_settled(state, self._wanted.allow, PATIENCE)
+        pages = departure.freeze(self._wanted.timeout, skip_in_flight="tcp-backlog" in self._wanted.allow)
         self._frozen_at = departure.frozen_at
         self._clock.step("start criu", until=self._frozen_at)
         self._clock.step("dump")

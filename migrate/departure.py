@@ -52,8 +52,11 @@ class Departure:
         os.close(self._images)
         os.close(self._init)
 
-    def freeze(self, timeout: float) -> protocol.PagesEnd:
-        """Dump up to `post-dump`; pages stream meanwhile. Afterwards the tree is frozen and `images()` complete."""
+    def freeze(self, timeout: float, *, skip_in_flight: bool = False) -> protocol.PagesEnd:
+        """Dump up to `post-dump`; pages stream meanwhile. Afterwards the tree is frozen and `images()` complete.
+
+        With `skip_in_flight`, connections that have not been accepted yet are left out: they are lost.
+        """
         if processes.start_time(self._state.pid) != self._state.pid_start_time:
             raise MigrateError(f"container {self._state.id}: its init is gone")
         options = checkpoint.dump_options(
@@ -62,6 +65,7 @@ class Departure:
             images_dir_fd=self._images,
             work_dir_fd=self._images,
             page_server_fd=self._relay.criu_end.fileno(),
+            tcp_skip_in_flight=skip_in_flight,
         )
         self._relay.start()
         self._session = Criu().dump(options, timeout=timeout)

@@ -112,7 +112,7 @@ class Incoming:
         """Make everything around the container: directories, network namespace, cgroup, monitor, waiting CRIU."""
         if self._bundle is None or self._journal is None or self._restoring is not None:
             raise ProtocolError("Prepare came out of order")
-        plan = {"stdio": call.stdio, "state": call.state}
+        plan = {"stdio": call.stdio, "state": call.state, "tcp_close": call.tcp_close}
         self._journal.record(Phase.SEED, plan=plan)
         self._images = ReceivedImages.make(self._migration)
         self._restoring = self._begin_restore(self._bundle, plan)
@@ -255,6 +255,7 @@ class Incoming:
             stdio=tuple(fields["stdio"]),
             carried=carried,
             move=self._migration,
+            options={"tcp_close": True} if fields.get("tcp_close") else {},
         )
         return Restoring.prepare(self._store, loaded, plan, Criu())
 

@@ -16,7 +16,7 @@ class MigrationSpec:
 
     `allow` lifts rules of validate; `timeout` bounds the time, in seconds, that the container may be frozen before
     the move is given up and the container goes on at the source. `net` is what --net says: "bridge=NAME", the bridge
-    that the container's network is on at the target.
+    that the container's network is on at the target. With `tcp_close` the container finds its TCP connections closed.
     """
 
     id: str
@@ -25,3 +25,4 @@ class MigrationSpec:
     mode: MigrationMode = MigrationMode.STOP_AND_COPY
     timeout: float = 120.0
     net: str | None = None
+    tcp_close: bool = False

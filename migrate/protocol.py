@@ -158,10 +158,12 @@ class Prepare:
 
     `state` holds what goes along of the container's state: annotations, created, bundle hints, updated resources;
     `stdio` names its standard streams as CRIU knows them ("pipe:[123]", or "" where there is nothing to reconnect).
+    With `tcp_close` the container finds its TCP connections closed.
     """
 
     state: dict[str, typing.Any]
     stdio: list[str]
+    tcp_close: bool = False
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,8 @@ from migrate.errors import NoSpace, SnapshotError
 from migrate.files import fingerprint
 from migrate.hostfacts import free_bytes
 from migrate.interrupts import uninterruptible
-from migrate.validate import require_movable
+from migrate.sockets import survey
+from migrate.validate import require_movable, wait_settled
 from runtime import checkpoint, container, held, logs, supplement, syscalls
 from runtime.cgroups import Cgroup
 from runtime.restore import RestorePlan, Restoring
@@ -43,6 +44,7 @@ FORMAT = 1
 LOCK_TIMEOUT = 5.0
 RESTORE_TIMEOUT = 120.0
 LOG_TIMEOUT = 2.0
+PATIENCE = 2.0  # for what passes by itself, such as a connection that is about to be accepted
 _NO_ROOM = 64 << 10  # bytes free at which a failed dump is put down to the disk
 
 
@@ -64,6 +66,7 @@ class Manifest:
     stdio: list[str]
     annotations: dict[str, str]
     images: dict[str, list[Any]]
+    connections: list[str] = dataclasses.field(default_factory=list)  # with others, as "tcp LOCAL -> REMOTE"
 
     @property
     def size(self) -> int:
@@ -81,13 +84,17 @@ class Manifest:
         except (OSError, ValueError) as error:
             raise SnapshotError(f"{path}: cannot be read: {error}") from None
         wanted = {field.name: field.type for field in dataclasses.fields(cls)}
+        if isinstance(fields, dict):
+            fields.setdefault("connections", [])  # snapshots of older versions do not say
         if not isinstance(fields, dict) or set(fields) != set(wanted):
             odd = sorted(set(fields) ^ set(wanted)) if isinstance(fields, dict) else []
             raise SnapshotError(f"{path}: is not a snapshot's manifest{': ' + ', '.join(odd) if odd else ''}"[:300])
         if fields["format"] != FORMAT:
             raise SnapshotError(f"{path}: format {fields['format']!r} is not known to this version")
         for name, value in fields.items():
-            base = {"format": int, "stdio": list, "annotations": dict, "images": dict}.get(name, str)
+            base = {"format": int, "stdio": list, "annotations": dict, "images": dict, "connections": list}.get(
+                name, str
+            )
             if not isinstance(value, base):
                 raise SnapshotError(f"{path}: {name}: must be of type {base.__name__}")
         for name, entry in fields["images"].items():
@@ -113,30 +120,33 @@ def save(store: Store, container_id: str, directory: Path, *, allow: frozenset[s
     with store.lock(container_id, LOCK_TIMEOUT):
         state = store.load(container_id)
         spec = load_spec(Path(state.bundle), state.annotations)
-        require_movable(store, state, spec, allow)
+        require_movable(store, state, spec, allow, PATIENCE)
+        wait_settled(state, allow, PATIENCE)
         with _temporary(directory) as place:
-            with _dump(state, spec, place, leave_running=not stop) as session:
+            with _dump(state, spec, place, leave_running=not stop, skip_in_flight="tcp-backlog" in allow) as session:
                 # While it is frozen: what it writes later belongs to the container, not to the snapshot.
                 checkpoint.wait_output_logged(state, LOG_TIMEOUT)
                 _copy_log(state, place / "log")
-                manifest = _seal(state, place, directory) if stop else None  # before the container ends
+                connections = sorted(str(entry) for entry in survey(state.pid).connections if not entry.inside)
+                manifest = _seal(state, place, directory, connections) if stop else None  # before the container ends
                 with uninterruptible():
                     session.finish()
-            manifest = manifest or _seal(state, place, directory)
+            manifest = manifest or _seal(state, place, directory, connections)
         if stop:
             container.end(state)
         return manifest
 
 
 @contextmanager
-def _dump(state: State, spec: Spec, place: Path, *, leave_running: bool) -> Iterator[DumpSession]:
+def _dump(state: State, spec: Spec, place: Path, *, leave_running: bool, skip_in_flight: bool) -> Iterator[DumpSession]:
     """A dump into `place`/images, held with the container frozen; it thaws unless the session is finished."""
     (place / "images").mkdir(mode=0o700)
     images = os.open(place / "images", os.O_RDONLY | os.O_DIRECTORY)
     work = syscalls.detached_tmpfs(mode=0o700)  # for CRIU's log, which must not fail with the disk
     try:
         options = checkpoint.dump_options(
-            state, spec, images_dir_fd=images, work_dir_fd=work, leave_running=leave_running
+            state, spec, images_dir_fd=images, work_dir_fd=work, leave_running=leave_running,
+            tcp_skip_in_flight=skip_in_flight,
         )  # fmt: skip
         with Criu().dump(options, timeout=RESTORE_TIMEOUT) as session:
             session.run_until("post-dump")
@@ -154,17 +164,17 @@ def _dump(state: State, spec: Spec, place: Path, *, leave_running: bool) -> Iter
         os.close(work)
 
 
-def _seal(state: State, place: Path, directory: Path) -> Manifest:
+def _seal(state: State, place: Path, directory: Path, connections: list[str]) -> Manifest:
     """Make a whole snapshot of what lies in `place`: manifest, everything on disk, and the name it is to have."""
     shutil.copyfile(Path(state.bundle) / "config.json", place / "config.json")
-    manifest = _describe(state, place)
+    manifest = _describe(state, place, connections)
     _write(place / "manifest.json", json.dumps(dataclasses.asdict(manifest), indent=2).encode() + b"\n")
     _sync_tree(place)
     place.rename(directory)
     return manifest
 
 
-def _describe(state: State, place: Path) -> Manifest:
+def _describe(state: State, place: Path, connections: list[str]) -> Manifest:
     images = {}
     for path in sorted((place / "images").iterdir()):
         path.chmod(0o600)
@@ -173,6 +183,7 @@ def _describe(state: State, place: Path) -> Manifest:
             images[path.name] = [file.tell(), digest]
     return Manifest(
         format=FORMAT,
+        connections=connections,
         id=state.id,
         host=socket.gethostname(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -190,9 +201,18 @@ def _describe(state: State, place: Path) -> Manifest:
 
 
 def restore(
-    store: Store, directory: Path, *, new_id: str | None = None, rootfs: Path | None = None, net: str | None = None
+    store: Store,
+    directory: Path,
+    *,
+    new_id: str | None = None,
+    rootfs: Path | None = None,
+    net: str | None = None,
+    connections: str | None = None,
 ) -> State:
     """Make a running container of a snapshot; the snapshot stays as it is. `net` is what --net says (network.py).
+
+    What becomes of its TCP connections with others, if it has any, must be said: `connections` is "close" (it finds
+    them closed) or "keep" (they go on, which their peers must not have noticed yet).
 
     Raises SnapshotError (damaged, other machine, other root file system), ContainerError (id in use), CriuError;
     on failure nothing of the new container is left.
@@ -202,6 +222,12 @@ def restore(
     if manifest.machine != platform.machine():
         raise SnapshotError(f"{directory}: was made on {manifest.machine}; this machine is {platform.machine()}")
     verify(directory, manifest)
+    if manifest.connections and connections is None:
+        shown = ", ".join(manifest.connections[:4]) + (", ..." if len(manifest.connections) > 4 else "")
+        raise SnapshotError(
+            f"{directory}: it had connections that may have gone on or ended since: {shown}",
+            remedy="--tcp-close: it finds them closed; --tcp-established: only if it ended with the snapshot (--stop)",
+        )
     root = (rootfs or Path(manifest.rootfs)).absolute()
     if not root.is_dir():
         raise SnapshotError(f"{directory}: its root file system {root} is not here", remedy="name it with --rootfs")
@@ -222,6 +248,7 @@ def restore(
             stdio=tuple(manifest.stdio),
             carried={"resources": supplement.resources(directory / "images")},
             move=None,
+            options={"tcp_close": True} if connections == "close" else {},
         )
         restoring = Restoring.prepare(store, spec, plan, Criu())
         try:

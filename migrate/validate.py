@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from criu_rpc.errors import CriuError
-from migrate import files, losses, procscan
+from migrate import files, losses, procscan, sockets
 from migrate.errors import Blocked, UsageError
 from migrate.hostfacts import FactsQuery, HostFacts, can_carry_any_uid, gather
 from migrate.pages import has_wide_records
@@ -57,11 +57,30 @@ RULES: dict[str, Rule] = {
     "special-file": Rule("close it before the move"),
     "traced": Rule("detach the debugger"),
     "other-uid": Rule("CRIU needs CAP_SYS_RESOURCE to carry processes of other users; this host's root lacks it"),
+    # Sockets.
+    "socket-kind": Rule("close it before the move (programs in Go: GODEBUG=multipathtcp=0)"),
+    "socket-namespace": Rule("close it, or do not hand it to the container"),
+    "socket-filter": Rule("detach the program (SO_DETACH_BPF)"),
+    "tcp-backlog": Rule("let the program accept it; --allow tcp-backlog to lose it", allowable=True),
+    "tcp-connecting": Rule(
+        "wait until it is connected, or has failed; --allow tcp-connecting to try, which may fail",
+        allowable=True,
+    ),
+    "tcp-closing": Rule("wait until its peer has read it; --allow tcp-closing to lose it", allowable=True),
+    "tcp-option": Rule("run the connection without it"),
+    "udp-cork": Rule("let the program send what it holds back"),
+    "multicast": Rule("let the program join it again after the move; --allow multicast if it does", allowable=True),
+    "netlink": Rule("let the program read its messages; listen to fewer groups"),
+    "unix-peer": Rule("close the connection, or run the other end in the container"),
+    "unix-backlog": Rule("let the program accept it"),
+    "unix-message": Rule("let the program read them"),
     "network-device": Rule("remove the interface; a network that `--net` made goes along (docs/network.md)"),
     "host-pid": Rule(
         "create the container with a pid namespace of its own: its process ids must be free at the target"
     ),
-    "host-network": Rule("give the container a network namespace of its own", allowable=True),
+    "host-network": Rule(
+        "give the container a network namespace of its own; --tcp-close to have it find its connections closed"
+    ),
     "submount": Rule("bind the submount by an entry of its own in `mounts`"),
     "nested-namespace": Rule(
         "run the program without a namespace of its own (mount and network namespaces are carried)"
@@ -133,8 +152,13 @@ def check_allowed(allow: Iterable[str]) -> None:
             )
 
 
-def container_blockers(store: Store, state: State, spec: Spec) -> list[Blocker]:
-    """What speaks against moving this container anywhere."""
+def container_blockers(
+    store: Store, state: State, spec: Spec, *, tcp_close: bool = False, patience: float = 0.0
+) -> list[Blocker]:
+    """What speaks against moving this container anywhere.
+
+    What may pass by itself (sockets.PASSING) is given `patience` seconds to; `tcp_close`: its connections may be lost.
+    """
     found: list[Blocker] = []
     if spec.seccomp:
         found.append(Blocker("seccomp", "config.json: linux.seccomp", "a seccomp filter is configured"))
@@ -155,21 +179,18 @@ def container_blockers(store: Store, state: State, spec: Spec) -> list[Blocker]:
     if not spec.is_new("pid"):
         found.append(Blocker("host-pid", "config.json: linux.namespaces", "has no new pid namespace"))
         return found
-    if "network" not in spec.namespaces:
-        found.append(
-            Blocker(
-                "host-network",
-                "config.json: linux.namespaces",
-                "the container uses the host's network: its connections would be lost",
-            )
-        )
-    else:
+    if "network" in spec.namespaces:
         found += [
             Blocker("network-device", f"interface {name}", "is in the container's network namespace")
             for name in procscan.network_devices(state.pid)
             if spec.network is None or name != spec.network.name
         ]
     found += _submounts(state, spec)
+    sockets.settled(state.pid, patience, frozenset())
+    survey = sockets.survey(state.pid)
+    if "network" not in spec.namespaces and not tcp_close:
+        found += _host_connections(survey)
+    found += _blockers(survey.findings)
     if not spec.is_new("ipc"):
         problem = "has no new ipc namespace: System V and POSIX IPC objects would stay behind"
         found.append(Blocker("host-ipc", "config.json: linux.namespaces", problem))
@@ -179,6 +200,16 @@ def container_blockers(store: Store, state: State, spec: Spec) -> list[Blocker]:
     any_uid = can_carry_any_uid()
     found += _blockers(finding for finding in procscan.scan(state.pid) if finding.rule != "other-uid" or not any_uid)
     return found
+
+
+def _host_connections(survey: sockets.Survey) -> list[Blocker]:
+    """Connections that use this host's own addresses: they cannot go elsewhere."""
+    text = "uses the host's network, whose addresses stay here"
+    return [
+        Blocker("host-network", connection.held_by, f"{connection} {text}")
+        for connection in survey.connections
+        if not connection.inside
+    ]
 
 
 def _blockers(findings: Iterable[losses.Finding]) -> list[Blocker]:
@@ -262,6 +293,12 @@ def _version(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(".") if part.isdigit())
 
 
+def wait_settled(state: State, allow: frozenset[str], patience: float) -> None:
+    """Right before a dump: wait until nothing is on its way that CRIU cannot carry. Raises Blocked."""
+    left = sockets.settled(state.pid, patience, allow)
+    raise_blocked(state, [Blocker(finding.rule, finding.where, finding.problem) for finding in left], allow, "")
+
+
 def raise_blocked(state: State, blockers: list[Blocker], allow: frozenset[str], target: str) -> None:
     """Raise Blocked with all that is left after `allow`, if anything is."""
     check_allowed(allow)
@@ -274,9 +311,9 @@ def raise_blocked(state: State, blockers: list[Blocker], allow: frozenset[str], 
         )
 
 
-def require_movable(store: Store, state: State, spec: Spec, allow: frozenset[str]) -> None:
+def require_movable(store: Store, state: State, spec: Spec, allow: frozenset[str], patience: float) -> None:
     """For a snapshot: raise Blocked if the container itself cannot be dumped and restored."""
-    raise_blocked(state, container_blockers(store, state, spec), allow, "")
+    raise_blocked(state, container_blockers(store, state, spec, patience=patience), allow, "")
 
 
 def external_paths(spec: Spec) -> tuple[str, ...]:

@@ -338,7 +338,8 @@ class Restoring:
 
             veth.attach(self._state, self._spec.network)
             self._announcer.send()
-        self._session.run_until("network-unlock")
+        # CRIU unlocks, and says so, only a network that is not the host's.
+        self._session.run_until("network-unlock" if "network" in self._spec.namespaces else "pre-resume")
         self._released = True
         self._state = self._state.replace(started=True)
         self._store.save(self._state)

@@ -5,6 +5,7 @@ Each raises OSError with the errno, and the names of the call and what it was ab
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 
@@ -59,6 +60,7 @@ _SYS = {
     "ppc64le": (203, 271, 273, 274, 354, 355, 356, 358, 361),
     "s390x": (217, 280, 282, 283, 343, 345, 346, 348, 351),
 }
+_SOL_SOCKET, _SO_GET_FILTER = 1, 26
 _FSOPEN_CLOEXEC = 1
 _FSMOUNT_CLOEXEC = 1
 _FSCONFIG_SET_STRING = 1
@@ -347,3 +349,20 @@ def seccomp_set_filter(program: bytes | None, flags: int) -> int:
 def pidfd_getfd(pidfd: int, number: int) -> int:
     """pidfd_getfd(2): a duplicate of another process's descriptor, close-on-exec."""
     return _syscall(_SYS_PIDFD_GETFD, f"pidfd_getfd {number}", pidfd, number, 0)
+
+
+def getsockopt(fd: int, level: int, option: int, request: bytes) -> bytes:
+    """getsockopt(2) for options that read what they are asked about from the buffer, which is as long as `request`."""
+    buffer, length = (ctypes.c_char * len(request)).from_buffer_copy(request), (ctypes.c_uint32 * 1)(len(request))
+    arguments = (ctypes.c_int(fd), ctypes.c_int(level), ctypes.c_int(option), buffer, ctypes.byref(length))
+    _check(_function("getsockopt")(*arguments), f"getsockopt {level}:{option}")
+    return bytes(buffer)[: length[0]]
+
+
+def has_hidden_filter(fd: int) -> bool:
+    """Whether a socket has an attached filter that cannot be read back: an eBPF program."""
+    length = (ctypes.c_uint32 * 1)(0)
+    arguments = (ctypes.c_int(fd), ctypes.c_int(_SOL_SOCKET), ctypes.c_int(_SO_GET_FILTER))
+    if _function("getsockopt")(*arguments, None, ctypes.byref(length)) == 0:
+        return False
+    return ctypes.get_errno() == errno.EACCES

@@ -16,6 +16,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--net", metavar="bridge=NAME", help="the bridge at the target, where it is called otherwise there"
     )
+    parser.add_argument(
+        "--tcp-close", action="store_true",
+        help="the container finds its TCP connections closed: for a target in another network; its peers are not told",
+    )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
@@ -24,7 +28,9 @@ def run(args: argparse.Namespace) -> int:
     from migrate.ui import monitor
     from runtime.state import Store
 
-    wanted = MigrationSpec(args.id, args.host, frozenset(args.allow), timeout=args.timeout, net=args.net)
+    wanted = MigrationSpec(
+        args.id, args.host, frozenset(args.allow), timeout=args.timeout, net=args.net, tcp_close=args.tcp_close
+    )
     display = monitor(as_json=args.json)
     try:
         Coordinator(Store(args.root), wanted, display).run()

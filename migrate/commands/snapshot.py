@@ -18,6 +18,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     restore.add_argument("--id", help="name of the new container (default: that of the old one)")
     restore.add_argument("--rootfs", type=Path, help="where the root file system lies now")
     restore.add_argument("--net", help="another network than it had (docs/network.md)")
+    fate = restore.add_mutually_exclusive_group()
+    fate.add_argument(
+        "--tcp-close", action="store_true", help="it finds its TCP connections closed; peers are not told"
+    )
+    fate.add_argument("--tcp-established", action="store_true", help="its TCP connections go on, if their peers wait")
     show = actions.add_parser("show", help="say what a snapshot is and check that it is whole")
     show.add_argument("dir", type=Path, help="the snapshot")
 
@@ -33,7 +38,10 @@ def run(args: argparse.Namespace) -> int:
             manifest = snapshot.save(store, args.id, args.dir, allow=frozenset(args.allow), stop=args.stop)
             text = f"{manifest.id}: saved to {args.dir} ({size(manifest.size)})"
         case "restore":
-            state = snapshot.restore(store, args.dir, new_id=args.id, rootfs=args.rootfs, net=args.net)
+            fate = "close" if args.tcp_close else "keep" if args.tcp_established else None
+            state = snapshot.restore(
+                store, args.dir, new_id=args.id, rootfs=args.rootfs, net=args.net, connections=fate
+            )
             if args.json:
                 print(json.dumps({"event": "restored", "id": state.id, "pid": state.pid}))
                 return 0

@@ -1,0 +1,244 @@
+"""Moves and snapshots of a container with TCP connections in all states, whose other ends are at the host `client`."""
+
+import contextlib
+import hashlib
+import json
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.pybox import write_python_bundle
+from tests.system.conftest import Lab
+from tests.system.test_network import NET, PLACE, PROGRAMS
+from tests.system.test_network_move import CLIENT, line, program
+
+pytestmark = pytest.mark.system
+
+ADDRESS = "10.88.0.5"
+PATTERN = bytes(range(251)) * 20000
+WHOLE = [len(PATTERN), hashlib.sha256(PATTERN).hexdigest()]
+
+
+def part(text: bytes) -> list[Any]:
+    return [len(text), hashlib.sha256(text).hexdigest()]
+
+
+def run(lab: Lab, text: str, *arguments: str, net: str = NET) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        write_python_bundle(Path(directory, "web"), text, *arguments)
+        lab.put("host1", Path(directory, "web"), PLACE)
+    lab.on("host1", "pymigrate", "run", "-d", "-b", PLACE, "--net", net, "web")
+
+
+class Ends:
+    """The other ends, and what was heard of the connections in the network."""
+
+    def __init__(self, lab: Lab) -> None:
+        self._client = program(lab, "conn_client.py", CLIENT, ADDRESS)
+        self.running = [self._client]
+        assert line(self._client) == "listening"
+        run(lab, (PROGRAMS / "conn_server.py").read_text(), CLIENT)
+        assert line(self._client) == "ready"
+        self._sniffer = program(lab, "net_sniffer.py", ADDRESS)
+        self.running.append(self._sniffer)
+        assert line(self._sniffer) == "ready"
+
+    def heard(self) -> list[str]:
+        """The segments with RST or FIN so far; nothing is listened to any more."""
+        found = json.loads(line(self._sniffer, tell=True))
+        assert found["missed"] == 0
+        ends: list[str] = found["ends"]
+        return ends
+
+    def finish(self) -> dict[str, Any]:
+        """What came out of the connections at their end here."""
+        found: dict[str, Any] = json.loads(line(self._client, tell=True))
+        return found
+
+
+@contextlib.contextmanager
+def ends(lab: Lab) -> Iterator[Ends]:
+    running: list[subprocess.Popen[str]] = []
+    try:
+        made = Ends(lab)
+        running = made.running
+        wait_log(lab, "host1", "ready")
+        yield made
+    finally:
+        for process in running:
+            process.kill()
+            process.communicate()
+
+
+def wait_log(lab: Lab, host: str, word: str) -> list[str]:
+    """What the container has written, once the word is in it."""
+    script = (
+        f"for i in $(seq 200); do pymigrate logs web | grep -q '{word}' && break; sleep 0.1; done; pymigrate logs web"
+    )
+    text = lab.sh(host, script)
+    assert word in text, text
+    return text.splitlines()
+
+
+def results(lines: list[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for text in lines:
+        if text.startswith("{"):
+            found |= json.loads(text)
+    return found
+
+
+def assert_whole(lab: Lab, host: str, made: Ends) -> None:
+    """Every byte came, in order, in both directions of every connection, and every end was where it belongs."""
+    seen = made.finish()
+    assert seen == {
+        "7001": WHOLE, "7002": part(b""), "7003": part(b"still here"), "back": ["mine", ""], "control": "done",
+    }  # fmt: skip
+    assert results(wait_log(lab, host, '"out"')) == {
+        "7001": WHOLE, "7002": part(b"after your end"), "7003": part(b"last words"), "out": "yours",
+    }  # fmt: skip
+
+
+def test_every_state_goes_there_and_back(lab: Lab) -> None:
+    with ends(lab) as made:
+        lab.on("host1", "pymigrate", "validate", "web", "host2")
+        lab.on("host1", "pymigrate", "move", "web", "host2")
+        lab.on("host2", "pymigrate", "move", "web", "host1")
+        assert made.heard() == []
+        assert_whole(lab, "host1", made)
+
+
+def test_a_snapshot_leaves_the_connections_alone(lab: Lab) -> None:
+    place = "/var/lib/pymigrate/test/snapshot"
+    with ends(lab) as made:
+        lab.on("host1", "pymigrate", "snapshot", "save", "web", place)
+        argv = ("pymigrate", "snapshot", "restore", place, "--id", "clone", "--net", "bridge=br0,ip=10.88.0.6/24")
+        done = lab.on("host1", *argv, check=False)
+        assert done.returncode != 0
+        assert f"tcp {ADDRESS}:7001 -> {CLIENT}:" in done.stderr
+        assert "--tcp-close" in done.stderr
+        lab.on("host1", *argv, "--tcp-close")
+        lab.on("host1", "pymigrate", "delete", "--force", "clone")
+        assert made.heard() == []
+        assert_whole(lab, "host1", made)
+
+
+def test_connections_go_on_from_a_snapshot_that_ended_the_container(lab: Lab) -> None:
+    place = "/var/lib/pymigrate/test/snapshot"
+    with ends(lab) as made:
+        lab.on("host1", "pymigrate", "snapshot", "save", "--stop", "web", place)
+        lab.on("host1", "pymigrate", "delete", "--force", "web")
+        lab.on("host1", "pymigrate", "snapshot", "restore", place, "--tcp-established")
+        assert made.heard() == []
+        assert_whole(lab, "host1", made)
+
+
+def test_connections_are_closed_at_a_target_in_another_network(lab: Lab) -> None:
+    text = """
+import os, select, socket, time
+listener = socket.create_server(("", 7001))
+sock, _ = listener.accept()
+print("ready", flush=True)
+while not select.select([sock], [], [], 0.02)[0]:
+    pass
+print("read", sock.recv(10), flush=True)
+try:
+    sock.send(b"x")
+except OSError as error:
+    print("sent", type(error).__name__, flush=True)
+listener.accept()
+print("accepted", flush=True)
+time.sleep(1000)
+"""
+    run(lab, text)
+    client = lab.start("client", "python3", "-c", HOLD, stdin=subprocess.PIPE)
+    sniffer = program(lab, "net_sniffer.py", ADDRESS)
+    try:
+        assert line(client) == "on"
+        assert line(sniffer) == "ready"
+        wait_log(lab, "host1", "ready")
+        lab.on("host1", "pymigrate", "move", "--tcp-close", "web", "host2")
+        lines = wait_log(lab, "host2", "sent")
+        assert lines[1:] == ["read b''", "sent BrokenPipeError"]
+        assert json.loads(line(sniffer, tell=True))["ends"] == []
+        lab.on("client", "python3", "-c", f"import socket; socket.create_connection(('{ADDRESS}', 7001), 5)")
+        wait_log(lab, "host2", "accepted")
+    finally:
+        for process in (client, sniffer):
+            process.kill()
+            process.communicate()
+
+
+WAITING = """
+import os, socket, time
+listener = socket.create_server(("", 7001))
+print("ready", flush=True)
+while not os.path.exists("/tmp/go"):
+    time.sleep(0.01)
+sock, _ = listener.accept()
+sock.sendall(b"hello")
+print("end", flush=True)
+time.sleep(1000)
+"""
+CONNECT = f"import socket; s = socket.create_connection(('{ADDRESS}', 7001)); print('on', flush=True); print(s.recv(5))"
+
+
+@pytest.mark.parametrize("accepted", [False, True])
+def test_a_connection_that_is_not_accepted_yet(lab: Lab, accepted: bool) -> None:
+    """The move waits for it a moment; then it is refused, naming it, and nothing has happened."""
+    run(lab, WAITING)
+    wait_log(lab, "host1", "ready")
+    client = lab.start("client", "python3", "-c", CONNECT)
+    try:
+        assert line_of(client) == "on"
+        go = f"touch /proc/{lab.state('host1')['pid']}/root/tmp/go"
+        if accepted:
+            lab.sh("host1", f"(sleep 0.5; {go}) >/dev/null 2>&1 & exec pymigrate move web host2")
+            assert line_of(client) == "b'hello'"
+            return
+        done = lab.on("host1", "pymigrate", "move", "web", "host2", check=False)
+        assert done.returncode == 3
+        assert "tcp-backlog" in done.stderr
+        assert "tcp 0.0.0.0:7001 has 1 connection not accepted yet" in done.stderr
+        lab.sh("host1", go)
+        assert line_of(client) == "b'hello'"
+    finally:
+        client.kill()
+        client.communicate()
+
+
+HOLD = f"""
+import socket, sys
+held = socket.create_connection(('{ADDRESS}', 7001))
+print('on', flush=True)
+sys.stdin.read()
+"""
+
+
+def line_of(process: "subprocess.Popen[str]") -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def test_a_container_in_the_network_of_its_host(lab: Lab) -> None:
+    """It moves when nothing is connected; a connection is named."""
+    run(lab, WAITING, net="host")
+    wait_log(lab, "host1", "ready")
+    lab.on("host1", "pymigrate", "move", "web", "host2")
+    lab.sh("host2", f"touch /proc/{lab.state('host2')['pid']}/root/tmp/go")
+    text = CONNECT.replace(ADDRESS, "10.88.0.202") + "; s.recv(1)"
+    client = lab.start("client", "python3", "-c", text)
+    try:
+        assert line_of(client) == "on"
+        wait_log(lab, "host2", "end")
+        done = lab.on("host2", "pymigrate", "validate", "web", "host1", check=False)
+        assert done.returncode == 3
+        assert "host-network: process " in done.stdout
+        assert f"tcp 10.88.0.202:7001 -> {CLIENT}:" in done.stdout
+    finally:
+        client.terminate()
+        client.communicate()

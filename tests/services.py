@@ -41,18 +41,32 @@ while not select.select([0], [], [], 0)[0]:
     time.sleep(0.001)
 print(json.dumps({"done": count, "gap": gap}))
 """
-# Reads what curl gets; a pause is the time between two pieces. Ends by itself with the file.
+# Takes the digest of what curl gets, and asks for a short page meanwhile, again and again over one connection: curl
+# limits a rate by reading nothing for seconds, so that its own pauses say nothing. Ends with the file.
 _DOWNLOAD = """
-import hashlib, json, subprocess, sys, time
-argv = ["curl", "-sS", "--limit-rate", sys.argv[2], "-w", "%{stderr}%{num_connects} %{http_code}", sys.argv[1]]
-curl = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-digest, count, gap, last = hashlib.sha256(), 0, 0.0, time.monotonic()
-while data := curl.stdout.read1(65536):
-    if not count:
+import hashlib, http.client, json, subprocess, sys, threading, time
+argv = ["curl", "-sS", "--limit-rate", sys.argv[2], "-w", "%{stderr}%{num_connects} %{http_code}"]
+curl = subprocess.Popen([*argv, f"http://{sys.argv[1]}/file"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+digest, count = hashlib.sha256(), 0
+def download():
+    global count
+    while data := curl.stdout.read1(65536):
+        digest.update(data)
+        count += len(data)
+thread = threading.Thread(target=download)
+thread.start()
+connection, gap, asked = http.client.HTTPConnection(sys.argv[1], timeout=60), 0.0, 0
+connection.auto_open = 0
+connection.connect()
+while thread.is_alive() or not asked:
+    began = time.monotonic()
+    connection.request("GET", "/ready")
+    answer = connection.getresponse()
+    assert (answer.status, answer.read()) == (200, b"yes")
+    gap, asked = max(gap, time.monotonic() - began), asked + 1
+    if asked == 1:
         print("ready", flush=True)
-    digest.update(data)
-    now = time.monotonic()
-    count, gap, last = count + len(data), max(gap, now - last), now
+    time.sleep(0.002)
 words = curl.stderr.read().decode()
 print(json.dumps({"done": count, "gap": gap, "digest": digest.hexdigest(), "status": curl.wait(), "words": words}))
 """
@@ -247,7 +261,7 @@ class Nginx(Service):
             "daemon off; user root root; worker_processes 2; pid /tmp/pid; error_log stderr;\n"
             "events {}\nhttp { access_log off; sendfile on; client_body_temp_path /tmp/b; proxy_temp_path /tmp/p;\n"
             "fastcgi_temp_path /tmp/f; uwsgi_temp_path /tmp/u; scgi_temp_path /tmp/s;\n"
-            "server { listen 80; root /srv; location = /ready { return 200 yes; } } }\n"
+            "keepalive_requests 10000000; server { listen 80; root /srv; location = /ready { return 200 yes; } } }\n"
         )
         (rootfs / "srv").mkdir()
         (rootfs / "var/log/nginx").mkdir(parents=True)
@@ -264,7 +278,7 @@ class Nginx(Service):
             names += ["CAP_SETUID", "CAP_SETGID"]
 
     def program(self) -> list[str]:
-        return [_DOWNLOAD, f"http://{self.address}/file", self._rate]
+        return [_DOWNLOAD, self.address, self._rate]
 
     def is_ready(self, hosts: Hosts, host: str) -> bool:
         return "yes" in self.inside(hosts, host, "wget", "-qO", "-", "http://127.0.0.1/ready")

@@ -27,6 +27,7 @@ from runtime.spec import Spec
 from runtime.state import State
 
 DEATH_TIMEOUT = 30.0
+GHOST_LIMIT = 512 << 20  # bytes of an open file without a name that go with the images
 
 
 class Departure:
@@ -49,8 +50,11 @@ class Departure:
         os.close(self._images)
         os.close(self._init)
 
-    def freeze(self, timeout: float) -> protocol.PagesEnd:
-        """Dump up to `post-dump`; pages stream meanwhile. Afterwards the tree is frozen and `images()` complete."""
+    def freeze(self, timeout: float, on_frozen: Callable[[], None] = lambda: None) -> protocol.PagesEnd:
+        """Dump up to `post-dump`; pages stream meanwhile. Afterwards the tree is frozen and `images()` complete.
+
+        `on_frozen` is called once no process of the container runs any more, while the dump goes on.
+        """
         if processes.start_time(self._state.pid) != self._state.pid_start_time:
             raise MigrateError(f"container {self._state.id}: its init is gone")
         options = checkpoint.dump_options(
@@ -59,6 +63,7 @@ class Departure:
             images_dir_fd=self._images,
             work_dir_fd=self._images,
             page_server_fd=self._relay.criu_end.fileno(),
+            ghost_limit=GHOST_LIMIT,
         )
         self._relay.start()
         self._session = Criu().dump(options, timeout=timeout)
@@ -66,6 +71,8 @@ class Departure:
         try:
             self._session.run_until("pre-dump")
             self.frozen_at = time.monotonic()
+            self._session.run_until("query-ext-files")
+            on_frozen()
             self._session.run_until("post-dump")
         except CriuError as error:
             raise self._relay.failure or error from None

@@ -1,7 +1,8 @@
 """What a user asks for when a container is to be moved."""
 
 import enum
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 class MigrationMode(enum.StrEnum):
@@ -15,7 +16,8 @@ class MigrationSpec:
     """One move: container `id` to `host` ([USER@]NAME as ssh knows it).
 
     `allow` lifts rules of validate; `timeout` bounds the time, in seconds, that the container may be frozen before
-    the move is given up and the container goes on at the source.
+    the move is given up and the container goes on at the source; `volumes` says of bind mounts, by destination, what
+    becomes of them (volumes.parse).
     """
 
     id: str
@@ -23,3 +25,4 @@ class MigrationSpec:
     allow: frozenset[str] = frozenset()
     mode: MigrationMode = MigrationMode.STOP_AND_COPY
     timeout: float = 120.0
+    volumes: Mapping[str, str] = field(default_factory=dict)

@@ -47,12 +47,15 @@ class SentTree:
     """What a run of rsync cost: bytes over the connection, seconds, and how many files' contents went.
 
     `complaints` is what rsync said of files that it could not read as it had listed them; "" when all went well.
+    `names`
+    are those it has touched at the target or failed to read, relative to the tree; only of a `living` tree.
     """
 
     bytes_sent: int
     seconds: float
     files: int = 0
     complaints: str = ""
+    names: frozenset[bytes] = frozenset()
 
 
 def fingerprint(root: Path) -> str:
@@ -132,7 +135,8 @@ def send_tree(
     DeadlineExceeded; the local rsync is gone in any case. Of a `living` tree it is no failure that files change or
     vanish while they are read.
     """
-    with Rsync(open_channel, source, destination, ("--delete", *options), on_progress=on_progress) as rsync:
+    said = ("--out-format=%i %n",) if living else ()
+    with Rsync(open_channel, source, destination, ("--delete", *said, *options), on_progress=on_progress) as rsync:
         return rsync.finish(deadline, living=living)
 
 
@@ -200,7 +204,11 @@ class Rsync:
             raise _explain(self._source, status, text, relay.exit_status)
         count = _TRANSFERRED.search(said)
         return SentTree(
-            relay.sent, time.monotonic() - self._started, int(count[1]) if count else 0, text if status else ""
+            relay.sent,
+            time.monotonic() - self._started,
+            int(count[1]) if count else 0,
+            text if status else "",
+            _named(said, words, os.fsencode(self._source)) if living else frozenset(),
         )
 
     def close(self) -> None:
@@ -214,6 +222,18 @@ class Rsync:
                     stream.close()
 
 
+def _named(said: bytes, words: bytes, source: bytes) -> frozenset[bytes]:
+    """The names in what rsync says of its work (--out-format) and of what it could not read (a quoted path)."""
+    found = {match[1] for match in _ITEM.finditer(said)}
+    prefix = source + b"/"
+    quoted = (match[1] for match in _QUOTED.finditer(words))
+    found |= {path[len(prefix) :] for path in quoted if path.startswith(prefix)}
+    return frozenset(_ESCAPE.sub(lambda match: bytes([int(match[1], 8)]), name).rstrip(b"/") for name in found)
+
+
+_ITEM = re.compile(rb"^[<>ch.][fdLDS][^ \n]{9} (.*)$", re.MULTILINE)
+_QUOTED = re.compile(rb'"(/.*)"')
+_ESCAPE = re.compile(rb"\\#([0-3][0-7]{2})")  # how rsync writes what is not printable
 _PARTIAL = (23, 24)  # rsync(1): some files were not transferred; some vanished
 _TRANSFERRED = re.compile(rb"^Number of regular files transferred: (\d+)", re.MULTILINE)
 # What rsync says of a file that is removed, cut short or written to while it is sent.

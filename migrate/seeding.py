@@ -166,6 +166,9 @@ class Seeding:
         )  # fmt: skip
         item.passes += 1
         self._done(item.tree, item.passes, sent, sent.files)
+        # rsync has taken a look of its own: what was there for it alone, and is gone at the next look, must be removed.
+        assert item.look is not None
+        item.look = item.look.with_names(sent.names)
         return sent
 
     def _waiting(self, item: _Growing) -> Rsync:

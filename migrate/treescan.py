@@ -43,6 +43,11 @@ class Scan:
         ]
         return names + [path for path in before if path not in self.entries]
 
+    def with_names(self, names: Iterable[bytes]) -> "Scan":
+        """The same with further names, of entries that are not known: they count as changed, or as gone, next time."""
+        unknown: dict[bytes, Entry] = {name: (0, 0, 0, 0, 0) for name in names if name not in self.entries}
+        return Scan(self.started_ns, self.entries | unknown) if unknown else self
+
     def bytes_of(self, names: Iterable[bytes]) -> int:
         """The size of those of `names` that are regular files now."""
         found = (self.entries.get(name) for name in names)

@@ -19,7 +19,7 @@ mkfifo /w/fifo; i=0
 while :; do
   i=$((i+1)); echo $i >&5; echo $i >> /w/reopened; echo $i >&6; echo $i >&7
   echo $i > /w/dir/new; mv /w/dir/new /w/dir/renamed; echo $i > /w/dir/f$((i % 50)); rm -f /w/dir/f$(((i + 25) % 50))
-  echo $i; usleep 2000
+  : > /w/dir/once$i; rm -f /w/dir/once$((i - 5)); echo $i; usleep 2000
 done
 """
 CHECK = """
@@ -29,7 +29,7 @@ seq $n | cmp - /w/reopened
 m=$(tail -n 1 /w/appended); seq $m | cmp - /w/appended
 test $m -ge $n; test $m -le $((n + 1)); test -p /w/fifo; test ! -e /w/gone; test ! -e /w/linked
 seq $(tail -n 1 /w/dir/other) | cmp - /w/dir/other
-test $(ls -a /w /w/dir | grep -c link_remap) = 0
+test $(ls -a /w /w/dir | grep -c link_remap) = 0; test $(ls /w/dir | grep -c once) -le 6
 """
 
 
@@ -76,6 +76,7 @@ def test_a_container_that_writes_goes_there_and_back(lab: Lab) -> None:
     before = lab.wait_count("host1", 50)
     there = move(lab, "--allow", "writable-rootfs")
     before = lab.wait_count("host2", before + 20)
+    assert lab.sh("host1", "find /var/lib/pymigrate -name 'link_remap*'") == "", "CRIU's names are removed here as well"
     passes = there["passes"]
     assert [item["number"] for item in passes] == list(range(1, len(passes) + 1))
     assert [item["frozen"] for item in passes] == [False] * (len(passes) - 1) + [True]

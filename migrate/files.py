@@ -47,8 +47,7 @@ class SentTree:
     """What a run of rsync cost: bytes over the connection, seconds, and how many files' contents went.
 
     `complaints` is what rsync said of files that it could not read as it had listed them; "" when all went well.
-    `names`
-    are those it has touched at the target or failed to read, relative to the tree; only of a `living` tree.
+    `names` are those it has touched at the target or failed to read, relative to the tree; only of a `living` tree.
     """
 
     bytes_sent: int

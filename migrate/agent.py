@@ -91,6 +91,14 @@ class Agent:
                 return self._move().open_bundle(call)
             case protocol.BundleSent():
                 return self._move().bundle_sent(call.fingerprint)
+            case protocol.CheckTrees():
+                return self._move().check_trees(call)
+            case protocol.CheckFiles():
+                from migrate import openfiles
+
+                return openfiles.answer(call.files)
+            case protocol.TreesSent():
+                return self._move().trees_sent()
             case protocol.Prepare():
                 return self._move().prepare(call)
             case protocol.PagesBegin():

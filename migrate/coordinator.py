@@ -11,18 +11,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from migrate import journal, protocol
+from migrate import journal, protocol, volumes
 from migrate.departure import Departure
 from migrate.errors import InDoubt, MigrateError, MovedDirty, MoveFailed, RolledBack
-from migrate.events import Monitor, PhaseStarted, Progress, Report, Warned
-from migrate.files import fingerprint, send_tree
+from migrate.events import Monitor, PassDone, PhaseStarted, Progress, Report, Warned
+from migrate.files import fingerprint
 from migrate.interrupts import uninterruptible
 from migrate.journal import Entry, Journal
 from migrate.model import MigrationSpec
 from migrate.peer import Peer, RemoteFailure, connect
 from migrate.phases import Phase, workload
+from migrate.seeding import ROOTFS, Seeding
 from migrate.settlement import clean_source, clean_target, save_log, settle
+from migrate.trees import Owner, Tree
 from migrate.validate import container_blockers, preflight, wait_settled
+from migrate.volumes import Plan
 from runtime import checkpoint, network
 from runtime.spec import Spec
 from runtime.spec import load as load_spec
@@ -30,7 +33,6 @@ from runtime.state import State, Store
 
 LOCK_TIMEOUT = 5.0
 FINGERPRINT_TIMEOUT = 600.0
-SEED_TIMEOUT = 6 * 3600.0
 RESUME_TIMEOUT = 30.0
 PATIENCE = 2.0  # for what passes by itself, such as a connection that is about to be accepted
 
@@ -57,7 +59,7 @@ class Coordinator:
         self._clock = _Clock()
         self._migration = journal.new_migration_id()
         self._source = socket.gethostname()
-        self._bytes_sent = 0
+        self._passes: tuple[PassDone, ...] = ()
         self._frozen_at = 0.0
         self._resumed_at = 0.0
 
@@ -68,29 +70,36 @@ class Coordinator:
             state = self._store.load(wanted.id)
             spec = load_spec(Path(state.bundle), state.annotations)
             self._say(Phase.PREFLIGHT, f"checking {wanted.id} and {wanted.host}")
+            plan = volumes.plan(state, spec, wanted.volumes)
             blockers = container_blockers(self._store, state, spec, tcp_close=wanted.tcp_close, patience=PATIENCE)
             with connect(wanted.host, root=str(self._store.root)) as peer:
-                digest = fingerprint(Path(state.rootfs))
+                digest = fingerprint(Path(state.rootfs)) if spec.readonly else ""
                 spec = network.elsewhere(spec, wanted.net)
-                preflight(peer, self._store, state, spec, wanted.allow, blockers)
+                plan = preflight(peer, self._store, state, spec, wanted.allow, blockers, plan)
                 self._clock.step("preflight")
                 log = Journal.begin(
                     self._migration, role="source", id=wanted.id, source=self._source, target=wanted.host,
                     root=str(self._store.root), created=state.created,
                 )  # fmt: skip
-                return self._move(log, state, spec, digest, peer)
+                owner = Owner(state.id, state.created)
+                with Seeding(peer, self._monitor, state.pid, owner, self._migration) as seeding:
+                    return self._move(log, state, spec, digest, peer, plan, seeding)
 
-    def _move(self, log: Journal, state: State, spec: Spec, digest: str, peer: Peer) -> Report:
+    def _move(
+        self, log: Journal, state: State, spec: Spec, digest: str, peer: Peer, plan: Plan, seeding: Seeding
+    ) -> Report:
         criu_log = b""
         try:
-            self._seed(log, state, spec, digest, peer)
+            self._seed(log, state, spec, digest, peer, plan, seeding)
             with Departure(state, spec, peer, self._on_pages) as departure:
                 try:
-                    self._stop_and_copy(log, state, departure, peer)
+                    self._stop_and_copy(log, state, departure, peer, seeding)
                     with uninterruptible():
                         log.record(Phase.COMMITTED)
                         self._clock.step("commit")
                         self._hand_over(log, departure, peer)
+                        seeding.leave(state.rootfs)
+                        self._passes = tuple(seeding.passes)
                         return self._finish(log, state, peer, departure.dropped_watches())
                 except BaseException:
                     with uninterruptible():
@@ -107,26 +116,28 @@ class Coordinator:
                     remedy=f"pymigrate recover {state.id}",
                 ) from error
             with uninterruptible():
+                seeding.close()
                 self._roll_back(log, state, peer, criu_log, error)
             raise
 
-    def _seed(self, log: Journal, state: State, spec: Spec, digest: str, peer: Peer) -> None:
+    def _seed(
+        self, log: Journal, state: State, spec: Spec, digest: str, peer: Peer, plan: Plan, seeding: Seeding
+    ) -> None:
         """Bundle and root file system to the target, and everything made ready there."""
         log.record(Phase.SEED)
         self._say(Phase.SEED, "root file system")
         self._discard_leftovers(peer)
-        config = (Path(state.bundle) / "config.json").read_text()
+        config = plan.config(volumes.read_config(state.bundle))
         hints = [state.bundle, *state.bundle_hints]
-        place = peer.call(
-            protocol.OpenBundle(self._migration, self._source, state.id, config, digest, hints), FINGERPRINT_TIMEOUT
-        )
-        if not place["complete"]:
-            sent = send_tree(
-                peer.open_channel, Path(state.rootfs), str(place["rootfs"]),
-                on_progress=lambda done: self._monitor.emit(Progress(Phase.SEED, done)),
-                deadline=time.monotonic() + SEED_TIMEOUT,
-            )  # fmt: skip
-            self._bytes_sent += sent.bytes_sent
+        trees = [tree.to_json() for tree in plan.trees]
+        call = protocol.OpenBundle(
+            self._migration, self._source, state.id, state.created, config, digest, hints, trees
+        )  # fmt: skip
+        place = peer.call(call, FINGERPRINT_TIMEOUT)
+        rootfs = Tree(ROOTFS, state.rootfs, str(place["rootfs"]), fingerprint=digest)
+        complete = [bool(place["complete"]), *map(bool, place["trees"])]
+        seeding.ahead(list(zip([rootfs, *plan.trees], complete, strict=True)))
+        if not place["complete"] and digest:
             peer.call(protocol.BundleSent(digest), FINGERPRINT_TIMEOUT)
         carried = {
             "annotations": spec.annotations, "created": state.created, "bundle_hints": _hints(state, place),
@@ -148,21 +159,28 @@ class Coordinator:
         for entry in uncleaned:
             Journal.resume(entry).record(Phase.ABORTED, cleaned=True)
 
-    def _stop_and_copy(self, log: Journal, state: State, departure: Departure, peer: Peer) -> None:
+    def _stop_and_copy(self, log: Journal, state: State, departure: Departure, peer: Peer, seeding: Seeding) -> None:
         log.record(Phase.STOP_AND_COPY)
         self._say(Phase.STOP_AND_COPY, f"freezing {self._wanted.id}")
         peer.call(protocol.PagesBegin())
+        seeding.arm()
         self._clock.step("prepare")
         wait_settled(state, self._wanted.allow, PATIENCE)
-        pages = departure.freeze(self._wanted.timeout, skip_in_flight="tcp-backlog" in self._wanted.allow)
+        pages = departure.freeze(
+            self._wanted.timeout, seeding.frozen, skip_in_flight="tcp-backlog" in self._wanted.allow
+        )
         self._frozen_at = departure.frozen_at
         self._clock.step("start criu", until=self._frozen_at)
         self._clock.step("dump")
+        files_there = seeding.last(self._wanted.timeout)
         peer.post(pages)
         count = departure.send_images()
-        peer.post(protocol.Restore(count))
         peer.answer("PagesEnd", self._wanted.timeout)
         self._clock.step("images")
+        if files_there is not None:
+            files_there()
+            self._clock.step("files")
+        peer.post(protocol.Restore(count))
         peer.answer("Restore", self._wanted.timeout)
         self._clock.step("restore")
         log.record(Phase.PREPARED, durable=False)
@@ -197,8 +215,9 @@ class Coordinator:
             workload="TARGET",
             downtime_s=self._resumed_at - self._frozen_at,
             total_s=time.monotonic() - self._clock.started,
-            bytes_sent=self._bytes_sent + peer.bytes_sent,
+            bytes_sent=sum(item.bytes_sent for item in self._passes) + peer.bytes_sent,
             phases=self._clock.steps,
+            passes=self._passes,
         )
         self._monitor.emit(report)
         if leftover is not None:

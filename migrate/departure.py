@@ -29,6 +29,7 @@ from runtime.spec import Spec
 from runtime.state import State
 
 DEATH_TIMEOUT = 30.0
+GHOST_LIMIT = 512 << 20  # bytes of an open file without a name that go with the images
 
 
 class Departure:
@@ -52,10 +53,13 @@ class Departure:
         os.close(self._images)
         os.close(self._init)
 
-    def freeze(self, timeout: float, *, skip_in_flight: bool = False) -> protocol.PagesEnd:
+    def freeze(
+        self, timeout: float, on_frozen: Callable[[], None] = lambda: None, *, skip_in_flight: bool = False
+    ) -> protocol.PagesEnd:
         """Dump up to `post-dump`; pages stream meanwhile. Afterwards the tree is frozen and `images()` complete.
 
-        With `skip_in_flight`, connections that have not been accepted yet are left out: they are lost.
+        `on_frozen` is called once no process of the container runs any more, while the dump goes on. With
+        `skip_in_flight`, connections that have not been accepted yet are left out: they are lost.
         """
         if processes.start_time(self._state.pid) != self._state.pid_start_time:
             raise MigrateError(f"container {self._state.id}: its init is gone")
@@ -66,6 +70,7 @@ class Departure:
             work_dir_fd=self._images,
             page_server_fd=self._relay.criu_end.fileno(),
             tcp_skip_in_flight=skip_in_flight,
+            ghost_limit=GHOST_LIMIT,
         )
         self._relay.start()
         self._session = Criu().dump(options, timeout=timeout)
@@ -73,6 +78,8 @@ class Departure:
         try:
             self._session.run_until("pre-dump")
             self.frozen_at = time.monotonic()
+            self._session.run_until("query-ext-files")
+            on_frozen()
             self._session.run_until("post-dump")
             supplement.save(self._images, self._state, Cgroup.of(self._state))
             self._hold = held.complete(self._state, self._images)

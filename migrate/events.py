@@ -29,6 +29,19 @@ class Warned:
 
 
 @dataclass(frozen=True)
+class PassDone:
+    """A pass over one tree is over: bytes over the connection, files (of a first pass those that were sent, later the
+    names that had changed), seconds; `frozen`: the container was frozen meanwhile."""
+
+    tree: str
+    number: int
+    frozen: bool
+    bytes_sent: int
+    files: int
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Report:
     """How a move ended. Times in seconds, sizes in bytes; `phases` maps a step to its duration.
 
@@ -45,14 +58,16 @@ class Report:
     total_s: float
     bytes_sent: int
     phases: dict[str, float] = field(default_factory=dict)
+    passes: tuple[PassDone, ...] = ()
 
 
-Event = PhaseStarted | Progress | Warned | Report
+Event = PhaseStarted | Progress | Warned | PassDone | Report
 
 _NAMES: dict[type[Event], str] = {
     PhaseStarted: "phase",
     Progress: "progress",
     Warned: "warning",
+    PassDone: "pass",
     Report: "report",
 }
 

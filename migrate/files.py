@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shlex
 import shutil
 import socket
@@ -43,10 +44,17 @@ class Channel(Protocol):
 
 @dataclass(frozen=True)
 class SentTree:
-    """What a run of rsync cost: bytes over the connection, both ways counted from here, and seconds."""
+    """What a run of rsync cost: bytes over the connection, seconds, and how many files' contents went.
+
+    `complaints` is what rsync said of files that it could not read as it had listed them; "" when all went well.
+    `names` are those it has touched at the target or failed to read, relative to the tree; only of a `living` tree.
+    """
 
     bytes_sent: int
     seconds: float
+    files: int = 0
+    complaints: str = ""
+    names: frozenset[bytes] = frozenset()
 
 
 def fingerprint(root: Path) -> str:
@@ -76,7 +84,7 @@ def size(root: Path) -> int:
     """Bytes that a tree takes on disk, files with several links counted once. Raises MigrateError."""
     total, counted = 0, set()
     try:
-        for _, info in _walk(os.fspath(root)):
+        for _, info in _walk(os.fspath(root), living=True):
             if info.st_nlink > 1 and not stat.S_ISDIR(info.st_mode):
                 if (info.st_dev, info.st_ino) in counted:
                     continue
@@ -87,16 +95,26 @@ def size(root: Path) -> int:
     return total
 
 
-def _walk(root: str) -> "list[tuple[str, os.stat_result]]":
-    """Every entry below `root` in a fixed order, not following links, not leaving its file system tree."""
+def _walk(root: str, *, living: bool = False) -> "list[tuple[str, os.stat_result]]":
+    """Every entry below `root` in a fixed order, not following links; of a file only itself.
+
+    Of a `living` tree something may vanish meanwhile.
+    """
+    if not stat.S_ISDIR(os.stat(root).st_mode):
+        return [(root, os.stat(root))]
     found = []
     pending = [root]
     while pending:
-        with os.scandir(pending.pop()) as entries:
-            for entry in entries:
-                found.append((entry.path, entry.stat(follow_symlinks=False)))
-                if entry.is_dir(follow_symlinks=False):
-                    pending.append(entry.path)
+        directory = pending.pop()
+        try:
+            with os.scandir(directory) as entries:
+                for entry in entries:
+                    found.append((entry.path, entry.stat(follow_symlinks=False)))
+                    if entry.is_dir(follow_symlinks=False):
+                        pending.append(entry.path)
+        except FileNotFoundError:
+            if not living or directory == root:
+                raise
     return sorted(found, key=lambda item: os.fsencode(item[0]))
 
 
@@ -107,47 +125,129 @@ def send_tree(
     *,
     on_progress: Callable[[int], None],
     deadline: float,
+    options: tuple[str, ...] = (),
+    living: bool = False,
 ) -> SentTree:
     """Make the directory `destination` at the target equal to `source`, with everything a root file system can hold.
 
     `deadline` is a time.monotonic(). Raises NoSpace, MigrateError (rsync's own last words), HostError,
-    DeadlineExceeded; the local rsync is gone in any case.
+    DeadlineExceeded; the local rsync is gone in any case. Of a `living` tree it is no failure that files change or
+    vanish while they are read.
     """
-    rsync = shutil.which("rsync")
-    if rsync is None:
-        raise MigrateError("rsync is not installed here", remedy="apt-get install rsync, here and at the target")
-    started = time.monotonic()
-    ours, theirs = socket.socketpair()
-    argv = [
-        rsync, "-aHAX", "--numeric-ids", "--sparse", "--delete", "--protect-args", "--no-motd",
-        f"--rsh={shlex.join(selfexec.command('migrate.rsh', str(theirs.fileno())))}",
-        f"{source}/", f"target:{destination}/",
-    ]  # fmt: skip
-    with theirs:
-        process = subprocess.Popen(
-            argv, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE, start_new_session=True, env={**os.environ, "LC_ALL": "C"},
-        )  # fmt: skip
-    relay = _Relay(ours, open_channel, on_progress)
-    try:
-        relay.start()
+    said = ("--out-format=%i %n",) if living else ()
+    with Rsync(open_channel, source, destination, ("--delete", *said, *options), on_progress=on_progress) as rsync:
+        return rsync.finish(deadline, living=living)
+
+
+class Rsync:
+    """One run of rsync, from its start to its end; leaving it as a context manager ends it.
+
+    With `names` it has connected already, and waits for the names of what has changed: `finish` gives it those. A name
+    that does not exist here is removed there.
+    """
+
+    def __init__(
+        self,
+        open_channel: Callable[[str], Channel],
+        source: Path,
+        destination: str,
+        options: tuple[str, ...],
+        *,
+        on_progress: Callable[[int], None],
+        names: bool = False,
+    ) -> None:
+        rsync = shutil.which("rsync")
+        if rsync is None:
+            raise MigrateError("rsync is not installed here", remedy="apt-get install rsync, here and at the target")
+        self._source, self._started = source, time.monotonic()
+        listed = ("--files-from=-", "--from0", "--delete-missing-args", "--ignore-times") if names else ()
+        ours, theirs = socket.socketpair()
+        argv = [
+            rsync, "-aHAX", "--numeric-ids", "--sparse", "--force", "--modify-window=-1", "--protect-args",
+            "--no-motd", "--stats", "--no-human-readable", *listed, *options,
+            f"--rsh={shlex.join(selfexec.command('migrate.rsh', str(theirs.fileno())))}",
+            f"{source}/", f"target:{destination}/",
+        ]  # fmt: skip
+        with theirs:
+            self._process = subprocess.Popen(
+                argv, pass_fds=[theirs.fileno()], stdin=subprocess.PIPE if names else subprocess.DEVNULL,
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+                env={**os.environ, "LC_ALL": "C"},
+            )  # fmt: skip
+        self._relay = _Relay(ours, open_channel, on_progress)
+        self._relay.start()
+
+    def __enter__(self) -> "Rsync":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def finish(self, deadline: float, *, living: bool = False, names: bytes | None = None) -> SentTree:
+        """Wait until the tree is there. `names`, each ended by a zero byte, are those of what has changed.
+
+        Raises as `send_tree` does. The time is counted from here when there are names, from the start otherwise.
+        """
+        if names is not None:
+            self._started = time.monotonic()
         try:
-            _, words = process.communicate(timeout=max(0.1, deadline - time.monotonic()))
+            said, words = self._process.communicate(names, timeout=max(0.1, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
-            raise DeadlineExceeded(f"rsync of {source} did not end in time") from None
+            raise DeadlineExceeded(f"rsync of {self._source} did not end in time") from None
+        relay, status = self._relay, self._process.returncode
         relay.join()
-    finally:
-        process.kill()
-        relay.close()
-        process.wait()
-        if process.stderr is not None:
-            process.stderr.close()
-    if relay.failure is not None:
-        raise relay.failure
-    if process.returncode != 0:
+        if relay.failure is not None:
+            raise relay.failure
         text = words.decode(errors="replace") + relay.errors
-        raise _explain(source, process.returncode, text, relay.exit_status)
-    return SentTree(relay.sent, time.monotonic() - started)
+        if status != 0 and not (living and status in _PARTIAL and _is_life(text)):
+            raise _explain(self._source, status, text, relay.exit_status)
+        count = _TRANSFERRED.search(said)
+        return SentTree(
+            relay.sent,
+            time.monotonic() - self._started,
+            int(count[1]) if count else 0,
+            text if status else "",
+            _named(said, words, os.fsencode(self._source)) if living else frozenset(),
+        )
+
+    def close(self) -> None:
+        """End it, wherever it is. Harmless when it has ended."""
+        self._process.kill()
+        self._relay.close()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
+            if stream is not None:
+                with contextlib.suppress(OSError):
+                    stream.close()
+
+
+def _named(said: bytes, words: bytes, source: bytes) -> frozenset[bytes]:
+    """The names in what rsync says of its work (--out-format) and of what it could not read (a quoted path)."""
+    found = {match[1] for match in _ITEM.finditer(said)}
+    prefix = source + b"/"
+    quoted = (match[1] for match in _QUOTED.finditer(words))
+    found |= {path[len(prefix) :] for path in quoted if path.startswith(prefix)}
+    return frozenset(_ESCAPE.sub(lambda match: bytes([int(match[1], 8)]), name).rstrip(b"/") for name in found)
+
+
+_ITEM = re.compile(rb"^[<>ch.][fdLDS][^ \n]{9} (.*)$", re.MULTILINE)
+_QUOTED = re.compile(rb'"(/.*)"')
+_ESCAPE = re.compile(rb"\\#([0-3][0-7]{2})")  # how rsync writes what is not printable
+_PARTIAL = (23, 24)  # rsync(1): some files were not transferred; some vanished
+_TRANSFERRED = re.compile(rb"^Number of regular files transferred: (\d+)", re.MULTILINE)
+# What rsync says of a file that is removed, cut short or written to while it is sent.
+_LIFE = re.compile(
+    r"(file|directory) has vanished: |.* failed verification -- update |.*: No such file or directory \(2\)$"
+    r"|.*read errors mapping .*: No data available|.*No data available \(61\)$|rsync warning: some files vanished"
+    r"|rsync error: some files"
+    r"|IO error encountered -- skipping file deletion"
+    r"|cannot delete non-empty directory: "
+)
+
+
+def _is_life(words: str) -> bool:
+    """Whether everything that rsync complains of comes of files that change while they are sent."""
+    return all(_LIFE.match(line) for line in words.splitlines() if line.strip())
 
 
 class _Relay:

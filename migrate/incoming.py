@@ -1,7 +1,8 @@
 """The target's half of a move: what each call does on this host, and how all of it is undone.
 
 Everything a move brings lies in places that this module names: images in /var/lib/pymigrate/incoming/<migration>,
-a bundle that was sent in /var/lib/pymigrate/bundles/<container>. No path from the wire is written to.
+a bundle that was sent in /var/lib/pymigrate/bundles/<container>. Other paths from the wire are written to only where
+nothing is, or where a mark of ours says that it is this container's (treestore.py).
 
 Until `resume`, whatever goes wrong ends in `abort`: the restored tree is killed before it has run an instruction,
 and container, images and what was newly made of the bundle are removed. The one exception: once PREPARED, a lost
@@ -11,21 +12,23 @@ connection leaves the images (the source may be dead already, by decision), unti
 import contextlib
 import json
 import os
-import shutil
 import signal
 from pathlib import Path
 from typing import Any, Self
 
 from criu_rpc.client import Criu
-from migrate import journal
+from migrate import journal, treestore
+from migrate.atomic import write_atomically
 from migrate.errors import DeadlineExceeded, MigrateError, ProtocolError, TargetError
 from migrate.files import fingerprint
 from migrate.hostfacts import DATA
 from migrate.journal import Journal
 from migrate.phases import FINAL, Phase
-from migrate.protocol import OpenBundle, Prepare
+from migrate.protocol import CheckTrees, OpenBundle, Prepare
 from migrate.reception import ReceivedImages, ReceivedPages
-from runtime import processes, spec
+from migrate.trees import Needed, Owner, Tree, checked_list
+from migrate.treestore import Arrivals, Placed
+from runtime import processes, spec, syscalls
 from runtime.restore import RestorePlan, Restoring
 from runtime.state import State, Store, check_id
 
@@ -43,6 +46,9 @@ class Incoming:
         self._id = self._migration = ""
         self._bundle: Path | None = None
         self._made_bundle = False
+        self._rootfs = ""  # of a container that may write to it
+        self._owner = Owner("", "")
+        self._arrivals: Arrivals | None = None
         self._journal: Journal | None = None
         self._images: ReceivedImages | None = None
         self._pages: ReceivedPages | None = None
@@ -62,15 +68,25 @@ class Incoming:
         """Seconds that the source may be silent: long while rsync runs beside us, short once it is about to freeze."""
         return SEED_SILENCE if self._restoring is None else FROZEN_SILENCE
 
+    def check_trees(self, call: CheckTrees) -> dict[str, Any]:
+        """What speaks against the trees that are to come; see treestore.check."""
+        trees, needed = checked_list(Tree, call.trees), checked_list(Needed, call.needed)
+        return treestore.check(trees, needed, Owner(check_id(call.id), call.created), call.reserved)
+
     def open_bundle(self, call: OpenBundle) -> dict[str, Any]:
-        """Find the bundle at a hint, or make a place for it. Answers {"bundle", "rootfs", "complete"}."""
+        """Find the bundle at a hint, or make a place for it, and for the trees that come along.
+
+        Answers {"bundle", "rootfs", "complete", "trees": [complete, of each]}.
+        """
         if self._journal is not None:
             raise ProtocolError("OpenBundle came twice")
         self._id = check_id(call.id)
+        self._owner = Owner(self._id, call.created)
         config = _parse_config(call.config)
+        arrivals = Arrivals.plan(checked_list(Tree, call.trees), self._owner, call.migration)
         place, rootfs = DATA / "bundles" / self._id, None
         for hint in call.hints:
-            rootfs = _matching_bundle(Path(hint), config, call.fingerprint)
+            rootfs = _matching_bundle(Path(hint), config, call.fingerprint, self._owner)
             if rootfs is not None:
                 place = Path(hint)
                 break
@@ -87,15 +103,42 @@ class Incoming:
             agent={"pid": os.getpid(), "start_time": processes.start_time(os.getpid())},
             bundle=str(place),
             made_bundle=self._made_bundle,
+            created=call.created,
+            rootfs=str(rootfs or place / "rootfs") if not call.fingerprint else "",
+            trees=[item.to_json() for item in arrivals.placed],
         )
+        self._arrivals = arrivals
         if rootfs is None:
             rootfs = place / "rootfs"
             rootfs.mkdir(mode=0o755, parents=True, exist_ok=True)
             place.chmod(0o700)
             config["root"]["path"] = "rootfs"
-            _write_atomically(place / "config.json", json.dumps(config, indent=4).encode())
-        complete = fingerprint(rootfs) == call.fingerprint
-        return {"bundle": str(place), "rootfs": str(rootfs), "complete": complete}
+            write_atomically(place / "config.json", json.dumps(config, indent=4).encode())
+        if not call.fingerprint:
+            self._rootfs = str(rootfs)
+            treestore.set_mark(self._rootfs, self._owner, self._migration, whole=False)
+        arrivals.make()
+        complete = bool(call.fingerprint) and fingerprint(rootfs) == call.fingerprint
+        trees = [item.complete for item in arrivals.placed]
+        return {"bundle": str(place), "rootfs": str(rootfs), "complete": complete, "trees": trees}
+
+    def trees_sent(self) -> dict[str, Any]:
+        """Check what must not have changed, and wait until the disks have what has come so far."""
+        if self._arrivals is None:
+            raise ProtocolError("trees were sent before places for them were asked for")
+        self._arrivals.verify()
+        self._flush()
+        return {}
+
+    def _flush(self) -> None:
+        arrivals = self._arrivals.placed if self._arrivals is not None else []
+        for path in {self._rootfs, *(os.path.dirname(item.tree.place) for item in arrivals if not item.complete)}:
+            if path:
+                fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+                try:
+                    syscalls.syncfs(fd)
+                finally:
+                    os.close(fd)
 
     def bundle_sent(self, expected: str) -> dict[str, Any]:
         """Check what rsync has brought."""
@@ -168,7 +211,8 @@ class Incoming:
         """Keep what the container had written before it came here."""
         if not self._resumed or self._restoring is None:
             raise ProtocolError("History came before Resume")
-        _write_atomically(Path(self._restoring.history_path), log.encode())
+        write_atomically(Path(self._restoring.history_path), log.encode())
+        self._flush()
         return {}
 
     def abort(self) -> dict[str, Any]:
@@ -207,6 +251,10 @@ class Incoming:
             return {"workload": "TARGET", "pid": self._store.load(entry.id).pid}
         self._bundle = Path(entry.fields["bundle"])
         self._made_bundle = entry.fields["made_bundle"] and not keep_bundle
+        self._owner = Owner(entry.id, str(entry.fields.get("created", "")))
+        self._rootfs = str(entry.fields.get("rootfs", ""))
+        placed = [Placed.from_json(item) for item in entry.fields.get("trees", [])]
+        self._arrivals = Arrivals(self._owner, migration, placed)
         self._images = ReceivedImages.existing(migration)
         state = Restoring.left_behind(self._store, entry.id, migration, OLD_AGENT_TIMEOUT)
         if state is not None:
@@ -238,6 +286,11 @@ class Incoming:
         if self._journal.phase is Phase.PREPARED:
             self._journal.record(Phase.COMMITTED, durable=False)
         self._journal.record(Phase.RESUMED)
+        if self._arrivals is not None:
+            self._arrivals.confirm()
+        if self._rootfs:
+            with contextlib.suppress(OSError):  # it runs; the next move sends more than it needs to, no worse
+                treestore.set_mark(self._rootfs, self._owner, self._migration, whole=True)
         if self._images is not None:
             self._images.remove()
         return state
@@ -272,8 +325,12 @@ class Incoming:
         self._stop()
         if self._images is not None:
             self._images.remove()
+        if self._arrivals is not None:
+            self._arrivals.undo()
         if self._made_bundle and self._bundle is not None:
-            shutil.rmtree(self._bundle, ignore_errors=True)
+            treestore.remove(str(self._bundle))
+            if self._rootfs:
+                treestore.drop_mark(self._rootfs)
 
 
 def _parse_config(text: str) -> dict[str, Any]:
@@ -286,33 +343,26 @@ def _parse_config(text: str) -> dict[str, Any]:
     return config
 
 
-def _matching_bundle(bundle: Path, config: dict[str, Any], expected: str) -> Path | None:
-    """The rootfs of the bundle at `bundle` if config (but for root.path) and rootfs are the same, else None."""
+def _matching_bundle(bundle: Path, config: dict[str, Any], expected: str, owner: Owner) -> Path | None:
+    """The rootfs of the bundle at `bundle` if config (but for root.path) and rootfs are the same, else None.
+
+    One that the container may write to, `expected` is "" then, must be this container's, left here by a move.
+    """
     if not bundle.is_absolute() or ".." in bundle.parts:
         return None
     try:
         here = json.loads((bundle / "config.json").read_bytes())
         rootfs: Path = bundle / here["root"]["path"]
         here["root"]["path"] = config["root"].get("path")
-        if here == config and fingerprint(rootfs) == expected:
+        if here != config:
+            return None
+        if expected and fingerprint(rootfs) == expected:
+            return Path(rootfs).resolve()
+        if not expected and treestore.is_ours(os.path.realpath(rootfs), owner):
             return Path(rootfs).resolve()
     except (OSError, ValueError, KeyError, TypeError, MigrateError):
         return None
     return None
-
-
-def _write_atomically(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with open(fd, "wb") as out:
-            out.write(data)
-            out.flush()
-            os.fsync(fd)
-        temporary.rename(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _end_old_agent(agent: dict[str, Any]) -> None:

@@ -1,7 +1,8 @@
 """What a user asks for when a container is to be moved."""
 
 import enum
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 class MigrationMode(enum.StrEnum):
@@ -17,6 +18,7 @@ class MigrationSpec:
     `allow` lifts rules of validate; `timeout` bounds the time, in seconds, that the container may be frozen before
     the move is given up and the container goes on at the source. `net` is what --net says: "bridge=NAME", the bridge
     that the container's network is on at the target. With `tcp_close` the container finds its TCP connections closed.
+    `volumes` says of bind mounts, by destination, what becomes of them (volumes.parse).
     """
 
     id: str
@@ -26,3 +28,4 @@ class MigrationSpec:
     timeout: float = 120.0
     net: str | None = None
     tcp_close: bool = False
+    volumes: Mapping[str, str] = field(default_factory=dict)

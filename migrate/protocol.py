@@ -9,9 +9,10 @@ A connection carries frames, both ways: a type (1 byte), a length (4 bytes, big 
     DATA     source -> target  the next bytes of the image announced last by `Image`
     PULSE    target -> source  nothing; sent now and then, so that a dead connection shows at the target as well
 
-Order of a move: Hello, Facts, OpenBundle, [rsync over a channel of its own, BundleSent], Prepare, PagesBegin,
-PAGES..., PagesEnd, (Image, DATA...)*, Restore (answer: prepared, held), Resume (answer: resumed), History. Abort at
-any point before Resume; a lost connection there means the same. Image has no answer: its failure is Restore's.
+Order of a move: Hello, Facts, CheckTrees, CheckFiles, OpenBundle, [rsync over channels of its own, BundleSent for a
+rootfs, TreesSent for what may change and what comes beside], Prepare, PagesBegin, PAGES..., PagesEnd,
+(Image, DATA...)*, [rsync], Restore (answer: prepared, held), Resume (answer: resumed), History. Abort at any point
+before Resume; a lost connection there means the same. Image has no answer: its failure is Restore's.
 
 Whatever comes in is bounded and checked here: types, lengths, names. `ProtocolError` is the other side's fault.
 """
@@ -119,19 +120,24 @@ class Facts:
 class OpenBundle:
     """`source` begins to move container `id`: where does its bundle lie at the target, and is its rootfs there?
 
-    `config` is config.json as text, `fingerprint` that of the rootfs (files.fingerprint), `hints` are paths
-    where such a bundle may lie already (used for reading only, and only if they match).
+    `config` is config.json as text, `fingerprint` that of the rootfs (files.fingerprint), "" for one that the container
+    may write to; `hints` are paths where such a bundle may lie already. They are used only if they match, and written
+    to only if a move of this container (`created` tells it from others of its name) has left them. `trees` are
+    trees.Tree as JSON: what goes along beside the rootfs.
     """
 
     migration: str
     source: str
     id: str
+    created: str
     config: str
     fingerprint: str
     hints: list[str]
+    trees: list[dict[str, typing.Any]]
 
     def __post_init__(self) -> None:
         check_migration_id(self.migration)
+        _check(_DIGEST.fullmatch(self.fingerprint or "0" * 64) is not None, f"{self.fingerprint!r} is no SHA-256")
 
 
 @dataclass(frozen=True)
@@ -150,6 +156,32 @@ class BundleSent:
     """rsync is done: the target checks the fingerprint of what it has now."""
 
     fingerprint: str
+
+
+@dataclass(frozen=True)
+class CheckTrees:
+    """Before anything is touched: can these trees (trees.Tree) be put there, is what is needed (trees.Needed) there?
+
+    `reserved` bytes will be taken beside, in /var/lib/pymigrate. Answers as treestore.check does.
+    """
+
+    id: str
+    created: str
+    trees: list[dict[str, typing.Any]]
+    needed: list[dict[str, typing.Any]]
+    reserved: int
+
+
+@dataclass(frozen=True)
+class CheckFiles:
+    """What are these files at the target? `files` are openfiles.Seen as JSON; answers {"files": [...]}, the same."""
+
+    files: list[dict[str, typing.Any]]
+
+
+@dataclass(frozen=True)
+class TreesSent:
+    """All trees are there, but for what will have changed in those that may be written to: the target checks them."""
 
 
 @dataclass(frozen=True)
@@ -238,6 +270,9 @@ Call = (
     | Discard
     | OpenBundle
     | BundleSent
+    | CheckTrees
+    | CheckFiles
+    | TreesSent
     | Prepare
     | PagesBegin
     | PagesEnd

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from criu_rpc.errors import CriuError
-from migrate import files, losses, procscan, sockets
-from migrate.errors import Blocked, UsageError
+from migrate import files, losses, openfiles, procscan, protocol, sockets
+from migrate.errors import Blocked, ProtocolError, UsageError
 from migrate.hostfacts import FactsQuery, HostFacts, can_carry_any_uid, gather
 from migrate.pages import has_wide_records
+from migrate.volumes import Plan
 from runtime import checkpoint, processes
 from runtime.spec import Spec
 from runtime.state import State, Status, Store
@@ -19,6 +20,7 @@ from runtime.state import State, Status, Store
 if TYPE_CHECKING:
     from migrate.peer import Peer
 
+TREES_TIMEOUT = 600.0
 SPARE_BYTES = 64 << 20  # for images that are not memory
 
 
@@ -40,7 +42,7 @@ RULES: dict[str, Rule] = {
         allowable=True,
     ),
     "writable-rootfs": Rule(
-        "set root.readonly and mount a tmpfs where it writes; --allow writable-rootfs if it writes nothing",
+        "set root.readonly and mount a tmpfs where it writes; --allow writable-rootfs to carry along what it writes",
         allowable=True,
     ),
     # What would make CRIU fail.
@@ -117,8 +119,13 @@ RULES: dict[str, Rule] = {
         "make the bridge there (ip link add NAME type bridge), or name another with `move --net bridge=NAME`"
     ),
     "address-in-use": Rule("free the address there, or give the container another one with `run --net`"),
-    "missing-source": Rule("make it there, with the same contents"),
-    "no-space": Rule("make room in /var/lib/pymigrate there"),
+    "volume": Rule("say what becomes of it: --volume PATH=copy, PATH=shared or PATH=/NEW/PATH"),
+    "overlay": Rule("name its layers by plain absolute paths"),
+    "missing-source": Rule("make it there, with the same contents; --volume PATH=copy or PATH=/NEW/PATH"),
+    "not-shared": Rule("mount there what this host has mounted; --volume PATH=copy to send it"),
+    "foreign-data": Rule("move it away there; --volume PATH=shared to use it, or PATH=/NEW/PATH"),
+    "file-differs": Rule("install the same file there; --volume PATH=copy to send what is here"),
+    "no-space": Rule("make room there"),
     "rsync": Rule("apt-get install rsync, there and here"),
 }
 
@@ -167,7 +174,9 @@ def container_blockers(
     if not spec.readonly:
         found.append(
             Blocker(
-                "writable-rootfs", "config.json: root.readonly", "is not true: what the container writes would be lost"
+                "writable-rootfs",
+                "config.json: root.readonly",
+                "is not true: what the container writes has to go along",
             )
         )
     if not os.path.isdir(os.path.join(state.rootfs, "tmp")):
@@ -317,14 +326,14 @@ def require_movable(store: Store, state: State, spec: Spec, allow: frozenset[str
 
 
 def external_paths(spec: Spec) -> tuple[str, ...]:
-    """What must exist at a target beside the root file system: bind sources, namespaces joined by path, hooks."""
+    """What must exist at a target beside files: namespaces joined by path, hooks."""
     joined = [path for path in spec.namespaces.values() if path is not None]
     hooks = [hook.path for point in ("prestart", "createRuntime", "poststop") for hook in spec.hooks[point]]
-    return tuple(dict.fromkeys([*(mount.source for mount in spec.mounts if mount.is_bind), *joined, *hooks]))
+    return tuple(dict.fromkeys([*joined, *hooks]))
 
 
-def check_target(peer: "Peer", store: Store, state: State, spec: Spec) -> list[Blocker]:
-    """Ask the target and compare it with this host."""
+def check_target(peer: "Peer", store: Store, state: State, spec: Spec, plan: Plan) -> tuple[list[Blocker], Plan]:
+    """Ask the target and compare it with this host; the plan for the trees as it is with what the target has."""
     source = gather(FactsQuery())
     if source.criu_problem:
         raise CriuError(f"{source.name}: {source.criu_problem}", remedy="run vagrant/provision.sh here")
@@ -333,11 +342,44 @@ def check_target(peer: "Peer", store: Store, state: State, spec: Spec) -> list[B
     target: HostFacts = peer.facts(query)
     target = dataclasses.replace(target, name=peer.name)
     needed = procscan.memory_bytes(state.pid) + SPARE_BYTES if state.status is Status.RUNNING else 0
-    return target_blockers(source, target, state, needed + files.size(Path(state.rootfs)), send_rootfs=True)
+    needed += files.size(Path(state.rootfs))
+    found = target_blockers(source, target, state, needed, send_rootfs=True)
+    if state.status is Status.RUNNING:
+        more, plan = _check_trees(peer, state, plan, needed)
+        found += more
+    return found, plan
+
+
+def _check_trees(peer: "Peer", state: State, plan: Plan, reserved: int) -> tuple[list[Blocker], Plan]:
+    """Can what goes along be put there, is there what does not, and is it the same as far as it is in use?"""
+    if not (plan.trees or plan.needed):
+        return [], plan
+    plan = plan.measured()
+    trees, needed = ([item.to_json() for item in items] for items in (plan.trees, plan.needed))
+    answer = peer.call(protocol.CheckTrees(state.id, state.created, trees, needed, reserved), TREES_TIMEOUT)
+    try:
+        found = [Blocker(rule, f"{peer.name}: {path}", text) for rule, path, text in answer["problems"]]
+        plan = plan.with_found(set(answer["found"]))
+    except (KeyError, TypeError, ValueError):
+        raise ProtocolError(f"{peer.name}: the answer to CheckTrees is malformed") from None
+    if any(blocker.rule not in RULES for blocker in found):
+        raise ProtocolError(f"{peer.name}: the answer to CheckTrees names an unknown rule")
+    if not found:
+        used = openfiles.in_use(state.pid, plan.bound)
+        wrong = openfiles.differing(peer, used, TREES_TIMEOUT)
+        found = [Blocker("file-differs", f"{peer.name}: {path}", text) for path, text in wrong]
+    return found, plan
+
+
+def plan_blockers(plan: Plan) -> list[Blocker]:
+    """What speaks against the plan for the trees, whatever the target is."""
+    return [Blocker(problem.rule, problem.where, problem.problem) for problem in plan.problems]
 
 
 def preflight(
-    peer: "Peer", store: Store, state: State, spec: Spec, allow: frozenset[str], blockers: list[Blocker]
-) -> None:
+    peer: "Peer", store: Store, state: State, spec: Spec, allow: frozenset[str], blockers: list[Blocker], plan: Plan
+) -> Plan:
     """Raise Blocked with everything that speaks against the move, `blockers` of the container included."""
-    raise_blocked(state, blockers + check_target(peer, store, state, spec), allow, peer.name)
+    found, checked = check_target(peer, store, state, spec, plan)
+    raise_blocked(state, blockers + plan_blockers(plan) + found, allow, peer.name)
+    return checked

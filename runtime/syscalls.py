@@ -141,6 +141,11 @@ def umount(target: str | os.PathLike[str], flags: int = 0) -> None:
     _check(_function("umount2")(_bytes(target), ctypes.c_int(flags)), f"umount {os.fspath(target)}")
 
 
+def syncfs(fd: int) -> None:
+    """syncfs(2): wait until the disk has all of the file system that `fd` lies on."""
+    _check(_function("syncfs")(ctypes.c_int(fd)), "syncfs")
+
+
 def pivot_root(new: str, old: str) -> None:
     """pivot_root(2)"""
     paths = [ctypes.c_char_p(os.fsencode(path)) for path in (new, old)]

@@ -3,9 +3,9 @@
 import dataclasses
 import json
 import time
-from typing import TextIO
+from typing import Any, TextIO
 
-from migrate.events import Event, PhaseStarted, Progress, Report, Warned, event_name
+from migrate.events import Event, PassDone, PhaseStarted, Progress, Report, Warned, event_name
 from migrate.ui import text
 
 _INTERVAL = 1.0  # seconds between two progress lines of one phase
@@ -30,6 +30,8 @@ class PlainLines:
                     self._line(now, f"{event.phase}: {text.size(event.done)}{of}")
             case Warned():
                 self._line(now, f"warning: {event.message}")
+            case PassDone():
+                self._line(now, text.one_pass(event))
             case Report():
                 for line in text.timeline(event):
                     self._line(now, f"  {line}")
@@ -54,13 +56,17 @@ class JsonLines:
             if now - self._last < _INTERVAL:
                 return
             self._last = now
-        fields = {
-            key: round(value, 6) if isinstance(value, float) else value
-            for key, value in dataclasses.asdict(event).items()
-        }
-        if isinstance(event, Report):
-            fields["phases"] = {key: round(value, 6) for key, value in event.phases.items()}
+        fields = _rounded(dataclasses.asdict(event))
         print(json.dumps({"event": event_name(event), **fields}), file=self._out, flush=True)
 
     def close(self) -> None:
         self._out.flush()
+
+
+def _rounded(value: Any) -> Any:
+    """JSON with every number of seconds to the microsecond."""
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(item) for item in value]
+    return round(value, 6) if isinstance(value, float) else value

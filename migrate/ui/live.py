@@ -12,7 +12,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from migrate.events import Event, PhaseStarted, Report, Warned
+from migrate.events import Event, PassDone, PhaseStarted, Report, Warned
 from migrate.events import Progress as ProgressEvent
 from migrate.ui import text
 
@@ -47,6 +47,8 @@ class Live:
                     self._progress.update(self._task, completed=event.done, total=event.total)
             case Warned():
                 self._console.print(f"[yellow]warning:[/] {event.message}", highlight=False)
+            case PassDone():
+                self._console.print(f"  {text.one_pass(event)}", highlight=False, markup=False)
             case Report():
                 self.close()
                 self._show(event)

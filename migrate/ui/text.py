@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from migrate.events import Report
+from migrate.events import PassDone, Report
 
 
 def size(count: float) -> str:
@@ -17,6 +17,13 @@ def size(count: float) -> str:
 def duration(seconds: float) -> str:
     """0.0123 -> "12 ms", 3.2 -> "3.20 s"."""
     return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.2f} s"
+
+
+def one_pass(done: PassDone) -> str:
+    """What a pass over a tree has sent, as one line."""
+    when = ", frozen" if done.frozen else ""
+    files = f"{done.files} file{'' if done.files == 1 else 's'}"
+    return f"{done.tree} pass {done.number}{when}: {files}, {size(done.bytes_sent)}, {duration(done.seconds)}"
 
 
 def timeline(report: Report) -> list[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from migrate import treescan
 from migrate.errors import MigrateError, NoSpace
 from migrate.files import fingerprint, send_tree, size
 
@@ -90,6 +91,17 @@ def test_a_tree_arrives_whole(tree: Path, tmp_path: Path) -> None:
     (to / "more").write_text("")
     send(tree, to)
     assert not (to / "more").exists()
+
+
+def test_a_living_tree_tells_every_name_that_was_touched(tree: Path, tmp_path: Path) -> None:
+    (tree / '\\#101 "quoted"').write_text("")
+    (tree / os.fsdecode(b"\xff")).mkdir()
+    (tmp_path / "to").mkdir()
+    deadline = time.monotonic() + 60
+    sent = send_tree(
+        ShellChannel, tree, str(tmp_path / "to"), on_progress=lambda _: None, deadline=deadline, living=True
+    )
+    assert sent.names - {b"."} == set(treescan.scan(str(tree)).entries) - {b"."}
 
 
 @pytest.mark.parametrize(

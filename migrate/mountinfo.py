@@ -1,0 +1,76 @@
+"""Mounts as /proc/PID/mountinfo tells them (proc_pid_mountinfo(5)), and which file systems several hosts share."""
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+# File systems whose contents other hosts see as well -> the name under which their relatives are compared.
+NETWORK = {
+    "nfs": "nfs", "nfs4": "nfs", "cifs": "cifs", "smb3": "cifs", "smbfs": "cifs", "ceph": "ceph", "9p": "9p",
+    "virtiofs": "virtiofs", "lustre": "lustre", "gpfs": "gpfs", "ocfs2": "ocfs2", "gfs2": "gfs2", "afs": "afs",
+    "beegfs": "beegfs", "orangefs": "orangefs", "pvfs2": "orangefs", "wekafs": "wekafs", "vboxsf": "vboxsf",
+    "fuse.glusterfs": "glusterfs", "glusterfs": "glusterfs", "fuse.ceph": "ceph", "fuse.ceph-fuse": "ceph",
+    "fuse.sshfs": "sshfs", "fuse.mfs": "moosefs", "fuse.moosefs": "moosefs", "fuse.seaweedfs": "seaweedfs",
+    "fuse.juicefs": "juicefs", "fuse.s3fs": "s3fs", "fuse.rclone": "rclone", "fuse.vmhgfs-fuse": "vmhgfs",
+}  # fmt: skip
+_ESCAPED = re.compile(r"\\([0-7]{3})")
+
+
+@dataclass(frozen=True)
+class Mount:
+    """`root` is the directory of the file system that is seen at `place`; `source` is a device or "server:/export"."""
+
+    root: str
+    place: str
+    fstype: str
+    source: str
+
+    @property
+    def network(self) -> str:
+        """The kind of network file system, "" for one of this host's own."""
+        return NETWORK.get(self.fstype, "")
+
+    def inner(self, path: str) -> str:
+        """Where `path`, which lies on this mount, is seen from the file system's own root."""
+        return os.path.normpath(f"{self.root.rstrip('/')}/{os.path.relpath(path, self.place)}")
+
+
+def parse(text: str) -> list[Mount]:
+    """The mounts of a mountinfo file, in its order: a later one covers earlier ones at the same place."""
+    found = []
+    for line in text.splitlines():
+        before, _, after = line.partition(" - ")
+        fields, kind = before.split(" "), after.split(" ")
+        if len(fields) >= 6 and len(kind) >= 2:
+            found.append(Mount(_plain(fields[3]), _plain(fields[4]), kind[0], _plain(kind[1])))
+    return found
+
+
+def read(pid: int | str = "self") -> list[Mount]:
+    """The mounts that a process sees; none when it is gone."""
+    try:
+        return parse(Path(f"/proc/{pid}/mountinfo").read_text(errors="surrogateescape"))
+    except OSError:
+        return []
+
+
+def holding(path: str, mounts: list[Mount]) -> Mount | None:
+    """The mount that the absolute `path` lies on."""
+    best = None
+    for mount in mounts:
+        if is_below(path, mount.place) and (best is None or len(mount.place) >= len(best.place)):
+            best = mount
+    return best
+
+
+def is_below(path: str, place: str) -> bool:
+    """Whether `path` is `place` or lies below it; both absolute."""
+    return path == place or path.startswith(place.rstrip("/") + "/")
+
+
+def _plain(text: str) -> str:
+    """Space, tab, newline and backslash are written as octal numbers."""
+    if "\\" not in text:
+        return text
+    return _ESCAPED.sub(lambda match: chr(int(match[1], 8)), text)

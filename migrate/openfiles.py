@@ -1,0 +1,180 @@
+"""Files that a container has open or mapped and that do not go along: are those at the target the same ones?
+
+CRIU opens them again by their path, and refuses one of another size or another build-id.
+"""
+
+import dataclasses
+import hashlib
+import os
+import stat
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol, Self
+
+from migrate.errors import ProtocolError
+from migrate.mountinfo import is_below
+from migrate.protocol import CheckFiles
+from runtime import processes
+
+MAX_FILES = 5000
+_HASHED = 64 << 20  # bytes; up to this size contents decide when only the times differ
+_BUILD_ID_NOTE, _PT_NOTE, _MAX_NOTES = 3, 4, 1 << 20
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A regular file: size, mtime, ELF build-id in hex ("": it has none), SHA-256 of its contents ("": not asked for).
+
+    `size` is -1 where there is no regular file at `path`.
+    """
+
+    path: str
+    size: int = -1
+    mtime_ns: int = 0
+    build_id: str = ""
+    digest: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Any) -> Self:
+        """Raises ProtocolError."""
+        kinds = {"path": str, "size": int, "mtime_ns": int, "build_id": str, "digest": str}
+        if not isinstance(value, dict) or set(value) != set(kinds):
+            raise ProtocolError("Seen: the fields are not those of this version")
+        if not all(type(value[name]) is kind for name, kind in kinds.items()):
+            raise ProtocolError("Seen: a field is of the wrong type")
+        if not value["path"].startswith("/") or "\0" in value["path"]:
+            raise ProtocolError(f"{value['path']!r} is no absolute path")
+        return cls(**value)
+
+
+class Agent(Protocol):
+    def call(self, call: CheckFiles, timeout: float = ...) -> dict[str, Any]: ...
+
+
+def look(path: str, *, digest: bool = False) -> Seen:
+    """The file at `path`, links followed."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return Seen(path)
+    with open(fd, "rb") as file:
+        info = os.fstat(fd)
+        if not stat.S_ISREG(info.st_mode):
+            return Seen(path)
+        contents = hashlib.file_digest(file, "sha256").hexdigest() if digest and info.st_size <= _HASHED else ""
+        return Seen(path, info.st_size, info.st_mtime_ns, build_id(fd), contents)
+
+
+def build_id(fd: int) -> str:
+    """The GNU build-id of an ELF file in hex, "" if it is none or has none (elf(5))."""
+    head = os.pread(fd, 64, 0)
+    if len(head) < 64 or head[:4] != b"\x7fELF" or head[4] not in (1, 2) or head[5] not in (1, 2):
+        return ""
+    order, wide = "<" if head[5] == 1 else ">", head[4] == 2
+    offset = struct.unpack_from(order + ("Q" if wide else "I"), head, 32 if wide else 28)[0]
+    size, count = struct.unpack_from(order + "HH", head, 54 if wide else 42)
+    table = os.pread(fd, min(size * count, 1 << 16), offset)
+    for start in range(0, len(table) - size + 1, size or 1):
+        kind = struct.unpack_from(order + "I", table, start)[0]
+        if kind == _PT_NOTE and size >= (56 if wide else 32):
+            at = struct.unpack_from(order + ("Q" if wide else "I"), table, start + (8 if wide else 4))[0]
+            length = struct.unpack_from(order + ("Q" if wide else "I"), table, start + (32 if wide else 16))[0]
+            found = _note(os.pread(fd, min(length, _MAX_NOTES), at), order)
+            if found:
+                return found
+        if not size:
+            break
+    return ""
+
+
+def _note(data: bytes, order: str) -> str:
+    at = 0
+    while at + 12 <= len(data):
+        name, size, kind = struct.unpack_from(order + "III", data, at)
+        start = at + 12 + (name + 3) // 4 * 4
+        if kind == _BUILD_ID_NOTE and data[at + 12 : at + 16] == b"GNU\0":
+            return data[start : start + size].hex()
+        at = start + (size + 3) // 4 * 4
+    return ""
+
+
+def in_use(init_pid: int, bound: Iterable[tuple[str, str, str]]) -> list[tuple[str, str]]:
+    """Regular files below bind mounts that processes have open or mapped: path here -> path at the target.
+
+    `bound` are volumes.Plan.bound.
+    """
+    places = sorted(bound, key=lambda item: len(item[0]), reverse=True)
+    found: dict[str, str] = {}
+    for path in _paths(init_pid):
+        for place, source, there in places:
+            if is_below(path, place):
+                rest = path[len(place.rstrip("/")) :]
+                found[source + rest] = there + rest
+                break
+    return [(here, there) for here, there in sorted(found.items()) if os.path.isfile(here)][:MAX_FILES]
+
+
+def _paths(init_pid: int) -> set[str]:
+    """What is open or mapped, as the container names it; what has lost its name goes with the images."""
+    found = set()
+    for pid in processes.container_pids(init_pid):
+        try:
+            for number in os.listdir(f"/proc/{pid}/fd"):
+                found.add(os.readlink(f"/proc/{pid}/fd/{number}"))
+            with open(f"/proc/{pid}/maps", errors="surrogateescape") as file:
+                found |= {fields[5].rstrip("\n") for line in file if len(fields := line.split(None, 5)) > 5}
+        except OSError:
+            continue
+    return {path for path in found if path.startswith("/") and not path.endswith(" (deleted)")}
+
+
+def differing(agent: Agent, files: list[tuple[str, str]], timeout: float) -> list[tuple[str, str]]:
+    """Those of the files that are not the same at the target: path there, and what is wrong with it."""
+    if not files:
+        return []
+    before = [look(here) for here, _ in files]
+    asked = [dataclasses.replace(seen, path=there) for seen, (_, there) in zip(before, files, strict=True)]
+    answers = agent.call(CheckFiles([seen.to_json() for seen in asked]), timeout).get("files")
+    if not isinstance(answers, list) or len(answers) != len(files):
+        raise ProtocolError("CheckFiles: the target answered for other files than were asked for")
+    found = []
+    for (here, there), old, answer in zip(files, before, answers, strict=True):
+        problem = _difference(old, look(here), Seen.from_json(answer), here)
+        if problem:
+            found.append((there, problem))
+    return found
+
+
+def _difference(before: Seen, after: Seen, there: Seen, here: str) -> str:
+    """What CRIU would refuse, "" if nothing; a file that grows while we ask may have any size in between."""
+    if there.size < 0:
+        return "does not exist, and is in use"
+    if not min(before.size, after.size) <= there.size <= max(before.size, after.size):
+        return f"has {there.size} bytes, {after.size} here, and is in use"
+    if after.build_id or there.build_id:
+        return (
+            "" if there.build_id == after.build_id else f"has build-id {there.build_id[:16]}, not {after.build_id[:16]}"
+        )
+    if there.mtime_ns in (before.mtime_ns, after.mtime_ns) or before.mtime_ns < there.mtime_ns < after.mtime_ns:
+        return ""
+    if there.digest and there.digest == look(here, digest=True).digest:
+        return ""
+    return "was changed at another time than the one here, and is in use"
+
+
+def answer(files: list[dict[str, Any]]) -> dict[str, Any]:
+    """The target's side of `differing`."""
+    if len(files) > MAX_FILES:
+        raise ProtocolError(f"{len(files)} files are too many")
+    found = []
+    for value in files:
+        asked = Seen.from_json(value)
+        seen = look(asked.path)
+        if seen.size == asked.size and seen.mtime_ns != asked.mtime_ns and not seen.build_id:
+            seen = look(asked.path, digest=True)
+        found.append(seen.to_json())
+    return {"files": found}

@@ -1,0 +1,261 @@
+"""The source's half of file trees: sent ahead while the container runs, and what has changed since while it is frozen.
+
+A tree that the container may write to goes in passes. The first sends all of it; each further one looks at the tree
+(treescan.py) and sends what has changed since the look before the previous pass began, so whatever a file did while
+rsync read it, the next pass has it again. The last pass runs while the container is frozen: its rsync has been started
+before and has connected; it waits for the names of what has changed.
+"""
+
+import contextlib
+import os
+import re
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from migrate import protocol, treescan, treestore
+from migrate.errors import MigrateError
+from migrate.events import Monitor, PassDone, Progress
+from migrate.files import Rsync, SentTree, send_tree
+from migrate.peer import Peer
+from migrate.phases import Phase
+from migrate.trees import Owner, Tree
+from migrate.treescan import Scan
+
+SEED_TIMEOUT = 6 * 3600.0
+VERIFY_TIMEOUT = 600.0
+MOST_PASSES = 8  # while the container runs
+SMALL_DELTA = 1 << 20  # bytes that are not worth another pass
+SMALL_COUNT = 100  # names, likewise
+SHRINKING = 0.7  # a pass that leaves more than this of what the one before had to send is the last
+MOST_WAITING = 6  # rsyncs started before the freeze: sshd takes ten sessions on a connection, MaxSessions
+_LINK_REMAP = re.compile(rb"(.*/)?link_remap\.[0-9]+", re.DOTALL)
+
+
+@dataclass
+class _Growing:
+    """A tree that the container may write to."""
+
+    tree: Tree
+    look: Scan | None = None  # what has been sent is at least as new as this
+    now: Scan | None = None  # as it is while the container is frozen
+    mapped: frozenset[int] = frozenset()  # inodes, ever seen mapped so that stores leave no trace in times
+    passes: int = 0
+    rsync: Rsync | None = None
+    remapped: tuple[bytes, ...] = ()  # names that CRIU's dump has given to files without one
+
+    @property
+    def base(self) -> Path:
+        """The directory that names are relative to, here."""
+        return Path(self.tree.source).parent if self.tree.single else Path(self.tree.source)
+
+    @property
+    def there(self) -> str:
+        return os.path.dirname(self.tree.place) if self.tree.single else self.tree.place
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        return _options(self.tree)
+
+    def scan(self) -> Scan:
+        one = self.tree.name != ROOTFS
+        return treescan.scan(self.tree.source, one_file_system=one, single=self.tree.single)
+
+
+ROOTFS = "rootfs"
+
+
+def _options(tree: Tree) -> tuple[str, ...]:
+    options = ("--one-file-system",) if tree.name != ROOTFS else ()
+    # A handle of a file in the lower layer, of this host's file system: at the target it names nothing, or another one.
+    return (*options, "--filter=-x trusted.overlay.origin") if tree.upper else options
+
+
+class Seeding:
+    """The trees of one move. A context manager: leaving it ends every rsync."""
+
+    def __init__(self, peer: Peer, monitor: Monitor, init_pid: int, owner: Owner, migration: str) -> None:
+        self._peer, self._monitor, self._init = peer, monitor, init_pid
+        self._owner, self._migration = owner, migration
+        self._growing: list[_Growing] = []
+        self._trees: list[Tree] = []
+        self._scanner: threading.Thread | None = None
+        self._scan_failure: Exception | None = None
+        self.passes: list[PassDone] = []
+
+    def __enter__(self) -> "Seeding":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End every rsync, so that nothing more is written at the target. Harmless when it was called before."""
+        if self._scanner is not None:
+            self._scanner.join()
+        for item in self._growing:
+            if item.rsync is not None:
+                item.rsync.close()
+                item.rsync = None
+
+    def ahead(self, trees: list[tuple[Tree, bool]]) -> None:
+        """Send what can be sent while the container runs; of each tree, whether the target has all of it already."""
+        self._trees = [tree for tree, _ in trees]
+        for tree, complete in trees:
+            if tree.writable:
+                self._growing.append(_Growing(tree))
+            elif not complete:
+                self._constant(tree)
+        for item in self._growing:
+            self._passes(item)
+        if any(tree.name != ROOTFS or tree.writable for tree, _ in trees):
+            self._peer.call(protocol.TreesSent(), VERIFY_TIMEOUT)
+
+    def _constant(self, tree: Tree) -> None:
+        """A tree that does not change: once. What is in an overlay's work directory is the kernel's, and stays."""
+        options = (*_options(tree), "--exclude=/*") if tree.empty else _options(tree)
+        if tree.single:
+            with Rsync(
+                self._peer.open_channel, Path(tree.source).parent, os.path.dirname(tree.place), _options(tree),
+                on_progress=self._progress, names=True,
+            ) as rsync:  # fmt: skip
+                sent = rsync.finish(_soon(), names=os.fsencode(os.path.basename(tree.source)) + b"\0")
+        else:
+            sent = send_tree(
+                self._peer.open_channel, Path(tree.source), tree.place, on_progress=self._progress,
+                deadline=_soon(), options=options,
+            )  # fmt: skip
+        self._done(tree, 1, sent, sent.files)
+
+    def _passes(self, item: _Growing) -> None:
+        """Passes until what is left is small, or does not get smaller."""
+        before = -1
+        while item.passes < MOST_PASSES:
+            earlier, item.look = item.look, item.scan()
+            item.mapped |= treescan.mapped(self._init)
+            if earlier is None:
+                sent = self._whole(item)
+                if "skipping file deletion" in sent.complaints:
+                    item.look = None  # not all that is too much there is gone
+                continue
+            names = item.look.since(earlier, item.mapped)
+            size = item.look.bytes_of(names)
+            if (size <= SMALL_DELTA and len(names) <= SMALL_COUNT) or (before >= 0 and size > before * SHRINKING):
+                item.look = earlier  # the pass in the freeze sends these as well
+                return
+            before = size
+            with self._waiting(item) as rsync:
+                self._listed(item, rsync, names, _soon(), living=True)
+        if item.look is None:
+            raise MigrateError(
+                f"{item.tree.source}: so much changes there that it cannot be sent",
+                remedy="try again when the container writes less",
+            )
+
+    def _whole(self, item: _Growing) -> SentTree:
+        if item.tree.single:
+            with self._waiting(item) as rsync:
+                assert item.look is not None
+                return self._listed(item, rsync, list(item.look.entries), _soon(), living=True)
+        sent = send_tree(
+            self._peer.open_channel, item.base, item.there, on_progress=self._progress, deadline=_soon(),
+            options=item.options, living=True,
+        )  # fmt: skip
+        item.passes += 1
+        self._done(item.tree, item.passes, sent, sent.files)
+        # rsync has taken a look of its own: what was there for it alone, and is gone at the next look, must be removed.
+        assert item.look is not None
+        item.look = item.look.with_names(sent.names)
+        return sent
+
+    def _waiting(self, item: _Growing) -> Rsync:
+        """An rsync that connects and waits for names."""
+        return Rsync(
+            self._peer.open_channel, item.base, item.there, item.options, on_progress=self._progress, names=True
+        )
+
+    def _listed(self, item: _Growing, rsync: Rsync, names: list[bytes], deadline: float, *, living: bool) -> SentTree:
+        text = b"".join(name + b"\0" for name in names)
+        sent = rsync.finish(deadline, living=living, names=text)
+        item.passes += 1
+        self._done(item.tree, item.passes, sent, len(names), frozen=not living)
+        return sent
+
+    def arm(self) -> None:
+        """Shortly before the freeze: start the rsyncs of the last pass."""
+        for item in self._growing[:MOST_WAITING]:
+            item.rsync = self._waiting(item)
+
+    def frozen(self) -> None:
+        """The container does not run any more: begin to look for what has changed, beside the dump."""
+        if self._growing:
+            self._scanner = threading.Thread(target=self._scan_all, name="tree-scan", daemon=True)
+            self._scanner.start()
+
+    def _scan_all(self) -> None:
+        try:
+            for item in self._growing:
+                item.mapped |= treescan.mapped(self._init)
+                item.now = item.scan()
+        except OSError as error:
+            self._scan_failure = error
+
+    def last(self, timeout: float) -> Callable[[], None] | None:
+        """The dump is written: begin to send what has changed. What is returned waits until the target has all of it.
+
+        None when there is nothing to send; `timeout` is in seconds.
+        """
+        if not self._growing:
+            return None
+        deadline = time.monotonic() + timeout
+        if self._scanner is not None:
+            self._scanner.join()
+        if self._scan_failure is not None:
+            raise MigrateError(f"a tree cannot be read: {self._scan_failure}")
+        pool = ThreadPoolExecutor(max(1, min(len(self._growing), MOST_WAITING)), thread_name_prefix="last-pass")
+        futures = [pool.submit(self._last, item, deadline) for item in self._growing]
+        pool.shutdown(wait=False)
+
+        def wait() -> None:
+            for future in futures:
+                future.result()
+
+        return wait
+
+    def _last(self, item: _Growing, deadline: float) -> None:
+        assert item.now is not None
+        assert item.look is not None
+        now = item.now if item.tree.single else treescan.again(item.tree.source, item.now)
+        new = now.entries.keys() - item.now.entries.keys()
+        item.remapped = tuple(name for name in new if _LINK_REMAP.fullmatch(name))
+        if item.rsync is None:
+            item.rsync = self._waiting(item)
+        names = now.since(item.look, item.mapped)
+        self._listed(item, item.rsync, names, deadline, living=False)
+
+    def leave(self, rootfs: str) -> None:
+        """The container has gone: what lies here is a copy that its next move back may renew."""
+        for item in self._growing:
+            for name in item.remapped:
+                with contextlib.suppress(OSError):
+                    os.unlink(os.path.join(os.fsencode(item.base), name))
+        for tree in self._trees:
+            place = os.path.realpath(rootfs) if tree.name == ROOTFS else tree.source
+            if tree.writable or tree.empty:
+                with contextlib.suppress(OSError):
+                    treestore.set_mark(place, self._owner, self._migration, whole=True)
+
+    def _progress(self, done: int) -> None:
+        self._monitor.emit(Progress(Phase.SEED, done))
+
+    def _done(self, tree: Tree, number: int, sent: SentTree, count: int, *, frozen: bool = False) -> None:
+        done = PassDone(tree.name, number, frozen, sent.bytes_sent, count, sent.seconds)
+        self.passes.append(done)
+        self._monitor.emit(done)
+
+
+def _soon() -> float:
+    return time.monotonic() + SEED_TIMEOUT

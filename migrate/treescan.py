@@ -1,0 +1,135 @@
+"""What has changed in a tree since it was looked at last: one walk, by the times that the kernel keeps.
+
+A file's ctime cannot be set by programs, and changes with contents, attributes and links; so what has not changed by
+inode, ctime, mtime, size and mode needs not be sent again. Two cases need more than that:
+
+- ctime has a tick: a file that was changed just before it was looked at can change once more and look the same. Such a
+  one counts as changed.
+- stores to a page that is mapped and already writable change no time at all: files that a process has mapped so are
+  `always` counted as changed (see `mapped`).
+"""
+
+import os
+import stat
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from runtime import processes
+
+_TICK = 20_000_000  # ns; the coarse clock's step is 1 to 10 ms
+_COARSE_TICK = 2_000_000_000  # file systems that keep whole seconds
+
+Entry = tuple[int, int, int, int, int]  # inode, ctime ns, mtime ns, size (0 of a directory), mode
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A tree at one time. Paths are relative to its root, as bytes; the root itself is b"."."""
+
+    started_ns: int
+    entries: dict[bytes, Entry] = field(repr=False)
+
+    def since(self, earlier: "Scan", always: Iterable[int] = ()) -> list[bytes]:
+        """What must be sent, or removed, for a copy of the tree as it was at `earlier`; `always` are inodes."""
+        inodes, before = frozenset(always), earlier.entries
+        fine, coarse = earlier.started_ns - _TICK, earlier.started_ns - _COARSE_TICK
+        names = [
+            path
+            for path, entry in self.entries.items()
+            if before.get(path) != entry
+            or entry[1] >= (fine if entry[1] % 1_000_000_000 else coarse)
+            or entry[0] in inodes
+        ]
+        return names + [path for path in before if path not in self.entries]
+
+    def with_names(self, names: Iterable[bytes]) -> "Scan":
+        """The same with further names, of entries that are not known: they count as changed, or as gone, next time."""
+        unknown: dict[bytes, Entry] = {name: (0, 0, 0, 0, 0) for name in names if name not in self.entries}
+        return Scan(self.started_ns, self.entries | unknown) if unknown else self
+
+    def bytes_of(self, names: Iterable[bytes]) -> int:
+        """The size of those of `names` that are regular files now."""
+        found = (self.entries.get(name) for name in names)
+        return sum(entry[3] for entry in found if entry is not None and stat.S_ISREG(entry[4]))
+
+
+def scan(root: str, *, one_file_system: bool = False, single: bool = False) -> Scan:
+    """Look at every entry below `root`, or with `single` at the one file `root`, named as in its directory.
+
+    What vanishes meanwhile is not there; that of the root itself raises OSError.
+    """
+    started = time.clock_gettime_ns(time.CLOCK_REALTIME)
+    base = os.fsencode(root)
+    top = os.lstat(base)
+    if single:
+        return Scan(started, {os.path.basename(base): _entry(top)})
+    entries: dict[bytes, Entry] = {b".": _entry(top)}
+    skip = len(base.rstrip(b"/")) + 1
+    pending = [base.rstrip(b"/") or b"/"]
+    while pending:
+        try:
+            listing = os.scandir(pending.pop())
+        except FileNotFoundError:
+            continue
+        with listing:
+            for item in listing:
+                try:
+                    info = item.stat(follow_symlinks=False)
+                except FileNotFoundError:
+                    continue
+                path = item.path
+                if stat.S_ISDIR(info.st_mode):
+                    entries[path[skip:]] = (info.st_ino, info.st_ctime_ns, info.st_mtime_ns, 0, info.st_mode)
+                    if not one_file_system or info.st_dev == top.st_dev:
+                        pending.append(path)
+                else:
+                    entries[path[skip:]] = (
+                        info.st_ino, info.st_ctime_ns, info.st_mtime_ns, info.st_size, info.st_mode
+                    )  # fmt: skip
+    return Scan(started, entries)
+
+
+def _entry(info: os.stat_result) -> Entry:
+    size = 0 if stat.S_ISDIR(info.st_mode) else info.st_size
+    return info.st_ino, info.st_ctime_ns, info.st_mtime_ns, size, info.st_mode
+
+
+def again(root: str, before: Scan) -> Scan:
+    """Look once more, when nothing but a few new names can have come: only at directories whose time has changed.
+
+    CRIU gives files that have lost their name another one while it dumps.
+    """
+    base = os.fsencode(root)
+    entries = dict(before.entries)
+    for path, entry in before.entries.items():
+        if not stat.S_ISDIR(entry[4]):
+            continue
+        directory = base if path == b"." else base + b"/" + path
+        try:
+            now = _entry(os.lstat(directory))
+            if now == entry:
+                continue
+            entries[path] = now
+            with os.scandir(directory) as listing:
+                for item in listing:
+                    name = item.name if path == b"." else path + b"/" + item.name
+                    entries[name] = _entry(item.stat(follow_symlinks=False))
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+    return Scan(before.started_ns, entries)
+
+
+def mapped(init_pid: int) -> set[int]:
+    """Inodes of the files that processes of a container have mapped shared and writable."""
+    found: set[int] = set()
+    for pid in processes.container_pids(init_pid):
+        try:
+            with open(f"/proc/{pid}/maps", "rb") as file:
+                for line in file:
+                    fields = line.split(None, 5)
+                    if len(fields) > 5 and fields[1][1:2] == b"w" and fields[1][3:4] == b"s":
+                        found.add(os.stat(b"/proc/%d/map_files/%s" % (pid, fields[0])).st_ino)
+        except OSError:
+            continue  # it has ended, or unmapped it
+    return found

@@ -1,0 +1,232 @@
+"""What becomes of a container's bind mounts and overlays when it moves: the source's plan, before the target is asked.
+
+`--volume PATH=copy|shared|NEWPATH` says it for the bind mount on PATH. Where nothing is said: a network file system is
+shared, read-only binds and single files are taken as the target has them (a small file that it lacks goes along), and a
+directory of this host that the container may write to is refused: only the user knows.
+"""
+
+import dataclasses
+import json
+import os
+import re
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from migrate import files, mountinfo
+from migrate.errors import MigrateError, UsageError
+from migrate.mountinfo import is_below
+from migrate.trees import OWN, Needed, Tree, is_place
+from runtime.mount_spec import MS_RDONLY, Mount, parse_options
+from runtime.spec import Spec
+from runtime.state import State
+
+SMALL = 1 << 20  # bytes; a file bound by itself, up to this size, goes along where it is missing
+_HOST = ("/proc", "/sys", "/dev")  # what every host has its own of
+_ESCAPED = re.compile(r"\\(.)")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A rule of validate that a mount breaks."""
+
+    rule: str
+    where: str
+    problem: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`trees` go along; `needed` must be there; `sources` says of each bind mount where its source is at the target.
+
+    `bound` are bind mounts whose files the target has itself: destination, source here, source there.
+    """
+
+    trees: tuple[Tree, ...] = ()
+    needed: tuple[Needed, ...] = ()
+    sources: tuple[tuple[str, str], ...] = ()
+    bound: tuple[tuple[str, str, str], ...] = ()
+    problems: tuple[Problem, ...] = ()
+
+    def config(self, text: str) -> str:
+        """The container's config.json as the target must have it."""
+        there, changed = dict(self.sources), False
+        config = json.loads(text)
+        for mount in config.get("mounts", []):
+            source = there.get(_place(str(mount.get("destination"))))
+            if source is not None and mount.get("source") != source:
+                mount["source"], changed = source, True
+        return json.dumps(config) if changed else text
+
+    def measured(self) -> "Plan":
+        """The same with what the trees take on disk, and the fingerprints of those that do not change."""
+        trees = []
+        for tree in self.trees:
+            if not tree.empty:
+                path = Path(tree.source)
+                constant = files.fingerprint(path) if tree.fingerprint else ""
+                tree = dataclasses.replace(tree, size=files.size(path), fingerprint=constant)
+            trees.append(tree)
+        return dataclasses.replace(self, trees=tuple(trees))
+
+    def with_found(self, found: set[str]) -> "Plan":
+        """The same when the target has those of the trees, by name, that it may take as it has them."""
+        taken = {tree.name: tree.source for tree in self.trees if tree.found and tree.name in found}
+        return dataclasses.replace(
+            self,
+            trees=tuple(tree for tree in self.trees if tree.name not in taken),
+            sources=tuple((dict(self.sources) | taken).items()),
+            bound=(*self.bound, *((name, source, source) for name, source in taken.items())),
+        )
+
+
+def parse(options: list[str]) -> dict[str, str]:
+    """--volume PATH=POLICY, each. Raises UsageError."""
+    found: dict[str, str] = {}
+    for option in options:
+        place, equals, policy = option.partition("=")
+        if not equals or not place.startswith("/") or not (policy in ("copy", "shared") or policy.startswith("/")):
+            raise UsageError(f"--volume {option}: must be PATH=copy, PATH=shared or PATH=/NEW/PATH")
+        if policy.startswith("/") and (".." in policy.split("/") or not policy.isprintable()):
+            raise UsageError(f"--volume {option}: {policy!r} is no plain absolute path")
+        if _place(place) in found:
+            raise UsageError(f"--volume {option}: {place} was given before")
+        found[_place(place)] = policy
+    return found
+
+
+def _place(path: str) -> str:
+    return os.path.normpath("/" + path.lstrip("/"))
+
+
+UNKNOWN = "0" * 64  # stands for a fingerprint until `measured`
+
+
+class _Planner:
+    def __init__(self, state: State, spec: Spec, mounts: list[mountinfo.Mount]) -> None:
+        self._state, self._spec, self._mounts = state, spec, mounts
+        self.trees: list[Tree] = []
+        self.needed: list[Needed] = []
+        self.sources: dict[str, str] = {}
+        self.bound: list[tuple[str, str, str]] = []
+        self.problems: list[Problem] = []
+
+    def problem(self, rule: str, place: str, text: str) -> None:
+        self.problems.append(Problem(rule, f"mount {place}", text))
+
+    def bind(self, mount: Mount, policy: str | None) -> None:
+        place, source = _place(mount.destination), os.path.realpath(mount.source)
+        try:
+            mode = os.stat(source).st_mode
+        except OSError as error:
+            self.problem("missing-source", place, f"{mount.source} cannot be seen here any more: {error.strerror}")
+            return
+        directory = stat.S_ISDIR(mode)
+        on = mountinfo.holding(source, self._mounts)
+        if policy == "copy":
+            self._copy(place, source, mode, constant=_is_readonly(mount))
+        elif policy is None and on is not None and on.network:
+            self._leave(place, source, mount.source, directory, on)
+        elif policy is not None:
+            self._leave(place, source, mount.source if policy == "shared" else policy, directory)
+        elif directory and not _is_readonly(mount) and not any(is_below(source, host) for host in _HOST):
+            self.problem("volume", place, f"is {source} of this host, which the container may write to")
+        elif stat.S_ISREG(mode) and os.stat(source).st_size <= SMALL and not is_below(source, "/proc"):
+            there = self.sources[place] = self._own(place, source)
+            self.trees.append(Tree(place, source, there, single=True, found=True))
+        else:
+            self._leave(place, source, mount.source, directory)
+
+    def _leave(self, place: str, source: str, there: str, directory: bool, on: mountinfo.Mount | None = None) -> None:
+        """The target has it itself; `on` a network file system, if that is given."""
+        self.sources[place] = there
+        self.bound.append((place, source, there))
+        origin = (on.network, on.source.rstrip("/"), on.inner(source)) if on is not None else ("", "", "")
+        self.needed.append(Needed(place, there, directory, *origin))
+
+    def _copy(self, place: str, source: str, mode: int, *, constant: bool) -> None:
+        if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
+            self.problem("volume", place, f"{source} is neither a directory nor a file: it cannot be copied")
+            return
+        there = self.sources[place] = source if is_place(source) else self._own(place, source)
+        self.trees.append(Tree(place, source, there, stat.S_ISREG(mode), UNKNOWN if constant else ""))
+
+    def _own(self, place: str, source: str) -> str:
+        """A place of this container's own, which keeps the last part of the name."""
+        mount_point = place.strip("/").replace("_", "__").replace("/", "_")
+        return f"{OWN}/{self._state.id}/{mount_point}/{os.path.basename(source)}"
+
+    def overlay(self, mount: Mount, policy: str | None) -> None:
+        place = _place(mount.destination)
+        layers = _layers(mount)
+        paths = [path for paths in layers.values() for path in paths]
+        if not layers.get("lowerdir") or not all(is_place(path) and os.path.isdir(path) for path in paths):
+            self.problem("overlay", place, f"the layers {':'.join(paths) or 'of it'} are not all plain directories")
+            return
+        if policy not in (None, "copy", "shared"):
+            self.problem("overlay", place, "its layers cannot lie at another place there")
+        elif policy == "shared":
+            self.needed += [Needed(f"{place} {kind}", path, True) for kind, paths in layers.items() for path in paths]
+        else:
+            for path in layers["lowerdir"]:
+                self.trees.append(Tree(f"{place} lower", path, path, fingerprint=UNKNOWN))
+            for path in layers.get("upperdir", []):
+                self.trees.append(Tree(f"{place} upper", path, path, upper=True))
+            for path in layers.get("workdir", []):
+                self.trees.append(Tree(f"{place} work", path, path, empty=True))
+
+
+def plan(state: State, spec: Spec, volumes: Mapping[str, str]) -> Plan:
+    """What to do with each mount of the container. Raises UsageError for a --volume that names no mount of it."""
+    planner = _Planner(state, spec, mountinfo.read())
+    left = dict(volumes)
+    for mount in spec.mounts:
+        if mount.is_bind:
+            planner.bind(mount, left.pop(_place(mount.destination), None))
+        elif mount.type == "overlay":
+            planner.overlay(mount, left.pop(_place(mount.destination), None))
+    if left:
+        places = [mount.destination for mount in spec.mounts if mount.is_bind or mount.type == "overlay"]
+        raise UsageError(
+            f"--volume {next(iter(left))}: container {state.id} has no bind mount and no overlay there",
+            remedy=f"it has: {', '.join(places)}" if places else "it has none at all",
+        )
+    return Plan(
+        tuple(planner.trees),
+        tuple(planner.needed),
+        tuple(planner.sources.items()),
+        tuple(planner.bound),
+        tuple(planner.problems),
+    )
+
+
+def _is_readonly(mount: Mount) -> bool:
+    options = parse_options(mount.options)
+    return bool(options.flags & MS_RDONLY)
+
+
+def _layers(mount: Mount) -> dict[str, list[str]]:
+    """The directories of an overlay by kind. In a list of lower ones a backslash keeps a colon from ending a path."""
+    found: dict[str, list[str]] = {}
+    for option in ",".join(mount.options).split(","):
+        kind, equals, value = option.partition("=")
+        if not equals:
+            continue
+        if kind == "lowerdir":
+            parts = [part for part in re.split(r"(?<!\\):", value) if part]
+            found.setdefault(kind, []).extend(_ESCAPED.sub(r"\1", part) for part in parts)
+        elif kind in ("lowerdir+", "datadir+"):
+            found.setdefault("lowerdir", []).append(value)
+        elif kind in ("upperdir", "workdir"):
+            found[kind] = [_ESCAPED.sub(r"\1", value)]
+    return found
+
+
+def read_config(bundle: str) -> str:
+    """A bundle's config.json as text. Raises MigrateError."""
+    try:
+        with open(os.path.join(bundle, "config.json")) as file:
+            return file.read()
+    except OSError as error:
+        raise MigrateError(f"{bundle}/config.json: cannot be read: {error.strerror}") from None

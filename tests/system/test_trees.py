@@ -1,0 +1,243 @@
+"""Trees that move with a container: writable root file systems, volumes, overlays; real rsync between lab hosts."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runtime.default_spec import default_spec
+from tests.hosts import driver
+from tests.system.conftest import Lab
+
+WRITABLE = {"root": {"path": "rootfs", "readonly": False}}
+# Appends a number to two files, renames, truncates, removes; the sum of what there is can be checked at any time.
+WRITER = """
+mkdir -p /w/dir; exec 5>>/w/appended 6>/w/gone 7>/w/linked; ln /w/linked /w/dir/other; rm /w/gone /w/linked
+mkfifo /w/fifo; i=0
+while :; do
+  i=$((i+1)); echo $i >&5; echo $i >> /w/reopened; echo $i >&6; echo $i >&7
+  echo $i > /w/dir/new; mv /w/dir/new /w/dir/renamed; echo $i > /w/dir/f$((i % 50)); rm -f /w/dir/f$(((i + 25) % 50))
+  : > /w/dir/once$i; rm -f /w/dir/once$((i - 5)); echo $i; usleep 2000
+done
+"""
+CHECK = """
+set -e
+n=$(tail -n 1 /w/reopened); test $(wc -l < /w/reopened) = $n
+seq $n | cmp - /w/reopened
+m=$(tail -n 1 /w/appended); seq $m | cmp - /w/appended
+test $m -ge $n; test $m -le $((n + 1)); test -p /w/fifo; test ! -e /w/gone; test ! -e /w/linked
+seq $(tail -n 1 /w/dir/other) | cmp - /w/dir/other
+test $(ls -a /w /w/dir | grep -c link_remap) = 0; test $(ls /w/dir | grep -c once) -le 6
+"""
+
+
+def bind(destination: str, source: str, *options: str) -> dict[str, Any]:
+    return {"destination": destination, "type": "bind", "source": source, "options": ["bind", *options]}
+
+
+def start(lab: Lab, *mounts: dict[str, Any], script: str | None = None, **fields: Any) -> int:
+    """A counting container with further mounts."""
+    changes = {**fields, "mounts": [*default_spec()["mounts"], *mounts]}
+    lab.run(start=False, **({"script": script} if script else {}), **changes)
+    place = "/var/lib/pymigrate/test/web"
+    for mount in mounts:
+        lab.sh("host1", f"mkdir -p {place}/rootfs{mount['destination']}")
+    lab.on("host1", "pymigrate", "run", "-d", "-b", place, "web")
+    return lab.wait_count("host1", 3)
+
+
+def move(lab: Lab, *options: str, source: str = "host1", target: str = "host2") -> dict[str, Any]:
+    done = lab.on(source, "pymigrate", "--json", "move", *options, "web", target)
+    report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return report
+
+
+def refused(lab: Lab, *options: str) -> list[str]:
+    """The rules that a move to host2 breaks."""
+    done = lab.on("host1", "pymigrate", "--json", "move", *options, "web", "host2", check=False)
+    assert done.returncode == 3, (done.stdout, done.stderr)
+    return [blocker["rule"] for blocker in json.loads(done.stdout.splitlines()[-1])["blockers"]]
+
+
+@pytest.fixture
+def hosts(lab: Lab) -> Iterator[Lab]:
+    """The lab, with a directory /srv of each host's own."""
+    for host in ("host1", "host2"):
+        lab.sh(host, "mount -t tmpfs tmpfs /srv")
+    yield lab
+    for host in ("host1", "host2"):
+        lab.sh(host, "for i in $(pymigrate list -q 2>/dev/null); do pymigrate delete -f $i; done; umount -l /srv")
+
+
+def test_a_container_that_writes_goes_there_and_back(lab: Lab) -> None:
+    lab.run(script=WRITER, **WRITABLE)
+    before = lab.wait_count("host1", 50)
+    there = move(lab, "--allow", "writable-rootfs")
+    before = lab.wait_count("host2", before + 20)
+    assert lab.sh("host1", "find /var/lib/pymigrate -name 'link_remap*'") == "", "CRIU's names are removed here as well"
+    passes = there["passes"]
+    assert [item["number"] for item in passes] == list(range(1, len(passes) + 1))
+    assert [item["frozen"] for item in passes] == [False] * (len(passes) - 1) + [True]
+    assert all(item["tree"] == "rootfs" and item["seconds"] > 0 for item in passes)
+    frozen_check(lab, "host2")
+    back = move(lab, "--allow", "writable-rootfs", source="host2", target="host1")
+    lab.wait_count("host1", before + 20)
+    frozen_check(lab, "host1")
+    assert back["passes"][0]["bytes_sent"] < there["passes"][0]["bytes_sent"] / 4, "the copy left there was renewed"
+    numbers = lab.numbers("host1")
+    assert numbers == list(range(1, len(numbers) + 1))
+    assert (
+        lab.sh("host1", "find /var/lib/pymigrate -name 'link_remap*'; ls /var/lib/pymigrate/bundles", check=False) == ""
+    )
+
+
+def frozen_check(lab: Lab, host: str) -> None:
+    """What the writer has written, while it is paused."""
+    lab.on(host, "pymigrate", "pause", "web")
+    root = lab.state(host)["rootfs"]
+    lab.sh(host, CHECK.replace("/w", f"{root}/w"))
+    lab.on(host, "pymigrate", "resume", "web")
+
+
+def test_a_failed_move_removes_what_it_brought_and_no_more(hosts: Lab) -> None:
+    hosts.sh("host1", "mkdir -p /srv/a/data; echo here > /srv/a/data/file")
+    hosts.sh("host2", "mkdir -p /srv/a; echo other > /srv/a/mine")
+    before = start(hosts, bind("/data", "/srv/a/data", "rw"))
+    hosts.sh(
+        "host2", "mkdir -p /var/lib/pymigrate/incoming; mount -t tmpfs -o size=16k tmpfs /var/lib/pymigrate/incoming"
+    )
+    try:
+        done = hosts.on("host1", "pymigrate", "move", "--volume", "/data=copy", "web", "host2", check=False)
+    finally:
+        hosts.sh("host2", "umount /var/lib/pymigrate/incoming")
+    assert done.returncode == 10, (done.stdout, done.stderr)
+    hosts.wait_count("host1", before)
+    assert hosts.sh("host2", "cd /srv; find . | sort").split() == [".", "./a", "./a/mine"]
+    assert hosts.sh("host2", "ls /var/lib/pymigrate/trees") == ""
+
+
+def test_a_volume_is_copied_there_and_renewed_here(hosts: Lab) -> None:
+    hosts.sh(
+        "host1",
+        "mkdir -p /srv/data/d; cd /srv/data; dd if=/dev/urandom of=big bs=1M count=5 2>/dev/null; ln big d/hard; "
+        "mknod null c 1 3; setfattr -n user.x -v y big; setfattr -n trusted.y -v z d; setfacl -m u:1234:r big; "
+        "truncate -s 50M sparse; chown 77:88 d; touch -d '2001-01-01 01:02:03.123456789' big; "
+        "printf x > \"$(printf 'new\\nline\\377')\"",
+    )
+    script = "exec 5<>/data/big; i=0; while :; do i=$((i+1)); echo $i; echo $i >> /data/log; usleep 20000; done"
+    before = start(hosts, bind("/data", "/srv/data", "rw"), script=script)
+    assert refused(hosts) == ["volume"]
+    there = move(hosts, "--volume", "/data=copy")
+    before = hosts.wait_count("host2", before)
+    assert [item["tree"] for item in there["passes"]].count("/data") >= 2
+    look = (
+        "cd /srv/data; find . ! -name log ! -path . -printf '%P %s %m %U:%G %n %T@ %y\\n' | sort; cat big | sha256sum; "
+    )
+    look += "(getfattr -h -d -m - -R .; getfacl -R .) 2>/dev/null; stat -c %t:%T null"
+    look = f"({look}) | cat -v"
+    assert hosts.sh("host2", look) == hosts.sh("host1", look)
+    assert int(hosts.sh("host2", "stat -c %b /srv/data/sparse")) < 100
+    back = move(hosts, "--volume", "/data=copy", source="host2", target="host1")
+    hosts.wait_count("host1", before)
+    assert back["bytes_sent"] < there["bytes_sent"] / 4
+    numbers = [int(line) for line in hosts.sh("host1", "cat /srv/data/log").split()]
+    assert numbers == list(range(1, len(numbers) + 1))
+
+
+def test_what_somebody_else_has_there_is_not_overwritten(hosts: Lab) -> None:
+    hosts.sh("host1", "mkdir /srv/data; echo x > /srv/data/x")
+    hosts.sh("host2", "mkdir /srv/data; echo mine > /srv/data/x")
+    before = start(hosts, bind("/data", "/srv/data", "rw"))
+    assert refused(hosts, "--volume", "/data=copy") == ["foreign-data"]
+    hosts.wait_count("host1", before)
+    assert hosts.sh("host2", "cat /srv/data/x") == "mine\n"
+
+
+def test_a_volume_at_another_place(hosts: Lab) -> None:
+    hosts.sh("host1", "mkdir /srv/data; echo same > /srv/data/x; touch -d @1000000000 /srv/data/x")
+    script = "exec 5</data/x; i=0; while :; do i=$((i+1)); echo $i; usleep 20000; done"
+    before = start(hosts, bind("/data", "/srv/data", "rw"), script=script)
+    option = ("--volume", "/data=/srv/other")
+    assert refused(hosts, *option) == ["missing-source"]
+    hosts.sh("host2", "mkdir /srv/other; echo longer > /srv/other/x")
+    assert refused(hosts, *option) == ["file-differs"]
+    hosts.sh("host2", "echo same > /srv/other/x")
+    move(hosts, *option)
+    hosts.wait_count("host2", before)
+    assert hosts.on("host2", "pymigrate", "exec", "web", "cat", "/data/x").stdout == "same\n"
+
+
+def test_a_shared_volume(lab: Lab, tmp_path: Path) -> None:
+    """The hosts of a lab share this machine's /tmp."""
+    before = start(lab, bind("/data", str(tmp_path), "rw"), script="exec 5>/data/f; i=0; while :; do i=$((i+1)); "
+                   "echo $i; echo $i >&5; usleep 20000; done")  # fmt: skip
+    move(lab, "--volume", "/data=shared")
+    after = lab.wait_count("host2", before)
+    numbers = [int(line) for line in (tmp_path / "f").read_text().split()]
+    assert numbers[: after - 1] == list(range(1, after))
+
+
+def test_a_small_file_goes_along(hosts: Lab) -> None:
+    hosts.sh("host1", "echo 'nameserver 192.0.2.1' > /srv/resolv.conf; echo a > /srv/hosts")
+    hosts.sh("host2", "echo b > /srv/hosts")
+    before = start(hosts)
+    hosts.on("host1", "pymigrate", "delete", "-f", "web")
+    config = "/var/lib/pymigrate/test/web/config.json"
+    value = json.loads(hosts.sh("host1", f"cat {config}"))
+    value["mounts"] += [bind(f"/etc/{name}", f"/srv/{name}") for name in ("resolv.conf", "hosts")]
+    hosts.sh(
+        "host1", f"cat > {config} <<'X'\n{json.dumps(value)}\nX\ncd {config[:-12]}/rootfs/etc; touch resolv.conf hosts"
+    )
+    hosts.on("host1", "pymigrate", "run", "-d", "-b", config[:-12], "web")
+    before = hosts.wait_count("host1", 3)
+    move(hosts)
+    hosts.wait_count("host2", before)
+    seen = hosts.on("host2", "pymigrate", "exec", "web", "cat", "/etc/resolv.conf", "/etc/hosts").stdout
+    assert seen == "nameserver 192.0.2.1\nb\n"
+
+
+def test_an_overlay_goes_along(hosts: Lab) -> None:
+    hosts.sh("host1", "cd /srv; mkdir l u w; echo low > l/low; echo gone > l/removed; mkdir l/dir; echo x > l/dir/x")
+    layers = ["lowerdir=/srv/l,upperdir=/srv/u,workdir=/srv/w"]
+    overlay = {"destination": "/data", "type": "overlay", "source": "overlay", "options": layers}
+    script = "rm -r /data/removed /data/dir; mkdir /data/dir; exec 5<>/data/low 6>/data/g; rm /data/g; i=0; "
+    script += "while :; do i=$((i+1)); echo $i; echo $i >> /data/log; echo $i >&6; usleep 20000; done"
+    before = start(hosts, overlay, script=script)
+    hosts.sh("host2", "mkdir /srv/l; echo other > /srv/l/low")
+    assert refused(hosts) == ["foreign-data"]
+    hosts.sh("host2", "rm -r /srv/l")
+    move(hosts)
+    before = hosts.wait_count("host2", before)
+    inside = hosts.on("host2", "pymigrate", "exec", "web", "find", "/data").stdout.split()
+    assert sorted(inside) == ["/data", "/data/dir", "/data/log", "/data/low"]
+    move(hosts, source="host2", target="host1")
+    hosts.wait_count("host1", before)
+    numbers = [int(line) for line in hosts.on("host1", "pymigrate", "exec", "web", "cat", "/data/log").stdout.split()]
+    assert numbers == list(range(1, len(numbers) + 1))
+
+
+def test_disk_full_in_the_middle_of_a_pass(hosts: Lab) -> None:
+    hosts.sh("host1", "mkdir /srv/data; head -c 5000000 /dev/urandom > /srv/data/big")
+    before = start(hosts, bind("/data", "/srv/data", "rw"))
+    hosts.sh("host2", "umount -l /srv; mount -t tmpfs -o size=8m tmpfs /srv")
+    program = driver(
+        "(coordinator.Seeding, 'ahead')",
+        before="subprocess.run(['ssh', 'host2', 'head -c 5000000 /dev/zero > /srv/fill'], check=True)",
+        body="run = cli.main; cli.main = lambda argv: run([*argv, '--volume', '/data=copy'])",
+    )
+    done = hosts.on("host1", hosts.python, "-c", program, check=False)
+    event = json.loads(done.stdout.splitlines()[-1])
+    assert (done.returncode, event["workload"]) == (10, "SOURCE"), (done.stdout, done.stderr)
+    assert "no room at the target" in event["message"]
+    hosts.wait_count("host1", before)
+    assert hosts.sh("host2", "ls /srv; ls /var/lib/pymigrate/trees").split() == ["fill"]
+
+
+@pytest.mark.parametrize("option", ["/nothing=copy", "/data=", "data=copy", "/data=x"])
+def test_bad_options(hosts: Lab, option: str) -> None:
+    hosts.sh("host1", "mkdir /srv/data")
+    start(hosts, bind("/data", "/srv/data", "ro"))
+    done = hosts.on("host1", "pymigrate", "validate", "web", "--volume", option, check=False)
+    assert (done.returncode, "--volume" in done.stderr) == (2, True)

@@ -1,0 +1,89 @@
+"""What is decided about mounts from their text alone: network file systems, --volume, places, layers of overlays."""
+
+import pytest
+
+from migrate import mountinfo
+from migrate.errors import ProtocolError, UsageError
+from migrate.openfiles import Seen
+from migrate.trees import Needed, Tree, is_place
+from migrate.treescan import Scan
+from migrate.volumes import Plan, _layers, parse
+from runtime.mount_spec import Mount
+
+MOUNTS = r"""
+22 1 259:2 / / rw,relatime shared:1 - ext4 /dev/nvme0n1p2 rw
+35 22 0:31 / /srv rw,relatime shared:17 - nfs4 filer:/export/srv rw,vers=4.2,addr=192.0.2.7
+36 35 0:32 /sub /srv/win\040dows rw - cifs //files/share rw,vers=3.1.1
+37 22 0:33 / /mnt/g rw - fuse.glusterfs gl1:/vol0 rw,user_id=0
+38 22 0:34 / /mnt/v rw shared:9 master:2 - virtiofs tag rw
+39 22 0:35 / /mnt/s rw - fuse.sqfuse x rw
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "origin", "inner"),
+    [
+        ("/srv/a/b", "nfs", "filer:/export/srv", "/a/b"),
+        ("/srv", "nfs", "filer:/export/srv", "/"),
+        ("/srv/win dows/x", "cifs", "//files/share", "/sub/x"),
+        ("/mnt/g/x", "glusterfs", "gl1:/vol0", "/x"),
+        ("/mnt/v", "virtiofs", "tag", "/"),
+        ("/mnt/s", "", "x", "/"),
+        ("/srvx", "", "/dev/nvme0n1p2", "/srvx"),
+    ],
+)
+def test_network_file_systems_are_recognised(path: str, kind: str, origin: str, inner: str) -> None:
+    mount = mountinfo.holding(path, mountinfo.parse(MOUNTS))
+    assert mount is not None
+    assert (mount.network, mount.source, mount.inner(path)) == (kind, origin, inner)
+
+
+def test_volume_options() -> None:
+    assert parse(["/a=copy", "/b/=shared", "//c=/d"]) == {"/a": "copy", "/b": "shared", "/c": "/d"}
+    for bad in ("a=copy", "/a", "/a=", "/a=b", "/a=/b/../c"):
+        with pytest.raises(UsageError, match="--volume"):
+            parse([bad])
+    with pytest.raises(UsageError, match="given before"):
+        parse(["/a=copy", "/a/=shared"])
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["", "/", "x", "/a/../b", "/a/", "//a", "/proc/x", "/run/x", "/dev", "/var/lib/pymigrate/trees", "/a\0"],
+)
+def test_no_tree_is_put_there(path: str) -> None:
+    assert not is_place(path)
+    with pytest.raises(ProtocolError):
+        Tree.from_json(Tree("x", "/x", path).to_json())
+
+
+def test_trees_survive_the_wire_and_nothing_else_does() -> None:
+    tree, needed = Tree("/data", "/srv/a", "/srv/a"), Needed("/data", "/srv/a", True)
+    assert Tree.from_json(tree.to_json()) == tree
+    assert Needed.from_json(needed.to_json()) == needed
+    assert Seen.from_json(Seen("/x", 5).to_json()) == Seen("/x", 5)
+    for cls, value in ((Tree, tree.to_json()), (Needed, needed.to_json()), (Seen, Seen("/x").to_json())):
+        for bad in (None, {}, value | {"more": 1}, value | {"path": 1, "place": 1}):
+            with pytest.raises(ProtocolError):
+                cls.from_json(bad)
+
+
+def test_layers_of_an_overlay() -> None:
+    options = (r"lowerdir=/a:/b\:c", "upperdir=/u", "workdir=/w", "index=on")
+    found = _layers(Mount("/x", "overlay", "overlay", options))
+    assert found == {"lowerdir": ["/a", "/b:c"], "upperdir": ["/u"], "workdir": ["/w"]}
+
+
+def test_config_names_the_new_source() -> None:
+    text = '{"mounts": [{"destination": "/data/", "source": "/a"}, {"destination": "/x", "source": "/y"}]}'
+    assert Plan(sources=(("/data", "/a"),)).config(text) is text
+    assert Plan(sources=(("/data", "/b"),)).config(text) == text.replace('"/a"', '"/b"')
+
+
+def test_what_changed_within_a_tick_counts_as_changed() -> None:
+    second = 1_000_000_000
+    old, young = (1, 5 * second + 1, 0, 3, 0o100644), (2, 9 * second - 1, 0, 3, 0o100644)
+    before = Scan(9 * second, {b"old": old, b"young": young, b"gone": old})
+    after = Scan(12 * second, {b"old": old, b"young": young, b"new": old})
+    assert sorted(after.since(before)) == [b"gone", b"new", b"young"]
+    assert sorted(after.since(before, {1})) == [b"gone", b"new", b"old", b"young"]

@@ -338,6 +338,7 @@ class Restoring:
 
             veth.attach(self._state, self._spec.network)
             self._announcer.send()
+            self._announcer.ask()
         # CRIU unlocks, and says so, only a network that is not the host's.
         self._session.run_until("network-unlock" if "network" in self._spec.namespaces else "pre-resume")
         self._released = True

@@ -11,7 +11,7 @@ from runtime import processes
 
 
 def test_a_child_that_came_meanwhile_was_not_started_by_exec(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The family is looked for before the processes of the namespace: what is forked in between is in the latter only."""
+    """The family is looked for before the processes of the namespace: what is forked in between is not in it."""
     script = "sleep 1000 & sh -c 'sleep 1000 & echo ready; wait' & wait"
     argv = ["unshare", "--pid", "--fork", "--kill-child", "sh", "-c", script]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as outer:

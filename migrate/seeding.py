@@ -134,8 +134,8 @@ class Seeding:
         """Passes until what is left is small, or does not get smaller."""
         before = -1
         while item.passes < MOST_PASSES:
+            item.mapped |= treescan.mapped(self._init)  # before the look: what is mapped later changes times after it
             earlier, item.look = item.look, item.scan()
-            item.mapped |= treescan.mapped(self._init)
             if earlier is None:
                 sent = self._whole(item)
                 if "skipping file deletion" in sent.complaints:
@@ -149,6 +149,7 @@ class Seeding:
             before = size
             with self._waiting(item) as rsync:
                 self._listed(item, rsync, names, _soon(), living=True)
+            item.look = item.look.with_names(names)  # what had gone may have come back for rsync alone
         if item.look is None:
             raise MigrateError(
                 f"{item.tree.source}: so much changes there that it cannot be sent",
@@ -178,7 +179,8 @@ class Seeding:
         )
 
     def _listed(self, item: _Growing, rsync: Rsync, names: list[bytes], deadline: float, *, living: bool) -> SentTree:
-        text = b"".join(name + b"\0" for name in names)
+        # A line that begins with # or ; is a comment for rsync, even between zero bytes.
+        text = b"".join((b"./" if name[:1] in (b"#", b";") else b"") + name + b"\0" for name in names)
         sent = rsync.finish(deadline, living=living, names=text)
         item.passes += 1
         self._done(item.tree, item.passes, sent, len(names), frozen=not living)
@@ -229,11 +231,13 @@ class Seeding:
         assert item.now is not None
         assert item.look is not None
         now = item.now if item.tree.single else treescan.again(item.tree.source, item.now)
-        new = now.entries.keys() - item.now.entries.keys()
+        new = now.entries.keys() - item.look.entries.keys()  # the look beside the dump has seen some of CRIU's as well
         item.remapped = tuple(name for name in new if _LINK_REMAP.fullmatch(name))
         if item.rsync is None:
             item.rsync = self._waiting(item)
-        names = now.since(item.look, item.mapped)
+        # A file that CRIU has given another name: with its other names, or at the target it would be a file of its own.
+        linked = {now.entries[name][0] for name in item.remapped}
+        names = now.since(item.look, item.mapped | linked)
         self._listed(item, item.rsync, names, deadline, living=False)
 
     def leave(self, rootfs: str) -> None:

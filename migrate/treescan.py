@@ -9,10 +9,11 @@ inode, ctime, mtime, size and mode needs not be sent again. Two cases need more 
   `always` counted as changed (see `mapped`).
 """
 
+import contextlib
 import os
 import stat
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from runtime import processes
@@ -41,7 +42,12 @@ class Scan:
             or entry[1] >= (fine if entry[1] % 1_000_000_000 else coarse)
             or entry[0] in inodes
         ]
-        return names + [path for path in before if path not in self.entries]
+        return names + [path for path in before if path not in self.entries and self._is_in_directory(path)]
+
+    def _is_in_directory(self, path: bytes) -> bool:
+        """What has gone with its directory is removed with that; rsync would follow a link that is there instead."""
+        parent = self.entries.get(path.rpartition(b"/")[0] or b".")
+        return stat.S_ISDIR(parent[4]) if parent is not None else b"." not in self.entries
 
     def with_names(self, names: Iterable[bytes]) -> "Scan":
         """The same with further names, of entries that are not known: they count as changed, or as gone, next time."""
@@ -66,28 +72,44 @@ def scan(root: str, *, one_file_system: bool = False, single: bool = False) -> S
         return Scan(started, {os.path.basename(base): _entry(top)})
     entries: dict[bytes, Entry] = {b".": _entry(top)}
     skip = len(base.rstrip(b"/")) + 1
-    pending = [base.rstrip(b"/") or b"/"]
+    pending = [(base.rstrip(b"/") or b"/", top.st_dev, top.st_ino)]
     while pending:
-        try:
-            listing = os.scandir(pending.pop())
-        except FileNotFoundError:
-            continue
-        with listing:
+        directory, *seen = pending.pop()
+        with _opened(directory, seen) as listing:
             for item in listing:
                 try:
                     info = item.stat(follow_symlinks=False)
                 except FileNotFoundError:
                     continue
-                path = item.path
+                path = directory.rstrip(b"/") + b"/" + os.fsencode(item.name)
                 if stat.S_ISDIR(info.st_mode):
                     entries[path[skip:]] = (info.st_ino, info.st_ctime_ns, info.st_mtime_ns, 0, info.st_mode)
                     if not one_file_system or info.st_dev == top.st_dev:
-                        pending.append(path)
+                        pending.append((path, info.st_dev, info.st_ino))
                 else:
                     entries[path[skip:]] = (
                         info.st_ino, info.st_ctime_ns, info.st_mtime_ns, info.st_size, info.st_mode
                     )  # fmt: skip
     return Scan(started, entries)
+
+
+@contextlib.contextmanager
+def _opened(directory: bytes, seen: list[int]) -> Iterator[Iterable[os.DirEntry[str]]]:
+    """What a directory holds; nothing if there is another one by now, or a link that leads out of the tree."""
+    try:
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        yield ()
+        return
+    try:
+        info = os.fstat(fd)
+        if [info.st_dev, info.st_ino] == seen:
+            with os.scandir(fd) as listing:
+                yield listing
+        else:
+            yield ()
+    finally:
+        os.close(fd)
 
 
 def _entry(info: os.stat_result) -> Entry:
@@ -100,7 +122,7 @@ def again(root: str, before: Scan) -> Scan:
 
     CRIU gives files that have lost their name another one while it dumps.
     """
-    base = os.fsencode(root)
+    base, settled = os.fsencode(root), before.started_ns - _TICK
     entries = dict(before.entries)
     for path, entry in before.entries.items():
         if not stat.S_ISDIR(entry[4]):
@@ -108,7 +130,7 @@ def again(root: str, before: Scan) -> Scan:
         directory = base if path == b"." else base + b"/" + path
         try:
             now = _entry(os.lstat(directory))
-            if now == entry:
+            if now == entry and entry[1] < settled:
                 continue
             entries[path] = now
             with os.scandir(directory) as listing:

@@ -235,6 +235,37 @@ def test_disk_full_in_the_middle_of_a_pass(hosts: Lab) -> None:
     assert hosts.sh("host2", "ls /srv; ls /var/lib/pymigrate/trees").split() == ["fill"]
 
 
+LATE = """
+cd /data; mkdir -p todir tolink/a gone/deep again tofile; echo x > tolink/a/f; echo x > gone/deep/f; echo x > again/f
+echo x > tofile/f; echo x > plain; echo 1 > linked; ln linked other; echo x > same; touch -d 2001-01-01 same
+exec 7>>linked; rm linked; i=0
+while :; do i=$((i+1)); echo $i; [ -e go ] && break; usleep 20000; done
+rm -r gone tolink again tofile; mkdir again; ln -s /etc tolink; echo y > tofile; rmdir todir; echo y > "#todo"
+echo y > ";x"; echo y > -dash; chmod 600 plain; chown 5:6 plain; echo y > same; touch -d 2001-01-01 same
+echo y > "$(printf 'new\\nline\\377')"; : > done
+while :; do i=$((i+1)); echo $i; usleep 20000; [ -e on ] && echo 2 >&7 && rm on; done
+"""
+
+
+def test_what_changes_between_the_last_look_and_the_freeze(hosts: Lab) -> None:
+    hosts.sh("host1", "mkdir /srv/data")
+    before = start(hosts, bind("/data", "/srv/data", "rw"), script=LATE)
+    program = driver(
+        "(coordinator.Seeding, 'arm')",
+        before="open('/srv/data/go', 'w'); deadline = time.monotonic() + 20\n"
+        "    while not os.path.exists('/srv/data/done') and time.monotonic() < deadline: time.sleep(0.02)",
+        body="run = cli.main; cli.main = lambda argv: run([*argv, '--volume', '/data=copy'])",
+    )
+    done = hosts.on("host1", hosts.python, "-c", program, check=False)
+    assert done.returncode == 0, (done.stdout, done.stderr)
+    hosts.wait_count("host2", before)
+    look = "cd /srv/data; cat same tofile './#todo'; find . ! -path . -printf '%P %l %s %m %U:%G %n %T@ %y\\n' | "
+    look += "sort | cat -v"
+    assert hosts.sh("host2", look) == hosts.sh("host1", look)
+    hosts.sh("host2", "touch /srv/data/on; for i in $(seq 100); do [ -e /srv/data/on ] || break; sleep 0.1; done")
+    assert hosts.sh("host2", "cat /srv/data/other") == "1\n2\n", "the open file is still the one of this name"
+
+
 @pytest.mark.parametrize("option", ["/nothing=copy", "/data=", "data=copy", "/data=x"])
 def test_bad_options(hosts: Lab, option: str) -> None:
     hosts.sh("host1", "mkdir /srv/data")

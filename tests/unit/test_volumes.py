@@ -1,12 +1,16 @@
 """What is decided about mounts from their text alone: network file systems, --volume, places, layers of overlays."""
 
+import os
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from migrate import mountinfo
 from migrate.errors import ProtocolError, UsageError
 from migrate.openfiles import Seen
 from migrate.trees import Needed, Tree, is_place
-from migrate.treescan import Scan
+from migrate.treescan import Scan, scan
 from migrate.volumes import Plan, _layers, parse
 from runtime.mount_spec import Mount
 
@@ -87,3 +91,33 @@ def test_what_changed_within_a_tick_counts_as_changed() -> None:
     after = Scan(12 * second, {b"old": old, b"young": young, b"new": old})
     assert sorted(after.since(before)) == [b"gone", b"new", b"young"]
     assert sorted(after.since(before, {1})) == [b"gone", b"new", b"old", b"young"]
+
+
+DIRECTORY, LINK, FILE = 0o040755, 0o120777, 0o100644
+
+
+def test_what_has_gone_with_its_directory_is_not_named_again() -> None:
+    """rsync would follow the link that is there instead, and make a directory of it."""
+    top, below = (1, 0, 0, 0, DIRECTORY), (2, 0, 0, 0, DIRECTORY)
+    files = {b"d/f": (3, 0, 0, 0, FILE), b"d/e": (4, 0, 0, 0, DIRECTORY), b"d/e/f": (5, 0, 0, 0, FILE)}
+    before = Scan(1 << 60, {b".": top, b"d": below, **files})
+    assert Scan(1 << 61, {b".": top}).since(before) == [b"d"]
+    assert Scan(1 << 61, {b".": top, b"d": (6, 0, 0, 4, LINK)}).since(before) == [b"d"]
+    assert sorted(Scan(1 << 61, {b".": top, b"d": below}).since(before)) == [b"d/e", b"d/f"]
+
+
+def test_a_look_does_not_leave_the_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A directory that becomes a link to another one while we look."""
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "secret").touch()
+    (tmp_path / "tree" / "d").mkdir(parents=True)
+    original = os.open
+
+    def replacing(path: Any, *args: Any, **kwargs: Any) -> int:
+        if path == os.fsencode(tmp_path / "tree" / "d") and not (tmp_path / "tree" / "d").is_symlink():
+            (tmp_path / "tree" / "d").rmdir()
+            (tmp_path / "tree" / "d").symlink_to(tmp_path / "outside")
+        return original(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", replacing)
+    assert set(scan(str(tmp_path / "tree")).entries) == {b".", b"d"}

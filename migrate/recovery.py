@@ -1,11 +1,16 @@
 """Finishing a move that was interrupted after its point of no return: `pymigrate recover`."""
 
+import contextlib
+from pathlib import Path
+
 from migrate.errors import MigrateError
 from migrate.interrupts import uninterruptible
 from migrate.journal import Entry, Journal, entries
 from migrate.phases import Phase
 from migrate.settlement import clean_source, settle
-from runtime import container, veth
+from runtime import container, netlock, veth
+from runtime.errors import ContainerError
+from runtime.spec import load
 from runtime.state import Store
 
 LOCK_TIMEOUT = 5.0
@@ -40,6 +45,8 @@ def recover(store: Store, container_id: str) -> Entry:
                 if state.has_bridge:
                     veth.take_down(state)  # its peers are to hear of it at the target only
                 container.end(state)
+                with contextlib.suppress(ContainerError):
+                    netlock.ended(load(Path(state.bundle), state.annotations), state.id)
             settle(Journal.resume(entry), entry.id, entry.target, str(store.root), entry.migration)
             if state is not None and (failure := clean_source(store, state, None)):
                 raise failure

@@ -346,6 +346,10 @@ class Restoring:
             self._announcer.ask()
         # CRIU unlocks, and says so, only a network that is not the host's.
         self._session.run_until("network-unlock" if "network" in self._spec.namespaces else "pre-resume")
+        if "network" in checkpoint.joined(self._spec):
+            from runtime import netlock
+
+            netlock.back(self._spec, self._state.id)
         self._released = True
         self._state = self._state.replace(started=True)
         self._store.save(self._state)

@@ -19,18 +19,18 @@ def test_a_child_that_came_meanwhile_was_not_started_by_exec(monkeypatch: pytest
             assert outer.stdout is not None
             assert outer.stdout.readline() == "ready\n"
             init = int(Path(f"/proc/{outer.pid}/task/{outer.pid}/children").read_text())
-            entered = ["nsenter", "--pid", "--target", str(init), "sh", "-c", "echo in; sleep 1000 & wait"]
+            entered = ["nsenter", "--pid", "--target", str(init), "sh", "-c", "sleep 1000 & echo in; wait"]
             with subprocess.Popen(entered, stdout=subprocess.PIPE, text=True) as session:
-                assert session.stdout is not None
-                assert session.stdout.readline() == "in\n"
-                inside = set(processes.container_pids(init))
-                family = processes.descendants(init)
-                assert len(family) == 4
-                assert len(inside) == 6
-                monkeypatch.setattr(processes, "descendants", lambda pid: {pid})
-                found = {finding.where.split()[1] for finding in procscan.scan(init) if finding.rule == "exec-session"}
-                assert found == {str(pid) for pid in inside - family}
-                for pid in inside - family:
-                    os.kill(pid, 9)
+                try:
+                    assert session.stdout is not None
+                    assert session.stdout.readline() == "in\n"
+                    inside = set(processes.container_pids(init))
+                    family = processes.descendants(init)
+                    assert (len(family), len(inside)) == (4, 6)
+                    monkeypatch.setattr(processes, "descendants", lambda pid: {pid})
+                    found = {entry.where.split()[1] for entry in procscan.scan(init) if entry.rule == "exec-session"}
+                    assert found == {str(pid) for pid in inside - family}
+                finally:
+                    os.kill(init, 9)  # and with it the whole namespace
         finally:
             outer.kill()

@@ -59,7 +59,7 @@ def inside(lab: Lab, host: str, command: str, container: str = "web") -> str:
 
 @pytest.mark.parametrize("text", ["host", NET])
 def test_what_an_image_may_have_said_is_not_heeded(lab: Lab, text: str) -> None:
-    """Engines hand annotations on, and ask for a pid file: none reaches the host's network, or a bridge, in that way."""
+    """Engines hand annotations on, and ask for a pid file: none reaches the host's network or a bridge by it."""
     make(lab, annotations={"io.pymigrate.net": text})
     ask_for = ["--pid-file", "/run/pid", "-b", PLACE]
     done = lab.on("host1", "pymigrate", "create", *ask_for, "web", check=False)

@@ -40,6 +40,7 @@ NAME = "attach"
 PACKET = 4096  # bytes, of what is typed
 _CONNECTIONS = 32
 _WATCHING = 16  # of them
+_TYPED = 64 << 10  # bytes, kept for a terminal that takes no more
 _BEHIND = 1 << 20  # bytes, kept by the kernel for each client
 RECENT = 16 << 10  # bytes, of a terminal's output that a new client gets to see
 _TIOCGWINSZ, _TIOCSWINSZ, TIOCGPTPEER = 0x5413, 0x5414, 0x5441
@@ -240,7 +241,8 @@ class Attached:
                 self._send(fd, b"r")
         elif terminal is not None and kind == b"i":
             self._typing.add(fd)
-            terminal.pending += data
+            if len(terminal.pending) < _TYPED:  # what those have sent who have left again comes even while it is full
+                terminal.pending += data
             self.push()
         elif terminal is not None and kind == b"s":
             terminal.resize(data)

@@ -12,7 +12,7 @@ from runtime.light import signals
 from runtime.records import Record
 from runtime.resources import Resources
 from runtime.spec import load
-from runtime.state import State
+from runtime.state import NET, State
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def create(
     """
     bundle = os.path.abspath(bundle)
     with store.lock(container_id):
-        spec = load(bundle, net=options.net)
+        spec = load_asked(bundle, options.net, options.pid_file)
         _check(spec, options, connect is not None)
         if spec.network is not None:
             spec = plan_network(store, spec, container_id)
@@ -90,6 +90,21 @@ def create(
             if cause is not None and isinstance(error, StartFailed | DeadlineExceeded):
                 raise type(error)(f"{cause}: {error}") from None
             raise
+
+
+def load_asked(bundle: str, net: str | None, pid_file: str | None) -> Spec:
+    """The spec of a bundle for whoever makes a container of it, with what --net and --pid-file say. Raises SpecError.
+
+    Who asks for a pid file is an engine as a rule, and its config.json no word of the operator's: older podman
+    copies an image's annotations there, others those of whoever may start a pod.
+    """
+    spec = load(bundle, net=net)
+    if net is None and pid_file is not None and NET in spec.annotations:
+        raise SpecError(
+            f"annotations.{NET}: is not heeded together with --pid-file, as engines call it: it may be an image's",
+            remedy="give --net; with an engine, its own networks",
+        )
+    return spec
 
 
 def _limit_reached(cgroup: Cgroup, resources: Resources) -> str | None:

@@ -49,6 +49,8 @@ def run(store: Store, container_id: str, choose: Callable[[State], tuple[Process
     that we get meanwhile go to it. The lock is held until there is a process in the container: one that is being moved
     must not get any that would stay behind. From then on the container could stop us, and we must not stop others.
     """
+    if options.detach:
+        _fill_standard_streams()
     while options.ignore_paused and store.load(container_id).status is Status.PAUSED:
         # Without the lock, which `resume` needs; of a freezer of cgroup version 1 there is no event to wait for.
         time.sleep(_STEP)
@@ -135,6 +137,13 @@ def _begin(
         ours.close()
         _end(child, 0)
         raise
+
+
+def _fill_standard_streams() -> None:
+    """Open those that our caller has closed: nothing that we open may get the number of one of the program's."""
+    while (fd := os.open("/dev/null", os.O_RDWR)) < 3:
+        os.set_inheritable(fd, True)
+    os.close(fd)
 
 
 def _log_stream(state: State, number: int) -> int:

@@ -35,7 +35,6 @@ from runtime.fields import Fields
 from runtime.mount_spec import ATTR_IDMAP, IdMapping
 from runtime.records import Record
 from runtime.resources import parse_resources
-from runtime.spec import load
 from runtime.state import State
 
 TYPE_CHECKING = False
@@ -434,7 +433,7 @@ def restore(store: Store, container_id: str, bundle: str, request: Request) -> i
 
     Raises ContainerError, CriuError; nothing of it is left then.
     """
-    spec = load(os.path.abspath(bundle), net=request.net)
+    spec = create.load_asked(os.path.abspath(bundle), request.net, request.pid_file)
     os.makedirs(request.work, 0o700, exist_ok=True)
     with store.lock(container_id):
         plan = RestorePlan(

@@ -40,6 +40,7 @@ _LINE_LIMIT = 16 << 10
 _SIZE_LIMIT = 16 << 20  # of a file; there are two
 _STREAMS = ("stdout", "stderr")
 _AT_ONCE = 16  # reads from one stream before others get their turn
+_ALL = 1024  # reads that empty the fullest pipe (1 MiB, or 256 packets); more has come meanwhile
 _IGNORED = (signals.SIGHUP, signals.SIGINT, signals.SIGTERM, signals.SIGPIPE, signals.SIGXFSZ)
 
 
@@ -191,9 +192,9 @@ class _Shim:
                 self._ended.setdefault(self._init, 0)
 
     def _drain_all(self) -> None:
-        """Take everything that has been written up to now."""
+        """Take everything that has been written up to now; who does not cease to write is not waited for."""
         for fd in list(self._pipes):
-            self._drain(fd, sys.maxsize)
+            self._drain(fd, _ALL)
 
     def _drain(self, fd: int, count: int) -> None:
         """Take what is in a pipe or terminal now, with `count` reads at most; forget it at its end."""

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from runtime import attach
+from runtime import attach, held
 from runtime.default_spec import default_spec
 from runtime.state import Store
 from tests.hosts import COUNT, driver, write_bundle
@@ -151,6 +151,34 @@ def test_nobody_holds_it_up(pymigrate: Local, tmp_path: Path) -> None:
     status = Path(f"/proc/{state.shim_pid}/status").read_text()
     assert int(status.split("VmRSS:")[1].split()[0]) < 16 << 10
     sleepers[0].close()
+
+
+def test_typing_into_a_full_terminal_and_leaving(pymigrate: Local, tmp_path: Path) -> None:
+    """Again and again: what nobody has read is not kept without end."""
+    pymigrate("run", "-d", "-b", make(tmp_path / "b", "stty raw; echo ready; exec sleep 1000", TERMINAL), "c")
+    with attached(pymigrate) as (screen, _):
+        screen.until("ready")
+        screen.write(DETACH)
+    state = Store(str(pymigrate.root)).load("c")
+    for _ in range(150):
+        with attach.connect(state) as sock:
+            sock.setblocking(False)
+            with contextlib.suppress(OSError):
+                while True:
+                    sock.send(b"i" + b"z" * 4000)
+    with attach.connect(state) as sock:  # it has looked at all of them when it answers
+        sock.send(b"a")
+        assert attach.receive(sock)[:1] == b"T"
+    status = Path(f"/proc/{state.shim_pid}/status").read_text()
+    assert int(status.split("VmRSS:")[1].split()[0]) < 16 << 10
+
+
+def test_holding_what_does_not_cease_to_write(pymigrate: Local, tmp_path: Path) -> None:
+    """A monitor that is held takes what is there, and not what comes meanwhile: it is never busy for good."""
+    pymigrate("run", "-d", "-b", make(tmp_path / "b", "yes & wait"), "c")
+    hold = held.Hold.begin(Store(str(pymigrate.root)).load("c"))
+    hold.release()
+    assert pymigrate("logs", "--tail", "1", "c").stdout == "y\n"
 
 
 def test_one_who_was_too_slow_comes_again(pymigrate: Local, tmp_path: Path) -> None:

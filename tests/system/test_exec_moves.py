@@ -1,7 +1,10 @@
 """What `exec --detach` starts belongs to the container: it moves along."""
 
 import json
+import subprocess
 from pathlib import Path
+
+import pytest
 
 from tests.hosts import COUNT
 from tests.system.conftest import Lab, Local
@@ -22,6 +25,18 @@ def test_it_is_a_child_of_init(pymigrate: Local, counting: Path) -> None:
     children = Path(f"/proc/{own['pid']}/task/{own['pid']}/children").read_text().split()
     named = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children]
     assert any(line.startswith(b"sleep") for line in named)
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "<&- >&- 2>&-"])
+def test_its_starter_has_closed_streams(pymigrate: Local, counting: Path, closed: str) -> None:
+    pymigrate("run", "-d", "-b", counting, "c")
+    argv = pymigrate.argv("exec", "-d", "c", "sh", "-c", "readlink /proc/self/fd/0; echo out; echo err >&2; cat")
+    subprocess.run(["sh", "-c", f'"$@" {closed}', "sh", *argv], check=True, timeout=60)
+    words: set[str] = set()
+    while len(words) < 3:
+        done = pymigrate("logs", "c")
+        words = {line for line in (done.stdout + done.stderr).splitlines() if not line.isdigit()}
+    assert words == {"/dev/null", "out", "err"}
 
 
 def test_there_and_back(lab: Lab) -> None:

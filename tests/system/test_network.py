@@ -57,6 +57,19 @@ def inside(lab: Lab, host: str, command: str, container: str = "web") -> str:
     return lab.on(host, "pymigrate", "exec", container, "sh", "-c", command).stdout
 
 
+@pytest.mark.parametrize("text", ["host", NET])
+def test_what_an_image_may_have_said_is_not_heeded(lab: Lab, text: str) -> None:
+    """Engines hand annotations on, and ask for a pid file: none reaches the host's network or a bridge by it."""
+    make(lab, annotations={"io.pymigrate.net": text})
+    ask_for = ["--pid-file", "/run/pid", "-b", PLACE]
+    done = lab.on("host1", "pymigrate", "create", *ask_for, "web", check=False)
+    assert done.returncode == 6
+    assert "annotations.io.pymigrate.net: is not heeded together with --pid-file" in done.stderr
+    assert lab.ids("host1") == []
+    lab.on("host1", "pymigrate", "create", *ask_for, "--net", "none", "web")
+    assert inside(lab, "host1", "ls /sys/class/net") == "lo\n"
+
+
 @pytest.mark.parametrize("way", ["flag", "annotation"])
 def test_it_is_reachable_and_leaves_nothing(lab: Lab, way: str) -> None:
     annotations = {"io.pymigrate.net": NET if way == "annotation" else "none"}

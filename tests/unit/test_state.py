@@ -14,8 +14,8 @@ OLD = {
     "ociVersion": "1.2.0", "id": "c", "bundle": "/b", "rootfs": "/b/rootfs", "created": "2026-11-24T09:00:00.1Z",
     "log_path": "/run/c/log", "pid": 4711, "pid_start_time": 99, "shim_pid": 4710, "shim_start_time": 98,
     "started": True, "hooks": {}, "cgroup_paths": {"": "/sys/fs/cgroup/pymigrate/c"}, "systemd_unit": None,
-    "namespace_paths": {},
-    "stdio": ["/dev/null", "pipe:[1]", "pipe:[2]"], "annotations": {"a": "b"}, "bundle_hints": [], "move": None,
+    "namespace_paths": {}, "stdio": ["/dev/null", "pipe:[1]", "pipe:[2]"], "annotations": {"a": "b"},
+    "bundle_hints": [], "move": None,
 }  # fmt: skip
 
 

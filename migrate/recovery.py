@@ -1,10 +1,12 @@
 """Finishing a move that was interrupted after its point of no return: `pymigrate recover`."""
 
+from migrate import treestore
 from migrate.errors import MigrateError
 from migrate.interrupts import uninterruptible
 from migrate.journal import Entry, Journal, entries
 from migrate.phases import Phase
 from migrate.settlement import clean_source, settle
+from migrate.trees import Owner
 from runtime import container, veth
 from runtime.state import Store
 
@@ -41,6 +43,8 @@ def recover(store: Store, container_id: str) -> Entry:
                     veth.take_down(state)  # its peers are to hear of it at the target only
                 container.end(state)
             settle(Journal.resume(entry), entry.id, entry.target, str(store.root), entry.migration)
+            if state is not None:  # otherwise somebody else may use by now what it has left
+                treestore.leave(entry.fields.get("leaving", {}), Owner(state.id, state.created), entry.migration)
             if state is not None and (failure := clean_source(store, state, None)):
                 raise failure
         return entry

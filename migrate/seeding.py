@@ -6,7 +6,6 @@ rsync read it, the next pass has it again. The last pass runs while the containe
 before and has connected; it waits for the names of what has changed.
 """
 
-import contextlib
 import os
 import re
 import threading
@@ -16,13 +15,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from migrate import protocol, treescan, treestore
+from migrate import protocol, treescan
 from migrate.errors import MigrateError
 from migrate.events import Monitor, PassDone, Progress
 from migrate.files import Rsync, SentTree, send_tree
 from migrate.peer import Peer
 from migrate.phases import Phase
-from migrate.trees import Owner, Tree
+from migrate.trees import Tree
 from migrate.treescan import Scan
 
 SEED_TIMEOUT = 6 * 3600.0
@@ -77,9 +76,8 @@ def _options(tree: Tree) -> tuple[str, ...]:
 class Seeding:
     """The trees of one move. A context manager: leaving it ends every rsync."""
 
-    def __init__(self, peer: Peer, monitor: Monitor, init_pid: int, owner: Owner, migration: str) -> None:
+    def __init__(self, peer: Peer, monitor: Monitor, init_pid: int) -> None:
         self._peer, self._monitor, self._init = peer, monitor, init_pid
-        self._owner, self._migration = owner, migration
         self._growing: list[_Growing] = []
         self._trees: list[Tree] = []
         self._scanner: threading.Thread | None = None
@@ -240,17 +238,14 @@ class Seeding:
         names = now.since(item.look, item.mapped | linked)
         self._listed(item, item.rsync, names, deadline, living=False)
 
-    def leave(self, rootfs: str) -> None:
-        """The container has gone: what lies here is a copy that its next move back may renew."""
-        for item in self._growing:
-            for name in item.remapped:
-                with contextlib.suppress(OSError):
-                    os.unlink(os.path.join(os.fsencode(item.base), name))
-        for tree in self._trees:
-            place = os.path.realpath(rootfs) if tree.name == ROOTFS else tree.source
-            if tree.writable or tree.empty:
-                with contextlib.suppress(OSError):
-                    treestore.set_mark(place, self._owner, self._migration, whole=True)
+    def leaving(self) -> dict[str, list[str]]:
+        """What `treestore.leave` needs when the container has gone."""
+        trees = [tree for tree in self._trees if tree.writable or tree.empty]
+        links = [os.path.join(os.fsencode(item.base), name) for item in self._growing for name in item.remapped]
+        return {
+            "trees": [os.path.realpath(tree.source) if tree.name == ROOTFS else tree.source for tree in trees],
+            "links": [os.fsdecode(path) for path in links],
+        }
 
     def _progress(self, done: int) -> None:
         self._monitor.emit(Progress(Phase.SEED, done))

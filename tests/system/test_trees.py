@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from runtime.default_spec import default_spec
-from tests.hosts import driver
+from tests.hosts import COUNT, driver
 from tests.system.conftest import Lab
 
 WRITABLE = {"root": {"path": "rootfs", "readonly": False}}
@@ -264,6 +264,37 @@ def test_what_changes_between_the_last_look_and_the_freeze(hosts: Lab) -> None:
     assert hosts.sh("host2", look) == hosts.sh("host1", look)
     hosts.sh("host2", "touch /srv/data/on; for i in $(seq 100); do [ -e /srv/data/on ] || break; sleep 0.1; done")
     assert hosts.sh("host2", "cat /srv/data/other") == "1\n2\n", "the open file is still the one of this name"
+
+
+def test_the_copies_of_a_recovered_move_can_be_renewed(hosts: Lab) -> None:
+    hosts.sh("host1", "mkdir /srv/data")
+    before = start(hosts, bind("/data", "/srv/data", "rw"), **WRITABLE)
+    options = ("--volume", "/data=copy", "--allow", "writable-rootfs")
+    program = driver(
+        "(departure.Departure, 'give_up')",
+        after="os.kill(os.getpid(), 9)",
+        body=f"run = cli.main; cli.main = lambda argv: run([*argv, *{options!r}])",
+    )
+    assert hosts.on("host1", hosts.python, "-c", program, check=False).returncode == 137
+    hosts.on("host1", "pymigrate", "recover", "web")
+    before = hosts.wait_count("host2", before)
+    move(hosts, *options, source="host2", target="host1")
+    hosts.wait_count("host1", before)
+    assert hosts.state("host1")["bundle"] == "/var/lib/pymigrate/test/web"
+
+
+def test_a_container_of_the_same_name_does_not_replace_what_another_has_written(lab: Lab) -> None:
+    lab.run(script="echo precious > /precious; " + COUNT, **WRITABLE)
+    lab.wait_count("host1", 3)
+    move(lab, "--allow", "writable-rootfs")
+    lab.wait_count("host2", 3)
+    lab.on("host2", "pymigrate", "delete", "--force", "web")
+    lab.sh("host1", "rm -r /var/lib/pymigrate/test/web")
+    lab.run(**WRITABLE)
+    before = lab.wait_count("host1", 3)
+    move(lab, "--allow", "writable-rootfs")
+    lab.wait_count("host2", before)
+    assert lab.sh("host2", "cat /var/lib/pymigrate/bundles/web/rootfs/precious") == "precious\n"
 
 
 @pytest.mark.parametrize("option", ["/nothing=copy", "/data=", "data=copy", "/data=x"])

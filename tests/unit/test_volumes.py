@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from migrate import mountinfo
+from migrate import mountinfo, treestore
 from migrate.errors import ProtocolError, UsageError
 from migrate.openfiles import Seen
-from migrate.trees import Needed, Tree, is_place
+from migrate.trees import Needed, Owner, Tree, is_place
 from migrate.treescan import Scan, scan
 from migrate.volumes import Plan, _layers, parse
 from runtime.mount_spec import Mount
@@ -121,3 +121,33 @@ def test_a_look_does_not_leave_the_tree(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(os, "open", replacing)
     assert set(scan(str(tmp_path / "tree")).entries) == {b".", b"d"}
+
+
+def test_a_mark_is_not_of_another_directory_with_the_same_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(treestore, "MARKS", tmp_path / "marks")
+    place = tmp_path / "data"
+    place.mkdir()
+    owner = Owner("web", "2026-11-24")
+    treestore.set_mark(str(place), owner, "m", whole=True)
+    assert treestore.is_ours(str(place), owner)
+    number = place.stat().st_ino
+    for _ in range(50):
+        place.rmdir()
+        place.mkdir()
+        if place.stat().st_ino == number:
+            break
+    assert not treestore.is_ours(str(place), owner)
+
+
+def test_a_mark_is_not_of_another_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But while a move renews it, it is replaced."""
+    monkeypatch.setattr(treestore, "MARKS", tmp_path / "marks")
+    place, owner = tmp_path / "file", Owner("web", "2026-11-24")
+    for whole in (True, False):
+        place.touch()
+        treestore.set_mark(str(place), owner, "m", whole=whole)
+        (tmp_path / "new").touch()
+        (tmp_path / "new").rename(place)
+        assert treestore.is_ours(str(place), owner) is not whole

@@ -135,7 +135,8 @@ class Coordinator:
         place = peer.call(call, FINGERPRINT_TIMEOUT)
         rootfs = Tree(ROOTFS, state.rootfs, str(place["rootfs"]), fingerprint=digest)
         complete = [bool(place["complete"]), *map(bool, place["trees"])]
-        seeding.ahead(list(zip([rootfs, *plan.trees], complete, strict=True)))
+        renewed = map(bool, place["renewed"])
+        seeding.ahead(list(zip([rootfs, *plan.trees], complete, renewed, strict=True)))
         if not place["complete"] and digest:
             peer.call(protocol.BundleSent(digest), FINGERPRINT_TIMEOUT)
         carried = {

@@ -77,7 +77,8 @@ class Incoming:
     def open_bundle(self, call: OpenBundle) -> dict[str, Any]:
         """Find the bundle at a hint, or make a place for it, and for the trees that come along.
 
-        Answers {"bundle", "rootfs", "complete", "trees": [complete, of each]}.
+        Answers {"bundle", "rootfs", "complete", "trees": [complete, of each], "renewed": [of the rootfs, of each: does
+        something older lie there]}.
         """
         if self._journal is not None:
             raise ProtocolError("OpenBundle came twice")
@@ -123,7 +124,10 @@ class Incoming:
         arrivals.make()
         complete = bool(call.fingerprint) and fingerprint(rootfs) == call.fingerprint
         trees = [item.complete for item in arrivals.placed]
-        return {"bundle": str(place), "rootfs": str(rootfs), "complete": complete, "trees": trees}
+        renewed = [not self._made_bundle, *(not item.made for item in arrivals.placed)]
+        return {
+            "bundle": str(place), "rootfs": str(rootfs), "complete": complete, "trees": trees, "renewed": renewed,
+        }  # fmt: skip
 
     def trees_sent(self) -> dict[str, Any]:
         """Check what must not have changed, and wait until the disks have what has come so far."""

@@ -39,6 +39,7 @@ class _Growing:
     """A tree that the container may write to."""
 
     tree: Tree
+    renewed: bool = False
     look: Scan | None = None  # what has been sent is at least as new as this
     now: Scan | None = None  # as it is while the container is frozen
     mapped: frozenset[int] = frozenset()  # inodes, ever seen mapped so that stores leave no trace in times
@@ -99,17 +100,20 @@ class Seeding:
                 item.rsync.close()
                 item.rsync = None
 
-    def ahead(self, trees: list[tuple[Tree, bool]]) -> None:
-        """Send what can be sent while the container runs; of each tree, whether the target has all of it already."""
-        self._trees = [tree for tree, _ in trees]
-        for tree, complete in trees:
+    def ahead(self, trees: list[tuple[Tree, bool, bool]]) -> None:
+        """Send what can be sent while the container runs.
+
+        Of each tree, whether the target has all of it already, and whether it has an older copy.
+        """
+        self._trees = [tree for tree, _, _ in trees]
+        for tree, complete, renewed in trees:
             if tree.writable:
-                self._growing.append(_Growing(tree))
+                self._growing.append(_Growing(tree, renewed))
             elif not complete:
                 self._constant(tree)
         for item in self._growing:
             self._passes(item)
-        if any(tree.name != ROOTFS or tree.writable for tree, _ in trees):
+        if any(tree.name != ROOTFS or tree.writable for tree, _, _ in trees):
             self._peer.call(protocol.TreesSent(), VERIFY_TIMEOUT)
 
     def _constant(self, tree: Tree) -> None:
@@ -159,9 +163,11 @@ class Seeding:
             with self._waiting(item) as rsync:
                 assert item.look is not None
                 return self._listed(item, rsync, list(item.look.entries), _soon(), living=True)
+        # A program may have set the time of a file that it has changed back to what it is in an older copy.
+        contents = ("--checksum",) if item.renewed else ()
         sent = send_tree(
             self._peer.open_channel, item.base, item.there, on_progress=self._progress, deadline=_soon(),
-            options=item.options, living=True,
+            options=(*item.options, *contents), living=True,
         )  # fmt: skip
         item.passes += 1
         self._done(item.tree, item.passes, sent, sent.files)

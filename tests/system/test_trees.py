@@ -127,6 +127,7 @@ def test_a_volume_is_copied_there_and_renewed_here(hosts: Lab) -> None:
         "printf x > \"$(printf 'new\\nline\\377')\"",
     )
     script = "exec 5<>/data/big; i=0; while :; do i=$((i+1)); echo $i; echo $i >> /data/log; usleep 20000; done"
+    hosts.sh("host1", "echo old > /srv/data/same; touch -d 2001-01-01 /srv/data/same")
     before = start(hosts, bind("/data", "/srv/data", "rw"), script=script)
     assert refused(hosts) == ["volume"]
     there = move(hosts, "--volume", "/data=copy")
@@ -139,8 +140,10 @@ def test_a_volume_is_copied_there_and_renewed_here(hosts: Lab) -> None:
     look = f"({look}) | cat -v"
     assert hosts.sh("host2", look) == hosts.sh("host1", look)
     assert int(hosts.sh("host2", "stat -c %b /srv/data/sparse")) < 100
+    hosts.sh("host2", "echo new > /srv/data/same; touch -d 2001-01-01 /srv/data/same")
     back = move(hosts, "--volume", "/data=copy", source="host2", target="host1")
     hosts.wait_count("host1", before)
+    assert hosts.sh("host1", "cat /srv/data/same") == "new\n"
     assert back["bytes_sent"] < there["bytes_sent"] / 4
     numbers = [int(line) for line in hosts.sh("host1", "cat /srv/data/log").split()]
     assert numbers == list(range(1, len(numbers) + 1))

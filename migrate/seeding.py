@@ -179,8 +179,9 @@ class Seeding:
     def _waiting(self, item: _Growing) -> Rsync:
         """An rsync that connects and waits for names."""
         return Rsync(
-            self._peer.open_channel, item.base, item.there, item.options, on_progress=self._progress, names=True
-        )
+            self._peer.open_channel, item.base, item.there, item.options, on_progress=self._progress, names=True,
+            guarded=not item.tree.single,
+        )  # fmt: skip
 
     def _listed(self, item: _Growing, rsync: Rsync, names: list[bytes], deadline: float, *, living: bool) -> SentTree:
         # A line that begins with # or ; is a comment for rsync, even between zero bytes.

@@ -1,12 +1,14 @@
 """Trees that move with a container: writable root file systems, volumes, overlays; real rsync between lab hosts."""
 
 import json
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from runtime import selfexec
 from runtime.default_spec import default_spec
 from tests.hosts import COUNT, driver
 from tests.system.conftest import Lab
@@ -248,6 +250,19 @@ echo y > ";x"; echo y > -dash; chmod 600 plain; chown 5:6 plain; echo y > same; 
 echo y > "$(printf 'new\\nline\\377')"; : > done
 while :; do i=$((i+1)); echo $i; usleep 20000; [ -e on ] && echo 2 >&7 && rm on; done
 """
+
+
+def test_no_link_in_a_tree_is_followed(tmp_path: Path) -> None:
+    """A container may put one where a directory was while rsync reads."""
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "tree" / "d").mkdir(parents=True)
+    (tmp_path / "tree" / "link").symlink_to(tmp_path / "outside")
+    for place in ("outside/file", "tree/d/file"):
+        (tmp_path / place).write_text("x")
+    for name, word in (("d", "x"), ("link", "")):
+        argv = [*selfexec.command("migrate.sender", str(tmp_path / "tree")), "/bin/cat", f"{tmp_path}/tree/{name}/file"]
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=30)
+        assert (done.stdout, "symbolic links" in done.stderr) == (word, not word), done.stderr
 
 
 def test_what_changes_between_the_last_look_and_the_freeze(hosts: Lab) -> None:

@@ -1,4 +1,4 @@
-"""What has to be changed in CRIU's image files, which are read and written in protobuf's wire format.
+"""What has to be changed in CRIU's image files, or read in them, which is done in protobuf's wire format.
 
 Terminals whose master is outside, such as a container's console:
 - CRIU dumps a descriptor of /dev/tty only while the session's leader is in the foreground ("ctty inheritance
@@ -7,10 +7,12 @@ Terminals whose master is outside, such as a container's console:
 Here all of them become descriptors of one open file of the terminal, which is what they are in effect.
 
 An image file is 8 bytes of magic numbers, then entries: a length (4 bytes, little endian) and a message.
-(criu/tty.c; images/fdinfo.proto, images/tty.proto)
+(criu/tty.c; images/fdinfo.proto, images/tty.proto, images/inventory.proto, images/sk-inet.proto)
 """
 
 import os
+import socket
+import sys
 from collections.abc import Iterator
 
 from criu_rpc.errors import CriuError
@@ -25,7 +27,16 @@ _TTY_INFO, _TTY_FLAGS = 2, 3
 _INFO_ID, _INFO_TYPE, _INFO_SID, _INFO_RDEV = 1, 2, 6, 8
 _PTY, _EXTERNAL = 1, 5
 
+# Of inventory_entry, file_entry and inet_sk_entry.
+_INVENTORY = "inventory.img"
+_DUMP_ID = 13
+_FILE_INET = 4
+_SK_FAMILY, _SK_PROTOCOL, _SK_STATE, _SK_PORTS, _SK_ADDRESSES = 3, 5, 6, (7, 8), (11, 12)
+_CLOSE, _LISTEN = 7, 10
+_MAPPED = bytes(10) + b"\xff\xff"  # an IPv4 address in an IPv6 socket
+
 _Field = tuple[int, int, int | bytes]
+_End = tuple[bytes, int]
 
 
 def tty_external(device: int) -> str:
@@ -75,6 +86,33 @@ def join_terminals(images: int) -> None:
     _write(images, _FILES, data[:8], [entry for entry, fields, _ in files if _value(fields, _FILE_ID) not in instead])
 
 
+def dump_id(images: int) -> str:
+    """What CRIU calls the dump that made the images in the directory behind a descriptor; "" before CRIU 4.1."""
+    inventory = next(_entries(_read(images, _INVENTORY), 4), b"")  # of magic numbers it has only one
+    return _value_bytes(_fields(inventory), _DUMP_ID).decode("ascii", "replace")
+
+
+def connections(images: int) -> list[tuple[_End, _End]]:
+    """The (address, port) here and there of the dumped TCP connections, as they are on the wire; none twice."""
+    found: dict[tuple[_End, _End], None] = {}
+    for entry in _entries(_read(images, _FILES)):
+        sk = _fields(_value_bytes(_fields(entry), _FILE_INET))
+        if _value(sk, _SK_PROTOCOL) == socket.IPPROTO_TCP and _value(sk, _SK_STATE) not in (_CLOSE, _LISTEN):
+            ends = [
+                (_address(sk, number), _value(sk, port)) for number, port in zip(_SK_ADDRESSES, _SK_PORTS, strict=True)
+            ]
+            found[ends[0], ends[1]] = None
+    return list(found)
+
+
+def _address(sk: list[_Field], number: int) -> bytes:
+    words = [value for n, _, value in sk if n == number and isinstance(value, int)]
+    data = b"".join(word.to_bytes(4, sys.byteorder) for word in words)
+    if _value(sk, _SK_FAMILY) == socket.AF_INET:
+        return data[:4]
+    return data[12:] if data.startswith(_MAPPED) else data
+
+
 def _pointed(entry: bytes, instead: dict[int, int]) -> bytes:
     """An fdinfo_entry with another file where that is given in `instead`."""
     fields = _fields(entry)
@@ -93,8 +131,7 @@ def _value_bytes(fields: list[_Field], number: int) -> bytes:
     return next((value for n, _, value in fields if n == number and isinstance(value, bytes)), b"")
 
 
-def _entries(data: bytes) -> Iterator[bytes]:
-    at = 8
+def _entries(data: bytes, at: int = 8) -> Iterator[bytes]:
     while at < len(data):
         size = int.from_bytes(data[at : at + 4], "little")
         yield data[at + 4 : at + 4 + size]

@@ -30,8 +30,8 @@ _LEFT_OUT = ("migrate/lab/", "migrate/demo", "migrate/commands/lab", "migrate/co
 # What runtime/netlink.py imports of pyroute2.
 _PYROUTE2 = (
     "common.py", "config/__init__.py", "netlink/__init__.py", "netlink/exceptions.py", "netlink/rtnl/__init__.py",
-    "netlink/rtnl/ifaddrmsg.py", "netlink/rtnl/iw_event.py", "netlink/rtnl/rtmsg.py", "netlink/rtnl/ifinfmsg/*.py",
-    "netlink/rtnl/ifinfmsg/plugins/*.py",
+    "netlink/rtnl/ifaddrmsg.py", "netlink/rtnl/iw_event.py", "netlink/rtnl/ndmsg.py", "netlink/rtnl/rtmsg.py",
+    "netlink/rtnl/ifinfmsg/*.py", "netlink/rtnl/ifinfmsg/plugins/*.py",
 )  # fmt: skip
 _PROTOBUF_LEFT_OUT = ("google/protobuf/compiler/", "google/protobuf/testdata/", "google/protobuf/util/")
 

@@ -90,7 +90,7 @@ class Coordinator:
         criu_log = b""
         try:
             self._seed(log, state, spec, digest, peer, plan, seeding)
-            with Departure(state, spec, peer, self._on_pages) as departure:
+            with Departure(state, spec, peer, self._on_pages, tcp_close=self._wanted.tcp_close) as departure:
                 try:
                     self._stop_and_copy(log, state, departure, peer, seeding)
                     with uninterruptible():

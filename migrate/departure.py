@@ -22,7 +22,7 @@ from migrate import protocol
 from migrate.errors import DeadlineExceeded, MigrateError
 from migrate.pages import PageRelay
 from migrate.peer import Peer
-from runtime import checkpoint, held, processes, supplement, syscalls, veth
+from runtime import checkpoint, held, netlock, processes, supplement, syscalls, veth
 from runtime.cgroups import Cgroup
 from runtime.errors import ContainerError
 from runtime.spec import Spec
@@ -35,11 +35,14 @@ GHOST_LIMIT = 512 << 20  # bytes of an open file without a name that go with the
 class Departure:
     """One container leaving. A context manager: leaving it without `give_up` rolls back."""
 
-    def __init__(self, state: State, spec: Spec, peer: Peer, on_bytes: Callable[[int], None]) -> None:
+    def __init__(
+        self, state: State, spec: Spec, peer: Peer, on_bytes: Callable[[int], None], *, tcp_close: bool = False
+    ) -> None:
         self._state, self._spec, self._peer = state, spec, peer
         self._relay = PageRelay(Criu().version(), peer.send_pages, on_bytes)
         self._images = syscalls.detached_tmpfs(mode=0o700)  # and CRIU's log
         self._init = os.pidfd_open(state.pid)
+        self._tcp_close = tcp_close
         self._session: DumpSession | None = None
         self._hold: held.Hold | None = None
         self.frozen_at = 0.0
@@ -83,6 +86,7 @@ class Departure:
             self._session.run_until("post-dump")
             supplement.save(self._images, self._state, Cgroup.of(self._state))
             self._hold = held.complete(self._state, self._images)
+            netlock.prepare(self._state, self._spec, self._images, keep=not self._tcp_close)
         except CriuError as error:
             raise self._relay.failure or error from None
         return self._relay.finish()
@@ -121,6 +125,7 @@ class Departure:
         if self._hold is not None:
             self._hold.close()
             self._hold = None
+        netlock.ended(self._spec, self._state.id)
 
     def roll_back(self) -> None:
         """Thaw the tree: it goes on as before. Harmless when there is nothing to thaw."""

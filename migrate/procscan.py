@@ -22,7 +22,7 @@ _ANON_KNOWN = re.compile(r"anon_inode:(\[?(eventfd|eventpoll|signalfd|timerfd|pi
 def scan(init_pid: int) -> list[Finding]:
     """All findings of all processes in the pid namespace of `init_pid`, and in those below it."""
     found: list[Finding] = []
-    family = _descendants(init_pid)
+    family = processes.descendants(init_pid)
     inside = sorted({*processes.container_pids(init_pid), *family})
     mounts = _mount_ids(init_pid)
     terminals = _Terminals(init_pid, family)
@@ -30,7 +30,7 @@ def scan(init_pid: int) -> list[Finding]:
         try:
             name = Path(f"/proc/{pid}/comm").read_text().strip()
             who = f"process {pid} ({name})"
-            if pid not in family:
+            if pid not in family and not _is_related(pid, family):
                 by = _client(pid, set(inside))
                 found.append(
                     Finding("exec-session", who, f"was started by `exec`{by}: CRIU would not see it, and it would end")
@@ -44,19 +44,21 @@ def scan(init_pid: int) -> list[Finding]:
     return found
 
 
-def _descendants(pid: int) -> set[int]:
-    family, pending = {pid}, [pid]
-    while pending:
-        current = pending.pop()
+def _is_related(pid: int, family: set[int]) -> bool:
+    """Whether a process descends from the family all the same: it was forked after that was looked for.
+
+    Raises OSError when it has ended.
+    """
+    while True:
+        ancestor = pid
         try:
-            for task in os.listdir(f"/proc/{current}/task"):
-                children = Path(f"/proc/{current}/task/{task}/children").read_text().split()
-                new = {int(child) for child in children} - family
-                family |= new
-                pending += new
+            while ancestor > 1:
+                ancestor = _parent(ancestor)
+                if ancestor in family:
+                    return True
+            return False
         except OSError:
-            continue
-    return family
+            os.stat(f"/proc/{pid}")  # an ancestor has ended: it has another parent now
 
 
 def _client(pid: int, inside: set[int]) -> str:

@@ -1,5 +1,8 @@
 """Finishing a move that was interrupted after its point of no return: `pymigrate recover`."""
 
+import contextlib
+from pathlib import Path
+
 from migrate import treestore
 from migrate.errors import MigrateError
 from migrate.interrupts import uninterruptible
@@ -7,7 +10,9 @@ from migrate.journal import Entry, Journal, entries
 from migrate.phases import Phase
 from migrate.settlement import clean_source, settle
 from migrate.trees import Owner
-from runtime import container, veth
+from runtime import container, netlock, veth
+from runtime.errors import ContainerError
+from runtime.spec import load
 from runtime.state import Store
 
 LOCK_TIMEOUT = 5.0
@@ -42,6 +47,8 @@ def recover(store: Store, container_id: str) -> Entry:
                 if state.has_bridge:
                     veth.take_down(state)  # its peers are to hear of it at the target only
                 container.end(state)
+                with contextlib.suppress(ContainerError):
+                    netlock.ended(load(Path(state.bundle), state.annotations), state.id)
             settle(Journal.resume(entry), entry.id, entry.target, str(store.root), entry.migration)
             if state is not None:  # otherwise somebody else may use by now what it has left
                 treestore.leave(entry.fields.get("leaving", {}), Owner(state.id, state.created), entry.migration)

@@ -33,7 +33,7 @@ from migrate.hostfacts import free_bytes
 from migrate.interrupts import uninterruptible
 from migrate.sockets import survey
 from migrate.validate import require_movable, wait_settled
-from runtime import checkpoint, container, held, logs, supplement, syscalls
+from runtime import checkpoint, container, held, logs, netlock, supplement, syscalls
 from runtime.cgroups import Cgroup
 from runtime.restore import RestorePlan, Restoring
 from runtime.spec import Spec
@@ -134,6 +134,7 @@ def save(store: Store, container_id: str, directory: Path, *, allow: frozenset[s
             manifest = manifest or _seal(state, place, directory, connections)
         if stop:
             container.end(state)
+            netlock.ended(spec, state.id)
         return manifest
 
 
@@ -154,6 +155,8 @@ def _dump(state: State, spec: Spec, place: Path, *, leave_running: bool, skip_in
             with held.completed(state, images) as hold:
                 if leave_running:
                     hold.release()
+                else:
+                    netlock.prepare(state, spec, images)
                 yield session
     except (CriuError, OSError) as error:
         if free_bytes(place) < _NO_ROOM or getattr(error, "errno", None) == errno.ENOSPC:

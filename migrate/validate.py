@@ -188,7 +188,7 @@ def container_blockers(
     if not spec.is_new("pid"):
         found.append(Blocker("host-pid", "config.json: linux.namespaces", "has no new pid namespace"))
         return found
-    if "network" in spec.namespaces:
+    if spec.is_new("network"):  # one that was joined is there at the target as well, with its own
         found += [
             Blocker("network-device", f"interface {name}", "is in the container's network namespace")
             for name in procscan.network_devices(state.pid)

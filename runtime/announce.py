@@ -3,6 +3,9 @@ advertisements (RFC 4861, 7.2.6), from the container's own interface.
 
 Switches and bridges learn the port from the frame itself, neighbours the hardware address from what it says. A frame
 can be lost, so that some more follow, from a process of their own, which ends within a second.
+
+The other way round: CRIU sends what a socket had not sent yet before the link is connected. The kernel then asks for a
+neighbour that cannot hear it, and would ask again only a second later. So we ask for it as soon as it can.
 """
 
 from __future__ import annotations
@@ -19,8 +22,11 @@ if TYPE_CHECKING:
     from runtime.network import Network
 
 _AGAIN = (0.05, 0.25, 0.7)  # seconds, each after the one before
-_ARP, _IPV6, _ICMPV6, _ADVERTISEMENT, _OVERRIDE = 0x0806, 0x86DD, 58, 136, 0x20000000
+_ARP, _IPV6, _ICMPV6 = 0x0806, 0x86DD, 58
+_SOLICITATION, _ADVERTISEMENT, _OVERRIDE = 135, 136, 0x20000000
+_SOURCE_ADDRESS, _TARGET_ADDRESS = 1, 2  # options of the two (RFC 4861, 4.6.1)
 _ALL_NODES = socket.inet_pton(socket.AF_INET6, "ff02::1")
+_SOLICITED_NODE = socket.inet_pton(socket.AF_INET6, "ff02::1:ff00:0")[:13]
 
 
 class Announcer:
@@ -28,12 +34,14 @@ class Announcer:
 
     def __init__(self, network: Network, netns: int) -> None:
         from runtime.namespaces import inside_netns
+        from runtime.netlink import Netlink
 
-        self._frames = frames(network)
+        self._network, self._frames = network, frames(network)
         kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC
         self._socket = inside_netns(netns, lambda: socket.socket(socket.AF_PACKET, kind, 0))
         try:
             self._socket.bind((network.name, 0))
+            self._netlink = inside_netns(netns, Netlink)
         except OSError:
             self._socket.close()
             raise
@@ -41,6 +49,14 @@ class Announcer:
     def send(self) -> None:
         """Once, now. What cannot be sent is not worth a failure: it only comes later by itself."""
         _send(self._socket, self._frames)
+
+    def ask(self) -> None:
+        """Ask for the neighbours that the container has asked for in vain."""
+        try:
+            asked = [question(self._network, neighbour) for neighbour in self._netlink.unanswered()]
+            _send(self._socket, [frame for frame in asked if frame is not None])
+        except OSError:
+            pass  # as in `send`
 
     def repeat(self) -> None:
         """Some more times, from a process that is not waited for."""
@@ -54,29 +70,55 @@ class Announcer:
 
     def close(self) -> None:
         self._socket.close()
+        self._netlink.close()
 
 
 def frames(network: Network) -> list[bytes]:
     """Ethernet frames that announce every address of a network, which has a hardware address."""
-    assert network.mac is not None
-    mac = bytes.fromhex(network.mac.replace(":", ""))
+    mac = _mac(network)
     found = []
     for address in network.addresses:
         if address.family == 4:
-            body = struct.pack(">HHBBH6s4s6s4s", 1, 0x0800, 6, 4, 1, mac, address.packed, bytes(6), address.packed)
-            found.append(b"\xff" * 6 + mac + struct.pack(">H", _ARP) + body)
+            found.append(_arp(mac, address.packed, address.packed))
         else:
-            body = struct.pack(">I16sBB6s", _OVERRIDE, address.packed, 2, 1, mac)
-            message = struct.pack(">BBH", _ADVERTISEMENT, 0, _checksum(address.packed, body)) + body
-            header = struct.pack(">IHBB16s16s", 6 << 28, len(message), _ICMPV6, 255, address.packed, _ALL_NODES)
-            found.append(bytes.fromhex("333300000001") + mac + struct.pack(">H", _IPV6) + header + message)
+            body = struct.pack(">I16sBB6s", _OVERRIDE, address.packed, _TARGET_ADDRESS, 1, mac)
+            found.append(_icmpv6(mac, _ADVERTISEMENT, address.packed, _ALL_NODES, body))
     return found
 
 
-def _checksum(source: bytes, body: bytes) -> int:
-    """Of an advertisement to all nodes, with the pseudo-header of RFC 8200, 8.1."""
-    data = source + _ALL_NODES + struct.pack(">II", 4 + len(body), _ICMPV6)
-    data += struct.pack(">BBH", _ADVERTISEMENT, 0, 0) + body
+def question(network: Network, neighbour: bytes) -> bytes | None:
+    """The Ethernet frame that asks for a neighbour's hardware address; None without an address to ask from."""
+    ours = [address for address in network.addresses if len(address.packed) == len(neighbour)]
+    if not ours:
+        return None
+    source = next((address for address in ours if address.holds(neighbour)), ours[0]).packed
+    if len(neighbour) == 4:
+        return _arp(_mac(network), source, neighbour)
+    body = struct.pack(">I16sBB6s", 0, neighbour, _SOURCE_ADDRESS, 1, _mac(network))
+    return _icmpv6(_mac(network), _SOLICITATION, source, _SOLICITED_NODE + neighbour[13:], body)
+
+
+def _mac(network: Network) -> bytes:
+    assert network.mac is not None
+    return bytes.fromhex(network.mac.replace(":", ""))
+
+
+def _arp(mac: bytes, source: bytes, target: bytes) -> bytes:
+    """A request to all (RFC 826)."""
+    body = struct.pack(">HHBBH6s4s6s4s", 1, 0x0800, 6, 4, 1, mac, source, bytes(6), target)
+    return b"\xff" * 6 + mac + struct.pack(">H", _ARP) + body
+
+
+def _icmpv6(mac: bytes, kind: int, source: bytes, group: bytes, body: bytes) -> bytes:
+    """A message to a multicast group (RFC 2464, 7)."""
+    message = struct.pack(">BBH", kind, 0, _checksum(kind, source, group, body)) + body
+    header = struct.pack(">IHBB16s16s", 6 << 28, len(message), _ICMPV6, 255, source, group)
+    return b"\x33\x33" + group[12:] + mac + struct.pack(">H", _IPV6) + header + message
+
+
+def _checksum(kind: int, source: bytes, group: bytes, body: bytes) -> int:
+    """Of an ICMPv6 message, with the pseudo-header of RFC 8200, 8.1."""
+    data = source + group + struct.pack(">II", 4 + len(body), _ICMPV6) + struct.pack(">BBH", kind, 0, 0) + body
     total: int = sum(struct.unpack(f">{len(data) // 2}H", data))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)

@@ -20,7 +20,7 @@ import time
 from criu_rpc import images
 from criu_rpc.client import Criu
 from criu_rpc.options import DumpOptions
-from runtime import container, held, jsonio, namespaces, supplement, syscalls
+from runtime import container, held, jsonio, namespaces, netlock, supplement, syscalls
 from runtime.cgroups import Cgroup
 from runtime.cgroups.hierarchies import UNIFIED, discover
 from runtime.errors import ContainerError, SpecError
@@ -150,6 +150,7 @@ def checkpoint(store: Store, container_id: str, request: Request) -> None:
                 cgroup.freeze()
         if gone:
             container.remove(store, state)
+            netlock.ended(spec, state.id)
 
 
 def _dump(state: State, spec: Spec, request: Request) -> None:
@@ -170,6 +171,8 @@ def _dump(state: State, spec: Spec, request: Request) -> None:
                 with held.completed(state, directory) as hold:
                     if request.leave_running:
                         hold.release()
+                    else:
+                        netlock.prepare(state, spec, directory)
                     session.finish()
     finally:
         os.close(directory)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 
 from runtime import jsonio, notices
 from runtime.errors import StartFailed
@@ -24,12 +25,17 @@ def preload() -> ModuleType:
     return subprocess
 
 
-def run(point: str, hooks: Iterable[Hook], state: dict[str, Any], *, cwd: str | None = None) -> None:
+def run(
+    point: str, hooks: Iterable[Hook], state: dict[str, Any], *, cwd: str | None = None, deadline: float | None = None
+) -> None:
     """Run the hooks of one point in order, in the directory `cwd`, else in the bundle.
 
-    Raises StartFailed at the first that fails or exceeds its timeout.
+    Raises StartFailed at the first that fails or exceeds its timeout, or the `deadline` (monotonic) of all.
     """
     for index, hook in enumerate(hooks):
+        if deadline is not None:
+            left = max(deadline - time.monotonic(), 0.001)
+            hook = hook.replace(timeout=min(hook.timeout or left, left))
         _run(f"hooks.{point}[{index}] ({hook.path})", hook, state, cwd)
 
 
@@ -75,7 +81,7 @@ def _run(where: str, hook: Hook, state: dict[str, Any], cwd: str | None) -> None
             raise
         words = os.pread(stderr, 1 << 16, 0).decode(errors="replace").strip().splitlines()[-1:]
     except subprocess.TimeoutExpired:
-        raise StartFailed(f"{where}: did not end within {hook.timeout:g} s") from None
+        raise StartFailed(f"{where}: did not end within {hook.timeout:.3g} s") from None
     except (OSError, ValueError, TypeError, AttributeError) as error:  # the last two: a state.json that is not ours
         raise StartFailed(f"{where}: {getattr(error, 'strerror', None) or error}") from None
     finally:

@@ -185,8 +185,8 @@ def bring_up(interface: str) -> None:
 
 
 def inside_netns(netns: int, action: Callable[[], T]) -> T:
-    """What `action` returns, done in the network namespace of a descriptor. For a process without other threads."""
-    before = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    """What `action` returns, done by this thread in the network namespace of a descriptor."""
+    before = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
         syscalls.setns(netns, syscalls.CLONE_NEWNET)
         try:

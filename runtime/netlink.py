@@ -22,6 +22,7 @@ if "pyroute2" not in sys.modules:
 
 from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
+from pyroute2.netlink.rtnl.ndmsg import ndmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 TYPE_CHECKING = False
@@ -31,11 +32,12 @@ if TYPE_CHECKING:
 TIMEOUT = 10.0
 IFF_UP = 1
 _NEWLINK, _DELLINK, _GETLINK, _SETLINK = 16, 17, 18, 19
-_NEWADDR, _GETADDR, _NEWROUTE = 20, 22, 24
+_NEWADDR, _GETADDR, _NEWROUTE, _GETNEIGH = 20, 22, 24, 30
 _REQUEST, _ACK, _DUMP, _CREATE, _EXCL = 0x1, 0x4, 0x300, 0x400, 0x200
 _ERROR, _DONE = 2, 3
 _HEADER = struct.Struct("=IHHII")  # struct nlmsghdr
 _IFA_F_NODAD = 2
+_NUD_INCOMPLETE = 1
 _RTPROT_STATIC, _RT_TABLE_MAIN, _RTN_UNICAST = 4, 254, 1
 _FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 
@@ -53,6 +55,9 @@ class Netlink:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         self._socket.close()
 
     def link(self, name: str) -> dict[str, Any] | None:
@@ -110,6 +115,15 @@ class Netlink:
             if text:
                 texts.add(str(text))
         return texts
+
+    def unanswered(self) -> list[bytes]:
+        """The addresses of neighbours, in network order, that were asked for and have not answered."""
+        found = []
+        for neighbour in self._request(_GETNEIGH, ndmsg(), _DUMP):
+            address = neighbour.get_attr("NDA_DST")
+            if neighbour["state"] == _NUD_INCOMPLETE and neighbour["family"] in _FAMILIES.values() and address:
+                found.append(socket.inet_pton(neighbour["family"], address))
+        return found
 
     def add_default_route(self, index: int, family: int, gateway: str) -> None:
         message = rtmsg()

@@ -58,6 +58,22 @@ def children(pid: int, started: int | None) -> set[int]:
     return found if start_time(pid) == started else set()
 
 
+def descendants(pid: int) -> set[int]:
+    """A process with all its children and theirs, of whatever thread."""
+    family, pending = {pid}, [pid]
+    while pending:
+        current = pending.pop()
+        try:
+            for task in os.listdir(f"/proc/{current}/task"):
+                with open(f"/proc/{current}/task/{task}/children", "rb") as file:
+                    new = {int(child) for child in file.read().split()} - family
+                family |= new
+                pending += new
+        except OSError:
+            continue
+    return family
+
+
 def wait_exit(pidfd: int, timeout: float) -> bool:
     """Wait until the process behind `pidfd` has ended; False after `timeout` seconds."""
     import select

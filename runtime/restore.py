@@ -255,8 +255,9 @@ class Restoring:
             connection, self._connection = self._connection, None
             options = self._options(images, work)
             extra = supplement.load(images)
+            deadline = time.monotonic() + timeout
             self._session = Criu().restore(options, timeout=timeout, connection=connection)
-            self._set_up_namespaces()
+            self._set_up_namespaces(deadline)
             masters: list[int] = []
             pid = self._session.run_until("post-restore", masters.append).pid
             for master in masters:
@@ -272,8 +273,11 @@ class Restoring:
         self._store.save(self._state)
         return pid
 
-    def _set_up_namespaces(self) -> None:
-        """What is done at a `create` in new namespaces from outside: they are there, and nothing else is yet."""
+    def _set_up_namespaces(self, deadline: float) -> None:
+        """What is done at a `create` in new namespaces from outside: they are there, and nothing else is yet.
+
+        The container may be frozen elsewhere meanwhile: a hook without a timeout has to end by the `deadline`, too.
+        """
         assert self._session is not None
         points = [point for point in ("prestart", "createRuntime") if self._spec.hooks[point]]
         users_network = checkpoint.is_users_network(self._spec)
@@ -284,7 +288,8 @@ class Restoring:
             self._fill_network(pid)
         for point in points:
             self._hooked = True
-            hooks.run(point, self._spec.hooks[point], self._state.replace(pid=pid).oci("creating"))
+            state = self._state.replace(pid=pid).oci("creating")
+            hooks.run(point, self._spec.hooks[point], state, deadline=deadline)
 
     def _hand_on(self, master: int, take_terminal: Callable[[int], None] | None) -> None:
         from runtime import held
@@ -338,8 +343,13 @@ class Restoring:
 
             veth.attach(self._state, self._spec.network)
             self._announcer.send()
+            self._announcer.ask()
         # CRIU unlocks, and says so, only a network that is not the host's.
         self._session.run_until("network-unlock" if "network" in self._spec.namespaces else "pre-resume")
+        if "network" in checkpoint.joined(self._spec):
+            from runtime import netlock
+
+            netlock.back(self._spec, self._state.id)
         self._released = True
         self._state = self._state.replace(started=True)
         self._store.save(self._state)

@@ -143,7 +143,8 @@ _KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("move", "systemd_unit"), (str, type(None))),
 }
 
-
+# What states of earlier versions have not, as it is then: empty. Their containers live on under this version.
+_ADDED = ("resources",)
 _FILES = ("state.json", "exec.fifo", "error.fifo", "exit.json", "log", "attach")
 _STRINGS = ("cgroup_paths", "namespace_paths", "annotations")
 _PID_MAX = 1 << 22  # PID_MAX_LIMIT (proc(5), pid_max)
@@ -182,6 +183,9 @@ class Store:
             raise StateError(f"{path}: cannot be read: {error.strerror}", remedy=remedy) from None
         except (ValueError, RecursionError) as error:
             raise StateError(f"{path}: is no JSON: {error}", remedy=remedy) from None
+        if isinstance(value, dict):
+            for name in _ADDED:
+                value.setdefault(name, {})
         if not isinstance(value, dict) or value.pop("ociVersion", None) != OCI_VERSION or set(value) != set(_KINDS):
             raise StateError(f"{path}: is no state of this version", remedy=remedy)
         for name, kinds in _KINDS.items():

@@ -41,7 +41,7 @@ def save(images_fd: int, state: State, cgroup: Cgroup) -> None:
     threads = {str(inside[thread]): noted for thread, noted in _noted(inside, cgroup).items()}
     if threads:
         value["threads"] = threads
-    timers = timerfds.save({pid: inside[pid] for pid in processes.container_pids(state.pid) if pid in inside})
+    timers = timerfds.save({pid: inside[pid] for pid in processes.descendants(state.pid) if pid in inside})
     if timers:
         value["timers"] = timers
     cgroups = subtree.save(cgroup.paths, inside)
@@ -73,7 +73,8 @@ def load(images_fd: int) -> dict[str, Any]:
     if not isinstance(value, dict) or not all(kinds.get(name) is type(item) for name, item in value.items()):
         raise ContainerError(f"{NAME}: is malformed")
     for thread, noted in value.get("threads", {}).items():
-        if not thread.isdecimal() or not isinstance(noted, dict) or not set(noted) <= set(_FIELDS):
+        number = thread.isascii() and thread.isdecimal() and len(thread) <= 10
+        if not number or not isinstance(noted, dict) or not set(noted) <= set(_FIELDS):
             raise ContainerError(f"{NAME}: thread {thread[:20]}: is malformed")
         numbers = [noted[name] for name in ("slack", "slice", "core") if name in noted]
         if not all(type(number) is int and 0 <= number < _INT64 for number in numbers):
@@ -116,8 +117,11 @@ def apply(value: dict[str, Any], pid: int, cgroup: Cgroup) -> None:
 
 
 def _threads(init: int) -> Iterator[tuple[int, int]]:
-    """All threads of the container: their ids here and inside."""
-    for pid in processes.container_pids(init):
+    """All threads that CRIU dumps or has restored: their ids here and inside.
+
+    Its init's family, not its pid namespace: that one may be the host's, or a pod's, and hold others.
+    """
+    for pid in sorted(processes.descendants(init)):
         try:
             for name in os.listdir(f"/proc/{pid}/task"):
                 for line in _read(f"/proc/{pid}/task/{name}/status").splitlines():

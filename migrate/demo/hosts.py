@@ -5,15 +5,19 @@ import shlex
 import signal
 import socket
 import subprocess
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from migrate import relaunch
 from migrate.errors import MigrateError
+
+if TYPE_CHECKING:
+    from migrate.demo.client import Client
 
 STEP_TIMEOUT = 180.0
 UNDO_TIMEOUT = 60.0
 HERE = "/var/lib/pymigrate/demo"
 _LAB = "demo"
+_ADDRESS = "10.88.0.5"  # of the container, in the network of the lab's bridges
 
 
 class DemoFailed(MigrateError):
@@ -27,6 +31,7 @@ class Hosts(Protocol):
     target: str
     container: str
     description: str
+    net: str | None  # what --net of the container says, if it has one
 
     def up(self) -> None: ...
     def down(self) -> list[str]:
@@ -35,6 +40,10 @@ class Hosts(Protocol):
 
     def on(self, host: str, *argv: str, stdin: str = "") -> str:
         """Run a command in a host as root; its stdout. Raises DemoFailed."""
+        ...
+
+    def client(self) -> "Client | None":
+        """A client of the container at a third host, where there is one."""
         ...
 
 
@@ -64,7 +73,8 @@ class LabHosts:
     """A lab of the demo's own."""
 
     source, target, container = "host1", "host2", "web"
-    description = "two hosts with a real sshd each, linked by a bridge"
+    description = "two hosts with a real sshd each, and a client, linked by bridges"
+    net: str | None = f"bridge=br0,ip={_ADDRESS}/24"
 
     def __init__(self) -> None:
         self._environment = {**os.environ, "PYMIGRATE_LAB": _LAB}
@@ -83,6 +93,11 @@ class LabHosts:
     def on(self, host: str, *argv: str, stdin: str = "") -> str:
         return self._lab("exec", host, "--", *argv, stdin=stdin)
 
+    def client(self) -> "Client | None":
+        from migrate.demo.client import Client
+
+        return Client(relaunch.argv("lab", "exec", "client", "--"), _ADDRESS, self._environment)
+
     def _lab(self, *argv: str, stdin: str = "") -> str:
         return _run(relaunch.argv("lab", *argv), shlex.join(["lab", *argv]), stdin, self._environment)
 
@@ -93,6 +108,8 @@ class RealHosts:
     The container's name is the demo's own: what lies under it may be removed. Without a target it is for this machine
     alone, under a name to work with (`--start`), and nothing but its old bundle is removed.
     """
+
+    net: str | None = None  # a bridge of theirs is not ours to choose
 
     def __init__(self, target: str | None) -> None:
         self.source = socket.gethostname()
@@ -141,3 +158,6 @@ class RealHosts:
         else:
             command = ["ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", host, "--", shlex.join(argv)]
         return _run(command, f"{host}: {shlex.join(argv)}", stdin)
+
+    def client(self) -> "Client | None":
+        return None

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from migrate.demo.client import Client
 from migrate.demo.hosts import HERE, DemoFailed, Hosts
 from migrate.ui.text import duration, size
 
@@ -26,7 +27,7 @@ _TICK = (
     "redis.call('SET','last',string.format('%.0f',now)) return redis.call('INCR','counter')"
 )
 _INIT = f"""
-redis-server --save '' --appendonly no --dir /tmp --bind 127.0.0.1 --loglevel warning &
+redis-server --save '' --appendonly no --dir /tmp --bind 0.0.0.0 --protected-mode no --loglevel warning &
 until redis-cli ping 2>/dev/null | grep -q PONG; do usleep 20000; done
 while :; do echo "EVAL \\"{_TICK}\\" 0"; usleep 5000; done | redis-cli > /dev/null &
 echo ready
@@ -66,8 +67,13 @@ class Demo:
             self._begin()
             before = self._look(hosts.source)
             self._say("redis", f"digest {before.digest[:16]}..., counter at {before.counter}")
-            self._move(hosts.source, hosts.target, before)
-            self._move(hosts.target, hosts.source, self._look(hosts.target))
+            client = hosts.client()
+            try:
+                self._move(hosts.source, hosts.target, before, client)
+                self._move(hosts.target, hosts.source, self._look(hosts.target), client)
+            finally:
+                if client is not None:
+                    client.close()
             self._snapshots()
         finally:
             problems = hosts.down()
@@ -108,7 +114,8 @@ class Demo:
         config["process"]["args"] = ["/bin/sh", "-c", _INIT]
         config["hostname"] = self._container
         self._on(host, "tee", f"{self._bundle}/config.json", stdin=json.dumps(config, indent=2))
-        self._on(host, "pymigrate", "run", "--detach", "--bundle", self._bundle, self._container)
+        net = ["--net", self._hosts.net] if self._hosts.net else []
+        self._on(host, "pymigrate", "run", "--detach", "--bundle", self._bundle, *net, self._container)
         deadline = time.monotonic() + START_TIMEOUT
         while "ready" not in self._on(host, "pymigrate", "logs", self._container):
             if time.monotonic() > deadline:
@@ -157,7 +164,9 @@ class Demo:
         )
         return now
 
-    def _move(self, source: str, target: str, before: Seen) -> None:
+    def _move(self, source: str, target: str, before: Seen, client: Client | None) -> None:
+        if client is not None:
+            client.visits()
         self._say("move", f"pymigrate move {self._container} {target}")
         self._on(source, "pymigrate", "exec", self._container, "redis-cli", "SET", "gap", "0")
         lines = self._on(source, "pymigrate", "--json", "move", self._container, target).splitlines()
@@ -170,6 +179,12 @@ class Demo:
             f"downtime {duration(report['downtime_s'])} (longest gap between two ticks inside: {duration(gap)}), "
             f"total {duration(report['total_s'])}, {size(report['bytes_sent'])} sent",
         )
+        if client is not None:
+            visits = client.visits()
+            self._say(
+                "client",
+                f"{visits.answers} answers meanwhile, over one connection; the longest took {duration(visits.longest)}",
+            )
         if self._container in self._on(source, "pymigrate", "list", "-q").split():
             raise DemoFailed(f"{source} still has the container")
         self._check(target, before, not_before=before.counter)

@@ -264,6 +264,14 @@ class Cgroup:
                 inherit_cpuset(beside)
             _move_in(beside, pid, self._entrance(directory, pid))
 
+    def put_aside(self, pid: int) -> None:
+        """Move a process of ours that has to leave this cgroup to where the monitor is. Raises ContainerError."""
+        there = [directory for directory in self._monitor_directories() if os.path.isdir(directory)]
+        if not there:
+            self.add_monitor(pid)
+        for directory in there:
+            _move_in(directory, pid, "cgroup.procs")
+
     def _monitor_directories(self) -> list[str]:
         if self.unit is None:
             return [directory + _MONITOR for directory in self.directories()]

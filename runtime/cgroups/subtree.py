@@ -115,6 +115,8 @@ def check(groups: list[Any]) -> None:
         numbers = [*(number for ids in owners for number in ids), *group["owner"], *group["threads"]]
         if len(group["owner"]) != 3 or not all(type(number) is int and 0 <= number < 1 << 32 for number in numbers):
             raise ContainerError(f"{where}: holds what is no number")
+        if group["owner"][2] > 0o7777:
+            raise ContainerError(f"{where}: owner: has no mode")
 
 
 def restore(groups: list[dict[str, Any]], cgroup: Cgroup, outside: dict[int, int]) -> None:
@@ -122,6 +124,9 @@ def restore(groups: list[dict[str, Any]], cgroup: Cgroup, outside: dict[int, int
 
     `outside` maps thread ids inside to those here. Raises ContainerError, on a host of the other cgroup version too.
     """
+    gone = {thread for group in groups for thread in group["threads"]} - set(outside)
+    if gone:
+        raise ContainerError(f"cgroups: there is no thread {min(gone)}")
     for controller in dict.fromkeys(group["controller"] for group in groups):
         top = cgroup.paths.get(controller)
         if top is None:
@@ -175,7 +180,7 @@ def _restore_unified(groups: list[dict[str, Any]], top: str, cgroup: Cgroup, out
 def _clear_of_others(top: str, cgroup: Cgroup, own: set[int]) -> None:
     for pid in map(int, read(f"{top}/cgroup.procs").split()):
         if pid not in own:
-            cgroup.add_monitor(pid)
+            cgroup.put_aside(pid)
 
 
 def _set_limits(directory: str, files: dict[str, str]) -> None:

@@ -46,8 +46,8 @@ def opening(lab: Lab) -> list[bytes]:
     config = lab.on("host2", "cat", f"{bundle}/config.json").stdout
     calls: list[protocol.Call] = [
         protocol.Hello(protocol.VERSION, "/run/opencontainer/containers"),
-        protocol.OpenBundle(MIGRATION, "host1", "web", config, digest, [bundle]),
-        protocol.Prepare({"annotations": {}}, ["", "", ""]),
+        protocol.OpenBundle(MIGRATION, "host1", "web", "2026-01-01T00:00:00Z", config, digest, [bundle], []),
+        protocol.Prepare({"annotations": {}}, ["", "", ""], False),
     ]
     return [protocol.encode_call(call) for call in calls]
 
@@ -115,7 +115,8 @@ def test_a_root_that_is_no_directory_name(lab: Lab, root: str) -> None:
 
 def test_a_bad_id_is_refused(lab: Lab) -> None:
     hello = protocol.encode_call(protocol.Hello(protocol.VERSION, "/run/opencontainer/containers"))
-    call = protocol.OpenBundle(MIGRATION, "host1", "../../etc", json.dumps({"root": {"path": "x"}}), "0", [])
+    config = json.dumps({"root": {"path": "x"}})
+    call = protocol.OpenBundle(MIGRATION, "host1", "../../etc", "2026-01-01T00:00:00Z", config, "0" * 64, [], [])
     answers, _ = converse(lab, hello, protocol.encode_call(call))
     assert (answers[-1]["frame"], answers[-1]["kind"]) == ("FAILURE", "invalid")
     assert lab.leftovers("host2") == ""

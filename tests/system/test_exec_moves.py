@@ -29,7 +29,7 @@ def test_there_and_back(lab: Lab) -> None:
     lab.on("host1", "pymigrate", "exec", "-d", "web", "sh", "-c", f"echo $$ > /tmp/pid; {SECOND}")
     lab.on("host1", "pymigrate", "exec", "-d", "web", "sh", "-c", "(exit 3) & exec sleep 1000")  # a zombie
     for source, target in (("host1", "host2"), ("host2", "host1")):
-        count = lab.wait_count(source, 1) if source == "host1" else lab.count(source)
+        count = lab.wait_count(source, 1)  # the last line may be the other one's
         assert lab.on(source, "pymigrate", "validate", "web", target).returncode == 0
         lab.on(source, "pymigrate", "move", "web", target)
         second = numbers(lab, target)
@@ -43,7 +43,10 @@ def test_there_and_back(lab: Lab) -> None:
         own = lab.on(target, "pymigrate", "exec", "web", "cat", "/proc/1/cgroup").stdout.split()
         assert rest[-len(own) :] == own
         assert int(pid) > 1
-        assert "Z" in lab.on(target, "pymigrate", "exec", "web", "sh", "-c", "cat /proc/[0-9]*/stat").stdout
+        assert (
+            "Z"
+            in lab.on(target, "pymigrate", "exec", "web", "sh", "-c", "cat /proc/[0-9]*/stat 2>/dev/null; true").stdout
+        )
         lab.on(target, "pymigrate", "exec", "web", "kill", "-0", pid)
         assert count > 0
 

@@ -79,7 +79,7 @@ def watched(lab: Lab, net: str = NET, *, root: int = 0, **changes: Any) -> Itera
 
 def assert_in_order(lab: Lab, host: str) -> None:
     """The container's own connection: what was echoed to it."""
-    lab.wait_count(host, lab.count(host) + 20)
+    lab.wait_count(host, lab.wait_count(host, 0) + 20)
     numbers = lab.numbers(host)
     assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
 

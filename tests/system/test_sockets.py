@@ -202,7 +202,7 @@ def test_a_connection_to_a_socket_of_the_host_is_found(box: Box, tmp_path: Path,
         if accepted:
             stack.enter_context(outside.accept()[0])
         found = box.blockers()
-        assert set(found) == {"unix-peer"}
+        assert set(found) == {"unix-peer", "volume"}
         assert "outside the container" in found["unix-peer"]
         assert ("External socket" if accepted else "Dangling connection") in box.dump()
 

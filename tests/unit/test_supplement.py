@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from runtime import supplement
+from runtime.cgroups import Cgroup, subtree
 from runtime.errors import ContainerError
 from runtime.resources import merge
 
@@ -40,7 +41,8 @@ def test_images_without_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "value",
     [
-        [], {"more": {}}, {"threads": []}, {"threads": {"x": {}}}, {"threads": {"1": {"more": 1}}},
+        [], {"more": {}}, {"threads": []}, {"threads": {"x": {}}}, {"threads": {"9" * 5000: {}}},
+        {"threads": {"\u0663": {}}}, {"threads": {"1": {"more": 1}}},
         {"threads": {"1": {"slack": "1"}}}, {"threads": {"1": {"processors": [-1]}}}, {"threads": {"1": {"io": 3}}},
         {"threads": {"1": {"io": [3]}}},
         {"timers": [{}]}, {"timers": [TIMER | {"fd": -1}]}, {"timers": [TIMER | {"value": 1.5}]}, {"resources": []},
@@ -48,7 +50,8 @@ def test_images_without_one(tmp_path: Path) -> None:
             {"path": "../x"}, {"path": "/x"}, {"path": "x//y"}, {"path": "x\0"}, {"path": 1}, {"more": 1},
             {"controller": "../x"}, {"files": {"cgroup.procs": "1"}}, {"files": {"../pids.max": "1"}},
             {"files": {"pids.max": 1}}, {"owners": {"pids.max": [0, 0]}}, {"owners": {"cgroup.procs": [0]}},
-            {"owner": [0, 0]}, {"owner": [0, 0, True]}, {"threads": ["1"]}, {"given": ["+pids x"]}, {"given": [1]},
+            {"owner": [0, 0]}, {"owner": [0, 0, True]}, {"owner": [0, 0, 1 << 31]},
+            {"threads": ["1"]}, {"given": ["+pids x"]}, {"given": [1]},
         )),
         {"cgroups": [1]},
     ],
@@ -56,6 +59,13 @@ def test_images_without_one(tmp_path: Path) -> None:
 def test_anything_else_is_refused(tmp_path: Path, value: Any) -> None:
     with pytest.raises(ContainerError):
         load(tmp_path, json.dumps(value).encode())
+
+
+def test_a_cgroup_of_a_thread_that_is_not_the_containers(tmp_path: Path) -> None:
+    cgroup = Cgroup({"pids": str(tmp_path)})
+    with pytest.raises(ContainerError, match="there is no thread 7"):
+        subtree.restore([GROUP | {"path": "x", "threads": [7]}], cgroup, {1: os.getpid()})
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"\xff", b"[" * 100000])

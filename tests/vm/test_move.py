@@ -3,6 +3,8 @@
 import json
 from typing import Any
 
+import pytest
+
 from runtime.default_spec import default_spec
 from tests.hosts import COUNT
 from tests.vm.machines import AGENT, Machines
@@ -77,6 +79,53 @@ def test_limits_hold_in_a_systemd_slice(machines: Machines) -> None:
     inside = machines.on("host2", "pymigrate", "exec", "web", "cat", "/proc/1/cgroup", "/sys/fs/cgroup/memory.max")
     assert inside.stdout.split() == ["0::/", str(100 << 20)]
     assert machines.sh("host1", "find /sys/fs/cgroup -name 'web*'") == ""
+
+
+# Init leaves the container's cgroup, which then gives controllers to those below it; a job lies two levels down.
+_SUB_CGROUPS = f"""
+cd /sys/fs/cgroup
+mkdir main jobs jobs/a empty && echo 0 > main/cgroup.procs && echo '+pids +memory' > cgroup.subtree_control
+echo +pids > jobs/cgroup.subtree_control && echo 34M > jobs/memory.high && echo 11 > jobs/a/pids.max
+echo 12 > empty/pids.max && echo 3 > main/cgroup.max.depth && chmod 775 jobs/a
+sh -c 'echo 0 > jobs/a/cgroup.procs && exec sleep 100000' & echo $! > /tmp/job
+{COUNT}"""
+_LOOK = """
+cat /proc/1/cgroup /proc/$(cat /tmp/job)/cgroup
+cd /sys/fs/cgroup && find . -type d | sort | while read group; do
+    stat -c '%n %u %g %a' $group $group/cgroup.procs
+    cd $group && grep -H . cgroup.subtree_control cgroup.max.depth pids.max memory.max memory.high; cd /sys/fs/cgroup
+done"""
+
+
+@pytest.mark.parametrize("systemd", [False, True], ids=["own", "systemd"])
+def test_cgroups_below_the_containers_go_along(machines: Machines, systemd: bool) -> None:
+    """Made inside, with limits, owners and controllers of their own; what `update` has set holds at the target, too."""
+    group, flags = "/pymigrate/web", []
+    section = linux(group, memory={"limit": 100 << 20}, pids={"limit": 77})
+    if systemd:
+        group, flags = "/system.slice/pymigrate-web.scope", ["--systemd-cgroup"]
+        section["cgroupsPath"] = "system.slice:pymigrate:web"
+    mounts = default_spec()["mounts"]
+    next(mount for mount in mounts if mount["type"] == "cgroup")["options"].remove("ro")
+    machines.run(script=_SUB_CGROUPS, linux=section, mounts=mounts, start=False)
+    machines.on("host1", "pymigrate", *flags, "run", "-d", "-b", "/var/lib/pymigrate/test/web", "web")
+    before = machines.wait_count("host1", 1)
+    machines.sh("host1", f"chown 5:6 /sys/fs/cgroup{group}/jobs/a /sys/fs/cgroup{group}/jobs/a/cgroup.procs")
+    machines.on("host1", "pymigrate", "update", "--memory", "120m", "--pids-limit", "55", "web")
+    there = machines.on("host1", "pymigrate", "exec", "web", "sh", "-c", _LOOK).stdout
+    for line in (
+        "0::/main", "0::/jobs/a", "./jobs/a 5 6 775", "./jobs/a/cgroup.procs 5 6 644", "pids.max:55", "pids.max:11",
+        f"memory.max:{120 << 20}", f"memory.high:{34 << 20}", "pids.max:12", "cgroup.max.depth:3",
+    ):  # fmt: skip
+        assert line in there.splitlines()
+    move(machines)
+    machines.wait_count("host2", before)
+    assert machines.on("host2", "pymigrate", "exec", "web", "sh", "-c", _LOOK).stdout == there
+    machines.on("host2", "pymigrate", "update", "--pids-limit", "44", "web")
+    assert machines.sh("host2", f"cat /sys/fs/cgroup{group}/pids.max") == "44\n"
+    machines.on("host2", "pymigrate", "delete", "--force", "web")
+    for host in ("host1", "host2"):
+        assert machines.sh(host, "find /sys/fs/cgroup -name '*web*'") == ""
 
 
 # A host inside a unit of host2's: cgroup namespace and cgroup mount of its own, and an sshd to come in by.

@@ -1,0 +1,71 @@
+"""Somebody at another host who increments a number in Redis over one connection, and bears no error."""
+
+import json
+import select
+import subprocess
+from dataclasses import dataclass
+
+from migrate.demo.hosts import DemoFailed
+
+ANSWER_TIMEOUT = 30.0
+END_TIMEOUT = 10.0
+
+# For each line on stdin: how many answers there were since the last one, and how long the longest took.
+_PROGRAM = """
+import json, select, socket, sys, time
+sock = socket.create_connection((sys.argv[1], 6379), timeout=25)
+stream, total, count, longest = sock.makefile("rb"), 0, 0, 0.0
+while True:
+    began = time.monotonic()
+    sock.sendall(b"INCR visits\\r\\n")
+    answer = stream.readline()
+    total, count, longest = total + 1, count + 1, max(longest, time.monotonic() - began)
+    if answer != b":%d\\r\\n" % total:
+        sys.exit(f"the answer to increment {total} was {answer!r}")
+    if select.select([0], [], [], 0.001)[0]:
+        if not sys.stdin.readline():
+            sys.exit()
+        print(json.dumps({"answers": count, "longest": longest}), flush=True)
+        count, longest = 0, 0.0
+"""
+
+
+@dataclass(frozen=True)
+class Visits:
+    """Answers since one asked before, and how long the longest of them took, in seconds."""
+
+    answers: int
+    longest: float
+
+
+class Client:
+    """`command` makes a host run what follows it."""
+
+    def __init__(self, command: list[str], address: str, environment: dict[str, str]) -> None:
+        pipe = subprocess.PIPE
+        argv = [*command, "python3", "-c", _PROGRAM, address]
+        self._process = subprocess.Popen(argv, stdin=pipe, stdout=pipe, stderr=pipe, env=environment)
+
+    def visits(self) -> Visits:
+        """What has been seen since this was called before. Raises DemoFailed if anything went wrong."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write(b"\n")
+            self._process.stdin.flush()
+            if not select.select([self._process.stdout], [], [], ANSWER_TIMEOUT)[0]:
+                raise DemoFailed(f"the client has had no answer for {ANSWER_TIMEOUT:g} s")
+            fields = json.loads(self._process.stdout.readline())
+        except (BrokenPipeError, ValueError):
+            _, words = self._process.communicate(timeout=END_TIMEOUT)
+            lines = words.decode(errors="replace").strip().splitlines() or ["it ended"]
+            raise DemoFailed(f"the client lost its connection: {lines[-1]}") from None
+        return Visits(fields["answers"], fields["longest"])
+
+    def close(self) -> None:
+        self._process.terminate()
+        try:
+            self._process.communicate(timeout=END_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.communicate()

@@ -1,0 +1,119 @@
+"""CRIU's lock on the network of a container that leaves, in a network namespace that others go on using.
+
+At a dump CRIU makes a table `inet CRIU-<id of the dump>` that drops every packet in the container's namespace (in the
+host's own: every packet of the container's connections). A dump that is undone removes it, and so does a restore from
+these very images; a dump whose container has ended leaves it. In a namespace that the container joined, or the host's,
+that is set right here. While the container is frozen, `prepare` lets the table drop the container's connections by
+rules of their own, and puts the container's mark on it (a chain, which does nothing); `ended` opens it to everything
+else. A restore of the same container in the same namespace removes it (`back`).
+
+The connections stay dropped, as the namespace would answer what still comes for them with RST: their peers are
+to speak with the container where it is now.
+"""
+
+from __future__ import annotations
+
+import os
+
+from criu_rpc import images
+from runtime import nftables
+from runtime.errors import ContainerError
+from runtime.nftables import Nftables
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from runtime.nftables import Chain, Message
+    from runtime.spec import Spec
+    from runtime.state import State
+
+    _End = tuple[bytes, int]
+
+_PREFIX = "CRIU-"
+
+
+def prepare(state: State, spec: Spec, directory: int, *, keep: bool = True) -> None:
+    """At `post-dump`, with the images in a directory; the connections are dropped on afterwards if they `keep`.
+
+    Nothing is done to a namespace of the container's own, which goes with it. Of the host's network nothing has to be
+    kept: connections with others have ended, or do not move. What fails here leaves the lock as it is.
+    """
+    if spec.is_new("network"):
+        return
+    name = _PREFIX + (images.dump_id(directory) or str(state.pid))
+    connections = images.connections(directory) if keep and "network" in spec.namespaces else []
+
+    def changes(chains: list[Chain]) -> list[Message]:
+        # CRIU 4.2 has room for 26 characters of the name.
+        found = {table for table, _, _ in chains if table == name or (len(table) > 25 and name.startswith(table))}
+        return [message for table in found for message in _prepared(table, state.id, connections)]
+
+    _change(f"/proc/{state.pid}/ns/net", changes)
+
+
+def _prepared(table: str, container_id: str, connections: list[tuple[_End, _End]]) -> Iterator[Message]:
+    yield nftables.chain(table, _mark(container_id, keep=bool(connections)))
+    for number, (family, width) in enumerate(((nftables.IPV4, 4), (nftables.IPV6, 16)), 1):
+        keys = [nftables.key(*ends) for ends in connections if len(ends[0][0]) == width]
+        if not keys:
+            continue
+        name = f"moved{number}"
+        yield nftables.connection_set(table, name, family, number)
+        yield from nftables.elements(table, name, keys)
+        for chain, incoming in (("input", True), ("output", False)):
+            fits = nftables.is_connection(family, name, incoming=incoming)
+            yield nftables.drop_rule(table, chain, *nftables.is_family(family), *nftables.is_tcp(), *fits)
+
+
+def ended(spec: Spec, container_id: str) -> None:
+    """The container exists here no more: of the namespace only its connections are locked from here on."""
+
+    def changes(chains: list[Chain]) -> list[Message]:
+        opened = _marked(chains, container_id, keep=True)
+        closed = [(table, chain) for table, chain, policy in chains if table in opened and policy == nftables.DROP]
+        return [
+            *(nftables.set_policy(table, chain, nftables.ACCEPT) for table, chain in closed),
+            *map(nftables.delete_table, _marked(chains, container_id, keep=False)),
+        ]
+
+    if not spec.is_new("network"):
+        _change(spec.namespaces.get("network") or "/proc/thread-self/ns/net", changes)
+
+
+def back(spec: Spec, container_id: str) -> None:
+    """The container's sockets are in this namespace again: nothing of it is locked from here on."""
+
+    def changes(chains: list[Chain]) -> list[Message]:
+        marked = _marked(chains, container_id, keep=True) + _marked(chains, container_id, keep=False)
+        return [nftables.delete_table(table) for table in marked]
+
+    path = spec.namespaces.get("network")
+    if path is not None:
+        _change(path, changes)
+
+
+def _change(path: str, changes: Callable[[list[Chain]], list[Message]]) -> None:
+    """Ask what chains there are in a namespace and change what is to be changed."""
+    try:
+        netns = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            with Nftables(netns) as socket:
+                messages = changes(socket.chains())
+                if messages:
+                    socket.change(messages)
+        finally:
+            os.close(netns)
+    except (OSError, ContainerError):
+        pass  # the namespace is gone, or the kernel has no nf_tables
+
+
+def _mark(container_id: str, *, keep: bool) -> str:
+    from hashlib import sha256
+
+    return ("moved-" if keep else "ended-") + sha256(container_id.encode()).hexdigest()[:16]
+
+
+def _marked(chains: list[Chain], container_id: str, *, keep: bool) -> list[str]:
+    mark = _mark(container_id, keep=keep)
+    return [table for table, chain, _ in chains if chain == mark and table.startswith(_PREFIX)]

@@ -167,7 +167,9 @@ class Coordinator:
         self._clock.step("prepare")
         wait_settled(state, self._wanted.allow, PATIENCE)
         pages = departure.freeze(
-            self._wanted.timeout, seeding.frozen, skip_in_flight="tcp-backlog" in self._wanted.allow
+            self._wanted.timeout,
+            lambda: seeding.frozen(self._wanted.timeout),
+            skip_in_flight="tcp-backlog" in self._wanted.allow,
         )
         self._frozen_at = departure.frozen_at
         self._clock.step("start criu", until=self._frozen_at)

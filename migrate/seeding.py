@@ -6,6 +6,7 @@ rsync read it, the next pass has it again. The last pass runs while the containe
 before and has connected; it waits for the names of what has changed.
 """
 
+import math
 import os
 import re
 import threading
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from migrate import protocol, treescan
-from migrate.errors import MigrateError
+from migrate.errors import DeadlineExceeded, MigrateError
 from migrate.events import Monitor, PassDone, Progress
 from migrate.files import Rsync, SentTree, send_tree
 from migrate.peer import Peer
@@ -26,6 +27,7 @@ from migrate.treescan import Scan
 
 SEED_TIMEOUT = 6 * 3600.0
 VERIFY_TIMEOUT = 600.0
+STOP_TIMEOUT = 10.0
 MOST_PASSES = 8  # while the container runs
 SMALL_DELTA = 1 << 20  # bytes that are not worth another pass
 SMALL_COUNT = 100  # names, likewise
@@ -60,9 +62,9 @@ class _Growing:
     def options(self) -> tuple[str, ...]:
         return _options(self.tree)
 
-    def scan(self) -> Scan:
+    def scan(self, until: Callable[[], float] = lambda: math.inf) -> Scan:
         one = self.tree.name != ROOTFS
-        return treescan.scan(self.tree.source, one_file_system=one, single=self.tree.single)
+        return treescan.scan(self.tree.source, one_file_system=one, single=self.tree.single, until=until)
 
 
 ROOTFS = "rootfs"
@@ -82,6 +84,7 @@ class Seeding:
         self._growing: list[_Growing] = []
         self._trees: list[Tree] = []
         self._scanner: threading.Thread | None = None
+        self._until = math.inf  # a time.monotonic()
         self._scan_failure: Exception | None = None
         self.passes: list[PassDone] = []
 
@@ -93,8 +96,9 @@ class Seeding:
 
     def close(self) -> None:
         """End every rsync, so that nothing more is written at the target. Harmless when it was called before."""
+        self._until = 0.0
         if self._scanner is not None:
-            self._scanner.join()
+            self._scanner.join(STOP_TIMEOUT)
         for item in self._growing:
             if item.rsync is not None:
                 item.rsync.close()
@@ -196,9 +200,13 @@ class Seeding:
         for item in self._growing[:MOST_WAITING]:
             item.rsync = self._waiting(item)
 
-    def frozen(self) -> None:
-        """The container does not run any more: begin to look for what has changed, beside the dump."""
+    def frozen(self, timeout: float) -> None:
+        """The container does not run any more: begin to look for what has changed, beside the dump.
+
+        `timeout`, in seconds, is for the look.
+        """
         if self._growing:
+            self._until = time.monotonic() + timeout
             self._scanner = threading.Thread(target=self._scan_all, name="tree-scan", daemon=True)
             self._scanner.start()
 
@@ -206,7 +214,7 @@ class Seeding:
         try:
             for item in self._growing:
                 item.mapped |= treescan.mapped(self._init)
-                item.now = item.scan()
+                item.now = item.scan(lambda: self._until)
         except OSError as error:
             self._scan_failure = error
 
@@ -219,7 +227,9 @@ class Seeding:
             return None
         deadline = time.monotonic() + timeout
         if self._scanner is not None:
-            self._scanner.join()
+            self._scanner.join(timeout)
+            if self._scanner.is_alive():
+                raise DeadlineExceeded("the look at what has changed in the trees did not end in time")
         if self._scan_failure is not None:
             raise MigrateError(f"a tree cannot be read: {self._scan_failure}")
         pool = ThreadPoolExecutor(max(1, min(len(self._growing), MOST_WAITING)), thread_name_prefix="last-pass")
@@ -235,7 +245,7 @@ class Seeding:
     def _last(self, item: _Growing, deadline: float) -> None:
         assert item.now is not None
         assert item.look is not None
-        now = item.now if item.tree.single else treescan.again(item.tree.source, item.now)
+        now = item.now if item.tree.single else treescan.again(item.tree.source, item.now, lambda: deadline)
         new = now.entries.keys() - item.look.entries.keys()  # the look beside the dump has seen some of CRIU's as well
         item.remapped = tuple(name for name in new if _LINK_REMAP.fullmatch(name))
         if item.rsync is None:

@@ -10,7 +10,7 @@ from migrate import mountinfo, treestore
 from migrate.errors import ProtocolError, UsageError
 from migrate.openfiles import Seen
 from migrate.trees import Needed, Owner, Tree, is_place
-from migrate.treescan import Scan, scan
+from migrate.treescan import Scan, again, scan
 from migrate.volumes import Plan, _layers, parse
 from runtime.mount_spec import Mount
 
@@ -151,3 +151,10 @@ def test_a_mark_is_not_of_another_file(tmp_path: Path, monkeypatch: pytest.Monke
         (tmp_path / "new").touch()
         (tmp_path / "new").rename(place)
         assert treestore.is_ours(str(place), owner) is not whole
+
+
+def test_a_look_ends_in_time(tmp_path: Path) -> None:
+    with pytest.raises(TimeoutError, match="too long"):
+        scan(str(tmp_path), until=lambda: 0.0)
+    with pytest.raises(TimeoutError, match="too long"):
+        again(str(tmp_path), scan(str(tmp_path)), lambda: 0.0)

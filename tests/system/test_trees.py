@@ -252,6 +252,15 @@ while :; do i=$((i+1)); echo $i; usleep 20000; [ -e on ] && echo 2 >&7 && rm on;
 """
 
 
+@pytest.mark.parametrize("change", ["mv /srv/data /srv/old; mkdir /srv/data", "mount -t tmpfs tmpfs /srv/data/d"])
+def test_what_the_container_sees_is_not_there_any_more(hosts: Lab, change: str) -> None:
+    hosts.sh("host1", "mkdir -p /srv/data/d; echo x > /srv/data/d/x")
+    before = start(hosts, bind("/data", "/srv/data", "rw"))
+    hosts.sh("host1", change)
+    assert refused(hosts, "--volume", "/data=copy") == ["volume"]
+    hosts.wait_count("host1", before)
+
+
 def test_no_link_in_a_tree_is_followed(tmp_path: Path) -> None:
     """A container may put one where a directory was while rsync reads."""
     (tmp_path / "outside").mkdir()

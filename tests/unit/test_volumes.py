@@ -14,12 +14,13 @@ from migrate.treescan import Scan, again, scan
 from migrate.volumes import Plan, _layers, parse
 from runtime.mount_spec import Mount
 
-MOUNTS = r"""
+MOUNTS = """
 22 1 259:2 / / rw,relatime shared:1 - ext4 /dev/nvme0n1p2 rw
 35 22 0:31 / /srv rw,relatime shared:17 - nfs4 filer:/export/srv rw,vers=4.2,addr=192.0.2.7
-36 35 0:32 /sub /srv/win\040dows rw - cifs //files/share rw,vers=3.1.1
+36 35 0:32 /sub /srv/win\\040dows rw - cifs //files/share rw,vers=3.1.1
 37 22 0:33 / /mnt/g rw - fuse.glusterfs gl1:/vol0 rw,user_id=0
 38 22 0:34 / /mnt/v rw shared:9 master:2 - virtiofs tag rw
+40 22 0:36 / /mnt/odd\x85\x0bname rw - nfs4 filer:/odd rw
 39 22 0:35 / /mnt/s rw - fuse.sqfuse x rw
 """
 
@@ -31,6 +32,7 @@ MOUNTS = r"""
         ("/srv", "nfs", "filer:/export/srv", "/"),
         ("/srv/win dows/x", "cifs", "//files/share", "/sub/x"),
         ("/mnt/g/x", "glusterfs", "gl1:/vol0", "/x"),
+        ("/mnt/odd\x85\x0bname/x", "nfs", "filer:/odd", "/x"),
         ("/mnt/v", "virtiofs", "tag", "/"),
         ("/mnt/s", "", "x", "/"),
         ("/srvx", "", "/dev/nvme0n1p2", "/srvx"),

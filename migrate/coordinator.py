@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from migrate import journal, protocol, volumes
+from migrate import journal, protocol, treestore, volumes
 from migrate.departure import Departure
 from migrate.errors import InDoubt, MigrateError, MovedDirty, MoveFailed, RolledBack
 from migrate.events import Monitor, PassDone, PhaseStarted, Progress, Report, Warned
@@ -81,8 +81,7 @@ class Coordinator:
                     self._migration, role="source", id=wanted.id, source=self._source, target=wanted.host,
                     root=str(self._store.root), created=state.created,
                 )  # fmt: skip
-                owner = Owner(state.id, state.created)
-                with Seeding(peer, self._monitor, state.pid, owner, self._migration) as seeding:
+                with Seeding(peer, self._monitor, state.pid) as seeding:
                     return self._move(log, state, spec, digest, peer, plan, seeding)
 
     def _move(
@@ -95,10 +94,10 @@ class Coordinator:
                 try:
                     self._stop_and_copy(log, state, departure, peer, seeding)
                     with uninterruptible():
-                        log.record(Phase.COMMITTED)
+                        leaving = seeding.leaving()
+                        log.record(Phase.COMMITTED, leaving=leaving)
                         self._clock.step("commit")
-                        self._hand_over(log, departure, peer)
-                        seeding.leave(state.rootfs)
+                        self._hand_over(log, state, departure, peer, leaving)
                         self._passes = tuple(seeding.passes)
                         return self._finish(log, state, peer, departure.dropped_watches())
                 except BaseException:
@@ -136,7 +135,8 @@ class Coordinator:
         place = peer.call(call, FINGERPRINT_TIMEOUT)
         rootfs = Tree(ROOTFS, state.rootfs, str(place["rootfs"]), fingerprint=digest)
         complete = [bool(place["complete"]), *map(bool, place["trees"])]
-        seeding.ahead(list(zip([rootfs, *plan.trees], complete, strict=True)))
+        renewed = map(bool, place["renewed"])
+        seeding.ahead(list(zip([rootfs, *plan.trees], complete, renewed, strict=True)))
         if not place["complete"] and digest:
             peer.call(protocol.BundleSent(digest), FINGERPRINT_TIMEOUT)
         carried = {
@@ -167,7 +167,9 @@ class Coordinator:
         self._clock.step("prepare")
         wait_settled(state, self._wanted.allow, PATIENCE)
         pages = departure.freeze(
-            self._wanted.timeout, seeding.frozen, skip_in_flight="tcp-backlog" in self._wanted.allow
+            self._wanted.timeout,
+            lambda: seeding.frozen(self._wanted.timeout),
+            skip_in_flight="tcp-backlog" in self._wanted.allow,
         )
         self._frozen_at = departure.frozen_at
         self._clock.step("start criu", until=self._frozen_at)
@@ -185,7 +187,9 @@ class Coordinator:
         self._clock.step("restore")
         log.record(Phase.PREPARED, durable=False)
 
-    def _hand_over(self, log: Journal, departure: Departure, peer: Peer) -> None:
+    def _hand_over(
+        self, log: Journal, state: State, departure: Departure, peer: Peer, leaving: dict[str, list[str]]
+    ) -> None:
         """The source dies, then the target runs."""
         departure.give_up()
         self._clock.step("source ends")
@@ -196,6 +200,7 @@ class Coordinator:
             settle(log, self._wanted.id, self._wanted.host, str(self._store.root), self._migration)
         self._resumed_at = time.monotonic()
         self._clock.step("resume")
+        treestore.leave(leaving, Owner(state.id, state.created), self._migration)
 
     def _finish(self, log: Journal, state: State, peer: Peer, dropped: int) -> Report:
         """The container runs at the target: journal it, clean up here, report."""

@@ -135,7 +135,8 @@ def send_tree(
     vanish while they are read.
     """
     said = ("--out-format=%i %n",) if living else ()
-    with Rsync(open_channel, source, destination, ("--delete", *said, *options), on_progress=on_progress) as rsync:
+    options = ("--delete", *said, *options)
+    with Rsync(open_channel, source, destination, options, on_progress=on_progress, guarded=living) as rsync:
         return rsync.finish(deadline, living=living)
 
 
@@ -143,7 +144,7 @@ class Rsync:
     """One run of rsync, from its start to its end; leaving it as a context manager ends it.
 
     With `names` it has connected already, and waits for the names of what has changed: `finish` gives it those. A name
-    that does not exist here is removed there.
+    that does not exist here is removed there. `guarded`: it follows no link in the tree, whatever comes there.
     """
 
     def __init__(
@@ -155,6 +156,7 @@ class Rsync:
         *,
         on_progress: Callable[[int], None],
         names: bool = False,
+        guarded: bool = False,
     ) -> None:
         rsync = shutil.which("rsync")
         if rsync is None:
@@ -163,6 +165,7 @@ class Rsync:
         listed = ("--files-from=-", "--from0", "--delete-missing-args", "--ignore-times") if names else ()
         ours, theirs = socket.socketpair()
         argv = [
+            *(selfexec.command("migrate.sender", str(source)) if guarded else ()),
             rsync, "-aHAX", "--numeric-ids", "--sparse", "--force", "--modify-window=-1", "--protect-args",
             "--no-motd", "--stats", "--no-human-readable", *listed, *options,
             f"--rsh={shlex.join(selfexec.command('migrate.rsh', str(theirs.fileno())))}",
@@ -242,6 +245,7 @@ _LIFE = re.compile(
     r"|rsync error: some files"
     r"|IO error encountered -- skipping file deletion"
     r"|cannot delete non-empty directory: "
+    r"|.*: Too many levels of symbolic links \(40\)$"
 )
 
 

@@ -10,6 +10,7 @@ connection leaves the images (the source may be dead already, by decision), unti
 """
 
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -76,7 +77,8 @@ class Incoming:
     def open_bundle(self, call: OpenBundle) -> dict[str, Any]:
         """Find the bundle at a hint, or make a place for it, and for the trees that come along.
 
-        Answers {"bundle", "rootfs", "complete", "trees": [complete, of each]}.
+        Answers {"bundle", "rootfs", "complete", "trees": [complete, of each], "renewed": [of the rootfs, of each: does
+        something older lie there]}.
         """
         if self._journal is not None:
             raise ProtocolError("OpenBundle came twice")
@@ -84,12 +86,14 @@ class Incoming:
         self._owner = Owner(self._id, call.created)
         config = _parse_config(call.config)
         arrivals = Arrivals.plan(checked_list(Tree, call.trees), self._owner, call.migration)
-        place, rootfs = DATA / "bundles" / self._id, None
+        rootfs = None
         for hint in call.hints:
             rootfs = _matching_bundle(Path(hint), config, call.fingerprint, self._owner)
             if rootfs is not None:
                 place = Path(hint)
                 break
+        else:
+            place = _free_place(self._id, self._owner, writable=not call.fingerprint)
         self._bundle = place
         self._made_bundle = not place.exists()
         self._migration = call.migration
@@ -120,7 +124,10 @@ class Incoming:
         arrivals.make()
         complete = bool(call.fingerprint) and fingerprint(rootfs) == call.fingerprint
         trees = [item.complete for item in arrivals.placed]
-        return {"bundle": str(place), "rootfs": str(rootfs), "complete": complete, "trees": trees}
+        renewed = [not self._made_bundle, *(not item.made for item in arrivals.placed)]
+        return {
+            "bundle": str(place), "rootfs": str(rootfs), "complete": complete, "trees": trees, "renewed": renewed,
+        }  # fmt: skip
 
     def trees_sent(self) -> dict[str, Any]:
         """Check what must not have changed, and wait until the disks have what has come so far."""
@@ -249,6 +256,10 @@ class Incoming:
         self._id, self._migration, self._journal = check_id(entry.id), migration, Journal.resume(entry)
         if entry.phase is Phase.RESUMED:
             return {"workload": "TARGET", "pid": self._store.load(entry.id).pid}
+        if entry.phase is Phase.ABORTED:  # undone already; what lies in its places by now is not its own
+            if verdict == "resume":
+                raise TargetError(f"migration {migration} was undone here: its images are gone")
+            return {"workload": "SOURCE"}
         self._bundle = Path(entry.fields["bundle"])
         self._made_bundle = entry.fields["made_bundle"] and not keep_bundle
         self._owner = Owner(entry.id, str(entry.fields.get("created", "")))
@@ -266,7 +277,9 @@ class Incoming:
             raise TargetError(f"the images of migration {migration} are not complete here ({entry.phase})")
         self._restoring = self._begin_restore(self._bundle, entry.fields["plan"])
         self._restoring.restore(RESTORE_TIMEOUT)
-        return {"workload": "TARGET", **self.resume()}
+        answer = {"workload": "TARGET", **self.resume()}
+        self._flush()
+        return answer
 
     def discard(self, migrations: list[str]) -> dict[str, Any]:
         """Remove what is left of moves that their source has aborted while this host was dead or cut off.
@@ -363,6 +376,26 @@ def _matching_bundle(bundle: Path, config: dict[str, Any], expected: str, owner:
     except (OSError, ValueError, KeyError, TypeError, MigrateError):
         return None
     return None
+
+
+def _free_place(container: str, owner: Owner, *, writable: bool) -> Path:
+    """Where the bundle is put: never over one that a container of the same name may have written to."""
+    for number in itertools.count(1):
+        place = DATA / "bundles" / (container if number == 1 else f"{container}.{number}")
+        if not os.path.lexists(place) or _is_replaceable(place, owner, writable=writable):
+            return place
+    raise AssertionError
+
+
+def _is_replaceable(bundle: Path, owner: Owner, *, writable: bool) -> bool:
+    try:
+        root = json.loads((bundle / "config.json").read_bytes())["root"]
+        rootfs = os.path.realpath(bundle / root["path"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    if writable:
+        return treestore.is_ours(rootfs, owner)
+    return bool(root.get("readonly")) and treestore.mark_of(rootfs) is None
 
 
 def _end_old_agent(agent: dict[str, Any]) -> None:

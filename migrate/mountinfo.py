@@ -39,7 +39,7 @@ class Mount:
 def parse(text: str) -> list[Mount]:
     """The mounts of a mountinfo file, in its order: a later one covers earlier ones at the same place."""
     found = []
-    for line in text.splitlines():
+    for line in text.split("\n"):  # other ends of lines are not escaped in names
         before, _, after = line.partition(" - ")
         fields, kind = before.split(" "), after.split(" ")
         if len(fields) >= 6 and len(kind) >= 2:
@@ -50,7 +50,7 @@ def parse(text: str) -> list[Mount]:
 def read(pid: int | str = "self") -> list[Mount]:
     """The mounts that a process sees; none when it is gone."""
     try:
-        return parse(Path(f"/proc/{pid}/mountinfo").read_text(errors="surrogateescape"))
+        return parse(os.fsdecode(Path(f"/proc/{pid}/mountinfo").read_bytes()))
     except OSError:
         return []
 

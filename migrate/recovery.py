@@ -3,11 +3,13 @@
 import contextlib
 from pathlib import Path
 
+from migrate import treestore
 from migrate.errors import MigrateError
 from migrate.interrupts import uninterruptible
 from migrate.journal import Entry, Journal, entries
 from migrate.phases import Phase
 from migrate.settlement import clean_source, settle
+from migrate.trees import Owner
 from runtime import container, netlock, veth
 from runtime.errors import ContainerError
 from runtime.spec import load
@@ -48,6 +50,8 @@ def recover(store: Store, container_id: str) -> Entry:
                 with contextlib.suppress(ContainerError):
                     netlock.ended(load(Path(state.bundle), state.annotations), state.id)
             settle(Journal.resume(entry), entry.id, entry.target, str(store.root), entry.migration)
+            if state is not None:  # otherwise somebody else may use by now what it has left
+                treestore.leave(entry.fields.get("leaving", {}), Owner(state.id, state.created), entry.migration)
             if state is not None and (failure := clean_source(store, state, None)):
                 raise failure
         return entry

@@ -6,7 +6,7 @@ rsync read it, the next pass has it again. The last pass runs while the containe
 before and has connected; it waits for the names of what has changed.
 """
 
-import contextlib
+import math
 import os
 import re
 import threading
@@ -16,17 +16,18 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from migrate import protocol, treescan, treestore
-from migrate.errors import MigrateError
+from migrate import protocol, treescan
+from migrate.errors import DeadlineExceeded, MigrateError
 from migrate.events import Monitor, PassDone, Progress
 from migrate.files import Rsync, SentTree, send_tree
 from migrate.peer import Peer
 from migrate.phases import Phase
-from migrate.trees import Owner, Tree
+from migrate.trees import Tree
 from migrate.treescan import Scan
 
 SEED_TIMEOUT = 6 * 3600.0
 VERIFY_TIMEOUT = 600.0
+STOP_TIMEOUT = 10.0
 MOST_PASSES = 8  # while the container runs
 SMALL_DELTA = 1 << 20  # bytes that are not worth another pass
 SMALL_COUNT = 100  # names, likewise
@@ -40,6 +41,7 @@ class _Growing:
     """A tree that the container may write to."""
 
     tree: Tree
+    renewed: bool = False
     look: Scan | None = None  # what has been sent is at least as new as this
     now: Scan | None = None  # as it is while the container is frozen
     mapped: frozenset[int] = frozenset()  # inodes, ever seen mapped so that stores leave no trace in times
@@ -60,9 +62,9 @@ class _Growing:
     def options(self) -> tuple[str, ...]:
         return _options(self.tree)
 
-    def scan(self) -> Scan:
+    def scan(self, until: Callable[[], float] = lambda: math.inf) -> Scan:
         one = self.tree.name != ROOTFS
-        return treescan.scan(self.tree.source, one_file_system=one, single=self.tree.single)
+        return treescan.scan(self.tree.source, one_file_system=one, single=self.tree.single, until=until)
 
 
 ROOTFS = "rootfs"
@@ -77,12 +79,12 @@ def _options(tree: Tree) -> tuple[str, ...]:
 class Seeding:
     """The trees of one move. A context manager: leaving it ends every rsync."""
 
-    def __init__(self, peer: Peer, monitor: Monitor, init_pid: int, owner: Owner, migration: str) -> None:
+    def __init__(self, peer: Peer, monitor: Monitor, init_pid: int) -> None:
         self._peer, self._monitor, self._init = peer, monitor, init_pid
-        self._owner, self._migration = owner, migration
         self._growing: list[_Growing] = []
         self._trees: list[Tree] = []
         self._scanner: threading.Thread | None = None
+        self._until = math.inf  # a time.monotonic()
         self._scan_failure: Exception | None = None
         self.passes: list[PassDone] = []
 
@@ -94,24 +96,28 @@ class Seeding:
 
     def close(self) -> None:
         """End every rsync, so that nothing more is written at the target. Harmless when it was called before."""
+        self._until = 0.0
         if self._scanner is not None:
-            self._scanner.join()
+            self._scanner.join(STOP_TIMEOUT)
         for item in self._growing:
             if item.rsync is not None:
                 item.rsync.close()
                 item.rsync = None
 
-    def ahead(self, trees: list[tuple[Tree, bool]]) -> None:
-        """Send what can be sent while the container runs; of each tree, whether the target has all of it already."""
-        self._trees = [tree for tree, _ in trees]
-        for tree, complete in trees:
+    def ahead(self, trees: list[tuple[Tree, bool, bool]]) -> None:
+        """Send what can be sent while the container runs.
+
+        Of each tree, whether the target has all of it already, and whether it has an older copy.
+        """
+        self._trees = [tree for tree, _, _ in trees]
+        for tree, complete, renewed in trees:
             if tree.writable:
-                self._growing.append(_Growing(tree))
+                self._growing.append(_Growing(tree, renewed))
             elif not complete:
                 self._constant(tree)
         for item in self._growing:
             self._passes(item)
-        if any(tree.name != ROOTFS or tree.writable for tree, _ in trees):
+        if any(tree.name != ROOTFS or tree.writable for tree, _, _ in trees):
             self._peer.call(protocol.TreesSent(), VERIFY_TIMEOUT)
 
     def _constant(self, tree: Tree) -> None:
@@ -161,9 +167,11 @@ class Seeding:
             with self._waiting(item) as rsync:
                 assert item.look is not None
                 return self._listed(item, rsync, list(item.look.entries), _soon(), living=True)
+        # A program may have set the time of a file that it has changed back to what it is in an older copy.
+        contents = ("--checksum",) if item.renewed else ()
         sent = send_tree(
             self._peer.open_channel, item.base, item.there, on_progress=self._progress, deadline=_soon(),
-            options=item.options, living=True,
+            options=(*item.options, *contents), living=True,
         )  # fmt: skip
         item.passes += 1
         self._done(item.tree, item.passes, sent, sent.files)
@@ -175,8 +183,9 @@ class Seeding:
     def _waiting(self, item: _Growing) -> Rsync:
         """An rsync that connects and waits for names."""
         return Rsync(
-            self._peer.open_channel, item.base, item.there, item.options, on_progress=self._progress, names=True
-        )
+            self._peer.open_channel, item.base, item.there, item.options, on_progress=self._progress, names=True,
+            guarded=not item.tree.single,
+        )  # fmt: skip
 
     def _listed(self, item: _Growing, rsync: Rsync, names: list[bytes], deadline: float, *, living: bool) -> SentTree:
         # A line that begins with # or ; is a comment for rsync, even between zero bytes.
@@ -191,9 +200,13 @@ class Seeding:
         for item in self._growing[:MOST_WAITING]:
             item.rsync = self._waiting(item)
 
-    def frozen(self) -> None:
-        """The container does not run any more: begin to look for what has changed, beside the dump."""
+    def frozen(self, timeout: float) -> None:
+        """The container does not run any more: begin to look for what has changed, beside the dump.
+
+        `timeout`, in seconds, is for the look.
+        """
         if self._growing:
+            self._until = time.monotonic() + timeout
             self._scanner = threading.Thread(target=self._scan_all, name="tree-scan", daemon=True)
             self._scanner.start()
 
@@ -201,7 +214,7 @@ class Seeding:
         try:
             for item in self._growing:
                 item.mapped |= treescan.mapped(self._init)
-                item.now = item.scan()
+                item.now = item.scan(lambda: self._until)
         except OSError as error:
             self._scan_failure = error
 
@@ -214,7 +227,9 @@ class Seeding:
             return None
         deadline = time.monotonic() + timeout
         if self._scanner is not None:
-            self._scanner.join()
+            self._scanner.join(timeout)
+            if self._scanner.is_alive():
+                raise DeadlineExceeded("the look at what has changed in the trees did not end in time")
         if self._scan_failure is not None:
             raise MigrateError(f"a tree cannot be read: {self._scan_failure}")
         pool = ThreadPoolExecutor(max(1, min(len(self._growing), MOST_WAITING)), thread_name_prefix="last-pass")
@@ -230,7 +245,7 @@ class Seeding:
     def _last(self, item: _Growing, deadline: float) -> None:
         assert item.now is not None
         assert item.look is not None
-        now = item.now if item.tree.single else treescan.again(item.tree.source, item.now)
+        now = item.now if item.tree.single else treescan.again(item.tree.source, item.now, lambda: deadline)
         new = now.entries.keys() - item.look.entries.keys()  # the look beside the dump has seen some of CRIU's as well
         item.remapped = tuple(name for name in new if _LINK_REMAP.fullmatch(name))
         if item.rsync is None:
@@ -240,17 +255,14 @@ class Seeding:
         names = now.since(item.look, item.mapped | linked)
         self._listed(item, item.rsync, names, deadline, living=False)
 
-    def leave(self, rootfs: str) -> None:
-        """The container has gone: what lies here is a copy that its next move back may renew."""
-        for item in self._growing:
-            for name in item.remapped:
-                with contextlib.suppress(OSError):
-                    os.unlink(os.path.join(os.fsencode(item.base), name))
-        for tree in self._trees:
-            place = os.path.realpath(rootfs) if tree.name == ROOTFS else tree.source
-            if tree.writable or tree.empty:
-                with contextlib.suppress(OSError):
-                    treestore.set_mark(place, self._owner, self._migration, whole=True)
+    def leaving(self) -> dict[str, list[str]]:
+        """What `treestore.leave` needs when the container has gone."""
+        trees = [tree for tree in self._trees if tree.writable or tree.empty]
+        links = [os.path.join(os.fsencode(item.base), name) for item in self._growing for name in item.remapped]
+        return {
+            "trees": [os.path.realpath(tree.source) if tree.name == ROOTFS else tree.source for tree in trees],
+            "links": [os.fsdecode(path) for path in links],
+        }
 
     def _progress(self, done: int) -> None:
         self._monitor.emit(Progress(Phase.SEED, done))

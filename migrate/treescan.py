@@ -10,10 +10,11 @@ inode, ctime, mtime, size and mode needs not be sent again. Two cases need more 
 """
 
 import contextlib
+import math
 import os
 import stat
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from runtime import processes
@@ -60,10 +61,13 @@ class Scan:
         return sum(entry[3] for entry in found if entry is not None and stat.S_ISREG(entry[4]))
 
 
-def scan(root: str, *, one_file_system: bool = False, single: bool = False) -> Scan:
+def scan(
+    root: str, *, one_file_system: bool = False, single: bool = False, until: Callable[[], float] = lambda: math.inf
+) -> Scan:
     """Look at every entry below `root`, or with `single` at the one file `root`, named as in its directory.
 
-    What vanishes meanwhile is not there; that of the root itself raises OSError.
+    What vanishes meanwhile is not there; that of the root itself raises OSError. After `until`, a time.monotonic(),
+    TimeoutError.
     """
     started = time.clock_gettime_ns(time.CLOCK_REALTIME)
     base = os.fsencode(root)
@@ -74,6 +78,7 @@ def scan(root: str, *, one_file_system: bool = False, single: bool = False) -> S
     skip = len(base.rstrip(b"/")) + 1
     pending = [(base.rstrip(b"/") or b"/", top.st_dev, top.st_ino)]
     while pending:
+        _check_time(until)
         directory, *seen = pending.pop()
         with _opened(directory, seen) as listing:
             for item in listing:
@@ -91,6 +96,11 @@ def scan(root: str, *, one_file_system: bool = False, single: bool = False) -> S
                         info.st_ino, info.st_ctime_ns, info.st_mtime_ns, info.st_size, info.st_mode
                     )  # fmt: skip
     return Scan(started, entries)
+
+
+def _check_time(until: Callable[[], float]) -> None:
+    if time.monotonic() > until():
+        raise TimeoutError("it took too long to look at it")
 
 
 @contextlib.contextmanager
@@ -117,7 +127,7 @@ def _entry(info: os.stat_result) -> Entry:
     return info.st_ino, info.st_ctime_ns, info.st_mtime_ns, size, info.st_mode
 
 
-def again(root: str, before: Scan) -> Scan:
+def again(root: str, before: Scan, until: Callable[[], float] = lambda: math.inf) -> Scan:
     """Look once more, when nothing but a few new names can have come: only at directories whose time has changed.
 
     CRIU gives files that have lost their name another one while it dumps.
@@ -127,6 +137,7 @@ def again(root: str, before: Scan) -> Scan:
     for path, entry in before.entries.items():
         if not stat.S_ISDIR(entry[4]):
             continue
+        _check_time(until)
         directory = base if path == b"." else base + b"/" + path
         try:
             now = _entry(os.lstat(directory))

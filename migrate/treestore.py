@@ -1,8 +1,9 @@
 """The target's half of file trees: where they are put, whose they are, and what is removed when the move fails.
 
 A tree is only ever put where nothing is, or where an earlier move of the same container has put it or left it. A mark
-below /var/lib/pymigrate/trees says so: it names the container, the directory by its inode, and whether the copy is
-whole. A copy that a failed move has begun to renew stays, marked as not whole; what a move has newly made is removed.
+below /var/lib/pymigrate/trees says so: it names the container, the directory by its inode and the time when it was made
+(numbers of inodes are used again), and whether the copy is whole. A copy that a failed move has begun to renew stays,
+marked as not whole; what a move has newly made is removed.
 """
 
 import contextlib
@@ -22,6 +23,7 @@ from migrate.errors import MigrateError, TargetError
 from migrate.files import fingerprint, size
 from migrate.hostfacts import DATA, free_bytes
 from migrate.trees import Needed, Owner, Tree
+from runtime import syscalls
 
 MARKS = DATA / "trees"
 _REMOVE_TRIES = 100  # a remote rsync that is just ending may still make files
@@ -33,7 +35,7 @@ class Mark:
 
     path: str
     owner: str
-    inode: tuple[int, int]
+    inode: tuple[int, int, int]
     migration: str
     whole: bool
 
@@ -42,9 +44,9 @@ def _file(path: str) -> Path:
     return MARKS / (hashlib.sha256(os.fsencode(path)).hexdigest()[:32] + ".json")
 
 
-def _inode(path: str) -> tuple[int, int]:
+def _inode(path: str) -> tuple[int, int, int]:
     info = os.lstat(path)
-    return info.st_dev, info.st_ino
+    return info.st_dev, info.st_ino, syscalls.birth_time(path)
 
 
 def mark_of(path: str) -> Mark | None:
@@ -53,8 +55,8 @@ def mark_of(path: str) -> Mark | None:
         value = json.loads(_file(path).read_bytes())
         mark = Mark(value["path"], value["owner"], tuple(value["inode"]), value["migration"], value["whole"])
         info = os.lstat(path)
-        # A file is replaced by each renewal; a directory stays.
-        same = stat.S_ISREG(info.st_mode) or mark.inode == (info.st_dev, info.st_ino)
+        # A file is replaced while it is renewed; a directory stays.
+        same = (stat.S_ISREG(info.st_mode) and not mark.whole) or mark.inode == _inode(path)
         return mark if same and mark.path == path else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -63,13 +65,26 @@ def mark_of(path: str) -> Mark | None:
 def set_mark(path: str, owner: Owner, migration: str, *, whole: bool) -> None:
     """Say whose the tree at `path` is. Raises OSError."""
     MARKS.mkdir(mode=0o700, parents=True, exist_ok=True)
-    inode = _inode(path) if os.path.lexists(path) else (0, 0)
+    inode = _inode(path) if os.path.lexists(path) else (0, 0, 0)
     value = {"path": path, "owner": owner.mark, "inode": inode, "migration": migration, "whole": whole}
     write_atomically(_file(path), json.dumps(value).encode())
 
 
 def drop_mark(path: str) -> None:
     _file(path).unlink(missing_ok=True)
+
+
+def leave(leaving: dict[str, list[str]], owner: Owner, migration: str) -> None:
+    """The container has gone from this host: what lies here is a copy that its next move back may renew.
+
+    `leaving`: {"trees": places, "links": names that CRIU's dump has given to files without one}.
+    """
+    for path in leaving.get("links", []):
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+    for path in leaving.get("trees", []):
+        with contextlib.suppress(OSError):
+            set_mark(path, owner, migration, whole=True)
 
 
 def is_ours(path: str, owner: Owner) -> bool:
@@ -277,9 +292,7 @@ def _make_directory(path: str) -> None:
             below = os.open(part, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=fd)
             os.close(fd)
             fd = below
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(parts[-1], 0o755, dir_fd=fd)
-            os.chmod(parts[-1], 0o755, dir_fd=fd)  # whatever the umask is
+        os.mkdir(parts[-1], 0o700, dir_fd=fd)  # a tree's own is rsync's to set; nobody else looks into it before
     finally:
         os.close(fd)
 

@@ -106,6 +106,7 @@ UNKNOWN = "0" * 64  # stands for a fingerprint until `measured`
 class _Planner:
     def __init__(self, state: State, spec: Spec, mounts: list[mountinfo.Mount]) -> None:
         self._state, self._spec, self._mounts = state, spec, mounts
+        self._inside = mountinfo.read(state.pid)
         self.trees: list[Tree] = []
         self.needed: list[Needed] = []
         self.sources: dict[str, str] = {}
@@ -149,8 +150,30 @@ class _Planner:
         if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
             self.problem("volume", place, f"{source} is neither a directory nor a file: it cannot be copied")
             return
+        unlike = self._unlike(place, source)
+        if unlike:
+            self.problem("volume", place, unlike)
+            return
         there = self.sources[place] = source if is_place(source) else self._own(place, source)
         self.trees.append(Tree(place, source, there, stat.S_ISREG(mode), UNKNOWN if constant else ""))
+
+    def _unlike(self, place: str, source: str) -> str:
+        """Why what lies at `source` by now is not what the container sees at `place`, "" if it is.
+
+        Only what this host sees there can be sent; what was mounted or made there later covers what the container has.
+        """
+        inside = {mount.place for mount in self._inside}
+        try:
+            here, seen = os.stat(source), os.stat(f"/proc/{self._state.pid}/root{place}", follow_symlinks=False)
+        except OSError:
+            return ""  # it does not run, or has put something else there
+        if place in inside and (here.st_dev, here.st_ino) != (seen.st_dev, seen.st_ino):
+            return f"{source} is another one here by now than the container has mounted"
+        for mount in self._mounts:
+            rest = mount.place[len(source.rstrip("/")) :]
+            if mount.place != source and is_below(mount.place, source) and place.rstrip("/") + rest not in inside:
+                return f"{mount.place} is mounted here, and the container sees what is below that"
+        return ""
 
     def _own(self, place: str, source: str) -> str:
         """A place of this container's own, which keeps the last part of the name."""

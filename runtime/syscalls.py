@@ -38,6 +38,7 @@ PR_CAP_AMBIENT_CLEAR_ALL = 4
 
 _AT_FDCWD = -100
 _AT_EMPTY_PATH, _AT_RECURSIVE = 0x1000, 0x8000
+_AT_SYMLINK_NOFOLLOW, _STATX_BTIME = 0x100, 0x800
 _OPEN_TREE_CLONE, _OPEN_TREE_CLOEXEC = 1, os.O_CLOEXEC
 _MOVE_MOUNT_F_EMPTY_PATH, _MOVE_MOUNT_T_EMPTY_PATH = 0x4, 0x40
 _KEYCTL_JOIN_SESSION_KEYRING = 1
@@ -139,6 +140,17 @@ def mount(
 def umount(target: str | os.PathLike[str], flags: int = 0) -> None:
     """umount2(2)"""
     _check(_function("umount2")(_bytes(target), ctypes.c_int(flags)), f"umount {os.fspath(target)}")
+
+
+def birth_time(path: str | os.PathLike[str]) -> int:
+    """statx(2), of a link itself: when the file was made, in nanoseconds; 0 where the file system does not know it."""
+    buffer = (ctypes.c_char * 256)()
+    arguments = (ctypes.c_int(_AT_FDCWD), ctypes.c_char_p(os.fsencode(path)), ctypes.c_int(_AT_SYMLINK_NOFOLLOW))
+    _check(_function("statx")(*arguments, ctypes.c_int(_STATX_BTIME), buffer), f"statx {os.fspath(path)}")
+    if not int.from_bytes(buffer.raw[0:4], sys.byteorder) & _STATX_BTIME:
+        return 0
+    seconds, rest = buffer.raw[80:88], buffer.raw[88:92]
+    return int.from_bytes(seconds, sys.byteorder, signed=True) * 1_000_000_000 + int.from_bytes(rest, sys.byteorder)
 
 
 def syncfs(fd: int) -> None:

@@ -1,14 +1,16 @@
 """Trees that move with a container: writable root file systems, volumes, overlays; real rsync between lab hosts."""
 
 import json
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from runtime import selfexec
 from runtime.default_spec import default_spec
-from tests.hosts import driver
+from tests.hosts import COUNT, driver
 from tests.system.conftest import Lab
 
 WRITABLE = {"root": {"path": "rootfs", "readonly": False}}
@@ -127,6 +129,7 @@ def test_a_volume_is_copied_there_and_renewed_here(hosts: Lab) -> None:
         "printf x > \"$(printf 'new\\nline\\377')\"",
     )
     script = "exec 5<>/data/big; i=0; while :; do i=$((i+1)); echo $i; echo $i >> /data/log; usleep 20000; done"
+    hosts.sh("host1", "echo old > /srv/data/same; touch -d 2001-01-01 /srv/data/same")
     before = start(hosts, bind("/data", "/srv/data", "rw"), script=script)
     assert refused(hosts) == ["volume"]
     there = move(hosts, "--volume", "/data=copy")
@@ -139,8 +142,10 @@ def test_a_volume_is_copied_there_and_renewed_here(hosts: Lab) -> None:
     look = f"({look}) | cat -v"
     assert hosts.sh("host2", look) == hosts.sh("host1", look)
     assert int(hosts.sh("host2", "stat -c %b /srv/data/sparse")) < 100
+    hosts.sh("host2", "echo new > /srv/data/same; touch -d 2001-01-01 /srv/data/same")
     back = move(hosts, "--volume", "/data=copy", source="host2", target="host1")
     hosts.wait_count("host1", before)
+    assert hosts.sh("host1", "cat /srv/data/same") == "new\n"
     assert back["bytes_sent"] < there["bytes_sent"] / 4
     numbers = [int(line) for line in hosts.sh("host1", "cat /srv/data/log").split()]
     assert numbers == list(range(1, len(numbers) + 1))
@@ -247,6 +252,28 @@ while :; do i=$((i+1)); echo $i; usleep 20000; [ -e on ] && echo 2 >&7 && rm on;
 """
 
 
+@pytest.mark.parametrize("change", ["mv /srv/data /srv/old; mkdir /srv/data", "mount -t tmpfs tmpfs /srv/data/d"])
+def test_what_the_container_sees_is_not_there_any_more(hosts: Lab, change: str) -> None:
+    hosts.sh("host1", "mkdir -p /srv/data/d; echo x > /srv/data/d/x")
+    before = start(hosts, bind("/data", "/srv/data", "rw"))
+    hosts.sh("host1", change)
+    assert refused(hosts, "--volume", "/data=copy") == ["volume"]
+    hosts.wait_count("host1", before)
+
+
+def test_no_link_in_a_tree_is_followed(tmp_path: Path) -> None:
+    """A container may put one where a directory was while rsync reads."""
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "tree" / "d").mkdir(parents=True)
+    (tmp_path / "tree" / "link").symlink_to(tmp_path / "outside")
+    for place in ("outside/file", "tree/d/file"):
+        (tmp_path / place).write_text("x")
+    for name, word in (("d", "x"), ("link", "")):
+        argv = [*selfexec.command("migrate.sender", str(tmp_path / "tree")), "/bin/cat", f"{tmp_path}/tree/{name}/file"]
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=30)
+        assert (done.stdout, "symbolic links" in done.stderr) == (word, not word), done.stderr
+
+
 def test_what_changes_between_the_last_look_and_the_freeze(hosts: Lab) -> None:
     hosts.sh("host1", "mkdir /srv/data")
     before = start(hosts, bind("/data", "/srv/data", "rw"), script=LATE)
@@ -264,6 +291,37 @@ def test_what_changes_between_the_last_look_and_the_freeze(hosts: Lab) -> None:
     assert hosts.sh("host2", look) == hosts.sh("host1", look)
     hosts.sh("host2", "touch /srv/data/on; for i in $(seq 100); do [ -e /srv/data/on ] || break; sleep 0.1; done")
     assert hosts.sh("host2", "cat /srv/data/other") == "1\n2\n", "the open file is still the one of this name"
+
+
+def test_the_copies_of_a_recovered_move_can_be_renewed(hosts: Lab) -> None:
+    hosts.sh("host1", "mkdir /srv/data")
+    before = start(hosts, bind("/data", "/srv/data", "rw"), **WRITABLE)
+    options = ("--volume", "/data=copy", "--allow", "writable-rootfs")
+    program = driver(
+        "(departure.Departure, 'give_up')",
+        after="os.kill(os.getpid(), 9)",
+        body=f"run = cli.main; cli.main = lambda argv: run([*argv, *{options!r}])",
+    )
+    assert hosts.on("host1", hosts.python, "-c", program, check=False).returncode == 137
+    hosts.on("host1", "pymigrate", "recover", "web")
+    before = hosts.wait_count("host2", before)
+    move(hosts, *options, source="host2", target="host1")
+    hosts.wait_count("host1", before)
+    assert hosts.state("host1")["bundle"] == "/var/lib/pymigrate/test/web"
+
+
+def test_a_container_of_the_same_name_does_not_replace_what_another_has_written(lab: Lab) -> None:
+    lab.run(script="echo precious > /precious; " + COUNT, **WRITABLE)
+    lab.wait_count("host1", 3)
+    move(lab, "--allow", "writable-rootfs")
+    lab.wait_count("host2", 3)
+    lab.on("host2", "pymigrate", "delete", "--force", "web")
+    lab.sh("host1", "rm -r /var/lib/pymigrate/test/web")
+    lab.run(**WRITABLE)
+    before = lab.wait_count("host1", 3)
+    move(lab, "--allow", "writable-rootfs")
+    lab.wait_count("host2", before)
+    assert lab.sh("host2", "cat /var/lib/pymigrate/bundles/web/rootfs/precious") == "precious\n"
 
 
 @pytest.mark.parametrize("option", ["/nothing=copy", "/data=", "data=copy", "/data=x"])

@@ -6,20 +6,21 @@ from typing import Any
 
 import pytest
 
-from migrate import mountinfo
+from migrate import mountinfo, treestore
 from migrate.errors import ProtocolError, UsageError
 from migrate.openfiles import Seen
-from migrate.trees import Needed, Tree, is_place
-from migrate.treescan import Scan, scan
+from migrate.trees import Needed, Owner, Tree, is_place
+from migrate.treescan import Scan, again, scan
 from migrate.volumes import Plan, _layers, parse
 from runtime.mount_spec import Mount
 
-MOUNTS = r"""
+MOUNTS = """
 22 1 259:2 / / rw,relatime shared:1 - ext4 /dev/nvme0n1p2 rw
 35 22 0:31 / /srv rw,relatime shared:17 - nfs4 filer:/export/srv rw,vers=4.2,addr=192.0.2.7
-36 35 0:32 /sub /srv/win\040dows rw - cifs //files/share rw,vers=3.1.1
+36 35 0:32 /sub /srv/win\\040dows rw - cifs //files/share rw,vers=3.1.1
 37 22 0:33 / /mnt/g rw - fuse.glusterfs gl1:/vol0 rw,user_id=0
 38 22 0:34 / /mnt/v rw shared:9 master:2 - virtiofs tag rw
+40 22 0:36 / /mnt/odd\x85\x0bname rw - nfs4 filer:/odd rw
 39 22 0:35 / /mnt/s rw - fuse.sqfuse x rw
 """
 
@@ -31,6 +32,7 @@ MOUNTS = r"""
         ("/srv", "nfs", "filer:/export/srv", "/"),
         ("/srv/win dows/x", "cifs", "//files/share", "/sub/x"),
         ("/mnt/g/x", "glusterfs", "gl1:/vol0", "/x"),
+        ("/mnt/odd\x85\x0bname/x", "nfs", "filer:/odd", "/x"),
         ("/mnt/v", "virtiofs", "tag", "/"),
         ("/mnt/s", "", "x", "/"),
         ("/srvx", "", "/dev/nvme0n1p2", "/srvx"),
@@ -121,3 +123,40 @@ def test_a_look_does_not_leave_the_tree(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(os, "open", replacing)
     assert set(scan(str(tmp_path / "tree")).entries) == {b".", b"d"}
+
+
+def test_a_mark_is_not_of_another_directory_with_the_same_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(treestore, "MARKS", tmp_path / "marks")
+    place = tmp_path / "data"
+    place.mkdir()
+    owner = Owner("web", "2026-11-24")
+    treestore.set_mark(str(place), owner, "m", whole=True)
+    assert treestore.is_ours(str(place), owner)
+    number = place.stat().st_ino
+    for _ in range(50):
+        place.rmdir()
+        place.mkdir()
+        if place.stat().st_ino == number:
+            break
+    assert not treestore.is_ours(str(place), owner)
+
+
+def test_a_mark_is_not_of_another_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But while a move renews it, it is replaced."""
+    monkeypatch.setattr(treestore, "MARKS", tmp_path / "marks")
+    place, owner = tmp_path / "file", Owner("web", "2026-11-24")
+    for whole in (True, False):
+        place.touch()
+        treestore.set_mark(str(place), owner, "m", whole=whole)
+        (tmp_path / "new").touch()
+        (tmp_path / "new").rename(place)
+        assert treestore.is_ours(str(place), owner) is not whole
+
+
+def test_a_look_ends_in_time(tmp_path: Path) -> None:
+    with pytest.raises(TimeoutError, match="too long"):
+        scan(str(tmp_path), until=lambda: 0.0)
+    with pytest.raises(TimeoutError, match="too long"):
+        again(str(tmp_path), scan(str(tmp_path)), lambda: 0.0)

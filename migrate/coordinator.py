@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from migrate import journal, protocol
+from migrate import gate, journal, protocol
 from migrate.departure import Departure
 from migrate.errors import InDoubt, MigrateError, MovedDirty, MoveFailed, RolledBack
 from migrate.events import Monitor, PhaseStarted, Progress, Report, Warned
@@ -160,8 +160,9 @@ class Coordinator:
         self._say(Phase.STOP_AND_COPY, f"freezing {self._wanted.id}")
         peer.call(protocol.PagesBegin())
         self._clock.step("prepare")
-        wait_settled(state, self._wanted.allow, PATIENCE)
-        pages = departure.freeze(self._wanted.timeout, skip_in_flight="tcp-backlog" in self._wanted.allow)
+        with gate.closed(state, departure.spec):
+            wait_settled(state, self._wanted.allow, PATIENCE)
+            pages = departure.freeze(self._wanted.timeout, skip_in_flight="tcp-backlog" in self._wanted.allow)
         self._frozen_at = departure.frozen_at
         self._clock.step("start criu", until=self._frozen_at)
         self._clock.step("dump")

@@ -37,7 +37,7 @@ class Departure:
     def __init__(
         self, state: State, spec: Spec, peer: Peer, on_bytes: Callable[[int], None], *, tcp_close: bool = False
     ) -> None:
-        self._state, self._spec, self._peer = state, spec, peer
+        self._state, self.spec, self._peer = state, spec, peer
         self._relay = PageRelay(Criu().version(), peer.send_pages, on_bytes)
         self._images = syscalls.detached_tmpfs(mode=0o700)  # and CRIU's log
         self._init = os.pidfd_open(state.pid)
@@ -64,7 +64,7 @@ class Departure:
             raise MigrateError(f"container {self._state.id}: its init is gone")
         options = checkpoint.dump_options(
             self._state,
-            self._spec,
+            self.spec,
             images_dir_fd=self._images,
             work_dir_fd=self._images,
             page_server_fd=self._relay.criu_end.fileno(),
@@ -79,7 +79,7 @@ class Departure:
             self._session.run_until("post-dump")
             supplement.save(self._images, self._state, Cgroup.of(self._state))
             self._hold = held.complete(self._state, self._images)
-            netlock.prepare(self._state, self._spec, self._images, keep=not self._tcp_close)
+            netlock.prepare(self._state, self.spec, self._images, keep=not self._tcp_close)
         except CriuError as error:
             raise self._relay.failure or error from None
         return self._relay.finish()
@@ -118,7 +118,7 @@ class Departure:
         if self._hold is not None:
             self._hold.close()
             self._hold = None
-        netlock.ended(self._spec, self._state.id)
+        netlock.ended(self.spec, self._state.id)
 
     def roll_back(self) -> None:
         """Thaw the tree: it goes on as before. Harmless when there is nothing to thaw."""

@@ -160,9 +160,9 @@ class Coordinator:
         self._say(Phase.STOP_AND_COPY, f"freezing {self._wanted.id}")
         peer.call(protocol.PagesBegin())
         self._clock.step("prepare")
-        with gate.closed(state, departure.spec):
-            wait_settled(state, self._wanted.allow, PATIENCE)
-            pages = departure.freeze(self._wanted.timeout, skip_in_flight="tcp-backlog" in self._wanted.allow)
+        departure.gate.enter_context(gate.closed(state, departure.spec))
+        wait_settled(state, self._wanted.allow, PATIENCE)
+        pages = departure.freeze(self._wanted.timeout, skip_in_flight="tcp-backlog" in self._wanted.allow)
         self._frozen_at = departure.frozen_at
         self._clock.step("start criu", until=self._frozen_at)
         self._clock.step("dump")

@@ -42,6 +42,7 @@ class Departure:
         self._images = syscalls.detached_tmpfs(mode=0o700)  # and CRIU's log
         self._init = os.pidfd_open(state.pid)
         self._tcp_close = tcp_close
+        self.gate = contextlib.ExitStack()  # left when it is thawed, or at the end: that takes 15 ms
         self._session: DumpSession | None = None
         self._hold: held.Hold | None = None
         self.frozen_at = 0.0
@@ -128,6 +129,7 @@ class Departure:
         if self._session is not None:
             self._session.abort()
             self._session = None
+        self.gate.close()
 
     def dropped_watches(self) -> int:
         """How many inotify and fanotify descriptors had events that nobody had read: CRIU does not carry those."""

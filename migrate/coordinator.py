@@ -1,8 +1,9 @@
 """The source's side of a move: preflight, seed, switch-over, and what to do when any of it fails.
 
 Before COMMITTED every failure ends with the container running here as if nothing had happened. From COMMITTED on
-it never runs here again; if the target's confirmation is missing the move is settled over a new connection, and if
-that fails too it is in doubt: both sides keep what they have, and `pymigrate recover` finishes it.
+it does not run here again (unless we are killed before we end it, see recovery.py); if the target's confirmation is
+missing the move is settled over a new connection, and if that fails too it is in doubt: both sides keep what they have,
+and `pymigrate recover` finishes it.
 """
 
 import socket
@@ -11,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from migrate import journal, protocol, treestore, volumes
+from migrate import gate, journal, protocol, treestore, volumes
 from migrate.departure import Departure
 from migrate.errors import InDoubt, MigrateError, MovedDirty, MoveFailed, RolledBack
 from migrate.events import Monitor, PassDone, PhaseStarted, Progress, Report, Warned
@@ -21,6 +22,7 @@ from migrate.journal import Entry, Journal
 from migrate.model import MigrationSpec
 from migrate.peer import Peer, RemoteFailure, connect
 from migrate.phases import Phase, workload
+from migrate.recovery import undecided
 from migrate.seeding import ROOTFS, Seeding
 from migrate.settlement import clean_source, clean_target, save_log, settle
 from migrate.trees import Owner, Tree
@@ -68,6 +70,11 @@ class Coordinator:
         wanted = self._wanted
         with self._store.lock(wanted.id, LOCK_TIMEOUT):
             state = self._store.load(wanted.id)
+            if (entry := undecided(self._store, wanted.id)) is not None and entry.fields["created"] == state.created:
+                raise MigrateError(
+                    f"container {wanted.id}: an earlier move of it, to {entry.target}, is not decided yet",
+                    remedy=f"pymigrate recover {wanted.id}",
+                )
             spec = load_spec(Path(state.bundle), state.annotations)
             self._say(Phase.PREFLIGHT, f"checking {wanted.id} and {wanted.host}")
             plan = volumes.plan(state, spec, wanted.volumes)
@@ -165,6 +172,7 @@ class Coordinator:
         peer.call(protocol.PagesBegin())
         seeding.arm()
         self._clock.step("prepare")
+        departure.gate.enter_context(gate.closed(state, departure.spec))
         wait_settled(state, self._wanted.allow, PATIENCE)
         pages = departure.freeze(
             self._wanted.timeout,

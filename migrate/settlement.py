@@ -4,10 +4,11 @@ import contextlib
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 from migrate import protocol
 from migrate.errors import HostError, InDoubt, MigrateError
-from migrate.journal import Journal
+from migrate.journal import Entry, Journal
 from migrate.peer import Peer, RemoteFailure, connect
 from migrate.phases import Phase
 from runtime import container, logs
@@ -26,27 +27,53 @@ def settle(log: Journal, container_id: str, host: str, root: str, migration: str
 
     Journals RESUMED on success; on failure IN_DOUBT, and raises InDoubt.
     """
+    try:
+        _ask(host, root, protocol.Settle(migration, "resume"))
+    except MigrateError as failure:
+        log.record(Phase.IN_DOUBT, reason=str(failure))
+        raise InDoubt(
+            f"container {container_id} was given up here and {host} has not confirmed that it runs there: {failure}",
+            cause=failure,
+            remedy=f"its images are at {host} in /var/lib/pymigrate/incoming/{migration}\n"
+            f"when {host} is back: pymigrate recover {container_id}",
+        ) from None
+    log.record(Phase.RESUMED)
+
+
+def call_off(log: Journal, entry: Entry) -> bool:
+    """The source runs: get the target to undo a move that was decided and not carried out. False if it runs there.
+
+    Journals ABORTED. Raises InDoubt, with nothing changed here, when the target cannot be asked.
+    """
+    try:
+        answer = _ask(entry.target, str(entry.fields["root"]), protocol.Settle(entry.migration, "abort"))
+    except MigrateError as failure:
+        raise InDoubt(
+            f"container {entry.id} runs on here, as `pymigrate move` was killed before it ended it, "
+            f"and {entry.target} cannot be told: {failure}",
+            cause=failure,
+            remedy=f"when {entry.target} is back: pymigrate recover {entry.id}",
+        ) from None
+    if answer["workload"] != "SOURCE":
+        return False
+    log.record(Phase.ABORTED, reason="the coordinator was killed before it ended the container", cleaned=True)
+    return True
+
+
+def _ask(host: str, root: str, call: protocol.Settle) -> dict[str, Any]:
+    """Have a host end a move, over new connections until one works. Raises the last failure."""
     deadline = time.monotonic() + RECONNECT_TIMEOUT
     failure: MigrateError = HostError(f"{host}: not asked yet")
     while time.monotonic() < deadline:
         try:
             with connect(host, root=root) as peer:
-                peer.call(protocol.Settle(migration, "resume"), SETTLE_TIMEOUT)
-            log.record(Phase.RESUMED)
-            return
-        except RemoteFailure as error:
-            failure = error
-            break
+                return peer.call(call, SETTLE_TIMEOUT)
+        except RemoteFailure:
+            raise
         except MigrateError as error:
             failure = error
             time.sleep(1.0)
-    log.record(Phase.IN_DOUBT, reason=str(failure))
-    raise InDoubt(
-        f"container {container_id} was given up here and {host} has not confirmed that it runs there: {failure}",
-        cause=failure,
-        remedy=f"its images are at {host} in /var/lib/pymigrate/incoming/{migration}\n"
-        f"when {host} is back: pymigrate recover {container_id}",
-    )
+    raise failure
 
 
 def clean_target(peer: Peer, host: str, root: str, migration: str) -> bool:

@@ -170,6 +170,21 @@ def is_family(family: int) -> list[list[_Attribute]]:
     return [_meta(15), _compare(bytes([family]))]
 
 
+def is_not_loopback() -> list[list[_Attribute]]:
+    return [_meta(4), _compare(struct.pack("=I", 1), equal=False)]
+
+
+def is_syn() -> list[list[_Attribute]]:
+    """The first segment of a connection: SYN without ACK."""
+    syn, mask = b"\x02", b"\x12"
+    both: list[_Attribute] = [(1, _REGISTER), (2, _REGISTER), (3, 1), (4, [(1, mask)]), (5, [(1, b"\0")])]
+    return [_payload(2, 13, 1), _expression("bitwise", both), _compare(syn)]
+
+
+def is_to_port(port: int) -> list[list[_Attribute]]:
+    return [_payload(2, 2, 2), _compare(port.to_bytes(2, "big"))]
+
+
 def is_connection(family: int, name: str, *, incoming: bool) -> list[list[_Attribute]]:
     """A segment of a connection in a set, whose elements name the end that is here first."""
     width = 4 if family == IPV4 else 16

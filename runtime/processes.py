@@ -6,6 +6,8 @@ import os
 
 from runtime.light import signals
 
+_PF_EXITING = 0x4
+
 
 def fork() -> int:
     """fork(2), without a moment in which a signal runs its handler in the child, which would undo what is the parent's.
@@ -46,6 +48,19 @@ def is_alive(pid: int, started: int | None) -> bool:
     """Whether the process is there and no zombie."""
     fields = _stat(pid)
     return bool(fields) and int(fields[19]) == started and fields[0] not in (b"Z", b"X")
+
+
+def is_dying(pid: int) -> bool:
+    """Whether the process ends whatever happens: it is gone, or killed, or on its way out."""
+    fields = _stat(pid)
+    if not fields or fields[0] in (b"Z", b"X") or int(fields[6]) & _PF_EXITING:
+        return True
+    try:
+        with open(f"/proc/{pid}/status", "rb") as file:
+            pending = [int(line.split()[1], 16) for line in file if line.startswith((b"SigPnd:", b"ShdPnd:"))]
+    except OSError:
+        return True
+    return any(signals_ >> signals.SIGKILL - 1 & 1 for signals_ in pending)
 
 
 def children(pid: int, started: int | None) -> set[int]:

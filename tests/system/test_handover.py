@@ -157,7 +157,7 @@ def test_recover_leaves_another_container_of_the_same_name_alone(lab: Lab) -> No
 
 
 def test_coordinator_dies_right_after_the_point_of_no_return(lab: Lab) -> None:
-    """COMMITTED is on disk, nothing else has happened: `recover` must not let both run."""
+    """COMMITTED is on disk, nothing else has happened: it runs on here, newer than what the target has."""
     lab.run()
     start = lab.wait_count("host1", 1)
     done = lab.on(
@@ -165,9 +165,32 @@ def test_coordinator_dies_right_after_the_point_of_no_return(lab: Lab) -> None:
         check=False,
     )  # fmt: skip
     assert done.returncode == 137
-    lab.on("host1", "pymigrate", "recover", "web")
+    start = lab.wait_count("host1", start + 10)
+    again = lab.on("host1", "pymigrate", "move", "web", "host2", check=False)
+    assert (again.returncode, "pymigrate recover web" in again.stderr) == (1, True), again.stderr
+    host1 = lab.sh("host1", "hostname").strip()
+    assert lab.on("host1", "pymigrate", "recover", "web").stdout == f"web: runs at {host1}\n"
+    assert_still_here(lab, start)
+    assert_soon_clean(lab)
+    assert (lab.phases("host1"), lab.phases("host2")) == (["aborted"], ["aborted"])
+    lab.on("host1", "pymigrate", "move", "web", "host2")
     lab.wait_count("host2", start)
-    assert lab.ids("host1") == []
+
+
+def test_recover_changes_nothing_when_it_cannot_ask(lab: Lab) -> None:
+    lab.run()
+    kill = driver("(departure.Departure, 'give_up')", before="os.kill(os.getpid(), 9)")
+    assert lab.on("host1", lab.python, "-c", kill, check=False).returncode == 137
+    lab.sh("host1", "ip link set eth0 down")
+    try:
+        done = lab.on("host1", "pymigrate", "recover", "web", check=False)
+    finally:
+        lab.sh("host1", "ip link set eth0 up")
+    assert (done.returncode, "runs on here" in done.stderr) == (12, True), done.stderr
+    lab.wait_count("host1", lab.count("host1"))
+    assert lab.phases("host1") == ["committed"]
+    lab.on("host1", "pymigrate", "recover", "web")
+    assert lab.phases("host1") == ["aborted"]
 
 
 def test_coordinator_dies_after_the_source_has_given_up(lab: Lab) -> None:

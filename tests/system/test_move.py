@@ -391,3 +391,15 @@ def test_two_moves_of_one_container_at_once(lab: Lab) -> None:
     assert sorted(events) == ["error", "report"]
     lab.wait_count("host2", before)
     assert lab.ids("host1") == []
+
+
+def test_processes_that_end_at_any_moment(lab: Lab) -> None:
+    """One that ends while CRIU looks for all of them makes its dump fail: the move tries again."""
+    lab.run(script=f"(while :; do (: & :) & (:); done) & {COUNT}")
+    before = lab.wait_count("host1", 5)
+    for _ in range(3):
+        for source, target in (("host1", "host2"), ("host2", "host1")):
+            lab.on(source, "pymigrate", "move", "web", target)
+            before = lab.wait_count(target, before)
+    numbers = lab.numbers("host1")
+    assert numbers == list(range(1, len(numbers) + 1))

@@ -186,6 +186,10 @@ class Rsync:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def connected(self, timeout: float) -> None:
+        """Wait until the rsync at the target speaks, at most `timeout` seconds; `finish` tells if it does not."""
+        self._relay.answered.wait(timeout)
+
     def finish(self, deadline: float, *, living: bool = False, names: bytes | None = None) -> SentTree:
         """Wait until the tree is there. `names`, each ended by a zero byte, are those of what has changed.
 
@@ -263,6 +267,7 @@ class _Relay:
         self._sock, self._open, self._on_progress = sock, open_channel, on_progress
         self._channel: Channel | None = None
         self._thread = threading.Thread(target=self._run, name="rsync-relay", daemon=True)
+        self.answered = threading.Event()  # by the remote command, or it never will
         self.sent = 0
         self.failure: MigrateError | None = None
         self.exit_status: int | None = None
@@ -307,6 +312,7 @@ class _Relay:
             if self.exit_status == -1:
                 self.failure = HostError(f"the connection was lost while files were sent: {error}")
         finally:
+            self.answered.set()
             with contextlib.suppress(OSError):
                 self._sock.shutdown(socket.SHUT_RDWR)
             if self._channel is not None and self.exit_status not in (None, -1):
@@ -326,6 +332,7 @@ class _Relay:
     def _back(self, channel: Channel) -> None:
         with contextlib.suppress(OSError):
             while data := channel.recv(_CHUNK):
+                self.answered.set()
                 self._sock.sendall(data)
             self._sock.shutdown(socket.SHUT_WR)
 

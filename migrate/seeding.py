@@ -27,7 +27,7 @@ from migrate.treescan import Scan
 
 SEED_TIMEOUT = 6 * 3600.0
 VERIFY_TIMEOUT = 600.0
-STOP_TIMEOUT = 10.0
+STOP_TIMEOUT = CONNECT_TIMEOUT = 10.0
 MOST_PASSES = 8  # while the container runs
 SMALL_DELTA = 1 << 20  # bytes that are not worth another pass
 SMALL_COUNT = 100  # names, likewise
@@ -196,9 +196,12 @@ class Seeding:
         return sent
 
     def arm(self) -> None:
-        """Shortly before the freeze: start the rsyncs of the last pass."""
+        """Shortly before the freeze: start the rsyncs of the last pass, and let them connect."""
         for item in self._growing[:MOST_WAITING]:
             item.rsync = self._waiting(item)
+        for item in self._growing[:MOST_WAITING]:
+            if item.rsync is not None:
+                item.rsync.connected(CONNECT_TIMEOUT)
 
     def frozen(self, timeout: float) -> None:
         """The container does not run any more: begin to look for what has changed, beside the dump.

@@ -22,6 +22,7 @@ A fork of the verb that made it, or a fresh `python3 -I -S`; it is kept small be
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import os
 import select
@@ -39,8 +40,9 @@ if TYPE_CHECKING:
 _LINE_LIMIT = 16 << 10
 _SIZE_LIMIT = 16 << 20  # of a file; there are two
 _STREAMS = ("stdout", "stderr")
-_AT_ONCE = 16  # reads from one stream before others get their turn
-_ALL = 1024  # reads that empty the fullest pipe (1 MiB, or 256 packets); more has come meanwhile
+_AT_ONCE = 1 << 20  # bytes from one stream before others get their turn
+_TERMINAL = 1 << 17  # bytes that wait in a terminal, at most
+_F_GETPIPE_SZ = 1032
 _IGNORED = (signals.SIGHUP, signals.SIGINT, signals.SIGTERM, signals.SIGPIPE, signals.SIGXFSZ)
 
 
@@ -194,12 +196,16 @@ class _Shim:
     def _drain_all(self) -> None:
         """Take everything that has been written up to now; who does not cease to write is not waited for."""
         for fd in list(self._pipes):
-            self._drain(fd, _ALL)
+            try:
+                waiting = fcntl.fcntl(fd, _F_GETPIPE_SZ)
+            except OSError:
+                waiting = _TERMINAL
+            self._drain(fd, waiting)
 
-    def _drain(self, fd: int, count: int) -> None:
-        """Take what is in a pipe or terminal now, with `count` reads at most; forget it at its end."""
+    def _drain(self, fd: int, most: int) -> None:
+        """Take what is in a pipe or terminal now, until there are `most` bytes; forget it at its end."""
         stream = self._pipes[fd]
-        for _ in range(count):
+        while most > 0:
             try:
                 data = os.read(fd, 1 << 16)
             except BlockingIOError:
@@ -209,6 +215,7 @@ class _Shim:
             if not data:
                 self._over(fd)
                 return
+            most -= len(data)
             self._log.feed(stream, data)
             self._attached.output(stream, data)
 

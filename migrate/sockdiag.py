@@ -11,7 +11,8 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from runtime import syscalls
+from runtime.namespaces import inside_netns
+from runtime.nlattr import attributes
 
 _NETLINK_SOCK_DIAG, _SOCK_DIAG_BY_FAMILY = 4, 20
 _NLM_F_REQUEST, _NLM_F_DUMP, _NLMSG_ERROR, _NLMSG_DONE = 1, 0x300, 2, 3
@@ -54,16 +55,10 @@ class Diag:
     """sock_diag of the network namespace of the process `pid`."""
 
     def __init__(self, pid: int) -> None:
-        before = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            with open(f"/proc/{pid}/ns/net", "rb") as file:
-                syscalls.setns(file.fileno(), syscalls.CLONE_NEWNET)
-            try:
-                self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG)
-            finally:
-                syscalls.setns(before, syscalls.CLONE_NEWNET)
-        finally:
-            os.close(before)
+        with open(f"/proc/{pid}/ns/net", "rb") as netns:
+            self._socket = inside_netns(
+                netns.fileno(), lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG)
+            )
         self._socket.settimeout(_TIMEOUT)
 
     def close(self) -> None:
@@ -75,18 +70,18 @@ class Diag:
         found = {}
         for body in self._dump(request):
             _, kind, state, inode = struct.unpack_from("=BBBxI", body)
-            attributes = dict(_attributes(body[16:]))
-            unread, sent = struct.unpack("=II", attributes.get(_UNIX_RQLEN, bytes(8)))
-            icons = attributes.get(_UNIX_ICONS, b"")
+            told = dict(attributes(body[16:]))
+            unread, sent = struct.unpack("=II", told.get(_UNIX_RQLEN, bytes(8)))
+            icons = told.get(_UNIX_ICONS, b"")
             found[inode] = UnixSocket(
                 kind,
                 state,
-                _name(attributes.get(_UNIX_NAME, b"")),
-                int.from_bytes(attributes.get(_UNIX_PEER, b""), "little" if struct.pack("=H", 1)[0] else "big"),
+                _name(told.get(_UNIX_NAME, b"")),
+                int.from_bytes(told.get(_UNIX_PEER, b""), "little" if struct.pack("=H", 1)[0] else "big"),
                 struct.unpack(f"={len(icons) // 4}I", icons),
                 unread,
                 sent,
-                attributes.get(_UNIX_SHUTDOWN) == b"\3",
+                told.get(_UNIX_SHUTDOWN) == b"\3",
             )
         return found
 
@@ -101,7 +96,7 @@ class Diag:
                 addresses = [socket.inet_ntop(family, body[at : at + length]) for at in (8, 24)]
                 _, _, unsent, _, inode = struct.unpack_from("=IIIII", body, 52)
                 names = {_INET_MD5SIG: "an MD5 signature (TCP_MD5SIG)", _INET_ULP_INFO: "an upper layer (TCP_ULP)"}
-                options = frozenset(names[kind] for kind, _ in _attributes(body[72:]) if kind in names)
+                options = frozenset(names[kind] for kind, _ in attributes(body[72:]) if kind in names)
                 yield TcpSocket(
                     inode, state, (addresses[0], ports[0]), (addresses[1], ports[1]), unsent, options
                 )  # fmt: skip
@@ -132,15 +127,6 @@ def diag(pid: int) -> Iterator[Diag]:
         yield found
     finally:
         found.close()
-
-
-def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
-    while len(data) >= 4:
-        length, kind = struct.unpack_from("=HH", data)
-        if length < 4:
-            return
-        yield kind, data[4:length]
-        data = data[(length + 3) & ~3 :]
 
 
 def _name(raw: bytes) -> str:

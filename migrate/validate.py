@@ -373,7 +373,7 @@ def _check_trees(peer: "Peer", state: State, plan: Plan, reserved: int) -> tuple
 
 def plan_blockers(plan: Plan) -> list[Blocker]:
     """What speaks against the plan for the trees, whatever the target is."""
-    return [Blocker(problem.rule, problem.where, problem.problem) for problem in plan.problems]
+    return _blockers(plan.problems)
 
 
 def preflight(

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from migrate import files, mountinfo
 from migrate.errors import MigrateError, UsageError
+from migrate.losses import Finding
 from migrate.mountinfo import is_below
 from migrate.trees import OWN, Needed, Tree, is_place
 from runtime.mount_spec import MS_RDONLY, Mount, parse_options
@@ -25,15 +26,6 @@ from runtime.state import State
 SMALL = 1 << 20  # bytes; a file bound by itself, up to this size, goes along where it is missing
 _HOST = ("/proc", "/sys", "/dev")  # what every host has its own of
 _ESCAPED = re.compile(r"\\(.)")
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A rule of validate that a mount breaks."""
-
-    rule: str
-    where: str
-    problem: str
 
 
 @dataclass(frozen=True)
@@ -47,7 +39,7 @@ class Plan:
     needed: tuple[Needed, ...] = ()
     sources: tuple[tuple[str, str], ...] = ()
     bound: tuple[tuple[str, str, str], ...] = ()
-    problems: tuple[Problem, ...] = ()
+    problems: tuple[Finding, ...] = ()
 
     def config(self, text: str) -> str:
         """The container's config.json as the target must have it."""
@@ -111,10 +103,10 @@ class _Planner:
         self.needed: list[Needed] = []
         self.sources: dict[str, str] = {}
         self.bound: list[tuple[str, str, str]] = []
-        self.problems: list[Problem] = []
+        self.problems: list[Finding] = []
 
     def problem(self, rule: str, place: str, text: str) -> None:
-        self.problems.append(Problem(rule, f"mount {place}", text))
+        self.problems.append(Finding(rule, f"mount {place}", text))
 
     def bind(self, mount: Mount, policy: str | None) -> None:
         place, source = _place(mount.destination), os.path.realpath(mount.source)

@@ -97,12 +97,16 @@ def dump_options(state: State, spec: Spec, **more: Any) -> DumpOptions:
         external.append(images.tty_external(os.stat(f"/proc/{state.pid}/root/dev/tty").st_dev))
     except OSError:
         pass  # it has none
-    options: dict[str, Any] = {"tcp_established": True, "file_locks": True, "link_remap": True} | more
-    if is_users_network(spec):
-        options["empty_ns"] = syscalls.CLONE_NEWNET
+    options = common_options(spec) | more
     return DumpOptions(
         pid=state.pid, root=state.rootfs, external=tuple(external), orphan_pts_master=spec.process.terminal, **options
     )  # fmt: skip
+
+
+def common_options(spec: Spec) -> dict[str, Any]:
+    """What a dump and a restore of a container have in common, where nothing else is asked for."""
+    options: dict[str, Any] = {"tcp_established": True, "file_locks": True, "link_remap": True}
+    return options | ({"empty_ns": syscalls.CLONE_NEWNET} if is_users_network(spec) else {})
 
 
 def external_key(kind: str) -> str:

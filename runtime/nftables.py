@@ -11,6 +11,7 @@ import struct
 
 from runtime import namespaces
 from runtime.errors import ContainerError
+from runtime.nlattr import NESTED, attributes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ _REQUEST, _ACK, _DUMP = 0x1, 0x4, 0x300
 _ERROR, _DONE = 2, 3
 _NETFILTER, _SUBSYSTEM, _INET = 12, 10, 1
 _BATCH_BEGIN, _BATCH_END = 16, 17
-_NESTED = 0x8000
 _HEADER, _GENERIC = struct.Struct("=IHHII"), struct.Struct("!BBH")  # struct nlmsghdr, struct nfgenmsg
 _SOL_NETLINK, _CAP_ACK = 270, 10
 _MOST = 1000  # elements in one message, whose attributes are 64 KiB at most
@@ -87,7 +87,7 @@ class Nftables:
         self._socket.send(self._message(_SUBSYSTEM << 8 | _GETCHAIN, _DUMP, b"", _INET))
         found = []
         for data in self._answers(self._sequence):
-            fields = dict(_attributes(data[_GENERIC.size :]))
+            fields = dict(attributes(data[_GENERIC.size :]))
             policy = int.from_bytes(fields[5], "big") if 5 in fields else None
             found.append((_text(fields[1]), _text(fields[3]), policy))
         return found
@@ -218,22 +218,13 @@ def _encode(attributes: list[_Attribute]) -> bytes:
     out = bytearray()
     for number, value in attributes:
         if isinstance(value, list):
-            number, data = number | _NESTED, _encode(value)
+            number, data = number | NESTED, _encode(value)
         elif isinstance(value, int):
             data = value.to_bytes(4, "big")
         else:
             data = value.encode() + b"\0" if isinstance(value, str) else value
         out += struct.pack("=HH", 4 + len(data), number) + data + bytes(-len(data) % 4)
     return bytes(out)
-
-
-def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
-    while len(data) >= 4:
-        length, number = struct.unpack_from("=HH", data)
-        if length < 4:
-            return
-        yield number & ~_NESTED, data[4:length]
-        data = data[(length + 3) & ~3 :]
 
 
 def _text(data: bytes) -> str:

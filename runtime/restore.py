@@ -190,9 +190,7 @@ class Restoring:
             f"mnt[{destination}]:{source}"
             for destination, source in checkpoint.external_mounts(spec, self._state.cgroup_paths).items()
         )
-        options: dict[str, Any] = {"tcp_established": True, "file_locks": True, "link_remap": True}
-        if checkpoint.is_users_network(spec):
-            options["empty_ns"] = syscalls.CLONE_NEWNET
+        options = checkpoint.common_options(spec)
         self._options = lambda images, work: RestoreOptions(
             images_dir_fd=images, work_dir_fd=work, root=rootfs, external=external, inherit_fd=tuple(inherit),
             orphan_pts_master=spec.process.terminal, **options | self._plan.options,

@@ -1,13 +1,17 @@
 """Bundles whose config.json is changed field by field, and what their programs print."""
 
 import contextlib
+import fcntl
 import itertools
 import json
 import os
+import pty
 import select
 import signal
 import socket
+import struct
 import subprocess
+import termios
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -161,3 +165,21 @@ class Screen:
 
     def write(self, text: str) -> None:
         os.write(self.master, text.encode())
+
+
+@contextlib.contextmanager
+def seat(argv: list[str], rows: int = 30, columns: int = 100, **options: Any) -> Iterator[tuple[Screen, Any]]:
+    """A command with a terminal of the test's as its controlling one."""
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+    def become_session() -> None:
+        os.setsid()
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+    with running(*argv, stdin=slave, stdout=slave, stderr=slave, preexec_fn=become_session, **options) as process:
+        try:
+            yield Screen(master), process
+        finally:
+            os.close(master)
+            os.close(slave)

@@ -3,13 +3,10 @@
 import contextlib
 import fcntl
 import json
-import os
-import pty
 import socket
 import struct
 import subprocess
 import termios
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,29 +14,11 @@ from runtime import attach, held
 from runtime.default_spec import default_spec
 from runtime.state import Store
 from tests.hosts import COUNT, driver, write_bundle
-from tests.system.boxes import PATIENCE, Screen, make, running, wait_for
+from tests.system.boxes import PATIENCE, make, running, seat, wait_for
 from tests.system.conftest import Lab, Local
 
 TERMINAL = {"process.terminal": True}
 DETACH = "\x10\x11"
-
-
-@contextlib.contextmanager
-def seat(argv: list[str], rows: int = 30, columns: int = 100, **options: Any) -> Iterator[tuple[Screen, Any]]:
-    """A command with a terminal of the test's as its controlling one."""
-    master, slave = pty.openpty()
-    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-
-    def become_session() -> None:
-        os.setsid()
-        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-
-    with running(*argv, stdin=slave, stdout=slave, stderr=slave, preexec_fn=become_session, **options) as process:
-        try:
-            yield Screen(master), process
-        finally:
-            os.close(master)
-            os.close(slave)
 
 
 def shell(pymigrate: Local, tmp_path: Path) -> None:

@@ -1,20 +1,18 @@
 """process.terminal: in the foreground, by --console-socket, and in exec."""
 
-import contextlib
 import fcntl
 import os
-import pty
 import signal
 import struct
 import termios
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.hosts import PYMIGRATE
-from tests.system.boxes import PATIENCE, Fields, Screen, listener, make, refusal, run, running
+from tests.system.boxes import PATIENCE, Fields, Screen, listener, make, refusal, run, seat
 from tests.system.conftest import Local
 
 TERMINAL: Fields = {"process.terminal": True}
@@ -22,23 +20,9 @@ TERMINAL: Fields = {"process.terminal": True}
 SIZE = "stty size"
 
 
-@contextlib.contextmanager
-def under_pty(pymigrate: Local, *argv: object, rows: int = 30, columns: int = 100) -> Iterator[tuple[Screen, Any]]:
+def under_pty(pymigrate: Local, *argv: object, **size: int) -> AbstractContextManager[tuple[Screen, Any]]:
     """pymigrate with a terminal of the test's as its controlling one."""
-    master, slave = pty.openpty()
-    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-
-    def become_session() -> None:
-        os.setsid()
-        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-
-    command = [*PYMIGRATE, "--root", pymigrate.root, *argv]
-    with running(*command, stdin=slave, stdout=slave, stderr=slave, preexec_fn=become_session) as process:
-        try:
-            yield Screen(master), process
-        finally:
-            os.close(master)
-            os.close(slave)
+    return seat([*PYMIGRATE, "--root", str(pymigrate.root), *map(str, argv)], **size)
 
 
 def test_run_in_the_foreground(pymigrate: Local, tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ and CRIU's log land in a tmpfs that is mounted nowhere and vanishes with its des
 """
 
 import contextlib
-import errno
 import hashlib
 import os
 import signal
@@ -18,7 +17,7 @@ from collections.abc import Callable
 from typing import Self
 
 from criu_rpc.client import Criu, DumpSession
-from criu_rpc.errors import CriuError, RequestFailed
+from criu_rpc.errors import CriuError
 from migrate import protocol
 from migrate.errors import DeadlineExceeded, MigrateError
 from migrate.pages import PageRelay
@@ -30,7 +29,6 @@ from runtime.spec import Spec
 from runtime.state import State
 
 DEATH_TIMEOUT = 30.0
-FREEZE_ATTEMPTS = 4
 GHOST_LIMIT = 512 << 20  # bytes of an open file without a name that go with the images
 
 
@@ -41,14 +39,12 @@ class Departure:
         self, state: State, spec: Spec, peer: Peer, on_bytes: Callable[[int], None], *, tcp_close: bool = False
     ) -> None:
         self._state, self.spec, self._peer = state, spec, peer
-        self._on_bytes = on_bytes
-        self._relay = self._new_relay()
+        self._relay = PageRelay(Criu().version(), peer.send_pages, on_bytes)
         self._images = syscalls.detached_tmpfs(mode=0o700)  # and CRIU's log
         self._init = os.pidfd_open(state.pid)
         self._tcp_close = tcp_close
         self.gate = contextlib.ExitStack()  # left when it is thawed, or at the end: that takes 15 ms
         self._session: DumpSession | None = None
-        self._all_frozen = False
         self._hold: held.Hold | None = None
         self.frozen_at = 0.0
 
@@ -71,20 +67,6 @@ class Departure:
         """
         if processes.start_time(self._state.pid) != self._state.pid_start_time:
             raise MigrateError(f"container {self._state.id}: its init is gone")
-        for attempt in range(1, FREEZE_ATTEMPTS + 1):
-            try:
-                self._dump(timeout, on_frozen, skip_in_flight)
-                break
-            except RequestFailed as error:
-                # A process that ends just while CRIU looks for all of them is a failure to it.
-                if error.errno != errno.ESRCH or self._all_frozen or attempt == FREEZE_ATTEMPTS:
-                    raise self._relay.failure or error from None
-                self._begin_anew()
-            except CriuError as error:
-                raise self._relay.failure or error from None
-        return self._relay.finish()
-
-    def _dump(self, timeout: float, on_frozen: Callable[[], None], skip_in_flight: bool) -> None:
         options = checkpoint.dump_options(
             self._state,
             self.spec,
@@ -97,28 +79,18 @@ class Departure:
         self._relay.start()
         self._session = Criu().dump(options, timeout=timeout)
         self._relay.criu_end.close()
-        self._session.run_until("pre-dump")
-        self.frozen_at = time.monotonic()
-        self._session.run_until("query-ext-files")
-        self._all_frozen = True
-        on_frozen()
-        self._session.run_until("post-dump")
-        supplement.save(self._images, self._state, Cgroup.of(self._state))
-        self._hold = held.complete(self._state, self._images)
-        netlock.prepare(self._state, self.spec, self._images, keep=not self._tcp_close)
-
-    def _new_relay(self) -> PageRelay:
-        return PageRelay(Criu().version(), self._peer.send_pages, self._on_bytes)
-
-    def _begin_anew(self) -> None:
-        """After a dump that has failed before any page was sent."""
-        if self._session is not None:
-            self._session.abort()
-            self._session = None
-        self._relay.close()
-        self._relay = self._new_relay()
-        for name in os.listdir(self._images):
-            os.unlink(name, dir_fd=self._images)
+        try:
+            self._session.run_until("pre-dump")
+            self.frozen_at = time.monotonic()
+            self._session.run_until("query-ext-files")
+            on_frozen()
+            self._session.run_until("post-dump")
+            supplement.save(self._images, self._state, Cgroup.of(self._state))
+            self._hold = held.complete(self._state, self._images)
+            netlock.prepare(self._state, self.spec, self._images, keep=not self._tcp_close)
+        except CriuError as error:
+            raise self._relay.failure or error from None
+        return self._relay.finish()
 
     def send_images(self) -> int:
         """Send every image but the pages; returns how many."""

@@ -394,7 +394,7 @@ def test_two_moves_of_one_container_at_once(lab: Lab) -> None:
 
 
 def test_processes_that_end_at_any_moment(lab: Lab) -> None:
-    """One that ends while CRIU looks for all of them makes its dump fail: the move tries again."""
+    """Many that begin and end while CRIU looks for all of them."""
     lab.run(script=f"(while :; do (: & :) & (:); done) & {COUNT}")
     before = lab.wait_count("host1", 5)
     for _ in range(3):

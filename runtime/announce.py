@@ -47,7 +47,11 @@ class Announcer:
             raise
 
     def send(self) -> None:
-        """Once, now. What cannot be sent is not worth a failure: it only comes later by itself."""
+        """Once, as soon as the link is there. What cannot be sent is no failure: it only comes later by itself."""
+        try:
+            self._netlink.await_carrier(self._network.name)
+        except OSError:
+            return
         _send(self._socket, self._frames)
 
     def ask(self) -> None:

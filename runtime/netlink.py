@@ -11,6 +11,7 @@ import os
 import socket
 import struct
 import sys
+import time
 
 from runtime.errors import ContainerError
 
@@ -30,7 +31,9 @@ if TYPE_CHECKING:
     from typing import Any
 
 TIMEOUT = 10.0
+CARRIER_TIMEOUT = 0.5
 IFF_UP = 1
+_OPERSTATE_UP = 6
 _NEWLINK, _DELLINK, _GETLINK, _SETLINK = 16, 17, 18, 19
 _NEWADDR, _GETADDR, _NEWROUTE, _GETNEIGH = 20, 22, 24, 30
 _REQUEST, _ACK, _DUMP, _CREATE, _EXCL = 0x1, 0x4, 0x300, 0x400, 0x200
@@ -61,7 +64,7 @@ class Netlink:
         self._socket.close()
 
     def link(self, name: str) -> dict[str, Any] | None:
-        """The interface of this name: index, flags, kind, alias, mac, master; None if there is none."""
+        """The interface of this name: index, flags, operational (RFC 2863), kind, alias, mac, master; None without."""
         message = ifinfmsg()
         message["attrs"] = [["IFLA_IFNAME", name]]
         try:
@@ -71,6 +74,18 @@ class Netlink:
                 return None
             raise
         return _describe(found[0]) if found else None
+
+    def await_carrier(self, name: str) -> None:
+        """Wait, CARRIER_TIMEOUT at most, until an interface whose two ends are up passes packets on.
+
+        The kernel readies the end that was up first when it comes to it; until then it drops all packets, in silence.
+        """
+        deadline = time.monotonic() + CARRIER_TIMEOUT
+        while time.monotonic() < deadline:
+            found = self.link(name)
+            if found is None or not found["flags"] & IFF_UP or found["operational"]:
+                return
+            time.sleep(0.001)
 
     def add_veth(self, name: str, peer: str, netns: int, **both: Any) -> None:
         """Make a pair: `name` here, `peer` in the namespace of a descriptor. `mac` is the peer's, `mtu` of both."""
@@ -165,6 +180,7 @@ def _describe(message: Any) -> dict[str, Any]:
     return {
         "index": message["index"],
         "flags": message["flags"],
+        "operational": message.get_attr("IFLA_OPERSTATE") in (None, "UP", _OPERSTATE_UP),
         "kind": info.get_attr("IFLA_INFO_KIND") if info is not None else None,
         "alias": message.get_attr("IFLA_IFALIAS"),
         "mac": message.get_attr("IFLA_ADDRESS"),

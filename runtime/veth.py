@@ -38,7 +38,9 @@ def build(state: State, network: Network, netns: int) -> None:
             words = {errno.EEXIST: "there is an interface of this name already"}.get(error.errno or 0, error.strerror)
             raise Conflict(f"{network.where}: the interfaces {name} and {network.name}: {words}") from None
         try:
-            _sysctl(f"ipv6/conf/{name}/disable_ipv6", "1")  # it has nothing to say there
+            # On no bridge it is the host's own interface, which must not answer for the host's addresses.
+            _sysctl(f"ipv6/conf/{name}/disable_ipv6", "1")
+            _sysctl(f"ipv4/conf/{name}/arp_ignore", "8")
             index = _index(host, name)
             host.set_link(index, up=True, alias=state.id)
             inside_netns(netns, lambda: _set_up_inside(network))
@@ -115,7 +117,9 @@ def attach(state: State, network: Network) -> None:
     """Put the host's end on the bridge: from here on packets come and go. Raises ContainerError."""
     with Netlink() as host:
         try:
-            host.set_link(_index(host, host_name(state)), up=True, master=_bridge(host, network))
+            name = host_name(state)
+            host.set_link(_index(host, name), up=True, master=_bridge(host, network))
+            host.await_carrier(name)  # until then the bridge does not forward
         except OSError as error:
             raise ContainerError(
                 f"{network.where}: bridge={network.bridge}: cannot be joined: {error.strerror}"

@@ -5,43 +5,47 @@ import sys
 
 import pytest
 
-# In a network namespace of its own: one more for the container, with a pair between them. The other end gets its
-# address, and so can answer, after the container has asked; and the kernel itself would not ask again.
+# In a network namespace of its own, with a bridge, and one more for the container. The container asks while its link is
+# on no bridge, and the kernel itself would not ask again.
 _PROGRAM = """
 import os, socket, sys
+from types import SimpleNamespace
+from runtime import veth
 from runtime.announce import Announcer
 from runtime.namespaces import inside_netns, new_netns
 from runtime.netlink import Netlink
 from runtime.network import parse
-from runtime.veth import _set_up_inside
 
 ours, neighbour, family = sys.argv[1:]
 number = int(family)
 kind = socket.AF_INET if number == 4 else socket.AF_INET6
-network = parse(f"bridge=none,ip={ours},mac=02:00:00:00:00:01", "test")
+network = parse(f"bridge=br0,ip={ours},mac=02:00:00:00:00:01", "test")
+state = SimpleNamespace(id="test", owner=b"test")
+if number == 6:
+    for path in ("accept_dad", "dad_transmits"):
+        open(f"/proc/sys/net/ipv6/conf/default/{path}", "w").write("0")
 netns = new_netns()
 with Netlink() as host:
-    host.add_veth("host", "eth0", netns, mac=network.mac)
-    index = host.link("host")["index"]
-    for path in (f"ipv{number}/conf/host/accept_dad", f"ipv{number}/conf/host/dad_transmits"):
-        if os.path.exists("/proc/sys/net/" + path):
-            open("/proc/sys/net/" + path, "w").write("0")
-    host.set_link(index, up=True)
-    def speak():
-        _set_up_inside(network)
-        open(f"/proc/sys/net/ipv{number}/neigh/eth0/retrans_time_ms", "w").write("3600000")
-        sock = socket.socket(kind, socket.SOCK_DGRAM)
-        sock.sendto(b"hello", (neighbour, 7))
-        return sock
-    kept = inside_netns(netns, speak)
-    host.add_address(index, number, neighbour, 24 if number == 4 else 64)
-    ear = socket.socket(kind, socket.SOCK_DGRAM)
-    ear.settimeout(10)
-    ear.bind((neighbour, 7))
-    announcer = Announcer(network, netns)
-    announcer.ask()
-    announcer.close()
-    print(ear.recv(100).decode())
+    os.system("ip link add br0 type bridge && ip link set br0 up")
+    host.add_address(host.link("br0")["index"], number, neighbour, 24 if number == 4 else 64)
+veth.build(state, network, netns)
+
+def speak():
+    open(f"/proc/sys/net/ipv{number}/neigh/eth0/retrans_time_ms", "w").write("3600000")
+    sock = socket.socket(kind, socket.SOCK_DGRAM)
+    sock.sendto(b"hello", (neighbour, 7))
+    return sock
+
+kept = inside_netns(netns, speak)
+ear = socket.socket(kind, socket.SOCK_DGRAM)
+ear.settimeout(10)
+ear.bind((neighbour, 7))
+announcer = Announcer(network, netns)
+veth.attach(state, network)
+announcer.send()
+announcer.ask()
+announcer.close()
+print(ear.recv(100).decode())
 """
 
 

@@ -6,7 +6,7 @@ import os
 import time
 
 from runtime import handover, hooks, init, monitor, namespaces, processes, sync, syscalls
-from runtime.cgroups import Cgroup
+from runtime.cgroups import Cgroup, beside
 from runtime.errors import ContainerError, DeadlineExceeded, SpecError, StartFailed
 from runtime.light import signals
 from runtime.records import Record
@@ -284,7 +284,7 @@ def _launch(
                 stdio = ("", "", "")
                 terminal.close()
             if keeper.pid and cgroup.unit is not None:
-                cgroup.add_monitor(keeper.pid)
+                beside.add(cgroup, keeper.pid)
         theirs.close()
         for fd in (out_r, out_w, err_r, err_w, errors):
             if fd >= 0:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 
 from runtime import processes, selfexec, sync
+from runtime.cgroups import beside
 from runtime.errors import ContainerError, StartFailed
 from runtime.light import signals
 
@@ -91,7 +92,7 @@ def spawn(
     is a verb of the command line; with `fresh` it starts an interpreter of its own, which takes longer than all else.
     Must be called by a process without threads. Raises ContainerError.
     """
-    birthplace = cgroup.monitor_birthplace()
+    birthplace = beside.birthplace(cgroup)
     ours, theirs = sync.pair()
     caller = os.getppid()
     starter = processes.fork()
@@ -122,7 +123,7 @@ def _fork(cgroup: Cgroup, birthplace: int) -> int:
     except OSError:  # before Linux 5.7
         pid = os.fork()
         if pid == 0:
-            cgroup.add_monitor(0)
+            beside.add(cgroup, 0)
         return pid
 
 
@@ -152,7 +153,7 @@ def _run(
         if os.fork() == 0:
             child(False)
         if cgroup.unit is None:  # systemd is told by the caller, who knows its language already
-            cgroup.add_monitor(0, but_unified=True)
+            beside.add(cgroup, 0, but_unified=True)
         keep = (control.fileno(), *pipes)
         for name in os.listdir("/proc/self/fd"):
             if int(name) not in keep:

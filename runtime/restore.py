@@ -29,7 +29,7 @@ from runtime import (
     sync,
     syscalls,
 )
-from runtime.cgroups import Cgroup
+from runtime.cgroups import Cgroup, beside
 from runtime.errors import ContainerError, DeadlineExceeded, NotFound
 from runtime.fields import Fields
 from runtime.mount_spec import ATTR_IDMAP, IdMapping
@@ -173,7 +173,7 @@ class Restoring:
             self._state = self._state.replace(stdio=self._names(spec, ends))
             if self._monitor is not None and self._monitor.pid:
                 if self._cgroup.unit is not None:
-                    self._cgroup.add_monitor(self._monitor.pid)
+                    beside.add(self._cgroup, self._monitor.pid)
                 start = processes.start_time(self._monitor.pid)
                 self._state = self._state.replace(shim_pid=self._monitor.pid, shim_start_time=start)
             self._store.save(self._state)

@@ -6,18 +6,18 @@ import errno
 import os
 import time
 
-from runtime.cgroups.files import flat_keyed, number_list, read, wait_until, write
+from runtime.cgroups import freezer, moving
+from runtime.cgroups.files import flat_keyed, number_list, read, write
 from runtime.cgroups.hierarchies import (
     UNIFIED,
     below,
     discover,
-    inherit_cpuset,
     own,
     owner_of,
     remove_parents,
     remove_tree,
 )
-from runtime.errors import Conflict, ContainerError, DeadlineExceeded, StateError
+from runtime.errors import Conflict, ContainerError, StateError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,9 +28,7 @@ if TYPE_CHECKING:
     from runtime.state import State
 
 REMOVE_TIMEOUT = 10.0
-FREEZE_TIMEOUT = 10.0
 KILL_TIMEOUT = 2.0
-_MONITOR = "@monitor"  # a character that no id has: it cannot be the cgroup of another container
 
 
 class Cgroup:
@@ -196,11 +194,11 @@ class Cgroup:
         """
         for directory in self.directories():
             try:
-                write(f"{directory}/{self._entrance(directory, pid)}", str(pid))
+                write(f"{directory}/{moving.entrance(self.paths, directory, pid)}", str(pid))
             except OSError as error:
                 if error.errno != errno.EBUSY or beside is None or directory != self.paths.get(UNIFIED):
-                    raise _not_taken(directory, pid, error) from None
-                _move_in(_unified_of(beside, directory), pid, "cgroup.procs")
+                    raise moving.not_taken(directory, pid, error) from None
+                moving.move_in(moving.unified_of(beside, directory), pid, "cgroup.procs")
 
     def enter_but_unified(self) -> int:
         """Move the caller in, but for version 2: a descriptor of that directory is returned, for fork_into; -1 if none.
@@ -214,70 +212,7 @@ class Cgroup:
         try:
             return os.open(self.paths[UNIFIED], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
-            raise _not_taken(self.paths[UNIFIED], 0, error) from None
-
-    def _entrance(self, directory: str, pid: int) -> str:
-        """The name of the file to write a pid to.
-
-        Whole processes are moved under a lock that is only had after a grace period of RCU: milliseconds. A single
-        thread that moves itself on version 1 does not need it.
-        """
-        single = pid == 0 and self.paths.get(UNIFIED) != directory
-        return "tasks" if single else "cgroup.procs"
-
-    def monitor_birthplace(self) -> int:
-        """Make the version 2 directory of the monitor: a descriptor of it, for fork_into; -1 if there is none.
-
-        Raises ContainerError.
-        """
-        if self.unit is not None or UNIFIED not in self.paths:
-            return -1
-        directory = self.paths[UNIFIED] + _MONITOR
-        try:
-            os.makedirs(directory, 0o755, exist_ok=True)
-            return os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError as error:
-            raise ContainerError(f"cannot make the cgroup {directory}: {error.strerror}") from None
-
-    def add_monitor(self, pid: int, *, but_unified: bool = False) -> None:
-        """Move the container's monitor into a cgroup beside this one; 0 is the caller. Raises ContainerError.
-
-        It must not stay where its starter was: a service manager may end all of that (a log-in session, sshd's unit),
-        and a container whose monitor is gone dies of a broken pipe. With systemd it gets a scope of its own: all of a
-        slice's cgroups are systemd's to make, and stopping the container's unit must not end its monitor.
-        """
-        if self.unit is not None:
-            from runtime.cgroups import systemd as driver
-
-            lies_in = os.path.basename(os.path.dirname(self.directories()[0]))
-            driver.start_monitor(self.unit, lies_in if lies_in.endswith(".slice") else "-.slice", pid)
-        for directory, beside in zip(self.directories(), self._monitor_directories(), strict=True):
-            if but_unified and directory == self.paths.get(UNIFIED):
-                continue
-            try:
-                os.mkdir(beside, 0o755)
-            except FileExistsError:
-                pass
-            except OSError as error:
-                raise ContainerError(f"cannot make the cgroup {beside}: {error.strerror}") from None
-            if self.paths.get("cpuset") == directory:
-                inherit_cpuset(beside)
-            _move_in(beside, pid, self._entrance(directory, pid))
-
-    def put_aside(self, pid: int) -> None:
-        """Move a process of ours that has to leave this cgroup to where the monitor is. Raises ContainerError."""
-        there = [directory for directory in self._monitor_directories() if os.path.isdir(directory)]
-        if not there:
-            self.add_monitor(pid)
-        for directory in there:
-            _move_in(directory, pid, "cgroup.procs")
-
-    def _monitor_directories(self) -> list[str]:
-        if self.unit is None:
-            return [directory + _MONITOR for directory in self.directories()]
-        from runtime.cgroups.systemd import monitor_unit
-
-        return [f"{os.path.dirname(directory)}/{monitor_unit(self.unit)}" for directory in self.directories()]
+            raise moving.not_taken(self.paths[UNIFIED], 0, error) from None
 
     def apply(self, resources: Resources) -> None:
         """Set the limits, and no others. Raises ContainerError naming the field of config.json and the file."""
@@ -296,49 +231,16 @@ class Cgroup:
     @property
     def frozen(self) -> bool:
         """Whether the processes are paused by the freezer."""
-        try:
-            if "freezer" in self.paths:
-                return read(f"{self.paths['freezer']}/freezer.state") != "THAWED"
-            if UNIFIED in self.paths:
-                return read(f"{self.paths[UNIFIED]}/cgroup.freeze") == "1"
-        except OSError:
-            return False
-        return False
+        return freezer.is_frozen(self.paths)
 
     def freeze(self) -> None:
         """Pause all processes, and wait until they are. Raises ContainerError, DeadlineExceeded: they run on then."""
         self.require_own()
-        self._freezer("FROZEN", "1")
-        if not self._await_frozen(FREEZE_TIMEOUT):
-            self.thaw()
-            raise DeadlineExceeded(f"the processes of {self.directories()[0]} cannot be frozen")
+        freezer.freeze(self.paths)
 
     def thaw(self) -> None:
         """Let the processes go on. Raises ContainerError."""
-        self._freezer("THAWED", "0")
-
-    def _freezer(self, v1_state: str, v2_state: str) -> None:
-        try:
-            if "freezer" in self.paths:
-                write(f"{self.paths['freezer']}/freezer.state", v1_state)
-            elif UNIFIED in self.paths:
-                write(f"{self.paths[UNIFIED]}/cgroup.freeze", v2_state)
-            else:
-                raise ContainerError("this host has no freezer cgroup")
-        except OSError as error:
-            raise ContainerError(f"{error.filename or self.directories()[0]}: {error.strerror}") from None
-
-    def _await_frozen(self, timeout: float) -> bool:
-        if "freezer" not in self.paths:
-            return wait_until(f"{self.paths[UNIFIED]}/cgroup.events", lambda events: events.get("frozen") == 1, timeout)
-        deadline = time.monotonic() + timeout
-        # The version 1 freezer tells nobody, and looks at its processes when it is read.
-        while read(f"{self.paths['freezer']}/freezer.state") != "FROZEN":
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.001)
-            self._freezer("FROZEN", "1")
-        return True
+        freezer.thaw(self.paths)
 
     def pids(self) -> list[int]:
         """All processes in it and below it."""
@@ -384,15 +286,17 @@ class Cgroup:
         """
         self.occupied()
         self.require_own()
+        from runtime.cgroups import beside
+
         directories = self.directories()
         if self.unit is not None:
             from runtime.cgroups import systemd as driver
 
             driver.stop(self.unit, driver.monitor_unit(self.unit))
         deadline = time.monotonic() + REMOVE_TIMEOUT
-        for directory, beside in zip(directories, self._monitor_directories(), strict=True):
+        for directory, monitors in zip(directories, beside.directories(self), strict=True):
             remove_tree(directory, deadline)
-            remove_tree(beside, deadline)
+            remove_tree(monitors, deadline)
             remove_parents(directory)
 
     def processors(self) -> frozenset[int]:
@@ -438,25 +342,3 @@ def _kill(pid: int, number: int = 9) -> None:
         os.kill(pid, number)
     except ProcessLookupError:
         return
-
-
-def _move_in(directory: str, pid: int, entrance: str) -> None:
-    try:
-        write(f"{directory}/{entrance}", str(pid))
-    except OSError as error:
-        raise _not_taken(directory, pid, error) from None
-
-
-def _not_taken(directory: str, pid: int, error: OSError) -> ContainerError:
-    return ContainerError(f"{directory}: cannot take process {pid}: {error.strerror}")
-
-
-def _unified_of(pid: int, otherwise: str) -> str:
-    """The directory of the version 2 cgroup that a process is in; `otherwise` when that cannot be found out."""
-    try:
-        lines = read(f"/proc/{pid}/cgroup").splitlines()
-    except OSError:
-        return otherwise
-    mounts = [hierarchy.mountpoint for hierarchy in discover() if hierarchy.controllers == (UNIFIED,)]
-    places = [line.removeprefix("0::") for line in lines if line.startswith("0::/")]
-    return mounts[0] + places[0] if mounts and places else otherwise

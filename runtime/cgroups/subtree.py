@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import re
 
+from runtime.cgroups.beside import put_aside
 from runtime.cgroups.files import read, write
 from runtime.cgroups.hierarchies import UNIFIED, below
 from runtime.errors import ContainerError
@@ -180,7 +181,7 @@ def _restore_unified(groups: list[dict[str, Any]], top: str, cgroup: Cgroup, out
 def _clear_of_others(top: str, cgroup: Cgroup, own: set[int]) -> None:
     for pid in map(int, read(f"{top}/cgroup.procs").split()):
         if pid not in own:
-            cgroup.put_aside(pid)
+            put_aside(cgroup, pid)
 
 
 def _set_limits(directory: str, files: dict[str, str]) -> None:

@@ -10,7 +10,7 @@ MIB = 1 << 20
 # Runs at host1 with pymigrate's Python; `body` fills `out`, which is what comes back.
 _SCRIPT = """
 import contextlib, itertools, json, os, subprocess, sys
-from runtime.cgroups import Cgroup
+from runtime.cgroups import Cgroup, beside
 from runtime.errors import ContainerError
 from runtime.fields import Fields
 from runtime.resources import parse_resources
@@ -205,7 +205,7 @@ def test_a_scope_of_systemds(machines: Machines) -> None:
             "web", "a-b.slice:pm:web", systemd=True, pid=process.pid, resources=limits,
             annotations={{prefix + "TimeoutStopSec": "7", prefix + "Documentation": "['man:a']"}},
         )
-        cgroup.add_monitor(monitor.pid)
+        beside.add(cgroup, monitor.pid)
         out["paths"], out["unit"] = cgroup.paths, cgroup.unit
         out["where"] = [open(f"/proc/{{one.pid}}/cgroup").read().strip() for one in (process, monitor)]
         cgroup.apply(limits)
@@ -239,7 +239,7 @@ def test_a_scope_of_systemds(machines: Machines) -> None:
         cgroup.remove()
         cgroup.remove()
         out["left"] = command("systemctl", "list-units", "--all", "--plain", "--no-legend", "pm-web*")
-        out["directories"] = [os.path.exists(path) for path in cgroup.directories() + cgroup._monitor_directories()]
+        out["directories"] = [os.path.exists(path) for path in cgroup.directories() + beside.directories(cgroup)]
         """,
     )
     path = "/a.slice/a-b.slice/pm-web.scope"

@@ -1,0 +1,61 @@
+"""The freezer of cgroups. `paths` maps a version 1 controller, or "" for version 2, to a directory of a container's."""
+
+from __future__ import annotations
+
+import time
+
+from runtime.cgroups.files import read, wait_until, write
+from runtime.cgroups.hierarchies import UNIFIED
+from runtime.errors import ContainerError, DeadlineExceeded
+
+TIMEOUT = 10.0
+
+
+def is_frozen(paths: dict[str, str]) -> bool:
+    """Whether its processes are paused by the freezer."""
+    try:
+        if "freezer" in paths:
+            return read(f"{paths['freezer']}/freezer.state") != "THAWED"
+        if UNIFIED in paths:
+            return read(f"{paths[UNIFIED]}/cgroup.freeze") == "1"
+    except OSError:
+        return False
+    return False
+
+
+def freeze(paths: dict[str, str]) -> None:
+    """Pause all processes, and wait until they are. Raises ContainerError, DeadlineExceeded: they run on then."""
+    _write(paths, "FROZEN", "1")
+    if not _await_frozen(paths):
+        thaw(paths)
+        raise DeadlineExceeded(f"the processes of {next(iter(paths.values()))} cannot be frozen")
+
+
+def thaw(paths: dict[str, str]) -> None:
+    """Let the processes go on. Raises ContainerError."""
+    _write(paths, "THAWED", "0")
+
+
+def _write(paths: dict[str, str], v1_state: str, v2_state: str) -> None:
+    try:
+        if "freezer" in paths:
+            write(f"{paths['freezer']}/freezer.state", v1_state)
+        elif UNIFIED in paths:
+            write(f"{paths[UNIFIED]}/cgroup.freeze", v2_state)
+        else:
+            raise ContainerError("this host has no freezer cgroup")
+    except OSError as error:
+        raise ContainerError(f"{error.filename or next(iter(paths.values()))}: {error.strerror}") from None
+
+
+def _await_frozen(paths: dict[str, str]) -> bool:
+    if "freezer" not in paths:
+        return wait_until(f"{paths[UNIFIED]}/cgroup.events", lambda events: events.get("frozen") == 1, TIMEOUT)
+    deadline = time.monotonic() + TIMEOUT
+    # The version 1 freezer tells nobody, and looks at its processes when it is read.
+    while read(f"{paths['freezer']}/freezer.state") != "FROZEN":
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.001)
+        _write(paths, "FROZEN", "1")
+    return True

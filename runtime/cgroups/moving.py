@@ -1,0 +1,40 @@
+"""Moving processes from cgroup to cgroup."""
+
+from __future__ import annotations
+
+from runtime.cgroups.files import read, write
+from runtime.cgroups.hierarchies import UNIFIED, discover
+from runtime.errors import ContainerError
+
+
+def entrance(paths: dict[str, str], directory: str, pid: int) -> str:
+    """The name of the file to write a pid to; 0 is the caller.
+
+    Whole processes are moved under a lock that is only had after a grace period of RCU: milliseconds. A single
+    thread that moves itself on version 1 does not need it.
+    """
+    single = pid == 0 and paths.get(UNIFIED) != directory
+    return "tasks" if single else "cgroup.procs"
+
+
+def move_in(directory: str, pid: int, file: str) -> None:
+    """Write a pid to a file of a cgroup's. Raises ContainerError."""
+    try:
+        write(f"{directory}/{file}", str(pid))
+    except OSError as error:
+        raise not_taken(directory, pid, error) from None
+
+
+def not_taken(directory: str, pid: int, error: OSError) -> ContainerError:
+    return ContainerError(f"{directory}: cannot take process {pid}: {error.strerror}")
+
+
+def unified_of(pid: int, otherwise: str) -> str:
+    """The directory of the version 2 cgroup that a process is in; `otherwise` when that cannot be found out."""
+    try:
+        lines = read(f"/proc/{pid}/cgroup").splitlines()
+    except OSError:
+        return otherwise
+    mounts = [hierarchy.mountpoint for hierarchy in discover() if hierarchy.controllers == (UNIFIED,)]
+    places = [line.removeprefix("0::") for line in lines if line.startswith("0::/")]
+    return mounts[0] + places[0] if mounts and places else otherwise

@@ -5,17 +5,16 @@ more. pyroute2 answers the same questions, but loads a tenth of a second of modu
 """
 
 import contextlib
-import os
 import socket
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from runtime import nlmsg
 from runtime.namespaces import inside_netns
-from runtime.nlattr import attributes
+from runtime.nlmsg import attributes
 
 _NETLINK_SOCK_DIAG, _SOCK_DIAG_BY_FAMILY = 4, 20
-_NLM_F_REQUEST, _NLM_F_DUMP, _NLMSG_ERROR, _NLMSG_DONE = 1, 0x300, 2, 3
 _ALL_STATES = 0xFFFFFFFF
 _UNIX_SHOW = 0x01 | 0x04 | 0x08 | 0x10  # name, peer, icons, queue lengths
 _UNIX_NAME, _UNIX_PEER, _UNIX_ICONS, _UNIX_RQLEN, _UNIX_SHUTDOWN = 0, 2, 3, 4, 6
@@ -60,6 +59,7 @@ class Diag:
                 netns.fileno(), lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG)
             )
         self._socket.settimeout(_TIMEOUT)
+        self._sequence = 0
 
     def close(self) -> None:
         self._socket.close()
@@ -102,21 +102,9 @@ class Diag:
                 )  # fmt: skip
 
     def _dump(self, request: bytes) -> Iterator[bytes]:
-        header = struct.pack(
-            "=IHHII", 16 + len(request), _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST | _NLM_F_DUMP, 1, 0
-        )  # fmt: skip
-        self._socket.send(header + request)
-        while True:
-            data = self._socket.recv(1 << 17)
-            while len(data) >= 16:
-                length, kind = struct.unpack_from("=IH", data)
-                if kind == _NLMSG_DONE:
-                    return
-                if kind == _NLMSG_ERROR:
-                    number = -struct.unpack_from("=i", data, 16)[0]
-                    raise OSError(number, f"sock_diag: {os.strerror(number)}")
-                yield data[16:length]
-                data = data[(length + 3) & ~3 :]
+        self._sequence += 1
+        self._socket.send(nlmsg.message(_SOCK_DIAG_BY_FAMILY, nlmsg.DUMP, self._sequence, request))
+        return nlmsg.answers(self._socket, self._sequence, self._sequence)
 
 
 @contextlib.contextmanager

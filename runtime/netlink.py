@@ -7,13 +7,12 @@ without what its `__init__` gathers from all its corners; the agent's zip file h
 from __future__ import annotations
 
 import importlib.util
-import os
 import socket
-import struct
 import sys
 import time
 
-from runtime.errors import ContainerError
+from runtime import nlmsg
+from runtime.nlmsg import ACK, CREATE, DUMP, EXCL, REQUEST
 
 if "pyroute2" not in sys.modules:
     _found = importlib.util.find_spec("pyroute2")
@@ -36,9 +35,6 @@ IFF_UP = 1
 _OPERSTATE_UP = 6
 _NEWLINK, _DELLINK, _GETLINK, _SETLINK = 16, 17, 18, 19
 _NEWADDR, _GETADDR, _NEWROUTE, _GETNEIGH = 20, 22, 24, 30
-_REQUEST, _ACK, _DUMP, _CREATE, _EXCL = 0x1, 0x4, 0x300, 0x400, 0x200
-_ERROR, _DONE = 2, 3
-_HEADER = struct.Struct("=IHHII")  # struct nlmsghdr
 _IFA_F_NODAD = 2
 _NUD_INCOMPLETE = 1
 _RTPROT_STATIC, _RT_TABLE_MAIN, _RTN_UNICAST = 4, 254, 1
@@ -97,7 +93,7 @@ class Netlink:
             ["IFLA_IFNAME", name], *mtu,
             ["IFLA_LINKINFO", {"attrs": [["IFLA_INFO_KIND", "veth"], ["IFLA_INFO_DATA", data]]}],
         ]  # fmt: skip
-        self._request(_NEWLINK, message, _CREATE | _EXCL)
+        self._request(_NEWLINK, message, CREATE | EXCL)
 
     def set_link(self, index: int, *, up: bool | None = None, master: int | None = None, alias: str = "") -> None:
         """Change an interface; `master` is the index of a bridge, 0 for none."""
@@ -120,12 +116,12 @@ class Netlink:
         message["family"], message["prefixlen"], message["index"] = _FAMILIES[family], length, index
         message["attrs"] = [["IFA_LOCAL", text], ["IFA_ADDRESS", text], ["IFA_FLAGS", _IFA_F_NODAD]]
         message["attrs"] += [["IFA_BROADCAST", broadcast]] if broadcast else []
-        self._request(_NEWADDR, message, _CREATE | _EXCL)
+        self._request(_NEWADDR, message, CREATE | EXCL)
 
     def addresses(self) -> set[str]:
         """All addresses of all interfaces, without the lengths of their prefixes."""
         texts = set()
-        for found in self._request(_GETADDR, ifaddrmsg(), _DUMP):
+        for found in self._request(_GETADDR, ifaddrmsg(), DUMP):
             text = found.get_attr("IFA_LOCAL") or found.get_attr("IFA_ADDRESS")
             if text:
                 texts.add(str(text))
@@ -134,7 +130,7 @@ class Netlink:
     def unanswered(self) -> list[bytes]:
         """The addresses of neighbours, in network order, that were asked for and have not answered."""
         found = []
-        for neighbour in self._request(_GETNEIGH, ndmsg(), _DUMP):
+        for neighbour in self._request(_GETNEIGH, ndmsg(), DUMP):
             address = neighbour.get_attr("NDA_DST")
             if neighbour["state"] == _NUD_INCOMPLETE and neighbour["family"] in _FAMILIES.values() and address:
                 found.append(socket.inet_pton(neighbour["family"], address))
@@ -145,34 +141,21 @@ class Netlink:
         message["family"], message["table"], message["proto"] = _FAMILIES[family], _RT_TABLE_MAIN, _RTPROT_STATIC
         message["type"] = _RTN_UNICAST
         message["attrs"] = [["RTA_GATEWAY", gateway], ["RTA_OIF", index]]
-        self._request(_NEWROUTE, message, _CREATE | _EXCL)
+        self._request(_NEWROUTE, message, CREATE | EXCL)
 
     def _request(self, kind: int, message: Any, flags: int) -> list[Any]:
         """Send a message and wait for its end; the answers, decoded."""
         self._sequence += 1
-        message["header"]["type"], message["header"]["flags"] = kind, _REQUEST | flags | (0 if flags & 0x100 else _ACK)
+        message["header"]["type"], message["header"]["flags"] = kind, REQUEST | flags | (0 if flags == DUMP else ACK)
         message["header"]["sequence_number"] = self._sequence
         message.encode()
         self._socket.send(message.data)
         found: list[Any] = []
-        while True:
-            data = self._socket.recv(1 << 18)
-            while data:
-                length, answer, _, sequence, _ = _HEADER.unpack_from(data)
-                if length < _HEADER.size:
-                    raise ContainerError("the kernel's answer about the network is malformed")
-                if sequence == self._sequence:
-                    if answer == _DONE:
-                        return found
-                    if answer == _ERROR:
-                        number = -struct.unpack_from("=i", data, _HEADER.size)[0]
-                        if number:
-                            raise OSError(number, os.strerror(number))
-                        return found
-                    decoded = type(message)(data[:length])
-                    decoded.decode()
-                    found.append(decoded)
-                data = data[(length + 3) & ~3 :]
+        for body in nlmsg.answers(self._socket, self._sequence, self._sequence):
+            decoded = type(message)(nlmsg.message(kind, 0, 0, body))
+            decoded.decode()
+            found.append(decoded)
+        return found
 
 
 def _describe(message: Any) -> dict[str, Any]:

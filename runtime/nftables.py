@@ -5,13 +5,11 @@ nft(8) is not on every host, and libnftables has no binding that is. (linux/netf
 
 from __future__ import annotations
 
-import os
 import socket
 import struct
 
-from runtime import namespaces
-from runtime.errors import ContainerError
-from runtime.nlattr import NESTED, attributes
+from runtime import namespaces, nlmsg
+from runtime.nlmsg import ACK, APPEND, CREATE, DUMP, EXCL, NESTED, attributes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,12 +25,9 @@ TCP = 6
 TABLE_OWNER = 0x2  # the table goes with the socket that made it
 NEWTABLE, DELTABLE, NEWCHAIN, NEWRULE, NEWSET, NEWSETELEM = 0, 2, 3, 6, 9, 12
 _GETCHAIN = 4
-_CREATE, _EXCL, _APPEND = 0x400, 0x200, 0x800
-_REQUEST, _ACK, _DUMP = 0x1, 0x4, 0x300
-_ERROR, _DONE = 2, 3
 _NETFILTER, _SUBSYSTEM, _INET = 12, 10, 1
 _BATCH_BEGIN, _BATCH_END = 16, 17
-_HEADER, _GENERIC = struct.Struct("=IHHII"), struct.Struct("!BBH")  # struct nlmsghdr, struct nfgenmsg
+_GENERIC = struct.Struct("!BBH")  # struct nfgenmsg
 _SOL_NETLINK, _CAP_ACK = 270, 10
 _MOST = 1000  # elements in one message, whose attributes are 64 KiB at most
 DROP, ACCEPT = 0, 1
@@ -72,21 +67,23 @@ class Nftables:
     def change(self, messages: list[Message]) -> None:
         """All of the changes at once, or none."""
         packet = self._message(_BATCH_BEGIN, 0, b"", 0, _SUBSYSTEM)
+        first = self._sequence
         for message in messages:
             kind, flags = _SUBSYSTEM << 8 | message.kind, message.flags
-            packet += self._message(kind, flags | (_ACK if message is messages[-1] else 0), message.data, _INET)
+            packet += self._message(kind, flags | (ACK if message is messages[-1] else 0), message.data, _INET)
         last = self._sequence
         packet += self._message(_BATCH_END, 0, b"", 0, _SUBSYSTEM)
         if len(packet) > 100_000:
             self._socket.setsockopt(socket.SOL_SOCKET, 32, 2 * len(packet))  # SO_SNDBUFFORCE
         self._socket.send(packet)
-        self._answers(last)
+        for _ in nlmsg.answers(self._socket, first, last):
+            pass
 
     def chains(self) -> list[Chain]:
         """All chains of all tables of the family inet."""
-        self._socket.send(self._message(_SUBSYSTEM << 8 | _GETCHAIN, _DUMP, b"", _INET))
+        self._socket.send(self._message(_SUBSYSTEM << 8 | _GETCHAIN, DUMP, b"", _INET))
         found = []
-        for data in self._answers(self._sequence):
+        for data in nlmsg.answers(self._socket, self._sequence, self._sequence):
             fields = dict(attributes(data[_GENERIC.size :]))
             policy = int.from_bytes(fields[5], "big") if 5 in fields else None
             found.append((_text(fields[1]), _text(fields[3]), policy))
@@ -95,31 +92,11 @@ class Nftables:
     def _message(self, kind: int, flags: int, data: bytes, family: int, resource: int = 0) -> bytes:
         self._sequence += 1
         body = _GENERIC.pack(family, 0, resource) + data
-        return _HEADER.pack(_HEADER.size + len(body), kind, _REQUEST | flags, self._sequence, 0) + body
-
-    def _answers(self, last: int) -> list[bytes]:
-        """What is answered up to the end of the message `last`, or to the first error."""
-        found: list[bytes] = []
-        while True:
-            data = self._socket.recv(1 << 18)
-            while data:
-                length, kind, _, sequence, _ = _HEADER.unpack_from(data)
-                if length < _HEADER.size:
-                    raise ContainerError("the kernel's answer about packet filters is malformed")
-                body = data[_HEADER.size : length]
-                if kind == _ERROR:
-                    number = -struct.unpack_from("=i", body)[0]
-                    if number:
-                        raise OSError(number, f"nf_tables: {os.strerror(number)}")
-                if sequence == last and kind in (_ERROR, _DONE):
-                    return found
-                if kind not in (_ERROR, _DONE):
-                    found.append(body)
-                data = data[(length + 3) & ~3 :]
+        return nlmsg.message(kind, flags, self._sequence, body)
 
 
 def table(name: str, flags: int = 0) -> Message:
-    return Message(NEWTABLE, [(1, name), (2, flags)], _CREATE | _EXCL)
+    return Message(NEWTABLE, [(1, name), (2, flags)], CREATE | EXCL)
 
 
 def delete_table(name: str) -> Message:
@@ -131,7 +108,7 @@ def chain(table: str, name: str, hook: int | None = None, priority: int = 0) -> 
     attributes: list[_Attribute] = [(1, table), (3, name)]
     if hook is not None:
         attributes += [(4, [(1, hook), (2, priority & 0xFFFFFFFF)]), (7, "filter"), (5, ACCEPT)]
-    return Message(NEWCHAIN, attributes, _CREATE)
+    return Message(NEWCHAIN, attributes, CREATE)
 
 
 def set_policy(table: str, chain: str, policy: int) -> Message:
@@ -142,19 +119,19 @@ def drop_rule(table: str, chain: str, *expressions: list[_Attribute]) -> Message
     """What fits all of the expressions is dropped."""
     verdict: list[_Attribute] = [(1, _VERDICT), (2, [(2, [(1, DROP)])])]
     parts: list[_Attribute] = [(1, part) for part in (*expressions, _expression("immediate", verdict))]
-    return Message(NEWRULE, [(1, table), (2, chain), (4, parts)], _CREATE | _APPEND)
+    return Message(NEWRULE, [(1, table), (2, chain), (4, parts)], CREATE | APPEND)
 
 
 def connection_set(table: str, name: str, family: int, number: int) -> Message:
     """A set of (address, port, address, port); `number` tells it from others in the same change."""
     length = 16 if family == IPV4 else 40
-    return Message(NEWSET, [(1, table), (2, name), (3, 0), (4, _KEYS[family]), (5, length), (10, number)], _CREATE)
+    return Message(NEWSET, [(1, table), (2, name), (3, 0), (4, _KEYS[family]), (5, length), (10, number)], CREATE)
 
 
 def elements(table: str, name: str, keys: list[bytes]) -> Iterator[Message]:
     for at in range(0, len(keys), _MOST):
         listed: list[_Attribute] = [(1, [(1, [(1, key)])]) for key in keys[at : at + _MOST]]
-        yield Message(NEWSETELEM, [(1, table), (2, name), (3, listed)], _CREATE)
+        yield Message(NEWSETELEM, [(1, table), (2, name), (3, listed)], CREATE)
 
 
 def key(*ends: tuple[bytes, int]) -> bytes:

@@ -62,8 +62,9 @@ class Departure:
     ) -> protocol.PagesEnd:
         """Dump up to `post-dump`; pages stream meanwhile. Afterwards the tree is frozen and `images()` complete.
 
-        `on_frozen` is called once no process of the container runs any more, while the dump goes on. With
-        `skip_in_flight`, connections that have not been accepted yet are left out: they are lost.
+        `timeout`, in seconds, is for all of that. `on_frozen` is called once no process of the container runs any more,
+        while the dump goes on. With `skip_in_flight`, connections that have not been accepted yet are left out: they
+        are lost.
         """
         if processes.start_time(self._state.pid) != self._state.pid_start_time:
             raise MigrateError(f"container {self._state.id}: its init is gone")
@@ -90,16 +91,18 @@ class Departure:
             netlock.prepare(self._state, self.spec, self._images, keep=not self._tcp_close)
         except CriuError as error:
             raise self._relay.failure or error from None
-        return self._relay.finish()
+        return self._relay.finish(max(0.0, self.frozen_at + timeout - time.monotonic()))
 
-    def send_images(self) -> int:
-        """Send every image but the pages; returns how many."""
+    def send_images(self, deadline: float) -> int:
+        """Send every image but the pages, until `deadline` (time.monotonic()); returns how many."""
         names = sorted(name for name in os.listdir(self._images) if name.endswith(".img"))
         for name in names:
             fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=self._images)
             with open(fd, "rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
                 self._peer.post(protocol.Image(name, file.tell(), digest))
+                    if time.monotonic() > deadline:
+                        raise DeadlineExceeded("the images could not be sent in time")
                 file.seek(0)
                 while data := file.read(protocol.CHUNK):
                     self._peer.send_data(data)

@@ -239,6 +239,7 @@ def test_a_container_in_the_network_of_its_host(lab: Lab) -> None:
         assert done.returncode == 3
         assert "host-network: process " in done.stdout
         assert f"tcp 10.88.0.202:7001 -> {CLIENT}:" in done.stdout
+        lab.on("host2", "pymigrate", "validate", "--tcp-close", "web", "host1")
     finally:
         client.terminate()
         client.communicate()

@@ -29,7 +29,6 @@ from runtime.spec import Spec
 from runtime.state import State
 
 DEATH_TIMEOUT = 30.0
-GHOST_LIMIT = 512 << 20  # bytes of an open file without a name that go with the images
 
 
 class Departure:
@@ -75,7 +74,6 @@ class Departure:
             work_dir_fd=self._images,
             page_server_fd=self._relay.criu_end.fileno(),
             tcp_skip_in_flight=skip_in_flight,
-            ghost_limit=GHOST_LIMIT,
         )
         self._relay.start()
         self._session = Criu().dump(options, timeout=timeout)
@@ -101,10 +99,10 @@ class Departure:
             with open(fd, "rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
                 self._peer.post(protocol.Image(name, file.tell(), digest))
-                    if time.monotonic() > deadline:
-                        raise DeadlineExceeded("the images could not be sent in time")
                 file.seek(0)
                 while data := file.read(protocol.CHUNK):
+                    if time.monotonic() > deadline:
+                        raise DeadlineExceeded("the images could not be sent in time")
                     self._peer.send_data(data)
         return len(names)
 

@@ -57,6 +57,7 @@ RULES: dict[str, Rule] = {
     "device": Rule("close the device before the move"),
     "io-uring": Rule("run the program without io_uring"),
     "special-file": Rule("close it before the move"),
+    "ghost-file": Rule("close it, let it get smaller, or give it a name (linkat)"),
     "traced": Rule("detach the debugger"),
     "other-uid": Rule("CRIU needs CAP_SYS_RESOURCE to carry processes of other users; this host's root lacks it"),
     # Sockets.

@@ -97,6 +97,10 @@ class Agent:
                 from migrate import openfiles
 
                 return openfiles.answer(call.files)
+            case protocol.CheckPorts():
+                from migrate import ports
+
+                return ports.answer(call.netns, call.ports)
             case protocol.TreesSent():
                 return self._move().trees_sent()
             case protocol.Prepare():

@@ -9,8 +9,8 @@ A connection carries frames, both ways: a type (1 byte), a length (4 bytes, big 
     DATA     source -> target  the next bytes of the image announced last by `Image`
     PULSE    target -> source  nothing; sent now and then, so that a dead connection shows at the target as well
 
-Order of a move: Hello, Facts, CheckTrees, CheckFiles, OpenBundle, [rsync over channels of its own, BundleSent for a
-rootfs, TreesSent for what may change and what comes beside], Prepare, PagesBegin, PAGES..., PagesEnd,
+Order of a move: Hello, Facts, CheckPorts, CheckTrees, CheckFiles, OpenBundle, [rsync over channels of its own,
+BundleSent for a rootfs, TreesSent for what may change and what comes beside], Prepare, PagesBegin, PAGES..., PagesEnd,
 (Image, DATA...)*, [rsync], Restore (answer: prepared, held), Resume (answer: resumed), History. Abort at any point
 before Resume; a lost connection there means the same. Image has no answer: its failure is Restore's.
 
@@ -186,6 +186,17 @@ class CheckFiles:
 
 
 @dataclass(frozen=True)
+class CheckPorts:
+    """Can a container have these ports in the network namespace at path `netns` ("": the target's own)?
+
+    `ports` are ports.Bound as JSON; answers as ports.answer does.
+    """
+
+    netns: str
+    ports: list[dict[str, typing.Any]]
+
+
+@dataclass(frozen=True)
 class TreesSent:
     """All trees are there, but for what will have changed in those that may be written to: the target checks them."""
 
@@ -287,6 +298,7 @@ Call = (
     | BundleSent
     | CheckTrees
     | CheckFiles
+    | CheckPorts
     | TreesSent
     | Prepare
     | PagesBegin

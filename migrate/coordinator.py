@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from migrate import gate, journal, protocol, treestore, volumes
+from migrate import journal, protocol, treestore, volumes
 from migrate.departure import Departure
 from migrate.errors import DeadlineExceeded, InDoubt, MigrateError, MovedDirty, MoveFailed, RolledBack
 from migrate.events import Monitor, PassDone, PhaseStarted, Progress, Report, Warned
@@ -28,7 +28,7 @@ from migrate.settlement import clean_source, clean_target, save_log, settle
 from migrate.trees import Owner, Tree
 from migrate.validate import container_blockers, preflight, wait_settled
 from migrate.volumes import Plan
-from runtime import checkpoint, network
+from runtime import checkpoint, gate, network
 from runtime.spec import Spec
 from runtime.spec import load as load_spec
 from runtime.state import State, Store

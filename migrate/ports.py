@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Self
 
-from migrate import sockdiag
 from migrate.errors import ProtocolError
 from migrate.trees import from_json
+from runtime import sockdiag
 from runtime.namespaces import inside_netns
 
 MAX_PORTS = 5000

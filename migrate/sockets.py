@@ -18,10 +18,9 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from migrate import sockdiag
 from migrate.losses import Finding
 from migrate.ports import IP_FREEBIND, PROTOCOLS, Bound, endpoint
-from runtime import processes, syscalls
+from runtime import processes, sockdiag, syscalls
 
 _SO_PASSSEC, _SO_TIMESTAMPS, _SO_PASSPIDFD = 34, (29, 35, 37, 63, 64, 65), 76
 _SIOCGSKNS, _SIOCINQ = 0x894C, 0x541B

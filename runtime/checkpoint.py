@@ -170,7 +170,9 @@ def _dump(state: State, spec: Spec, request: Request) -> None:
         if request.pre_dump:
             Criu().pre_dump(options, timeout=DUMP_TIMEOUT)
         else:
-            with Criu().dump(options, timeout=DUMP_TIMEOUT) as session:
+            from runtime import gate
+
+            with gate.closed(state, spec), Criu().dump(options, timeout=DUMP_TIMEOUT) as session:
                 session.run_until("post-dump")
                 supplement.save(directory, state, Cgroup.of(state))
                 with held.completed(state, directory) as hold:

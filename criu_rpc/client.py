@@ -104,6 +104,11 @@ class _Session:
         self._end()
         return None
 
+    def prolong(self, timeout: float) -> None:
+        """The rest of the request must be over within `timeout` seconds from now."""
+        self._timeout = timeout
+        self._deadline = time.monotonic() + timeout
+
     def ack(self) -> None:
         """Let CRIU go on from the notification it waits at."""
         self._answer(True)

@@ -97,6 +97,10 @@ class Agent:
                 from migrate import openfiles
 
                 return openfiles.answer(call.files)
+            case protocol.CheckPorts():
+                from migrate import ports
+
+                return ports.answer(call.netns, call.ports)
             case protocol.TreesSent():
                 return self._move().trees_sent()
             case protocol.Prepare():
@@ -109,7 +113,7 @@ class Agent:
                 self._move().image(call.name, call.size, call.digest)
                 return None
             case protocol.Restore():
-                return self._move().restore(call.count)
+                return self._move().restore(call.count, call.timeout)
             case protocol.Resume():
                 return self._move().resume()
             case protocol.History():

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from migrate import gate, journal, protocol, treestore, volumes
+from migrate import journal, protocol, treestore, volumes
 from migrate.departure import Departure
-from migrate.errors import InDoubt, MigrateError, MovedDirty, MoveFailed, RolledBack
+from migrate.errors import DeadlineExceeded, InDoubt, MigrateError, MovedDirty, MoveFailed, RolledBack
 from migrate.events import Monitor, PassDone, PhaseStarted, Progress, Report, Warned
 from migrate.files import fingerprint
 from migrate.interrupts import uninterruptible
@@ -28,7 +28,7 @@ from migrate.settlement import clean_source, clean_target, save_log, settle
 from migrate.trees import Owner, Tree
 from migrate.validate import container_blockers, preflight, wait_settled
 from migrate.volumes import Plan
-from runtime import checkpoint, network
+from runtime import checkpoint, gate, network
 from runtime.spec import Spec
 from runtime.spec import load as load_spec
 from runtime.state import State, Store
@@ -36,6 +36,7 @@ from runtime.state import State, Store
 LOCK_TIMEOUT = 5.0
 FINGERPRINT_TIMEOUT = 600.0
 RESUME_TIMEOUT = 30.0
+ANSWER_GRACE = 2.0  # for the target to say itself what did not end in time
 PATIENCE = 2.0  # for what passes by itself, such as a connection that is about to be accepted
 
 
@@ -150,7 +151,7 @@ class Coordinator:
             "annotations": spec.annotations, "created": state.created, "bundle_hints": _hints(state, place),
             "resources": state.resources,
         }  # fmt: skip
-        peer.call(protocol.Prepare(carried, list(state.stdio), self._wanted.tcp_close))
+        peer.call(protocol.Prepare(carried, list(state.stdio), self._wanted.tcp_close, self._wanted.timeout))
         self._clock.step("seed")
 
     def _discard_leftovers(self, peer: Peer) -> None:
@@ -174,6 +175,7 @@ class Coordinator:
         self._clock.step("prepare")
         departure.gate.enter_context(gate.closed(state, departure.spec))
         wait_settled(state, self._wanted.allow, PATIENCE)
+        peer.limit(self._wanted.timeout)
         pages = departure.freeze(
             self._wanted.timeout,
             lambda: seeding.frozen(self._wanted.timeout),
@@ -182,18 +184,31 @@ class Coordinator:
         self._frozen_at = departure.frozen_at
         self._clock.step("start criu", until=self._frozen_at)
         self._clock.step("dump")
-        files_there = seeding.last(self._wanted.timeout)
+        files_there = seeding.last(self._left())
+        peer.limit(self._left())
         peer.post(pages)
-        count = departure.send_images()
-        peer.answer("PagesEnd", self._wanted.timeout)
+        count = departure.send_images(self._frozen_at + self._wanted.timeout)
+        peer.answer("PagesEnd", self._left())
         self._clock.step("images")
         if files_there is not None:
             files_there()
             self._clock.step("files")
-        peer.post(protocol.Restore(count))
-        peer.answer("Restore", self._wanted.timeout)
+        left = self._left()
+        peer.post(protocol.Restore(count, left))
+        peer.answer("Restore", left + ANSWER_GRACE)
+        peer.limit()
         self._clock.step("restore")
         log.record(Phase.PREPARED, durable=False)
+
+    def _left(self) -> float:
+        """Seconds that the container may still be frozen. Raises DeadlineExceeded when there are none."""
+        left = self._frozen_at + self._wanted.timeout - time.monotonic()
+        if left <= 0:
+            raise DeadlineExceeded(
+                f"container {self._wanted.id} has been frozen for {self._wanted.timeout:g} s",
+                remedy="--timeout SECONDS allows it more time",
+            )
+        return left
 
     def _hand_over(
         self, log: Journal, state: State, departure: Departure, peer: Peer, leaving: dict[str, list[str]]

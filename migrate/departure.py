@@ -29,7 +29,6 @@ from runtime.spec import Spec
 from runtime.state import State
 
 DEATH_TIMEOUT = 30.0
-GHOST_LIMIT = 512 << 20  # bytes of an open file without a name that go with the images
 
 
 class Departure:
@@ -62,8 +61,9 @@ class Departure:
     ) -> protocol.PagesEnd:
         """Dump up to `post-dump`; pages stream meanwhile. Afterwards the tree is frozen and `images()` complete.
 
-        `on_frozen` is called once no process of the container runs any more, while the dump goes on. With
-        `skip_in_flight`, connections that have not been accepted yet are left out: they are lost.
+        `timeout`, in seconds, is for all of that. `on_frozen` is called once no process of the container runs any more,
+        while the dump goes on. With `skip_in_flight`, connections that have not been accepted yet are left out: they
+        are lost.
         """
         if processes.start_time(self._state.pid) != self._state.pid_start_time:
             raise MigrateError(f"container {self._state.id}: its init is gone")
@@ -74,7 +74,6 @@ class Departure:
             work_dir_fd=self._images,
             page_server_fd=self._relay.criu_end.fileno(),
             tcp_skip_in_flight=skip_in_flight,
-            ghost_limit=GHOST_LIMIT,
         )
         self._relay.start()
         self._session = Criu().dump(options, timeout=timeout)
@@ -90,10 +89,10 @@ class Departure:
             netlock.prepare(self._state, self.spec, self._images, keep=not self._tcp_close)
         except CriuError as error:
             raise self._relay.failure or error from None
-        return self._relay.finish()
+        return self._relay.finish(max(0.0, self.frozen_at + timeout - time.monotonic()))
 
-    def send_images(self) -> int:
-        """Send every image but the pages; returns how many."""
+    def send_images(self, deadline: float) -> int:
+        """Send every image but the pages, until `deadline` (time.monotonic()); returns how many."""
         names = sorted(name for name in os.listdir(self._images) if name.endswith(".img"))
         for name in names:
             fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=self._images)
@@ -102,6 +101,8 @@ class Departure:
                 self._peer.post(protocol.Image(name, file.tell(), digest))
                 file.seek(0)
                 while data := file.read(protocol.CHUNK):
+                    if time.monotonic() > deadline:
+                        raise DeadlineExceeded("the images could not be sent in time")
                     self._peer.send_data(data)
         return len(names)
 

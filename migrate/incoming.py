@@ -25,7 +25,7 @@ from migrate.files import fingerprint
 from migrate.hostfacts import DATA
 from migrate.journal import Journal
 from migrate.phases import FINAL, Phase
-from migrate.protocol import CheckTrees, OpenBundle, Prepare
+from migrate.protocol import FREEZE_TIMEOUT, CheckTrees, OpenBundle, Prepare
 from migrate.reception import ReceivedImages, ReceivedPages
 from migrate.trees import Needed, Owner, Tree, checked_list
 from migrate.treestore import Arrivals, Placed
@@ -36,7 +36,7 @@ from runtime.state import State, Store, check_id
 RESTORE_TIMEOUT = 120.0
 OLD_AGENT_TIMEOUT = 20.0
 SEED_SILENCE = 6 * 3600.0
-FROZEN_SILENCE = 150.0  # longer than the source's default limit for the freeze
+FROZEN_SILENCE = 30.0  # beyond the limit for the freeze: the source has to end the container, too
 
 
 class Incoming:
@@ -55,6 +55,7 @@ class Incoming:
         self._pages: ReceivedPages | None = None
         self._restoring: Restoring | None = None
         self._resumed = False
+        self._timeout = FREEZE_TIMEOUT
 
     @classmethod
     def begin(cls, root: str) -> Self:
@@ -67,7 +68,7 @@ class Incoming:
     @property
     def idle_timeout(self) -> float:
         """Seconds that the source may be silent: long while rsync runs beside us, short once it is about to freeze."""
-        return SEED_SILENCE if self._restoring is None else FROZEN_SILENCE
+        return SEED_SILENCE if self._restoring is None else self._timeout + FROZEN_SILENCE
 
     def check_trees(self, call: CheckTrees) -> dict[str, Any]:
         """What speaks against the trees that are to come; see treestore.check."""
@@ -162,8 +163,9 @@ class Incoming:
         """Make everything around the container: directories, network namespace, cgroup, monitor, waiting CRIU."""
         if self._bundle is None or self._journal is None or self._restoring is not None:
             raise ProtocolError("Prepare came out of order")
-        plan = {"stdio": call.stdio, "state": call.state, "tcp_close": call.tcp_close}
+        plan = {"stdio": call.stdio, "state": call.state, "tcp_close": call.tcp_close, "timeout": call.timeout}
         self._journal.record(Phase.SEED, plan=plan)
+        self._timeout = call.timeout
         self._images = ReceivedImages.make(self._migration)
         self._restoring = self._begin_restore(self._bundle, plan)
         return {}
@@ -172,7 +174,7 @@ class Incoming:
         if self._images is None or self._pages is not None or self._journal is None:
             raise ProtocolError("PagesBegin came out of order")
         self._journal.record(Phase.STOP_AND_COPY)
-        self._pages = ReceivedPages.start(self._images.path)
+        self._pages = ReceivedPages.start(self._images.path, self._timeout)
         return {}
 
     def pages(self, payload: bytes) -> None:
@@ -199,12 +201,12 @@ class Incoming:
             raise ProtocolError("data came before Prepare")
         self._images.write(payload)
 
-    def restore(self, count: int) -> dict[str, Any]:
-        """Restore and hold; answers {"pid"}: the container's init on this host, which has not run yet."""
+    def restore(self, count: int, timeout: float) -> dict[str, Any]:
+        """Restore and hold, within `timeout` seconds; answers {"pid"}: the container's init here, which has not run."""
         if self._images is None or self._restoring is None or self._journal is None or self._pages is not None:
             raise ProtocolError("Restore came out of order")
         self._images.check(count)
-        pid = self._restoring.restore(RESTORE_TIMEOUT)
+        pid = self._restoring.restore(timeout)
         self._journal.record(Phase.PREPARED, durable=False)
         return {"pid": pid}
 
@@ -275,8 +277,9 @@ class Incoming:
             return {"workload": "SOURCE"}
         if entry.phase is not Phase.PREPARED or self._images is None or self._bundle is None:
             raise TargetError(f"the images of migration {migration} are not complete here ({entry.phase})")
-        self._restoring = self._begin_restore(self._bundle, entry.fields["plan"])
-        self._restoring.restore(RESTORE_TIMEOUT)
+        plan = entry.fields["plan"]
+        self._restoring = self._begin_restore(self._bundle, plan)
+        self._restoring.restore(max(RESTORE_TIMEOUT, plan.get("timeout", 0.0)))  # nothing runs: no reason for haste
         answer = {"workload": "TARGET", **self.resume()}
         self._flush()
         return answer

@@ -4,6 +4,8 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from migrate.protocol import FREEZE_TIMEOUT
+
 
 class MigrationMode(enum.StrEnum):
     """How memory gets across. More modes come with pre-copy and post-copy."""
@@ -25,7 +27,7 @@ class MigrationSpec:
     host: str
     allow: frozenset[str] = frozenset()
     mode: MigrationMode = MigrationMode.STOP_AND_COPY
-    timeout: float = 120.0
+    timeout: float = FREEZE_TIMEOUT
     net: str | None = None
     tcp_close: bool = False
     volumes: Mapping[str, str] = field(default_factory=dict)

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from migrate import protocol
 from migrate.errors import DeadlineExceeded, MigrateError, ProtocolError
 
-RELAY_TIMEOUT = 60.0
+CLOSE_TIMEOUT = 60.0
 _BUFFER = 64 << 20  # bytes that CRIU may be ahead of the connection
 _SO_SNDBUFFORCE = 32
 _RECORD_4_2 = struct.Struct("=I4xQQQ")
@@ -112,11 +112,11 @@ class PageRelay:
             with contextlib.suppress(OSError):
                 self._ours.shutdown(socket.SHUT_RDWR)  # CRIU must fail now, not at its own time-out
 
-    def finish(self) -> protocol.PagesEnd:
+    def finish(self, timeout: float) -> protocol.PagesEnd:
         """Wait until all is with the connection; the size and digest of it. Raises what stopped the stream."""
-        self._thread.join(RELAY_TIMEOUT)
+        self._thread.join(timeout)
         if self._thread.is_alive():
-            raise DeadlineExceeded(f"the page stream does not end within {RELAY_TIMEOUT:g} s")
+            raise DeadlineExceeded("the memory pages could not be sent in time")
         if self.failure is not None:
             raise self.failure
         return protocol.PagesEnd(self._size, self._hash.hexdigest())
@@ -126,6 +126,6 @@ class PageRelay:
         with contextlib.suppress(OSError):
             self._ours.shutdown(socket.SHUT_RDWR)
         if self._thread.is_alive():
-            self._thread.join(RELAY_TIMEOUT)
+            self._thread.join(CLOSE_TIMEOUT)
         self._ours.close()
         self.criu_end.close()

@@ -22,6 +22,7 @@ from migrate.protocol import Call, FrameDecoder, FrameType
 
 START_TIMEOUT = 30.0
 CALL_TIMEOUT = 30.0
+SEND_TIMEOUT = 60.0  # in which the target must take some of what is sent
 _NOISE_LIMIT = 256 << 10
 
 # Runs at the target under `python3 -I -S -c`; no single quotes inside, for the login shell's sake.
@@ -140,6 +141,10 @@ class Peer:
         self._reader.start()
         self.call(protocol.Hello(protocol.VERSION, root))
 
+    def limit(self, timeout: float = SEND_TIMEOUT) -> None:
+        """From now on: give up sending when the target takes nothing for `timeout` seconds."""
+        self._channel.settimeout(min(timeout, SEND_TIMEOUT))
+
     def call(self, call: Call, timeout: float = CALL_TIMEOUT) -> dict[str, Any]:
         """Send a call and wait for its answer; answers to earlier calls that nobody took are dropped.
 
@@ -223,9 +228,9 @@ class Peer:
     def _read(self) -> None:
         """Reader thread: sorts frames until the connection ends, then says why it ended."""
         decoder = FrameDecoder()
-        self._channel.settimeout(None)
+        self._channel.settimeout(SEND_TIMEOUT)  # a channel has one for both ways; to wait for an answer is `answer`'s
         try:
-            while data := self._channel.recv(1 << 18):
+            while data := self._receive():
                 for kind, payload in decoder.feed(data):
                     if kind in (FrameType.REPLY, FrameType.FAILURE):
                         self._answers.put((kind, payload))
@@ -239,6 +244,12 @@ class Peer:
             self._lost = f"the connection was lost: {error}"
         finally:
             self._answers.put(None)
+
+    def _receive(self) -> bytes:
+        """What comes next, however long that takes; b"" at the end."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                return self._channel.recv(1 << 18)
 
     def _epitaph(self) -> str:
         """Why an agent that ended has ended, from its exit status and the last line it wrote to stderr."""

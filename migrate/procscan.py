@@ -9,6 +9,7 @@ from pathlib import Path
 from migrate import losses
 from migrate.losses import Finding
 from runtime import processes
+from runtime.checkpoint import GHOST_LIMIT
 
 # Character devices that CRIU dumps (criu/files.c, criu/files-ext.c): memory devices, tun.
 _MEM_MAJOR, _MISC_MAJOR, _TUN_MINOR = 1, 10, 200
@@ -17,6 +18,8 @@ _SLAVE_MAJORS = range(136, 144)
 _TTY, _PTMX = (5, 0), (5, 2)
 # Anonymous inodes that CRIU dumps (criu/files.c, dump_one_file).
 _ANON_KNOWN = re.compile(r"anon_inode:(\[?(eventfd|eventpoll|signalfd|timerfd|pidfd)\]?|inotify|\[fanotify\])$")
+# Memory that has a file only in the kernel's eyes: it goes along as memory.
+_MEMORY = ("/memfd:", "/dev/zero ", "/SYSV", "/anon_hugepage ", "/secretmem ")
 
 
 def scan(init_pid: int) -> list[Finding]:
@@ -26,6 +29,7 @@ def scan(init_pid: int) -> list[Finding]:
     inside = sorted({*processes.container_pids(init_pid), *family})
     mounts = _mount_ids(init_pid)
     terminals = _Terminals(init_pid, family)
+    ghosts = _Ghosts()
     for pid in inside:
         try:
             name = Path(f"/proc/{pid}/comm").read_text().strip()
@@ -38,7 +42,8 @@ def scan(init_pid: int) -> list[Finding]:
                 continue
             found += _status(pid, who)
             found += losses.of_process(pid, init_pid, who)
-            found += _descriptors(pid, who, mounts, terminals)
+            found += _descriptors(pid, who, mounts, terminals, ghosts)
+            found += ghosts.mapped(pid, who)
         except OSError:
             continue
     return found
@@ -140,7 +145,35 @@ def _masters(pid: int) -> Iterator[int]:
         return
 
 
-def _descriptors(pid: int, who: str, mounts: set[int], terminals: _Terminals) -> Iterator[Finding]:
+class _Ghosts:
+    """Files without a name (any more) that are too large to go with the images; each is reported once."""
+
+    def __init__(self) -> None:
+        self._seen: set[tuple[int, int]] = set()
+
+    def look(self, info: os.stat_result, link: str, where: str) -> Iterator[Finding]:
+        size = info.st_blocks * 512  # what CRIU looks at, too
+        if not stat.S_ISREG(info.st_mode) or info.st_nlink or size <= GHOST_LIMIT or link.startswith(_MEMORY):
+            return
+        if (info.st_dev, info.st_ino) not in self._seen:
+            self._seen.add((info.st_dev, info.st_ino))
+            limit = f"CRIU carries up to {GHOST_LIMIT >> 20} MiB of such a file"
+            yield Finding("ghost-file", where, f"{link} has no name any more and {size >> 20} MiB: {limit}")
+
+    def mapped(self, pid: int, who: str) -> Iterator[Finding]:
+        """Those whose descriptors may be closed."""
+        with open(f"/proc/{pid}/maps", errors="surrogateescape") as file:
+            lines = [line.split(None, 5) for line in file if line.endswith(" (deleted)\n")]
+        for place, *_, path in lines:
+            try:
+                start, end = (int(address, 16) for address in place.split("-"))
+                info = os.stat(f"/proc/{pid}/map_files/{start:x}-{end:x}")
+            except OSError:
+                continue
+            yield from self.look(info, path.strip(), f"{who}, mapped at {place}")
+
+
+def _descriptors(pid: int, who: str, mounts: set[int], terminals: _Terminals, ghosts: _Ghosts) -> Iterator[Finding]:
     for number in sorted(os.listdir(f"/proc/{pid}/fd"), key=int):
         place = f"{who}, descriptor {number}"
         try:
@@ -148,6 +181,7 @@ def _descriptors(pid: int, who: str, mounts: set[int], terminals: _Terminals) ->
             info = os.stat(f"/proc/{pid}/fd/{number}")
         except OSError:
             continue
+        yield from ghosts.look(info, link, place)
         finding = losses.of_descriptor(pid, number, link, place)
         if finding is not None:
             yield finding

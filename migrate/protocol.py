@@ -9,8 +9,8 @@ A connection carries frames, both ways: a type (1 byte), a length (4 bytes, big 
     DATA     source -> target  the next bytes of the image announced last by `Image`
     PULSE    target -> source  nothing; sent now and then, so that a dead connection shows at the target as well
 
-Order of a move: Hello, Facts, CheckTrees, CheckFiles, OpenBundle, [rsync over channels of its own, BundleSent for a
-rootfs, TreesSent for what may change and what comes beside], Prepare, PagesBegin, PAGES..., PagesEnd,
+Order of a move: Hello, Facts, CheckPorts, CheckTrees, CheckFiles, OpenBundle, [rsync over channels of its own,
+BundleSent for a rootfs, TreesSent for what may change and what comes beside], Prepare, PagesBegin, PAGES..., PagesEnd,
 (Image, DATA...)*, [rsync], Restore (answer: prepared, held), Resume (answer: resumed), History. Abort at any point
 before Resume; a lost connection there means the same. Image has no answer: its failure is Restore's.
 
@@ -33,6 +33,8 @@ VERSION = 1
 MAX_CONTROL = 8 << 20
 MAX_DATA = 1 << 20
 CHUNK = 256 << 10  # what one PAGES or DATA frame carries at most, as we send them
+FREEZE_TIMEOUT = 120.0  # seconds that a container is frozen at most, where nothing else is said
+MAX_FREEZE_TIMEOUT = 86400.0
 
 _HEADER = struct.Struct(">BI")
 _IMAGE_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}\.img")
@@ -94,6 +96,10 @@ class FrameDecoder:
 def _check(condition: bool, what: str) -> None:
     if not condition:
         raise ProtocolError(what)
+
+
+def _check_timeout(value: float) -> None:
+    _check(0 < value <= MAX_FREEZE_TIMEOUT, f"{value!r} s is no time that a container may be frozen")
 
 
 def check_migration_id(value: str) -> str:
@@ -180,6 +186,17 @@ class CheckFiles:
 
 
 @dataclass(frozen=True)
+class CheckPorts:
+    """Can a container have these ports in the network namespace at path `netns` ("": the target's own)?
+
+    `ports` are ports.Bound as JSON; answers as ports.answer does.
+    """
+
+    netns: str
+    ports: list[dict[str, typing.Any]]
+
+
+@dataclass(frozen=True)
 class TreesSent:
     """All trees are there, but for what will have changed in those that may be written to: the target checks them."""
 
@@ -190,12 +207,17 @@ class Prepare:
 
     `state` holds what goes along of the container's state: annotations, created, bundle hints, updated resources;
     `stdio` names its standard streams as CRIU knows them ("pipe:[123]", or "" where there is nothing to reconnect).
-    With `tcp_close` the container finds its TCP connections closed.
+    With `tcp_close` the container finds its TCP connections closed. It is frozen for `timeout` seconds at most: what
+    the target waits for meanwhile must not take longer.
     """
 
     state: dict[str, typing.Any]
     stdio: list[str]
     tcp_close: bool = False
+    timeout: float = FREEZE_TIMEOUT
+
+    def __post_init__(self) -> None:
+        _check_timeout(self.timeout)
 
 
 @dataclass(frozen=True)
@@ -230,9 +252,13 @@ class Image:
 
 @dataclass(frozen=True)
 class Restore:
-    """All `count` images are there: restore, hold before anything runs, and answer {"pid"}."""
+    """All `count` images are there: restore within `timeout` seconds, hold before anything runs, answer {"pid"}."""
 
     count: int
+    timeout: float = FREEZE_TIMEOUT
+
+    def __post_init__(self) -> None:
+        _check_timeout(self.timeout)
 
 
 @dataclass(frozen=True)
@@ -272,6 +298,7 @@ Call = (
     | BundleSent
     | CheckTrees
     | CheckFiles
+    | CheckPorts
     | TreesSent
     | Prepare
     | PagesBegin
@@ -325,7 +352,7 @@ def decode_call(payload: bytes) -> Call:
 
 
 def _fits(value: object, hint: typing.Any) -> bool:
-    """Whether a decoded JSON value is of the annotated type (str, int, bool, Any, list[...], dict[str, ...])."""
+    """Whether a decoded JSON value is of the annotated type (str, int, float, bool, Any, list[...], dict[str, ...])."""
     if hint is typing.Any:
         return True
     if not isinstance(hint, types.GenericAlias):

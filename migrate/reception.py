@@ -13,8 +13,6 @@ from criu_rpc.swrk import PageServer
 from migrate.errors import ProtocolError, TargetError
 from migrate.hostfacts import DATA
 
-PAGE_SERVER_TIMEOUT = 60.0
-
 
 class ReceivedImages:
     """The directory of one migration's images, and the image that is being written."""
@@ -90,18 +88,19 @@ class ReceivedImages:
 class ReceivedPages:
     """What comes over the wire goes into one end of a socketpair; CRIU's page server has the other."""
 
-    def __init__(self, server: PageServer, ours: socket.socket) -> None:
-        self._server, self._socket = server, ours
+    def __init__(self, server: PageServer, ours: socket.socket, timeout: float) -> None:
+        self._server, self._socket, self._timeout = server, ours, timeout
         self._size, self._hash = 0, hashlib.sha256()
         self._broken = False
 
     @classmethod
-    def start(cls, images: Path) -> Self:
+    def start(cls, images: Path, timeout: float) -> Self:
+        """The page server must not let itself be waited for longer than `timeout` seconds."""
         ours, theirs = socket.socketpair()
         with theirs:
             server = Criu().page_server(images, theirs)
-        ours.settimeout(PAGE_SERVER_TIMEOUT)
-        return cls(server, ours)
+        ours.settimeout(timeout)
+        return cls(server, ours, timeout)
 
     def feed(self, payload: bytes) -> None:
         """A server that is dead or full does not answer any more; why shows in `finish`."""
@@ -120,7 +119,7 @@ class ReceivedPages:
             while self._socket.recv(4096):  # its answers, which the source has given CRIU in its place
                 pass
         self._socket.close()
-        self._server.wait(PAGE_SERVER_TIMEOUT)
+        self._server.wait(self._timeout)
         if (self._size, self._hash.hexdigest()) != (size, digest):
             raise TargetError("the memory pages arrived damaged")
 

@@ -33,7 +33,7 @@ from migrate.hostfacts import free_bytes
 from migrate.interrupts import uninterruptible
 from migrate.sockets import survey
 from migrate.validate import require_movable, wait_settled
-from runtime import checkpoint, container, held, logs, netlock, supplement, syscalls
+from runtime import checkpoint, container, gate, held, logs, netlock, supplement, syscalls
 from runtime.cgroups import Cgroup
 from runtime.restore import RestorePlan, Restoring
 from runtime.spec import Spec
@@ -121,16 +121,18 @@ def save(store: Store, container_id: str, directory: Path, *, allow: frozenset[s
         state = store.load(container_id)
         spec = load_spec(Path(state.bundle), state.annotations)
         require_movable(store, state, spec, allow, PATIENCE)
-        wait_settled(state, allow, PATIENCE)
         with _temporary(directory) as place:
-            with _dump(state, spec, place, leave_running=not stop, skip_in_flight="tcp-backlog" in allow) as session:
-                # While it is frozen: what it writes later belongs to the container, not to the snapshot.
-                checkpoint.wait_output_logged(state, LOG_TIMEOUT)
-                _copy_log(state, place / "log")
-                connections = sorted(str(entry) for entry in survey(state.pid).connections if not entry.inside)
-                manifest = _seal(state, place, directory, connections) if stop else None  # before the container ends
-                with uninterruptible():
-                    session.finish()
+            with gate.closed(state, spec):
+                wait_settled(state, allow, PATIENCE)
+                skip = "tcp-backlog" in allow
+                with _dump(state, spec, place, leave_running=not stop, skip_in_flight=skip) as session:
+                    # While it is frozen: what it writes later belongs to the container, not to the snapshot.
+                    checkpoint.wait_output_logged(state, LOG_TIMEOUT)
+                    _copy_log(state, place / "log")
+                    connections = sorted(str(entry) for entry in survey(state.pid).connections if not entry.inside)
+                    manifest = _seal(state, place, directory, connections) if stop else None  # before it ends
+                    with uninterruptible():
+                        session.finish()
             manifest = manifest or _seal(state, place, directory, connections)
         if stop:
             container.end(state)

@@ -18,9 +18,9 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from migrate import sockdiag
 from migrate.losses import Finding
-from runtime import processes, syscalls
+from migrate.ports import IP_FREEBIND, PROTOCOLS, Bound, endpoint
+from runtime import processes, sockdiag, syscalls
 
 _SO_PASSSEC, _SO_TIMESTAMPS, _SO_PASSPIDFD = 34, (29, 35, 37, 63, 64, 65), 76
 _SIOCGSKNS, _SIOCINQ = 0x894C, 0x541B
@@ -51,7 +51,7 @@ class Connection:
     inside: bool
 
     def __str__(self) -> str:
-        return f"tcp {_endpoint(self.local)} -> {_endpoint(self.remote)}"
+        return f"tcp {endpoint(self.local)} -> {endpoint(self.remote)}"
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Listening:
     held_by: str
 
     def __str__(self) -> str:
-        return f"{self.protocol} {_endpoint(self.local)}"
+        return f"{self.protocol} {endpoint(self.local)}"
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,16 @@ def survey(init_pid: int) -> Survey:
         look = _Look(init_pid, diag)
         try:
             return look.survey()
+        finally:
+            look.close()
+
+
+def bound(init_pid: int) -> list[Bound]:
+    """The ports that the container has in the network of its first process; without those of connections."""
+    with sockdiag.diag(init_pid) as diag:
+        look = _Look(init_pid, diag)
+        try:
+            return list(dict.fromkeys(look.bound()))
         finally:
             look.close()
 
@@ -260,6 +270,13 @@ class _Look:
                 if syscalls.getsockopt(sock.fileno(), level, _MCAST_MSFILTER, request):
                     yield Finding("multicast", where, f"{_describe(sock)} has joined the group {group}")
 
+    def bound(self) -> Iterator[Bound]:
+        network = os.stat(f"/proc/{self._pid}/ns/net").st_ino
+        for _, fd in self._held.values():
+            with contextlib.suppress(OSError), _adopt(os.dup(fd)) as sock:
+                if self._namespace(sock) == network and (found := _bound(sock)) is not None:
+                    yield found
+
     def _datagrams(self) -> Iterator[Listening]:
         for where, fd in self._held.values():
             with contextlib.suppress(OSError), _adopt(os.dup(fd)) as sock:
@@ -267,6 +284,32 @@ class _Look:
                     local = sock.getsockname()
                     if local[1]:
                         yield Listening("udp", (local[0], local[1]), where)
+
+
+def _bound(sock: socket.socket) -> Bound | None:
+    """What port a socket has, None for one that has none or is connected (a connection of TCP)."""
+    protocol = next((name for name, number in PROTOCOLS.items() if number == sock.proto), "")
+    if sock.family not in _INET or sock.type == socket.SOCK_RAW or not protocol:
+        return None
+    address, port = sock.getsockname()[:2]
+    if not port:
+        return None
+    if protocol == "tcp":
+        with contextlib.suppress(OSError):
+            sock.getpeername()
+            return None
+
+    def has(level: int, option: int) -> bool:
+        return bool(sock.getsockopt(level, option))
+
+    return Bound(
+        protocol, address.partition("%")[0], port,
+        device=sock.getsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, 16).rstrip(b"\0").decode(),
+        reuse_address=has(socket.SOL_SOCKET, socket.SO_REUSEADDR),
+        reuse_port=has(socket.SOL_SOCKET, socket.SO_REUSEPORT),
+        only_v6=sock.family == socket.AF_INET6 and has(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY),
+        free=has(socket.IPPROTO_IP, IP_FREEBIND),
+    )  # fmt: skip
 
 
 def _adopt(fd: int) -> socket.socket:
@@ -314,21 +357,15 @@ def _describe(sock: socket.socket) -> str:
     if sock.family not in _INET:
         return {socket.AF_UNIX: "unix socket", socket.AF_NETLINK: "netlink socket"}.get(sock.family, "packet socket")
     name = "raw" if sock.type == socket.SOCK_RAW else _PROTOCOLS.get(sock.proto, str(sock.proto)).lower()
-    local = _endpoint(sock.getsockname()[:2])
+    local = endpoint(sock.getsockname()[:2])
     try:
-        return f"{name} {local} -> {_endpoint(sock.getpeername()[:2])}"
+        return f"{name} {local} -> {endpoint(sock.getpeername()[:2])}"
     except OSError:
         return f"{name} {local}"
 
 
-def _connection(entry: sockdiag.TcpSocket) -> str:
-    return f"tcp {_endpoint(entry.local)} -> {_endpoint(entry.remote)}"
-
-
-def _endpoint(address: tuple[str, int]) -> str:
-    host, port = address
-    host = host.removeprefix("::ffff:")
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+def _connection(entry: sockdiag.InetSocket) -> str:
+    return f"tcp {endpoint(entry.local)} -> {endpoint(entry.remote)}"
 
 
 def _family(number: int) -> str:

@@ -26,7 +26,8 @@ def is_place(path: str) -> bool:
     return not any(path == place or path.startswith(f"{place}/") for place in _FORBIDDEN)
 
 
-def _from_json(cls: Any, value: Any) -> Any:
+def from_json(cls: Any, value: Any) -> Any:
+    """A dataclass of plain fields out of what came over the wire. Raises ProtocolError."""
     kinds = typing.get_type_hints(cls)
     if not isinstance(value, dict) or set(value) != set(kinds):
         raise ProtocolError(f"{cls.__name__}: the fields are not those of this version")
@@ -65,7 +66,7 @@ class Tree:
     @classmethod
     def from_json(cls, value: Any) -> Self:
         """Raises ProtocolError."""
-        tree: Self = _from_json(cls, value)
+        tree: Self = from_json(cls, value)
         if not is_place(tree.place):
             raise ProtocolError(f"{tree.place!r} is no place for a tree")
         if not _DIGEST.fullmatch(tree.fingerprint) or tree.size < 0 or not os.path.isabs(tree.source):
@@ -97,7 +98,7 @@ class Needed:
     @classmethod
     def from_json(cls, value: Any) -> Self:
         """Raises ProtocolError."""
-        needed: Self = _from_json(cls, value)
+        needed: Self = from_json(cls, value)
         return needed
 
 

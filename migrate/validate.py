@@ -57,6 +57,7 @@ RULES: dict[str, Rule] = {
     "device": Rule("close the device before the move"),
     "io-uring": Rule("run the program without io_uring"),
     "special-file": Rule("close it before the move"),
+    "ghost-file": Rule("close it, let it get smaller, or give it a name (linkat)"),
     "traced": Rule("detach the debugger"),
     "other-uid": Rule("CRIU needs CAP_SYS_RESOURCE to carry processes of other users; this host's root lacks it"),
     # Sockets.
@@ -119,6 +120,7 @@ RULES: dict[str, Rule] = {
         "make the bridge there (ip link add NAME type bridge), or name another with `move --net bridge=NAME`"
     ),
     "address-in-use": Rule("free the address there, or give the container another one with `run --net`"),
+    "port-in-use": Rule("free the port there, or give the container a network namespace of its own"),
     "volume": Rule("say what becomes of it: --volume PATH=copy, PATH=shared or PATH=/NEW/PATH"),
     "overlay": Rule("name its layers by plain absolute paths"),
     "missing-source": Rule("make it there, with the same contents; --volume PATH=copy or PATH=/NEW/PATH"),
@@ -345,9 +347,24 @@ def check_target(peer: "Peer", store: Store, state: State, spec: Spec, plan: Pla
     needed += files.size(Path(state.rootfs))
     found = target_blockers(source, target, state, needed, send_rootfs=True)
     if state.status is Status.RUNNING:
+        if not spec.is_new("network"):
+            found += _check_ports(peer, state, spec)
         more, plan = _check_trees(peer, state, plan, needed)
         found += more
     return found, plan
+
+
+def _check_ports(peer: "Peer", state: State, spec: Spec) -> list[Blocker]:
+    """Are the ports free at the target that the container has in a network which is not its own?"""
+    ports = sockets.bound(state.pid)
+    if not ports:
+        return []
+    call = protocol.CheckPorts(spec.namespaces.get("network") or "", [port.to_json() for port in ports])
+    answer = peer.call(call)
+    try:
+        return [Blocker("port-in-use", f"{peer.name}: {port}", text) for port, text in answer["problems"]]
+    except (KeyError, TypeError, ValueError):
+        raise ProtocolError(f"{peer.name}: the answer to CheckPorts is malformed") from None
 
 
 def _check_trees(peer: "Peer", state: State, plan: Plan, reserved: int) -> tuple[list[Blocker], Plan]:

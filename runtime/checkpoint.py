@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 NETNS_KEY = "pymigrate-net"
 DESCRIPTORS = "descriptors.json"  # the standard streams at the dump, as runc's images say them
 DUMP_TIMEOUT = 600.0
+GHOST_LIMIT = 512 << 20  # bytes on disk of an open file without a name that go with the images
 _HOST_DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 
 
@@ -97,7 +98,7 @@ def dump_options(state: State, spec: Spec, **more: Any) -> DumpOptions:
         external.append(images.tty_external(os.stat(f"/proc/{state.pid}/root/dev/tty").st_dev))
     except OSError:
         pass  # it has none
-    options = common_options(spec) | more
+    options = common_options(spec) | {"ghost_limit": GHOST_LIMIT} | more
     return DumpOptions(
         pid=state.pid, root=state.rootfs, external=tuple(external), orphan_pts_master=spec.process.terminal, **options
     )  # fmt: skip
@@ -169,7 +170,9 @@ def _dump(state: State, spec: Spec, request: Request) -> None:
         if request.pre_dump:
             Criu().pre_dump(options, timeout=DUMP_TIMEOUT)
         else:
-            with Criu().dump(options, timeout=DUMP_TIMEOUT) as session:
+            from runtime import gate
+
+            with gate.closed(state, spec), Criu().dump(options, timeout=DUMP_TIMEOUT) as session:
                 session.run_until("post-dump")
                 supplement.save(directory, state, Cgroup.of(state))
                 with held.completed(state, directory) as hold:

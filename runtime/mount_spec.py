@@ -155,7 +155,7 @@ def parse_mount(entry: Fields, bundle: str | Path) -> Mount:
     if not kind and not mount.is_bind:
         entry.refuse("type", "is missing")
     if mount.is_bind and (unknown := parse_options(options).data):
-        entry.refuse("options", f"{unknown}: is unknown for a bind mount", NotSupported)
+        entry.refuse("options", f"{unknown[:100]!r} is unknown for a bind mount", NotSupported)
     if mount.idmap and not mount.is_bind:
         entry.refuse("uidMappings" if uids else "options", "only a bind mount can have its ids mapped")
     if "tmpcopyup" in options and kind != "tmpfs":

@@ -48,6 +48,9 @@ if TYPE_CHECKING:
     from runtime.state import Store
 
 
+RESUME_TIMEOUT = 30.0  # for CRIU, once it may let the tree run
+
+
 class RestorePlan(Record):
     """What a restore needs to know beside the spec.
 
@@ -240,7 +243,9 @@ class Restoring:
         return names[0], names[1], names[2]
 
     def restore(self, timeout: float, take_terminal: Callable[[int], None] | None = None) -> int:
-        """Restore up to `post-restore`: the tree exists and is held. Returns its init's pid. Raises CriuError.
+        """Restore up to `post-restore`, within `timeout` seconds: the tree exists and is held. Returns its init's pid.
+
+        Raises CriuError, DeadlineExceeded. How long it is held then is up to the caller.
 
         `take_terminal` gets the master of the container's terminal, if it has one; without it, a monitor of ours does.
         """
@@ -333,6 +338,7 @@ class Restoring:
         connected before: where sockets leave repair mode the kernel asks their peers to go on.
         """
         assert self._session is not None
+        self._session.prolong(RESUME_TIMEOUT)
         if self._monitor is not None:
             self._monitor.watch(self._state.pid)
         if self._announcer is not None and self._spec.network is not None:

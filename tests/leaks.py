@@ -1,16 +1,22 @@
-"""What containers may leave on this machine: mounts, cgroups, processes (and with them namespaces), state directories.
+"""What containers may leave on this machine: mounts, cgroups, processes (and with them namespaces), state directories,
+interfaces and tables of nf_tables.
 
 Others may run containers at the same time: only what bears one of the test's own names is counted, the directory that
-its state directory lies in among them.
+its state directory lies in among them. In a network namespace of the test's own everything is.
 """
 
+import contextlib
 import os
+import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+from runtime import syscalls
 from runtime.cgroups.hierarchies import discover
 
 GRACE = 5.0  # seconds in which what is just ending must be gone
+BRIDGE = "leaks0"
 
 
 def leaks(root: Path, *names: str) -> frozenset[str]:
@@ -20,7 +26,7 @@ def leaks(root: Path, *names: str) -> frozenset[str]:
     these are compared: what the second has and the first had not was left in between.
     """
     own = (*names, str(root.parent))
-    found = [*_mounts(own), *_cgroups(own), *_processes(own), *_states(root)]
+    found = [*_mounts(own), *_cgroups(own), *_processes(own), *_states(root), *_network()]
     return frozenset(found)
 
 
@@ -67,3 +73,33 @@ def _processes(own: tuple[str, ...]) -> list[str]:
 
 def _states(root: Path) -> list[str]:
     return [f"state {path}" for path in root.iterdir()] if root.is_dir() else []
+
+
+@contextlib.contextmanager
+def own_network() -> Iterator[None]:
+    """This thread, and whatever it starts, in a network namespace of its own with the bridge BRIDGE."""
+    before = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        syscalls.unshare(syscalls.CLONE_NEWNET)
+        for command in ("set lo up", f"add {BRIDGE} type bridge", f"set {BRIDGE} up"):
+            subprocess.run(["ip", "link", *command.split()], check=True)
+        yield
+    finally:
+        syscalls.setns(before, syscalls.CLONE_NEWNET)
+        os.close(before)
+
+
+def _network() -> Iterator[str]:
+    """Interfaces, tables and other processes in the network namespace of this thread, where that is one of its own."""
+    if f"{BRIDGE}:" not in Path("/proc/thread-self/net/dev").read_text():
+        return
+    ours = os.readlink("/proc/thread-self/ns/net")
+    for command in ("ip -o link show", "nft list tables"):
+        lines = subprocess.run(command.split(), capture_output=True, text=True, check=True).stdout.splitlines()
+        for line in lines:
+            if line.startswith("table ") or line.split(": ")[1] not in ("lo", BRIDGE):
+                yield f"{command.split()[0]} {line}"
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if os.readlink(process / "ns/net") == ours and process.name != str(os.getpid()):
+                yield f"process {process.name} in the test's network: {(process / 'cmdline').read_bytes()[-300:]!r}"

@@ -3,15 +3,13 @@
 import argparse
 import json
 
+from migrate import move_options
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("id", help="the container")
     parser.add_argument("host", nargs="?", help="[USER@]HOST to move to; without it only the container is checked")
-    parser.add_argument("--allow", action="append", default=[], metavar="RULE", help="lift a rule (repeatable)")
-    parser.add_argument(
-        "--volume", action="append", default=[], metavar="PATH=copy|shared|NEWPATH",
-        help="what is bound on PATH: send it along, or use the target's at the same path or another (repeatable)",
-    )  # fmt: skip
+    move_options.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -19,23 +17,25 @@ def run(args: argparse.Namespace) -> int:
 
     from migrate.exits import exit_code
     from migrate.validate import check_allowed, check_target, container_blockers, plan_blockers
-    from migrate.volumes import parse, plan
+    from migrate.volumes import plan
+    from runtime import network
     from runtime.spec import load
     from runtime.state import Store
 
-    allow = frozenset(args.allow)
-    check_allowed(allow)
+    wanted = move_options.wanted(args)
+    check_allowed(wanted.allow)
     store = Store(args.root)
-    state = store.load(args.id)
+    state = store.load(wanted.id)
     spec = load(Path(state.bundle), state.annotations)
-    trees = plan(state, spec, parse(args.volume))
-    blockers = container_blockers(store, state, spec) + plan_blockers(trees)
-    if args.host:
+    there = network.elsewhere(spec, wanted.net)
+    trees = plan(state, spec, wanted.volumes)
+    blockers = container_blockers(store, state, spec, tcp_close=wanted.tcp_close) + plan_blockers(trees)
+    if wanted.host:
         from migrate.peer import connect
 
-        with connect(args.host, root=str(args.root)) as peer:
-            blockers += check_target(peer, store, state, spec, trees)[0]
-    left = [blocker for blocker in blockers if blocker.rule not in allow]
+        with connect(wanted.host, root=str(args.root)) as peer:
+            blockers += check_target(peer, store, state, there, trees)[0]
+    left = [blocker for blocker in blockers if blocker.rule not in wanted.allow]
     if args.json:
         rows = [
             {"rule": b.rule, "where": b.where, "problem": b.problem, "remedy": b.remedy, "allowable": b.allowable}
@@ -46,5 +46,5 @@ def run(args: argparse.Namespace) -> int:
         for blocker in left:
             print(f"{blocker.rule}: {blocker.where}: {blocker.problem}\n  {blocker.remedy}")
     else:
-        print(f"{state.id} can move" + (f" to {args.host}" if args.host else ""))
+        print(f"{state.id} can move" + (f" to {wanted.host}" if wanted.host else ""))
     return exit_code("blocked") if left else 0

@@ -59,6 +59,7 @@ CALLS: list[protocol.Call] = [
     protocol.BundleSent(DIGEST),
     protocol.CheckTrees("web", "2026", [{"name": "/data"}], [{}], 5),
     protocol.CheckFiles([{"path": "/x"}]),
+    protocol.CheckPorts("", [{"port": 80}]),
     protocol.TreesSent(),
     protocol.Prepare({"annotations": {}}, ["", "pipe:[1]", "pipe:[2]"]),
     protocol.PagesBegin(),

@@ -224,6 +224,71 @@ def line_of(process: "subprocess.Popen[str]") -> str:
     return process.stdout.readline().strip()
 
 
+BIND = """
+import socket, sys, time
+held = []
+for number, text in enumerate(sys.argv[1].split(), 7101):
+    kind, address, *only = text.split(",")
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    held.append(socket.socket(family, socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM))
+    if family == socket.AF_INET6:
+        held[-1].setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, bool(only))
+    held[-1].bind((address, number))
+    if kind == "tcp":
+        held[-1].listen()
+print("ready", flush=True)
+sys.stdin.read()
+time.sleep(*map(int, sys.argv[2:]))
+"""
+# In the container; at the target; whether they are in each other's way.
+PORTS = [
+    ("tcp,0.0.0.0", "tcp,127.0.0.1", True),
+    ("tcp,::", "tcp,0.0.0.0", True),
+    ("tcp,127.0.0.1", "tcp,::", True),
+    ("udp,0.0.0.0", "udp,0.0.0.0", True),
+    ("udp,::1", "udp,::,only", True),
+    ("tcp,::,only", "tcp,0.0.0.0", False),
+    ("udp,0.0.0.0", "tcp,0.0.0.0", False),
+    ("tcp,127.0.0.2", "tcp,127.0.0.1", False),
+]
+
+
+@pytest.mark.parametrize("net", ["host", "ns:/run/netns/joined"])
+def test_ports_that_somebody_has_at_the_target(lab: Lab, net: str) -> None:
+    enter: list[str] = []
+    if net != "host":
+        enter = ["nsenter", f"--net={net[3:]}"]
+        for host in ("host1", "host2"):
+            lab.sh(host, "ip netns add joined && ip -n joined link set lo up")
+    lab.on("host1", *enter, "ip", "addr", "add", "10.99.0.1/32", "dev", "lo")
+    try:
+        run(lab, BIND, " ".join([*(inside for inside, _, _ in PORTS), "tcp,10.99.0.1"]), "1000", net=net)
+        wait_log(lab, "host1", "ready")
+        holder = lab.start(
+            "host2", *enter, "python3", "-c", BIND, " ".join(there for _, there, _ in PORTS), "0", stdin=subprocess.PIPE
+        )
+        try:
+            assert line_of(holder) == "ready"
+            done = lab.on("host1", "pymigrate", "--json", "validate", "web", "host2", check=False)
+        finally:
+            holder.communicate("")
+        found = {b["where"]: b["problem"] for b in json.loads(done.stdout)["blockers"] if b["rule"] == "port-in-use"}
+        shown = {"tcp,::": "tcp [::]", "udp,::1": "udp [::1]"}
+        taken = {
+            f"host2: {shown.get(inside, inside.replace(',', ' '))}:{number}"
+            for number, (inside, _, clash) in enumerate(PORTS, 7101)
+            if clash
+        }
+        missing = {"host2: tcp 10.99.0.1:7109": "cannot be bound there: there is no such address"}
+        assert found.keys() == taken | missing.keys()
+        assert all("is in use there by process " in found[name] and "(python3)" in found[name] for name in taken), found
+        lab.on("host2", *enter, "ip", "addr", "add", "10.99.0.1/32", "dev", "lo")
+        lab.on("host1", "pymigrate", "move", "web", "host2")
+    finally:
+        for host in ("host1", "host2"):
+            lab.sh(host, "pymigrate delete -f web; ip addr del 10.99.0.1/32 dev lo; ip netns del joined", check=False)
+
+
 def test_a_container_in_the_network_of_its_host(lab: Lab) -> None:
     """It moves when nothing is connected; a connection is named."""
     run(lab, WAITING, net="host")
@@ -239,6 +304,7 @@ def test_a_container_in_the_network_of_its_host(lab: Lab) -> None:
         assert done.returncode == 3
         assert "host-network: process " in done.stdout
         assert f"tcp 10.88.0.202:7001 -> {CLIENT}:" in done.stdout
+        lab.on("host2", "pymigrate", "validate", "--tcp-close", "web", "host1")
     finally:
         client.terminate()
         client.communicate()

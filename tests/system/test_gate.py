@@ -60,6 +60,34 @@ def test_a_busy_server_goes_there_and_back(lab: Lab) -> None:
         client.communicate()
 
 
+LOOK = """
+import subprocess, sys
+from criu_rpc.client import Criu
+from migrate import cli
+dump, tables = Criu.dump, sys.argv.pop(1)
+def looked(*args, **options):
+    subprocess.run(tables + " > /run/closed", shell=True)
+    return dump(*args, **options)
+Criu.dump = looked
+sys.exit(cli.main(sys.argv[1:]))
+"""
+SAVE = {
+    "snapshot": ("snapshot", "save", "web", "/var/lib/pymigrate/saved"),
+    "checkpoint": ("checkpoint", "--leave-running", "--image-path", "/var/lib/pymigrate/saved", "web"),
+}
+
+
+@pytest.mark.parametrize("verb", SAVE)
+def test_nobody_connects_while_a_container_is_saved(lab: Lab, verb: str) -> None:
+    run(lab, SERVER)
+    wait_log(lab, "host1", "ready")
+    tables = f"nsenter -t {lab.state('host1')['pid']} -n nft list ruleset"
+    lab.on("host1", lab.python, "-c", LOOK, tables, *SAVE[verb])
+    assert "tcp flags syn / syn,ack" in lab.sh("host1", "cat /run/closed")
+    assert lab.sh("host1", tables) == ""
+    lab.on("client", "python3", "-c", f"import socket; socket.create_connection(('{ADDRESS}', 7001), 0.9)")
+
+
 @pytest.mark.parametrize("what", ["raise OSError('test')", "os.kill(os.getpid(), 9)"], ids=["fails", "killed"])
 @pytest.mark.parametrize("net", [NET, "host"], ids=["own", "host"])
 def test_the_gate_is_open_again_after_a_move_that_ends_early(lab: Lab, net: str, what: str) -> None:

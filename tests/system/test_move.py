@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.hosts import COUNT, PYMIGRATE
+from tests.hosts import COUNT, PYMIGRATE, driver
 from tests.system.conftest import Lab
 
 
@@ -333,6 +333,27 @@ def test_cut_network_is_noticed_while_frozen(lab: Lab) -> None:
     assert time.monotonic() - started < 60
     lab.wait_count("host1", before)
     assert_soon_clean(lab)
+
+
+def test_a_target_that_takes_no_data_while_the_container_is_frozen(lab: Lab) -> None:
+    """More images than fit into the connection's window."""
+    lab.run(script=f"exec 9<>/tmp/x; rm /tmp/x; dd if=/dev/urandom bs=1M count=40 >&9 2>/dev/null; {COUNT}")
+    before = lab.wait_count("host1", 1)
+    stop = "pids = subprocess.run(['ssh', 'host2', %r], capture_output=True, check=True).stdout.decode().split()"
+    program = driver(
+        "(departure.Departure, 'send_images')",
+        before=(stop % "pgrep -f '^[^ ]*python3 -I -S /run/pymigrate/agent'") + "\n"
+        "    subprocess.run(['ssh', 'host2', 'kill', '-STOP', *pids], check=True); agents.extend(pids)",
+        body="agents = []; undo = departure.Departure.roll_back\n"
+        "def roll_back(self):\n    undo(self)\n    subprocess.run(['ssh', 'host2', 'kill', '-CONT', *agents])\n"
+        "departure.Departure.roll_back = roll_back\n"
+        "run = cli.main; cli.main = lambda argv: run([*argv, '--timeout', '6'])",
+    )
+    done = lab.on("host1", lab.python, "-c", program, check=False)
+    event = json.loads(done.stdout.splitlines()[-1])
+    assert (done.returncode, event["workload"]) == (10, "SOURCE"), (done.stdout, done.stderr)
+    assert "takes no data" in event["message"]
+    assert_still_here(lab, before)
 
 
 REAL_CRIU = "$(test -x /opt/pymigrate/sbin/criu && echo /opt/pymigrate/sbin/criu || command -v criu)"

@@ -258,6 +258,17 @@ def test_a_hook_that_fails_at_the_target_leaves_the_container_where_it_is(lab: L
     assert lab.leftovers("host2") == ""
 
 
+def test_a_hook_at_the_target_ends_when_the_container_may_not_be_frozen_any_longer(lab: Lab) -> None:
+    slow = {**hook("createRuntime", "[ $(hostname) = host1 ] || exec sleep 1000"), "timeout": 1000}
+    lab.run(hooks={"createRuntime": [slow]})
+    before = lab.wait_count("host1", 3)
+    done = lab.on("host1", "pymigrate", "move", "--timeout", "2", "web", "host2", check=False)
+    assert done.returncode == 10
+    assert "hooks.createRuntime[0] (/bin/sh)" in done.stderr, done.stderr
+    lab.wait_count("host1", before)
+    assert lab.leftovers("host2") == ""
+
+
 def test_a_hook_that_the_target_lacks_is_found_before(lab: Lab) -> None:
     lab.sh("host1", "printf '#!/bin/sh\\nexit 0\\n' > /var/lib/pymigrate/hook; chmod 755 /var/lib/pymigrate/hook")
     lab.run(hooks={"createRuntime": [{"path": "/var/lib/pymigrate/hook"}]})

@@ -193,7 +193,8 @@ def test_the_bridge_is_called_otherwise(lab: Lab) -> None:
         for net, words in (("bridge=br0,ip=10.88.0.6/24", "must be bridge=NAME"), ("bridge=br7", "bridge=br7: there")):
             done = lab.on("host1", "pymigrate", "move", "--net", net, "web", "host2", check=False)
             assert words in done.stderr, done.stderr
-        lab.on("host1", "pymigrate", "move", "--net", "bridge=br0", "web", "host2")
+        for verb in ("validate", "move"):
+            lab.on("host1", "pymigrate", verb, "--net", "bridge=br0", "web", "host2")
         assert ask(lab, *ADDRESSES) == list(ADDRESSES)
         assert mac_of(lab, "host2") == mac
     finally:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.hosts import COUNT, write_bundle
+from tests.pybox import write_python_bundle
 from tests.system.conftest import Local
 
 
@@ -84,6 +85,27 @@ def test_descriptors(pymigrate: Local, tmp_path: Path, make: str, rule: str | No
     assert rules(pymigrate) == ([rule] if rule else [])
     if rule is None:
         pymigrate("snapshot", "save", "c", tmp_path / "snapshot")
+
+
+@pytest.mark.parametrize("held", ["open", "mapped"])
+@pytest.mark.parametrize(("size", "found"), [(20, []), (520, ["ghost-file"])])
+def test_a_file_without_a_name(pymigrate: Local, tmp_path: Path, held: str, size: int, found: list[str]) -> None:
+    """One that is not too large goes with the images."""
+    program = "import mmap, os, time; fd = os.open('/srv', os.O_RDWR | os.O_TMPFILE); "
+    program += f"os.posix_fallocate(fd, 0, {size} << 20); "
+    program += "map = mmap.mmap(fd, 4096); os.close(fd); " if held == "mapped" else ""
+    program += "print('ready', flush=True); time.sleep(1000)"
+    write_python_bundle(tmp_path / "b", program, root={"path": "rootfs", "readonly": False})
+    (tmp_path / "b" / "rootfs" / "srv").mkdir()
+    pymigrate("run", "-d", "-b", tmp_path / "b", "c")
+    while not pymigrate("logs", "c").stdout:
+        assert pymigrate("logs", "c").stderr == ""
+    assert rules(pymigrate, "--allow", "writable-rootfs") == found
+    said = pymigrate("validate", "c", check=False).stdout
+    assert ("has no name any more and 520 MiB" in said) == bool(found)
+    allow = ("--allow", "writable-rootfs")
+    done = pymigrate("snapshot", "save", "c", tmp_path / "snapshot", *allow, check=False)
+    assert done.returncode == (3 if found else 0), done.stderr
 
 
 def test_a_session_of_exec(pymigrate: Local, bundle: Path) -> None:

@@ -61,7 +61,7 @@ def test_relay_counts_and_answers() -> None:
     while len(got) < len(expected):
         got += relay.criu_end.recv(100)
     relay.criu_end.close()
-    end = relay.finish()
+    end = relay.finish(60)
     relay.close()
     assert (bytes(sent), got, end.size) == (data, expected, len(data))
 
@@ -76,5 +76,5 @@ def test_relay_that_cannot_send_fails_criu_at_once() -> None:
     relay.criu_end.settimeout(10)
     assert relay.criu_end.recv(10) == b""
     with pytest.raises(OSError, match="gone"):
-        relay.finish()
+        relay.finish(60)
     relay.close()

@@ -2,7 +2,7 @@
 
 A connection that is set up between the last look at the container's sockets and CRIU's lock on its network would be
 lost, or make the dump fail. So segments that ask for a connection (SYN) are dropped before that; who sent one sends it
-again after a second, when the container answers at the target. Those on the loopback pass.
+again after a second, when the container answers again, here or at a target. Those on the loopback pass.
 
 The table belongs to our netlink socket: the kernel removes it when that is closed, whatever becomes of us. A kernel
 older than 5.12, or without nf_tables, has no gate.
@@ -13,8 +13,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from migrate import sockdiag
-from runtime import nftables, processes
+from runtime import nftables, processes, sockdiag
 from runtime.nftables import Nftables
 from runtime.spec import Spec
 from runtime.state import State

@@ -39,8 +39,8 @@ class UnixSocket:
 
 
 @dataclass(frozen=True)
-class TcpSocket:
-    """tcp(7). `inode` is 0 when no process holds it; `unsent` are bytes that its peer has not confirmed."""
+class InetSocket:
+    """tcp(7) or udp(7). `inode` is 0 when no process holds it; `unsent` are bytes that its peer has not confirmed."""
 
     inode: int
     state: int
@@ -51,9 +51,9 @@ class TcpSocket:
 
 
 class Diag:
-    """sock_diag of the network namespace of the process `pid`."""
+    """sock_diag of the network namespace of the process `pid`, a name in /proc."""
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int | str) -> None:
         with open(f"/proc/{pid}/ns/net", "rb") as netns:
             self._socket = inside_netns(
                 netns.fileno(), lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG)
@@ -85,10 +85,13 @@ class Diag:
             )
         return found
 
-    def tcp(self) -> Iterator[TcpSocket]:
+    def tcp(self) -> Iterator[InetSocket]:
+        return self.inet(socket.IPPROTO_TCP)
+
+    def inet(self, protocol: int) -> Iterator[InetSocket]:
         """IPv4 and IPv6."""
         for family in (socket.AF_INET, socket.AF_INET6):
-            request = struct.pack("=BBBxI48x", family, socket.IPPROTO_TCP, _SHOW_INFO, _ALL_STATES)
+            request = struct.pack("=BBBxI48x", family, protocol, _SHOW_INFO, _ALL_STATES)
             for body in self._dump(request):
                 state = body[1]
                 ports = struct.unpack_from("!HH", body, 4)
@@ -97,7 +100,7 @@ class Diag:
                 _, _, unsent, _, inode = struct.unpack_from("=IIIII", body, 52)
                 names = {_INET_MD5SIG: "an MD5 signature (TCP_MD5SIG)", _INET_ULP_INFO: "an upper layer (TCP_ULP)"}
                 options = frozenset(names[kind] for kind, _ in attributes(body[72:]) if kind in names)
-                yield TcpSocket(
+                yield InetSocket(
                     inode, state, (addresses[0], ports[0]), (addresses[1], ports[1]), unsent, options
                 )  # fmt: skip
 
@@ -108,7 +111,7 @@ class Diag:
 
 
 @contextlib.contextmanager
-def diag(pid: int) -> Iterator[Diag]:
+def diag(pid: int | str) -> Iterator[Diag]:
     """A Diag, closed afterwards. Raises OSError."""
     found = Diag(pid)
     try:

@@ -1,0 +1,45 @@
+"""What decides whether and how a container can move, as `move` and `validate` both take it."""
+
+import argparse
+from typing import TYPE_CHECKING
+
+from migrate.protocol import FREEZE_TIMEOUT, MAX_FREEZE_TIMEOUT
+
+if TYPE_CHECKING:
+    from migrate.model import MigrationSpec
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--allow", action="append", default=[], metavar="RULE", help="lift a rule of `pymigrate validate` (repeatable)"
+    )
+    parser.add_argument(
+        "--volume", action="append", default=[], metavar="PATH=copy|shared|NEWPATH",
+        help="what is bound on PATH: send it along, or use the target's at the same path or another (repeatable)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--net", metavar="bridge=NAME", help="the bridge at the target, where it is called otherwise there"
+    )
+    parser.add_argument(
+        "--tcp-close", action="store_true",
+        help="the container finds its TCP connections closed: for a target in another network; its peers are not told",
+    )  # fmt: skip
+
+
+def seconds(text: str) -> float:
+    """An argparse type: a time that a container may be frozen."""
+    value = float(text)
+    if not 0 < value <= MAX_FREEZE_TIMEOUT:
+        raise argparse.ArgumentTypeError(f"{text}: must be above 0, and at most {MAX_FREEZE_TIMEOUT:.0f}")
+    return value
+
+
+def wanted(args: argparse.Namespace, timeout: float = FREEZE_TIMEOUT) -> "MigrationSpec":
+    """The move that a command line asks for. Raises UsageError."""
+    from migrate.model import MigrationSpec
+    from migrate.volumes import parse
+
+    return MigrationSpec(
+        args.id, args.host or "", frozenset(args.allow), timeout=timeout, net=args.net, tcp_close=args.tcp_close,
+        volumes=parse(args.volume),
+    )  # fmt: skip

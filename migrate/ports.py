@@ -1,0 +1,139 @@
+"""The ports of a container whose network is not its own, the host's for one: are they free at the target?
+
+Whether they are is asked of the kernel there, by binding a socket like the container's for a moment: it knows about
+wildcard addresses, IPv6 sockets that take IPv4 as well, and sockets that share a port. Nothing can connect meanwhile.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import os
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Self
+
+from migrate.errors import ProtocolError
+from migrate.trees import from_json
+from runtime import sockdiag
+from runtime.namespaces import inside_netns
+
+MAX_PORTS = 5000
+PROTOCOLS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP, "udplite": 136}
+IP_FREEBIND = 15  # linux/in.h
+_WILDCARDS = ("0.0.0.0", "::")
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A socket that is bound to a port and not connected; the options are those that decide what it may share."""
+
+    protocol: str
+    address: str
+    port: int
+    device: str = ""
+    reuse_address: bool = False
+    reuse_port: bool = False
+    only_v6: bool = False
+    free: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.protocol} {endpoint((self.address, self.port))}"
+
+    @property
+    def family(self) -> socket.AddressFamily:
+        return socket.AF_INET6 if ":" in self.address else socket.AF_INET
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Any) -> Self:
+        """Raises ProtocolError."""
+        bound: Self = from_json(cls, value)
+        try:
+            socket.inet_pton(bound.family, bound.address)
+        except (OSError, ValueError):
+            raise ProtocolError(f"{bound.address!r} is no address") from None
+        if bound.protocol not in PROTOCOLS or not 0 < bound.port < 65536 or len(bound.device.encode()) > 15:
+            raise ProtocolError("Bound: protocol, port or device is malformed")
+        return bound
+
+
+def endpoint(address: tuple[str, int]) -> str:
+    """An address and a port as people write them."""
+    host, port = address
+    host = host.removeprefix("::ffff:")
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def answer(netns: str, ports: list[dict[str, Any]]) -> dict[str, Any]:
+    """The target's side: {"problems": [[port, what is wrong with it], ...]}. `netns` is a path, "" for the host's own.
+
+    A namespace that does not exist is found elsewhere.
+    """
+    if len(ports) > MAX_PORTS:
+        raise ProtocolError(f"{len(ports)} ports are too many")
+    wanted = [Bound.from_json(value) for value in ports]
+    try:
+        fd = os.open(netns or "/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except (OSError, ValueError):
+        return {"problems": []}
+    try:
+        return {"problems": inside_netns(fd, lambda: [[str(one), text] for one in wanted if (text := _problem(one))])}
+    except OSError:
+        return {"problems": []}  # it is no network namespace
+    finally:
+        os.close(fd)
+
+
+def _problem(wanted: Bound) -> str:
+    """Why a port cannot be had in the network namespace of this thread, "" if it can."""
+    kind = socket.SOCK_STREAM if wanted.protocol == "tcp" else socket.SOCK_DGRAM
+    try:
+        with socket.socket(wanted.family, kind, PROTOCOLS[wanted.protocol]) as sock:
+            _try(sock, wanted)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            holder = next(_holders(wanted), "")
+            return f"is in use there{f' by {holder}' if holder else ''}"
+        if error.errno == errno.EADDRNOTAVAIL:
+            return "cannot be bound there: there is no such address"
+        if error.errno == errno.ENODEV:
+            return f"cannot be bound there: there is no interface {wanted.device}"
+        return f"cannot be bound there: {error.strerror}"
+    return ""
+
+
+def _try(sock: socket.socket, wanted: Bound) -> None:
+    # As CRIU has it, for connections of TCP that are about to be over; but it would take a port away from whoever
+    # is ready to share it, though the container is not.
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, wanted.protocol == "tcp" or wanted.reuse_address)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, wanted.reuse_port)
+    if wanted.free:
+        sock.setsockopt(socket.IPPROTO_IP, IP_FREEBIND, 1)
+    scope = 0
+    if wanted.device:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, wanted.device.encode())
+        scope = socket.if_nametoindex(wanted.device)
+    if wanted.family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, wanted.only_v6)
+        sock.bind((wanted.address, wanted.port, 0, scope if wanted.address.startswith("fe80:") else 0))
+    else:
+        sock.bind((wanted.address, wanted.port))
+
+
+def _holders(wanted: Bound) -> Iterator[str]:
+    """The processes that have a socket of this thread's network namespace in the way."""
+    address = wanted.address.removeprefix("::ffff:")
+    inodes = set()
+    with contextlib.suppress(OSError), sockdiag.diag("thread-self") as diag:
+        for entry in diag.inet(PROTOCOLS[wanted.protocol]):
+            theirs = entry.local[0].removeprefix("::ffff:")
+            if entry.local[1] == wanted.port and (theirs == address or {theirs, address} & set(_WILDCARDS)):
+                inodes.add(f"socket:[{entry.inode}]")
+    for pid in sorted(filter(str.isdigit, os.listdir("/proc")), key=int) if inodes else ():
+        with contextlib.suppress(OSError):
+            if any(os.readlink(entry.path) in inodes for entry in os.scandir(f"/proc/{pid}/fd")):
+                with open(f"/proc/{pid}/comm", errors="replace") as file:
+                    yield f"process {pid} ({file.read().strip()})"

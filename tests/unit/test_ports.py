@@ -1,0 +1,24 @@
+"""Ports as they come over the wire."""
+
+from typing import Any
+
+import pytest
+
+from migrate.errors import ProtocolError
+from migrate.ports import Bound
+
+GOOD = Bound("tcp", "::", 80, "eth0", reuse_port=True)
+
+
+def test_a_port_survives_the_wire() -> None:
+    assert Bound.from_json(GOOD.to_json()) == GOOD
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"protocol": "raw"}, {"port": 0}, {"port": 65536}, {"port": "80"}, {"address": "host"}, {"address": "\0"},
+     {"address": "1.2.3.4.5"}, {"device": "x" * 16}, {"free": 1}, {"more": 1}],
+)  # fmt: skip
+def test_malformed_ports_are_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(ProtocolError):
+        Bound.from_json({**GOOD.to_json(), **change})

@@ -2,9 +2,10 @@
 
 import dataclasses
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from criu_rpc.errors import CriuError
@@ -122,6 +123,9 @@ RULES: dict[str, Rule] = {
     "volume": Rule("say what becomes of it: --volume PATH=copy, PATH=shared or PATH=/NEW/PATH"),
     "overlay": Rule("name its layers by plain absolute paths"),
     "missing-source": Rule("make it there, with the same contents; --volume PATH=copy or PATH=/NEW/PATH"),
+    "joined-namespace": Rule(
+        "make one there at this path (ip netns add), or give the container its own (`run --net`; podman --network none)"
+    ),
     "not-shared": Rule("mount there what this host has mounted; --volume PATH=copy to send it"),
     "foreign-data": Rule("move it away there; --volume PATH=shared to use it, or PATH=/NEW/PATH"),
     "file-differs": Rule("install the same file there; --volume PATH=copy to send what is here"),
@@ -194,6 +198,13 @@ def container_blockers(
             for name in procscan.network_devices(state.pid)
             if spec.network is None or name != spec.network.name
         ]
+    found += [
+        Blocker(
+            "joined-namespace", "config.json: linux.namespaces", f"the {kind} namespace is a process's here: {path}"
+        )
+        for kind, path in checkpoint.joined(spec).items()
+        if path.startswith("/proc/")
+    ]
     found += _submounts(state, spec)
     sockets.settled(state.pid, patience, frozenset())
     survey = sockets.survey(state.pid)
@@ -206,8 +217,10 @@ def container_blockers(
     else:
         found += _blockers(losses.ipc(state.pid, processes.container_pids(state.pid)))
     found += _blockers(losses.keys(state.id))
-    any_uid = can_carry_any_uid()
-    found += _blockers(finding for finding in procscan.scan(state.pid) if finding.rule != "other-uid" or not any_uid)
+    known = {"other-uid"} if can_carry_any_uid() else set()
+    if spec.seccomp:
+        known.add("seccomp")  # said of the container already
+    found += _blockers(finding for finding in procscan.scan(state.pid) if finding.rule not in known)
     return found
 
 
@@ -242,9 +255,15 @@ def _submounts(state: State, spec: Spec) -> list[Blocker]:
 
 
 def target_blockers(
-    source: HostFacts, target: HostFacts, state: State, needed: int, *, send_rootfs: bool
+    source: HostFacts,
+    target: HostFacts,
+    state: State,
+    needed: int,
+    *,
+    send_rootfs: bool,
+    joined: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Blocker]:
-    """What speaks against this target; `needed` is how many bytes it must take."""
+    """What speaks against this target; `needed` is how many bytes it must take, `joined` are checkpoint.joined's."""
     found: list[Blocker] = []
     name = target.name
     if target.id_in_use:
@@ -274,7 +293,13 @@ def target_blockers(
         )
     if target.cpu_problem and not target.criu_problem:
         found.append(Blocker("cpu", name, target.cpu_problem))
-    found += [Blocker("missing-source", f"{name}: {path}", "does not exist") for path in target.missing]
+    kinds = {path: kind for kind, path in joined.items()}
+    for path in target.missing:
+        if path in kinds:
+            problem = f"does not exist: the container is in the {kinds[path]} namespace that is there at {source.name}"
+            found.append(Blocker("joined-namespace", f"{name}: {path}", problem))
+        else:
+            found.append(Blocker("missing-source", f"{name}: {path}", "does not exist"))
     if target.bridge_problem:
         found.append(Blocker("bridge", name, target.bridge_problem))
     if target.address_problem:
@@ -327,7 +352,7 @@ def require_movable(store: Store, state: State, spec: Spec, allow: frozenset[str
 
 def external_paths(spec: Spec) -> tuple[str, ...]:
     """What must exist at a target beside files: namespaces joined by path, hooks."""
-    joined = [path for path in spec.namespaces.values() if path is not None]
+    joined = [path for path in checkpoint.joined(spec).values() if not path.startswith("/proc/")]  # they block anyway
     hooks = [hook.path for point in ("prestart", "createRuntime", "poststop") for hook in spec.hooks[point]]
     return tuple(dict.fromkeys([*joined, *hooks]))
 
@@ -343,7 +368,7 @@ def check_target(peer: "Peer", store: Store, state: State, spec: Spec, plan: Pla
     target = dataclasses.replace(target, name=peer.name)
     needed = procscan.memory_bytes(state.pid) + SPARE_BYTES if state.status is Status.RUNNING else 0
     needed += files.size(Path(state.rootfs))
-    found = target_blockers(source, target, state, needed, send_rootfs=True)
+    found = target_blockers(source, target, state, needed, send_rootfs=True, joined=checkpoint.joined(spec))
     if state.status is Status.RUNNING:
         more, plan = _check_trees(peer, state, plan, needed)
         found += more

@@ -1,6 +1,7 @@
 """What validate finds in living containers, each thing really there."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,15 @@ def test_the_default_bundle_can_move(pymigrate: Local, bundle: Path) -> None:
 def test_a_stopped_container_cannot(pymigrate: Local, bundle: Path) -> None:
     pymigrate("create", "-b", bundle, "c")
     assert rules(pymigrate) == ["status"]
+
+
+def test_a_namespace_of_a_process_of_this_host_is_not_there_elsewhere(pymigrate: Local, bundle: Path) -> None:
+    config = json.loads((bundle / "config.json").read_text())
+    (network,) = (item for item in config["linux"]["namespaces"] if item["type"] == "network")
+    network["path"] = f"/proc/{os.getpid()}/ns/net"
+    (bundle / "config.json").write_text(json.dumps(config))
+    pymigrate("run", "-d", "-b", bundle, "c")
+    assert rules(pymigrate) == ["joined-namespace"]
 
 
 def test_house_rules_and_a_missing_tmp_all_at_once(pymigrate: Local, tmp_path: Path) -> None:

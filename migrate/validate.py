@@ -56,10 +56,13 @@ RULES: dict[str, Rule] = {
     ),
     "host-file": Rule("start the program with stdin, stdout and stderr of the container's own"),
     "device": Rule("close the device before the move"),
-    "io-uring": Rule("run the program without io_uring"),
+    "io-uring": Rule("run the program without io_uring (MariaDB: innodb_use_native_aio=0; Node.js: UV_USE_IO_URING=0)"),
     "special-file": Rule("close it before the move"),
     "traced": Rule("detach the debugger"),
-    "other-uid": Rule("CRIU needs CAP_SYS_RESOURCE to carry processes of other users; this host's root lacks it"),
+    "other-uid": Rule(
+        "CRIU needs CAP_SYS_RESOURCE to carry processes of other users and groups; this host's root lacks it"
+    ),
+    "user-changed": Rule("start it as that user (process.user), or below a process that stays (an init, a shell)"),
     # Sockets.
     "socket-kind": Rule("close it before the move (programs in Go: GODEBUG=multipathtcp=0)"),
     "socket-namespace": Rule("close it, or do not hand it to the container"),

@@ -2,13 +2,15 @@
 
 import json
 import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.hosts import COUNT, write_bundle
-from tests.system.conftest import Local
+from tests.pybox import write_python_bundle
+from tests.system.conftest import PYMIGRATE, Local
 
 
 def rules(pymigrate: Local, *options: str) -> list[str]:
@@ -96,13 +98,30 @@ def test_descriptors(pymigrate: Local, tmp_path: Path, make: str, rule: str | No
         pymigrate("snapshot", "save", "c", tmp_path / "snapshot")
 
 
-def test_a_session_of_exec(pymigrate: Local, bundle: Path) -> None:
-    import subprocess
+def test_an_init_that_changed_its_user_is_hidden_once_it_was_restored(pymigrate: Local, tmp_path: Path) -> None:
+    """In a user namespace: CRIU would fail to dump it then (open /proc/PID/ns from inside)."""
+    program = "import os, time; os.setgid(7); os.setuid(7); print('changed'); time.sleep(1000)"
+    write_python_bundle(tmp_path / "b", program)
+    path = tmp_path / "b" / "config.json"
+    config = json.loads(path.read_text())
+    config["linux"]["namespaces"].append({"type": "user"})
+    for kind in ("uidMappings", "gidMappings"):
+        config["linux"][kind] = [{"containerID": 0, "hostID": 100000, "size": 1000}]
+    del config["process"]["capabilities"]  # it keeps all of root's
+    path.write_text(json.dumps(config))
+    subprocess.run(["chown", "-Rh", "100000:100000", tmp_path / "b" / "rootfs"], check=True)
+    pymigrate("run", "-d", "-b", tmp_path / "b", "c")
+    while not pymigrate("logs", "c").stdout:
+        pass
+    assert rules(pymigrate) == []
+    pymigrate("checkpoint", "--image-path", tmp_path / "images", "c")
+    pymigrate("restore", "-d", "-b", tmp_path / "b", "--image-path", tmp_path / "images", "c")
+    assert rules(pymigrate) == ["user-changed"]
 
+
+def test_a_session_of_exec(pymigrate: Local, bundle: Path) -> None:
     pymigrate("run", "-d", "-b", bundle, "c")
     null = subprocess.DEVNULL
-    from tests.system.conftest import PYMIGRATE
-
     session = subprocess.Popen(
         [*PYMIGRATE, "--root", str(pymigrate.root), "exec", "c", "sh", "-c", "echo here; exec sleep 60"],
         stdin=null, stdout=subprocess.PIPE, stderr=null,

@@ -6,8 +6,12 @@ Terminals whose master is outside, such as a container's console:
 - Of two files that are open on such a terminal CRIU takes one for the master, and restores no controlling terminal.
 Here all of them become descriptors of one open file of the terminal, which is what they are in effect.
 
+Mounts of what is outside, and has been removed or replaced there since: CRIU wants to make it anew, empty, where it is
+told to take it from, and to remove that again. Here they are mounts of what is there.
+
 An image file is 8 bytes of magic numbers, then entries: a length (4 bytes, little endian) and a message.
-(criu/tty.c; images/fdinfo.proto, images/tty.proto, images/inventory.proto, images/sk-inet.proto)
+(criu/tty.c, criu/mount-v2.c; images/fdinfo.proto, images/tty.proto, images/inventory.proto, images/sk-inet.proto,
+images/mnt.proto)
 """
 
 import os
@@ -17,7 +21,7 @@ from collections.abc import Iterator
 
 from criu_rpc.errors import CriuError
 
-_FILES, _INFO, _DESCRIPTORS = "files.img", "tty-info.img", "fdinfo-"
+_FILES, _INFO, _DESCRIPTORS, _MOUNTS = "files.img", "tty-info.img", "fdinfo-", "mountpoints-"
 _TTY = 0x500  # the device number of /dev/tty
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 # Fields of fdinfo_entry, file_entry, tty_file_entry and tty_info_entry.
@@ -26,6 +30,7 @@ _FILE_ID, _FILE_TTY = 2, 19
 _TTY_INFO, _TTY_FLAGS = 2, 3
 _INFO_ID, _INFO_TYPE, _INFO_SID, _INFO_RDEV = 1, 2, 6, 8
 _PTY, _EXTERNAL = 1, 5
+_MOUNT_DELETED, _MOUNT_KEY = 16, 18  # of mnt_entry
 
 # Of inventory_entry, file_entry and inet_sk_entry.
 _INVENTORY = "inventory.img"
@@ -84,6 +89,22 @@ def join_terminals(images: int) -> None:
             table = _read(images, name)
             _write(images, name, table[:8], [_pointed(entry, instead) for entry in _entries(table)])
     _write(images, _FILES, data[:8], [entry for entry, fields, _ in files if _value(fields, _FILE_ID) not in instead])
+
+
+def keep_external_mounts(images: int) -> None:
+    """Change the images, in the directory behind a descriptor: what is mounted from outside is not gone."""
+    for name in os.listdir(images):
+        if name.startswith(_MOUNTS):
+            data = _read(images, name)
+            entries = [(entry, _fields(entry)) for entry in _entries(data)]
+            kept = [
+                _encode([field for field in fields if field[0] != _MOUNT_DELETED])
+                if _value_bytes(fields, _MOUNT_KEY) and _value(fields, _MOUNT_DELETED)
+                else entry
+                for entry, fields in entries
+            ]
+            if kept != [entry for entry, _ in entries]:
+                _write(images, name, data[:8], kept)
 
 
 def dump_id(images: int) -> str:

@@ -28,7 +28,7 @@ from migrate.settlement import clean_source, clean_target, save_log, settle
 from migrate.trees import Owner, Tree
 from migrate.validate import container_blockers, preflight, wait_settled
 from migrate.volumes import Plan
-from runtime import checkpoint, gate, network
+from runtime import checkpoint, departed, gate, network
 from runtime.spec import Spec
 from runtime.spec import load as load_spec
 from runtime.state import State, Store
@@ -82,7 +82,7 @@ class Coordinator:
             blockers = container_blockers(self._store, state, spec, tcp_close=wanted.tcp_close, patience=PATIENCE)
             with connect(wanted.host, root=str(self._store.root)) as peer:
                 digest = fingerprint(Path(state.rootfs)) if spec.readonly else ""
-                spec = network.elsewhere(spec, wanted.net)
+                spec = plan.spec(network.elsewhere(spec, wanted.net))
                 plan = preflight(peer, self._store, state, spec, wanted.allow, blockers, plan)
                 self._clock.step("preflight")
                 log = Journal.begin(
@@ -214,6 +214,11 @@ class Coordinator:
         self, log: Journal, state: State, departure: Departure, peer: Peer, leaving: dict[str, list[str]]
     ) -> None:
         """The source dies, then the target runs."""
+        try:
+            departed.note(state)
+        except OSError as error:
+            words = f"{state.bundle} cannot be marked ({error.strerror}): an engine may start {state.id} here again"
+            self._monitor.emit(Warned(words))
         departure.give_up()
         self._clock.step("source ends")
         try:

@@ -29,7 +29,7 @@ from migrate.protocol import FREEZE_TIMEOUT, CheckTrees, OpenBundle, Prepare
 from migrate.reception import ReceivedImages, ReceivedPages
 from migrate.trees import Needed, Owner, Tree, checked_list
 from migrate.treestore import Arrivals, Placed
-from runtime import processes, spec, syscalls
+from runtime import departed, processes, spec, syscalls
 from runtime.restore import RestorePlan, Restoring
 from runtime.state import State, Store, check_id
 
@@ -364,7 +364,7 @@ def _matching_bundle(bundle: Path, config: dict[str, Any], expected: str, owner:
 
     One that the container may write to, `expected` is "" then, must be this container's, left here by a move.
     """
-    if not bundle.is_absolute() or ".." in bundle.parts:
+    if not bundle.is_absolute() or ".." in bundle.parts or departed.is_marked(str(bundle)):
         return None
     try:
         here = json.loads((bundle / "config.json").read_bytes())

@@ -40,7 +40,7 @@ def scan(init_pid: int) -> list[Finding]:
                     Finding("exec-session", who, f"was started by `exec`{by}: CRIU would not see it, and it would end")
                 )
                 continue
-            found += _status(pid, who)
+            found += _status(pid, init_pid, who)
             found += losses.of_process(pid, init_pid, who)
             found += _descriptors(pid, who, mounts, terminals, ghosts)
             found += ghosts.mapped(pid, who)
@@ -90,15 +90,30 @@ def _mount_ids(pid: int) -> set[int]:
         return set()
 
 
-def _status(pid: int, who: str) -> Iterator[Finding]:
+def _status(pid: int, init_pid: int, who: str) -> Iterator[Finding]:
     fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":" in line)
     if fields.get("TracerPid", "0").strip() != "0":
         yield Finding("traced", who, f"is traced by process {fields['TracerPid'].strip()}")
-    uids = set(fields.get("Uid", "").split())
     # Root of this host has all capabilities in a user namespace that it has made.
-    inside = os.readlink(f"/proc/{pid}/ns/user") != os.readlink("/proc/self/ns/user")
-    if uids - {"0"} and not inside:
-        yield Finding("other-uid", who, f"runs as uid {min(uids - {'0'})}")
+    if os.readlink(f"/proc/{pid}/ns/user") == os.readlink("/proc/self/ns/user"):
+        for kind in ("Uid", "Gid"):
+            if others := set(fields.get(kind, "").split()) - {"0"}:
+                yield Finding("other-uid", who, f"runs as {kind.lower()} {min(others, key=int)}")
+                break
+    elif pid == init_pid and not _is_visible_inside(pid, fields):
+        yield Finding("user-changed", who, "has changed its user and was restored before: CRIU cannot see it again")
+
+
+def _is_visible_inside(pid: int, fields: dict[str, str]) -> bool:
+    """Whether the root of its user namespace may look at a process, as the part of CRIU does that goes in there.
+
+    A process that has changed its user is hidden until it runs another program (PR_SET_DUMPABLE), from all but the root
+    of the namespace that it has run its program in. Of a restored one that is the host's: the program was CRIU then.
+    """
+    owner = os.stat(f"/proc/{pid}/fd").st_uid  # of what is hidden, that root
+    maps = [line.split() for line in Path(f"/proc/{pid}/uid_map").read_text().splitlines()]
+    root = next((int(outside) for inside, outside, _ in maps if inside == "0"), owner)
+    return owner == root or str(owner) in fields.get("Uid", "").split()
 
 
 class _Terminals:

@@ -11,7 +11,7 @@ from migrate.journal import load as load_entry
 from migrate.phases import Phase
 from migrate.settlement import call_off, clean_source, settle
 from migrate.trees import Owner
-from runtime import container, netlock, processes, veth
+from runtime import container, departed, netlock, processes, veth
 from runtime.errors import ContainerError
 from runtime.spec import load
 from runtime.state import State, Store
@@ -43,7 +43,9 @@ def recover(store: Store, container_id: str) -> Entry:
             if state is not None and state.created != entry.fields.get("created", state.created):
                 state = None  # another container, which has been given the name since
             log = Journal.resume(entry)
-            if state is None or not _runs(state) or not call_off(log, entry):
+            if state is not None and _runs(state) and call_off(log, entry):
+                departed.erase(state.bundle)
+            else:
                 if state is not None:
                     _end(state)
                 settle(log, entry.id, entry.target, str(store.root), entry.migration)
@@ -71,6 +73,8 @@ def _runs(state: State) -> bool:
 
 
 def _end(state: State) -> None:
+    with contextlib.suppress(OSError):
+        departed.note(state)
     if state.has_bridge:
         veth.take_down(state)  # its peers are to hear of it at the target only
     container.end(state)

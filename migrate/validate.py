@@ -2,9 +2,10 @@
 
 import dataclasses
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from criu_rpc.errors import CriuError
@@ -55,11 +56,14 @@ RULES: dict[str, Rule] = {
     ),
     "host-file": Rule("start the program with stdin, stdout and stderr of the container's own"),
     "device": Rule("close the device before the move"),
-    "io-uring": Rule("run the program without io_uring"),
+    "io-uring": Rule("run the program without io_uring (MariaDB: innodb_use_native_aio=0; Node.js: UV_USE_IO_URING=0)"),
     "special-file": Rule("close it before the move"),
     "ghost-file": Rule("close it, let it get smaller, or give it a name (linkat)"),
     "traced": Rule("detach the debugger"),
-    "other-uid": Rule("CRIU needs CAP_SYS_RESOURCE to carry processes of other users; this host's root lacks it"),
+    "other-uid": Rule(
+        "CRIU needs CAP_SYS_RESOURCE to carry processes of other users and groups; this host's root lacks it"
+    ),
+    "user-changed": Rule("start it as that user (process.user), or below a process that stays (an init, a shell)"),
     # Sockets.
     "socket-kind": Rule("close it before the move (programs in Go: GODEBUG=multipathtcp=0)"),
     "socket-namespace": Rule("close it, or do not hand it to the container"),
@@ -124,6 +128,9 @@ RULES: dict[str, Rule] = {
     "volume": Rule("say what becomes of it: --volume PATH=copy, PATH=shared or PATH=/NEW/PATH"),
     "overlay": Rule("name its layers by plain absolute paths"),
     "missing-source": Rule("make it there, with the same contents; --volume PATH=copy or PATH=/NEW/PATH"),
+    "joined-namespace": Rule(
+        "make one there at this path (ip netns add), or give the container its own (`run --net`; podman --network none)"
+    ),
     "not-shared": Rule("mount there what this host has mounted; --volume PATH=copy to send it"),
     "foreign-data": Rule("move it away there; --volume PATH=shared to use it, or PATH=/NEW/PATH"),
     "file-differs": Rule("install the same file there; --volume PATH=copy to send what is here"),
@@ -196,6 +203,13 @@ def container_blockers(
             for name in procscan.network_devices(state.pid)
             if spec.network is None or name != spec.network.name
         ]
+    found += [
+        Blocker(
+            "joined-namespace", "config.json: linux.namespaces", f"the {kind} namespace is a process's here: {path}"
+        )
+        for kind, path in checkpoint.joined(spec).items()
+        if path.startswith("/proc/")
+    ]
     found += _submounts(state, spec)
     sockets.settled(state.pid, patience, frozenset())
     survey = sockets.survey(state.pid)
@@ -208,8 +222,10 @@ def container_blockers(
     else:
         found += _blockers(losses.ipc(state.pid, processes.container_pids(state.pid)))
     found += _blockers(losses.keys(state.id))
-    any_uid = can_carry_any_uid()
-    found += _blockers(finding for finding in procscan.scan(state.pid) if finding.rule != "other-uid" or not any_uid)
+    known = {"other-uid"} if can_carry_any_uid() else set()
+    if spec.seccomp:
+        known.add("seccomp")  # said of the container already
+    found += _blockers(finding for finding in procscan.scan(state.pid) if finding.rule not in known)
     return found
 
 
@@ -244,9 +260,15 @@ def _submounts(state: State, spec: Spec) -> list[Blocker]:
 
 
 def target_blockers(
-    source: HostFacts, target: HostFacts, state: State, needed: int, *, send_rootfs: bool
+    source: HostFacts,
+    target: HostFacts,
+    state: State,
+    needed: int,
+    *,
+    send_rootfs: bool,
+    joined: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Blocker]:
-    """What speaks against this target; `needed` is how many bytes it must take."""
+    """What speaks against this target; `needed` is how many bytes it must take, `joined` are checkpoint.joined's."""
     found: list[Blocker] = []
     name = target.name
     if target.id_in_use:
@@ -276,7 +298,13 @@ def target_blockers(
         )
     if target.cpu_problem and not target.criu_problem:
         found.append(Blocker("cpu", name, target.cpu_problem))
-    found += [Blocker("missing-source", f"{name}: {path}", "does not exist") for path in target.missing]
+    kinds = {path: kind for kind, path in joined.items()}
+    for path in target.missing:
+        if path in kinds:
+            problem = f"does not exist: the container is in the {kinds[path]} namespace that is there at {source.name}"
+            found.append(Blocker("joined-namespace", f"{name}: {path}", problem))
+        else:
+            found.append(Blocker("missing-source", f"{name}: {path}", "does not exist"))
     if target.bridge_problem:
         found.append(Blocker("bridge", name, target.bridge_problem))
     if target.address_problem:
@@ -329,7 +357,7 @@ def require_movable(store: Store, state: State, spec: Spec, allow: frozenset[str
 
 def external_paths(spec: Spec) -> tuple[str, ...]:
     """What must exist at a target beside files: namespaces joined by path, hooks."""
-    joined = [path for path in spec.namespaces.values() if path is not None]
+    joined = [path for path in checkpoint.joined(spec).values() if not path.startswith("/proc/")]  # they block anyway
     hooks = [hook.path for point in ("prestart", "createRuntime", "poststop") for hook in spec.hooks[point]]
     return tuple(dict.fromkeys([*joined, *hooks]))
 
@@ -345,7 +373,7 @@ def check_target(peer: "Peer", store: Store, state: State, spec: Spec, plan: Pla
     target = dataclasses.replace(target, name=peer.name)
     needed = procscan.memory_bytes(state.pid) + SPARE_BYTES if state.status is Status.RUNNING else 0
     needed += files.size(Path(state.rootfs))
-    found = target_blockers(source, target, state, needed, send_rootfs=True)
+    found = target_blockers(source, target, state, needed, send_rootfs=True, joined=checkpoint.joined(spec))
     if state.status is Status.RUNNING:
         if not spec.is_new("network"):
             found += _check_ports(peer, state, spec)

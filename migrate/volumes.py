@@ -2,7 +2,11 @@
 
 `--volume PATH=copy|shared|NEWPATH` says it for the bind mount on PATH. Where nothing is said: a network file system is
 shared, read-only binds and single files are taken as the target has them (a small file that it lacks goes along), and a
-directory of this host that the container may write to is refused: only the user knows.
+directory of this host that the container may write to is refused: only the user knows. But the tmpfs that an engine has
+mounted for a container's /dev/shm, and binds into it, is the container's own: it goes with the images, as others do.
+
+What a container has mounted may have been replaced at its source since. A file that goes along is what the container
+sees.
 """
 
 import dataclasses
@@ -19,7 +23,8 @@ from migrate.errors import MigrateError, UsageError
 from migrate.losses import Finding
 from migrate.mountinfo import is_below
 from migrate.trees import OWN, Needed, Tree, is_place
-from runtime.mount_spec import MS_RDONLY, Mount, parse_options
+from runtime import syscalls
+from runtime.mount_spec import MS_PRIVATE, MS_RDONLY, Mount, parse_options
 from runtime.spec import Spec
 from runtime.state import State
 
@@ -32,7 +37,8 @@ _ESCAPED = re.compile(r"\\(.)")
 class Plan:
     """`trees` go along; `needed` must be there; `sources` says of each bind mount where its source is at the target.
 
-    `bound` are bind mounts whose files the target has itself: destination, source here, source there.
+    `bound` are bind mounts whose files the target has itself: destination, source here, source there. `tmpfs` are bind
+    mounts that the target has as a tmpfs of the container's own.
     """
 
     trees: tuple[Tree, ...] = ()
@@ -40,13 +46,23 @@ class Plan:
     sources: tuple[tuple[str, str], ...] = ()
     bound: tuple[tuple[str, str, str], ...] = ()
     problems: tuple[Finding, ...] = ()
+    tmpfs: tuple[Mount, ...] = ()
+
+    def spec(self, spec: Spec) -> Spec:
+        """The spec to dump the container by: what goes with the images is not external."""
+        own = {mount.destination: mount for mount in self.tmpfs}
+        return spec.replace(mounts=tuple(own.get(mount.destination, mount) for mount in spec.mounts))
 
     def config(self, text: str) -> str:
         """The container's config.json as the target must have it."""
         there, changed = dict(self.sources), False
+        own = {mount.destination: mount for mount in self.tmpfs}
         config = json.loads(text)
         for mount in config.get("mounts", []):
             source = there.get(_place(str(mount.get("destination"))))
+            if (tmpfs := own.get(mount.get("destination"))) is not None:
+                mount |= {"type": tmpfs.type, "source": tmpfs.source, "options": list(tmpfs.options)}
+                changed = True
             if source is not None and mount.get("source") != source:
                 mount["source"], changed = source, True
         return json.dumps(config) if changed else text
@@ -104,12 +120,15 @@ class _Planner:
         self.sources: dict[str, str] = {}
         self.bound: list[tuple[str, str, str]] = []
         self.problems: list[Finding] = []
+        self.tmpfs: list[Mount] = []
 
     def problem(self, rule: str, place: str, text: str) -> None:
         self.problems.append(Finding(rule, f"mount {place}", text))
 
     def bind(self, mount: Mount, policy: str | None) -> None:
         place, source = _place(mount.destination), os.path.realpath(mount.source)
+        replaced = self._replaced(place, source)
+        source = replaced or source
         try:
             mode = os.stat(source).st_mode
         except OSError as error:
@@ -117,7 +136,9 @@ class _Planner:
             return
         directory = stat.S_ISDIR(mode)
         on = mountinfo.holding(source, self._mounts)
-        if policy == "copy":
+        if policy is None and self._is_own_tmpfs(mount, source, on):
+            self.tmpfs.append(_as_tmpfs(mount, source))
+        elif policy == "copy":
             self._copy(place, source, mode, constant=_is_readonly(mount))
         elif policy is None and on is not None and on.network:
             self._leave(place, source, mount.source, directory, on)
@@ -125,11 +146,43 @@ class _Planner:
             self._leave(place, source, mount.source if policy == "shared" else policy, directory)
         elif directory and not _is_readonly(mount) and not any(is_below(source, host) for host in _HOST):
             self.problem("volume", place, f"is {source} of this host, which the container may write to")
-        elif stat.S_ISREG(mode) and os.stat(source).st_size <= SMALL and not is_below(source, "/proc"):
+        elif stat.S_ISREG(mode) and os.stat(source).st_size <= SMALL and (replaced or not is_below(source, "/proc")):
             there = self.sources[place] = self._own(place, source)
-            self.trees.append(Tree(place, source, there, single=True, found=True))
+            self.trees.append(Tree(place, source, there, single=True, found=not replaced))
         else:
             self._leave(place, source, mount.source, directory)
+
+    def _is_own_tmpfs(self, mount: Mount, source: str, on: mountinfo.Mount | None) -> bool:
+        """Whether it is the whole of a tmpfs, for a container that has its shared memory for itself."""
+        whole = on is not None and (on.fstype, on.place, on.root) == ("tmpfs", source, "/")
+        apart = all(flags & MS_PRIVATE for flags in parse_options(mount.options).propagation)
+        return whole and apart and _place(mount.destination) == "/dev/shm" and self._spec.is_new("ipc")
+
+    def _replaced(self, place: str, source: str) -> str:
+        """A path to the file that the container has mounted on `place`, if what is at `source` is not that, or "".
+
+        By a descriptor of the directory, which stays open: no link that the container may put there leads out of it.
+        """
+        if place not in {mount.place for mount in self._inside}:
+            return ""
+        try:
+            root = os.open(f"/proc/{self._state.pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                directory = syscalls.open_in_root(root, os.path.dirname(place).lstrip("/") or ".", os.O_PATH)
+            finally:
+                os.close(root)
+            seen = os.stat(os.path.basename(place), dir_fd=directory, follow_symlinks=False)
+        except OSError:
+            return ""  # it does not run, or has put something else there
+        try:
+            here = os.stat(source)
+            same = (here.st_dev, here.st_ino) == (seen.st_dev, seen.st_ino)
+        except OSError:
+            same = False
+        if same or not stat.S_ISREG(seen.st_mode):
+            os.close(directory)
+            return ""
+        return f"/proc/{os.getpid()}/fd/{directory}/{os.path.basename(place)}"
 
     def _leave(self, place: str, source: str, there: str, directory: bool, on: mountinfo.Mount | None = None) -> None:
         """The target has it itself; `on` a network file system, if that is given."""
@@ -213,7 +266,16 @@ def plan(state: State, spec: Spec, volumes: Mapping[str, str]) -> Plan:
         tuple(planner.sources.items()),
         tuple(planner.bound),
         tuple(planner.problems),
+        tuple(planner.tmpfs),
     )
+
+
+def _as_tmpfs(mount: Mount, source: str) -> Mount:
+    """The mount, whose source is all of a tmpfs, as a tmpfs of the container's own."""
+    size, mode = os.statvfs(source), stat.S_IMODE(os.stat(source).st_mode)
+    options = [option for option in mount.options if option not in ("bind", "rbind")]
+    options += [f"mode={mode:o}", f"size={size.f_blocks * size.f_frsize}"]
+    return mount.replace(type="tmpfs", source="tmpfs", options=tuple(options))
 
 
 def _is_readonly(mount: Mount) -> bool:

@@ -115,6 +115,10 @@ def delete(store: Store, container_id: str, *, force: bool = False, created: str
                 raise type(error)(str(error), remedy=remedy) from None
             store.remove(container_id)
             return
+        if state.bundle_hints:
+            from runtime import departed
+
+            departed.require_not_returned(state)
         if not force:
             state.status.require(container_id, "delete", Status.STOPPED, Status.CREATED)
         remove(store, state, cgroup)

@@ -62,6 +62,10 @@ def create(
     """
     bundle = os.path.abspath(bundle)
     with store.lock(container_id):
+        if options.pid_file is not None:
+            from runtime import departed
+
+            departed.require_not_moved(container_id, bundle)
         spec = load_asked(bundle, options.net, options.pid_file)
         _check(spec, options, connect is not None)
         if spec.network is not None:

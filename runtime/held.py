@@ -11,7 +11,7 @@ import fcntl
 import os
 from contextlib import contextmanager
 
-from criu_rpc.images import join_terminals
+from criu_rpc.images import join_terminals, keep_external_mounts
 from runtime import attach, jsonio, typeahead
 from runtime.attached import RECENT, TIOCGPTPEER
 from runtime.errors import Conflict, ContainerError, SpecError
@@ -117,6 +117,7 @@ def completed(state: State, images: int) -> Iterator[Hold]:
 def complete(state: State, images: int) -> Hold:
     """The same for a caller that releases it itself."""
     join_terminals(images)
+    keep_external_mounts(images)
     hold = Hold.begin(state)
     try:
         hold.save(images)

@@ -497,6 +497,19 @@ def other_user() -> Iterator[None]:
 
 
 @kind
+def other_group() -> Iterator[None]:
+    def change() -> None:
+        os.setresgid(1000, 1000, 1000)
+        say_ready()
+        signal.pause()
+
+    pid = child(change)
+    while True:
+        yield
+        equal(_status("Gid", pid).split(), ["1000"] * 4)
+
+
+@kind
 def environment() -> Iterator[None]:
     before = [open(f"/proc/self/{name}", "rb").read() for name in ("environ", "cmdline", "auxv")]
     exe = os.readlink("/proc/self/exe")

@@ -6,7 +6,7 @@ See tests/engines.py for how to run them with another runtime.
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -52,6 +52,9 @@ def containerd_host(engine_host: Engines) -> Iterator[Engines]:
 @pytest.fixture
 def containerd(containerd_host: Engines, engines: Engines) -> Engines:
     return engines
+
+
+ROOT = "/run/opencontainer/containers"
 
 
 def cgroup_file(v1: str, v2: str) -> str:
@@ -610,18 +613,64 @@ def test_containerd_checkpoint_and_restore(containerd: Engines) -> None:
         containerd.ctr("images", "rm", "localhost/checkpoint:1")
 
 
-@pytest.mark.skipif(OTHER_RUNTIME is not None, reason="only pymigrate moves containers")
-def test_container_of_containerd_moves(containerd: Engines) -> None:
-    """It becomes one of pymigrate's at the target; containerd sees it end."""
+# Moves
+
+
+@pytest.fixture
+def moving(engines: Engines) -> Iterator[Callable[[str, str, str], None]]:
+    """Move a container, whose state is below a root directory, to a host. What came to host2 does not stay there."""
+    if OTHER_RUNTIME is not None:
+        pytest.skip("only pymigrate moves containers")
+    moved: list[tuple[str, str]] = []
+
+    def move(root: str, container: str, to: str) -> None:
+        moved.append((root, container))
+        source = "host2" if to == "host1" else "host1"
+        engines.hosts.on(source, "pymigrate", "--root", root, "move", "--allow", "seccomp", container, to)
+
+    yield move
+    for root, container in moved:
+        for host in ("host1", "host2"):
+            engines.hosts.on(host, "pymigrate", "--root", root, "delete", "-f", container, check=False)
+
+
+def test_container_of_podman_moves_there_and_back(engines: Engines, moving: Callable[[str, str, str], None]) -> None:
+    """With what podman binds into it, as it sees it. Podman does not start it again, nor end what has come back."""
+    file = f"{PLACE}/context/file"
+    engines.write(file, "old")
+    before = counting(engines, "--read-only", "--hostname", "h", "-v", f"{file}:/file:ro", "--shm-size", "5m")
+    engines.podman("exec", "c", "sh", "-c", "echo kept > /dev/shm/x")
+    engines.sh(f"printf new > {file}.new && mv {file}.new {file}")
+    container = engines.podman("inspect", "-f", "{{.Id}}", "c").stdout.strip()
+    there = ("pymigrate", "exec", container, "sh", "-c", "hostname; cat /file /dev/shm/x; df /dev/shm | tail -n 1")
+    for host in ("host2", "host1"):
+        moving(ROOT, container, host)
+        *lines, shm = engines.hosts.on(host, *there).stdout.splitlines()
+        assert lines == ["h", "oldkept"]
+        assert shm.split()[:2] == ["shm", "5120"]
+        refused = engines.podman("start", "c", check=False).stderr
+        assert "was moved by pymigrate" in refused
+        before = engines.hosts.wait_count(host, before, container)
+        assert engines.status("c") == "exited"
+    engines.podman("rm", "c")
+    engines.hosts.wait_count("host1", before, container)
+    engines.hosts.on("host1", "pymigrate", "delete", "-f", container)
+
+
+def test_container_of_containerd_moves_there_and_back(
+    containerd: Engines, moving: Callable[[str, str, str], None]
+) -> None:
+    """It becomes one of pymigrate's; containerd sees it end, and forgets it without ending what has come back."""
     script = COUNT.replace("echo $i", "echo $i > /run/n")
     assert run(containerd, "c", "sh", "-c", script, options=("-d", "--read-only"))[0] == 0
     before = containerd.count_in_file("c", 3, "/run/n")
     root = "/run/containerd/runc/default"
-    containerd.sh(f"{containerd.runtime} --root {root} move c host2")
+    moving(root, "c", "host2")
     while tasks(containerd) != [["c", "STOPPED"]]:
         pass
+    moving(root, "c", "host1")
+    containerd.ctr("task", "delete", "c", check=False)  # its status is that of the container that has ended
+    assert tasks(containerd) == []
     there = ("pymigrate", "--root", root)
-    try:
-        assert int(containerd.hosts.on("host2", *there, "exec", "c", "cat", "/run/n").stdout) > before
-    finally:
-        containerd.hosts.on("host2", *there, "delete", "-f", "c")
+    assert int(containerd.hosts.on("host1", *there, "exec", "c", "cat", "/run/n").stdout) > before
+    containerd.hosts.on("host1", *there, "delete", "-f", "c")

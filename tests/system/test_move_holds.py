@@ -46,6 +46,7 @@ REFUSED = {
     "deadline": "deadline",
     "traced": "traced",
     "other-user": "other-uid",
+    "other-group": "other-uid",
     "nested-pid-namespace": "nested-namespace",
     "nested-user-namespace": "nested-namespace",
     "nested-ipc-namespace": "nested-namespace",

@@ -1,6 +1,8 @@
 """What validate finds in living containers, each thing really there."""
 
 import json
+import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,7 @@ import pytest
 
 from tests.hosts import COUNT, write_bundle
 from tests.pybox import write_python_bundle
-from tests.system.conftest import Local
+from tests.system.conftest import PYMIGRATE, Local
 
 
 def rules(pymigrate: Local, *options: str) -> list[str]:
@@ -27,6 +29,15 @@ def test_the_default_bundle_can_move(pymigrate: Local, bundle: Path) -> None:
 def test_a_stopped_container_cannot(pymigrate: Local, bundle: Path) -> None:
     pymigrate("create", "-b", bundle, "c")
     assert rules(pymigrate) == ["status"]
+
+
+def test_a_namespace_of_a_process_of_this_host_is_not_there_elsewhere(pymigrate: Local, bundle: Path) -> None:
+    config = json.loads((bundle / "config.json").read_text())
+    (network,) = (item for item in config["linux"]["namespaces"] if item["type"] == "network")
+    network["path"] = f"/proc/{os.getpid()}/ns/net"
+    (bundle / "config.json").write_text(json.dumps(config))
+    pymigrate("run", "-d", "-b", bundle, "c")
+    assert rules(pymigrate) == ["joined-namespace"]
 
 
 def test_house_rules_and_a_missing_tmp_all_at_once(pymigrate: Local, tmp_path: Path) -> None:
@@ -108,13 +119,30 @@ def test_a_file_without_a_name(pymigrate: Local, tmp_path: Path, held: str, size
     assert done.returncode == (3 if found else 0), done.stderr
 
 
-def test_a_session_of_exec(pymigrate: Local, bundle: Path) -> None:
-    import subprocess
+def test_an_init_that_changed_its_user_is_hidden_once_it_was_restored(pymigrate: Local, tmp_path: Path) -> None:
+    """In a user namespace: CRIU would fail to dump it then (open /proc/PID/ns from inside)."""
+    program = "import os, time; os.setgid(7); os.setuid(7); print('changed'); time.sleep(1000)"
+    write_python_bundle(tmp_path / "b", program)
+    path = tmp_path / "b" / "config.json"
+    config = json.loads(path.read_text())
+    config["linux"]["namespaces"].append({"type": "user"})
+    for kind in ("uidMappings", "gidMappings"):
+        config["linux"][kind] = [{"containerID": 0, "hostID": 100000, "size": 1000}]
+    del config["process"]["capabilities"]  # it keeps all of root's
+    path.write_text(json.dumps(config))
+    subprocess.run(["chown", "-Rh", "100000:100000", tmp_path / "b" / "rootfs"], check=True)
+    pymigrate("run", "-d", "-b", tmp_path / "b", "c")
+    while not pymigrate("logs", "c").stdout:
+        pass
+    assert rules(pymigrate) == []
+    pymigrate("checkpoint", "--image-path", tmp_path / "images", "c")
+    pymigrate("restore", "-d", "-b", tmp_path / "b", "--image-path", tmp_path / "images", "c")
+    assert rules(pymigrate) == ["user-changed"]
 
+
+def test_a_session_of_exec(pymigrate: Local, bundle: Path) -> None:
     pymigrate("run", "-d", "-b", bundle, "c")
     null = subprocess.DEVNULL
-    from tests.system.conftest import PYMIGRATE
-
     session = subprocess.Popen(
         [*PYMIGRATE, "--root", str(pymigrate.root), "exec", "c", "sh", "-c", "echo here; exec sleep 60"],
         stdin=null, stdout=subprocess.PIPE, stderr=null,

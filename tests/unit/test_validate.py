@@ -16,7 +16,9 @@ STATE = State(id="web", bundle="/b", rootfs="/b/rootfs", created="", log_path=""
 
 def rules(**changes: Any) -> list[str]:
     target = dataclasses.replace(SOURCE, name="host2", **changes)
-    return [blocker.rule for blocker in target_blockers(SOURCE, target, STATE, 1 << 30, send_rootfs=True)]
+    joined = {"network": "/run/netns/web"}
+    found = target_blockers(SOURCE, target, STATE, 1 << 30, send_rootfs=True, joined=joined)
+    return [blocker.rule for blocker in found]
 
 
 def test_a_twin_is_a_fit_target() -> None:
@@ -35,6 +37,7 @@ def test_a_twin_is_a_fit_target() -> None:
         ({"criu": "4.1.1"}, "criu-protocol"),
         ({"cpu_problem": "no avx512"}, "cpu"),
         ({"missing": ("/srv/data",)}, "missing-source"),
+        ({"missing": ("/run/netns/web",)}, "joined-namespace"),
         ({"images_free": 1 << 20}, "no-space"),
         ({"rsync": False}, "rsync"),
     ],

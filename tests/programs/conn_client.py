@@ -26,7 +26,8 @@ def connect(host: str, port: int) -> socket.socket:
 
 def main() -> None:
     listen, host = sys.argv[1:]
-    listener = socket.create_server((listen, 7100))
+    family = socket.AF_INET6 if ":" in listen else socket.AF_INET
+    listener = socket.create_server((listen, 7100), family=family)
     print("listening", flush=True)
     socks = {port: connect(host, port) for port in (7001, 7002, 7003)}
     back, _ = listener.accept()

@@ -17,7 +17,9 @@ def connect(host: str, port: int) -> socket.socket:
     deadline = time.monotonic() + 20
     while True:
         try:
-            return socket.create_connection((host, port), 20)
+            sock = socket.create_connection((host, port), 20)
+            sock.settimeout(120)  # that of `sendall` is for all of it, and the moves lie in between
+            return sock
         except OSError:
             if time.monotonic() > deadline:
                 raise

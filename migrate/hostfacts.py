@@ -88,10 +88,11 @@ class HostFacts:
     rsync: bool = False
     bridge_problem: str = ""  # why the network that was asked for cannot be had here
     address_problem: str = ""  # which of its addresses is in use here
+    overlay: tuple[str, ...] = ()  # what holds for options of overlay mounts where nothing is said, as "name=value"
     any_uid: bool = False  # CAP_SYS_RESOURCE, without which CRIU cannot restore limits of other users' processes
 
     def to_json(self) -> dict[str, Any]:
-        return {**dataclasses.asdict(self), "missing": list(self.missing)}
+        return {**dataclasses.asdict(self), "missing": list(self.missing), "overlay": list(self.overlay)}
 
     @classmethod
     def from_json(cls, value: Any) -> Self:
@@ -131,6 +132,7 @@ def gather(query: FactsQuery) -> HostFacts:
         bridge_problem=bridge_problem,
         address_problem=address_problem,
         rsync=shutil.which("rsync") is not None,
+        overlay=overlay_defaults(),
         any_uid=can_carry_any_uid(),
     )
 
@@ -154,6 +156,15 @@ def _network(query: FactsQuery) -> tuple[str, str]:
 def can_carry_any_uid() -> bool:
     """Whether CRIU can handle the limits of other users' processes here (CAP_SYS_RESOURCE)."""
     return bool(permitted() >> NUMBERS["CAP_SYS_RESOURCE"] & 1)
+
+
+def overlay_defaults() -> tuple[str, ...]:
+    """The parameters of the kernel's overlay module, none while it is not loaded."""
+    found = []
+    for name in ("index", "metacopy", "nfs_export", "redirect_always_follow", "redirect_dir", "xino_auto"):
+        with contextlib.suppress(OSError):
+            found.append(f"{name}={Path('/sys/module/overlay/parameters', name).read_text().strip()}")
+    return tuple(found)
 
 
 def free_bytes(path: Path) -> int:

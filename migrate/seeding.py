@@ -73,7 +73,8 @@ ROOTFS = "rootfs"
 def _options(tree: Tree) -> tuple[str, ...]:
     options = ("--one-file-system",) if tree.name != ROOTFS else ()
     # A handle of a file in the lower layer, of this host's file system: at the target it names nothing, or another one.
-    return (*options, "--filter=-x trusted.overlay.origin") if tree.upper else options
+    origins = [f"--filter=-x {kind}.overlay.origin" for kind in ("trusted", "user")]  # of a mount with userxattr
+    return (*options, *origins) if tree.upper else options
 
 
 class Seeding:

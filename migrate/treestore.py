@@ -246,6 +246,9 @@ class Arrivals:
                 continue
             if not item.made:
                 set_mark(item.tree.place, self._owner, self._migration, whole=False)
+                if item.tree.empty:  # a volatile overlay is not mounted over what one has left
+                    for name in os.listdir(item.tree.place):
+                        remove(os.path.join(item.tree.place, name))
             for path in item.made if not item.tree.single else item.made[:-1]:
                 _make_directory(path)
             if item.made:

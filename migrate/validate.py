@@ -127,6 +127,13 @@ RULES: dict[str, Rule] = {
     "port-in-use": Rule("free the port there, or give the container a network namespace of its own"),
     "volume": Rule("say what becomes of it: --volume PATH=copy, PATH=shared or PATH=/NEW/PATH"),
     "overlay": Rule("name its layers by plain absolute paths"),
+    "overlay-defaults": Rule(
+        "set the module's parameters there as here; --allow overlay-defaults to take those there", allowable=True
+    ),
+    "overlay-index": Rule(
+        "mount it with index=off; --allow overlay-index if no file of the lower layers has several names",
+        allowable=True,
+    ),
     "missing-source": Rule("make it there, with the same contents; --volume PATH=copy or PATH=/NEW/PATH"),
     "joined-namespace": Rule(
         "make one there at this path (ip netns add), or give the container its own (`run --net`; podman --network none)"
@@ -374,6 +381,10 @@ def check_target(peer: "Peer", store: Store, state: State, spec: Spec, plan: Pla
     needed = procscan.memory_bytes(state.pid) + SPARE_BYTES if state.status is Status.RUNNING else 0
     needed += files.size(Path(state.rootfs))
     found = target_blockers(source, target, state, needed, send_rootfs=True, joined=checkpoint.joined(spec))
+    other = [there for there in target.overlay if there not in source.overlay] if source.overlay else []
+    if other and any(mount.type == "overlay" for mount in spec.mounts):
+        text = f"has {', '.join(other)}, unlike here: mount options that nobody has said would change"
+        found.append(Blocker("overlay-defaults", f"{target.name}: /sys/module/overlay/parameters", text))
     if state.status is Status.RUNNING:
         if not spec.is_new("network"):
             found += _check_ports(peer, state, spec)

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from migrate import files, mountinfo
 from migrate.errors import MigrateError, UsageError
+from migrate.hostfacts import overlay_defaults
 from migrate.losses import Finding
 from migrate.mountinfo import is_below
 from migrate.trees import OWN, Needed, Tree, is_place
@@ -237,6 +238,9 @@ class _Planner:
         elif policy == "shared":
             self.needed += [Needed(f"{place} {kind}", path, True) for kind, paths in layers.items() for path in paths]
         else:
+            if layers.get("upperdir") and _has_index(mount):
+                text = "has an index (index=on or nfs_export=on): what was written to a file by one of its names"
+                self.problem("overlay-index", place, f"{text} would not be seen by the others")
             for path in layers["lowerdir"]:
                 self.trees.append(Tree(f"{place} lower", path, path, fingerprint=UNKNOWN))
             for path in layers.get("upperdir", []):
@@ -281,6 +285,15 @@ def _as_tmpfs(mount: Mount, source: str) -> Mount:
 def _is_readonly(mount: Mount) -> bool:
     options = parse_options(mount.options)
     return bool(options.flags & MS_RDONLY)
+
+
+def _has_index(mount: Mount) -> bool:
+    """Whether an overlay keeps an index of what it has copied up, by handles of files that no other host knows."""
+    for name in ("index", "nfs_export"):
+        said = [option for option in ",".join(mount.options).split(",") if option.partition("=")[0] == name]
+        if said[-1] == f"{name}=on" if said else f"{name}=Y" in overlay_defaults():
+            return True
+    return False
 
 
 def _layers(mount: Mount) -> dict[str, list[str]]:

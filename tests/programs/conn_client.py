@@ -17,7 +17,9 @@ def connect(host: str, port: int) -> socket.socket:
     deadline = time.monotonic() + 20
     while True:
         try:
-            return socket.create_connection((host, port), 20)
+            sock = socket.create_connection((host, port), 20)
+            sock.settimeout(120)  # that of `sendall` is for all of it, and the moves lie in between
+            return sock
         except OSError:
             if time.monotonic() > deadline:
                 raise
@@ -26,7 +28,8 @@ def connect(host: str, port: int) -> socket.socket:
 
 def main() -> None:
     listen, host = sys.argv[1:]
-    listener = socket.create_server((listen, 7100))
+    family = socket.AF_INET6 if ":" in listen else socket.AF_INET
+    listener = socket.create_server((listen, 7100), family=family)
     print("listening", flush=True)
     socks = {port: connect(host, port) for port in (7001, 7002, 7003)}
     back, _ = listener.accept()

@@ -2,6 +2,7 @@
 
 It listens at ports 7001 and above and connects to PEER, port 7100. It says "ready" when all connections are made and
 filled; once a byte has come on port 7009 it reads and writes what was left open, and prints a line of JSON for each.
+With an IPv6 PEER its sockets are of IPv6; ::ffff:A.B.C.D stands for an IPv4 one with such sockets.
 """
 
 import hashlib
@@ -35,7 +36,10 @@ def fill(sock: socket.socket) -> int:
 
 
 def main() -> None:
-    listeners = {port: socket.create_server(("", port)) for port in (7001, 7002, 7003, 7009)}
+    family = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
+    mapped = sys.argv[1].startswith("::ffff:")
+    ports = (7001, 7002, 7003, 7009)
+    listeners = {port: socket.create_server(("", port), family=family, dualstack_ipv6=mapped) for port in ports}
     taken = {}
     for port in (7001, 7002, 7003):
         taken[port], _ = listeners[port].accept()

@@ -10,9 +10,10 @@ import ipc
 import memory
 import processes
 import sandboxes
+import sockets
 import timers
 
-MODULES = (files, groups, ipc, memory, processes, sandboxes, timers)
+MODULES = (files, groups, ipc, memory, processes, sandboxes, sockets, timers)
 
 if __name__ == "__main__":
     harness.run(sys.argv[1:] or list(harness.KINDS))

@@ -13,7 +13,7 @@ import pytest
 
 from tests.pybox import write_python_bundle
 from tests.system.conftest import Lab
-from tests.system.test_network import NET, PLACE, PROGRAMS
+from tests.system.test_network import ADDRESSES, NET, PLACE, PROGRAMS
 from tests.system.test_network_move import CLIENT, line, program
 
 pytestmark = pytest.mark.system
@@ -37,13 +37,13 @@ def run(lab: Lab, text: str, *arguments: str, net: str = NET) -> None:
 class Ends:
     """The other ends, and what was heard of the connections in the network."""
 
-    def __init__(self, lab: Lab) -> None:
-        self._client = program(lab, "conn_client.py", CLIENT, ADDRESS)
+    def __init__(self, lab: Lab, address: str, client: str, peer: str) -> None:
+        self._client = program(lab, "conn_client.py", client, address)
         self.running = [self._client]
         assert line(self._client) == "listening"
-        run(lab, (PROGRAMS / "conn_server.py").read_text(), CLIENT)
+        run(lab, (PROGRAMS / "conn_server.py").read_text(), peer)
         assert line(self._client) == "ready"
-        self._sniffer = program(lab, "net_sniffer.py", ADDRESS)
+        self._sniffer = program(lab, "net_sniffer.py", address)
         self.running.append(self._sniffer)
         assert line(self._sniffer) == "ready"
 
@@ -61,10 +61,11 @@ class Ends:
 
 
 @contextlib.contextmanager
-def ends(lab: Lab) -> Iterator[Ends]:
+def ends(lab: Lab, address: str = ADDRESS, client: str = CLIENT, peer: str = CLIENT) -> Iterator[Ends]:
+    """The container is at `address`, the other ends at `client`, which the container calls `peer`."""
     running: list[subprocess.Popen[str]] = []
     try:
-        made = Ends(lab)
+        made = Ends(lab, address, client, peer)
         running = made.running
         wait_log(lab, "host1", "ready")
         yield made
@@ -103,8 +104,13 @@ def assert_whole(lab: Lab, host: str, made: Ends) -> None:
     }  # fmt: skip
 
 
-def test_every_state_goes_there_and_back(lab: Lab) -> None:
-    with ends(lab) as made:
+@pytest.mark.parametrize(
+    ("address", "client", "peer"),
+    [(ADDRESS, CLIENT, CLIENT), (ADDRESSES[1], "fd88::251", "fd88::251"), (ADDRESS, CLIENT, f"::ffff:{CLIENT}")],
+    ids=["ipv4", "ipv6", "ipv4-mapped"],
+)
+def test_every_state_goes_there_and_back(lab: Lab, address: str, client: str, peer: str) -> None:
+    with ends(lab, address, client, peer) as made:
         lab.on("host1", "pymigrate", "validate", "web", "host2")
         lab.on("host1", "pymigrate", "move", "web", "host2")
         lab.on("host2", "pymigrate", "move", "web", "host1")

@@ -28,6 +28,8 @@ timer-slack speculation speculation-forced core-dump-filter limits umask changed
 affinity scheduling real-time reset-on-fork utilization-clamp time-slice threads membarrier cpu-registers
 supplementary-groups environment
 nested-network-namespace nested-mount-namespace seccomp-filter seccomp-strict no-foreign-keyring
+unix-stream unix-datagram unix-seqpacket unix-listening-stream unix-listening-seqpacket unix-datagram-bound
+udp udp-ipv6 tcp tcp-ipv6
 clocks timerfd timerfd-absolute timerfd-wall-clock timerfd-unread posix-timer interval-timer sleeping
 """)
 # By what rule `validate` refuses it.
@@ -65,7 +67,7 @@ REFUSED = {
 # The kernel shows it to nobody else, or it does no harm: docs/migration.md says so.
 LOST = names("""
 inotify-pending dnotify mlock-future machine-check-kill deny-write-execute memory-merge no-time-stamp-counter
-system-call-dispatch landlock process-keyring cpu-clock start-times
+system-call-dispatch landlock process-keyring cpu-clock start-times udp-unread
 """)
 
 

@@ -212,7 +212,12 @@ def test_an_overlay_goes_along(hosts: Lab) -> None:
     before = start(hosts, overlay, script=script)
     hosts.sh("host2", "mkdir /srv/l; echo other > /srv/l/low")
     assert refused(hosts) == ["foreign-data"]
-    hosts.sh("host2", "rm -r /srv/l")
+    parameter = "/sys/module/overlay/parameters/metacopy"
+    hosts.sh("host2", f"rm -r /srv/l; echo Y > /srv/parameter; mount --bind /srv/parameter {parameter}")
+    try:
+        assert refused(hosts) == ["overlay-defaults"]
+    finally:
+        hosts.sh("host2", f"umount {parameter}")
     move(hosts)
     before = hosts.wait_count("host2", before)
     inside = hosts.on("host2", "pymigrate", "exec", "web", "find", "/data").stdout.split()
@@ -221,6 +226,32 @@ def test_an_overlay_goes_along(hosts: Lab) -> None:
     hosts.wait_count("host1", before)
     numbers = [int(line) for line in hosts.on("host1", "pymigrate", "exec", "web", "cat", "/data/log").stdout.split()]
     assert numbers == list(range(1, len(numbers) + 1))
+
+
+@pytest.mark.parametrize("options", ["redirect_dir=on,metacopy=on", "volatile,xino=on", "index=on"])
+def test_an_overlay_with_options_goes_along(hosts: Lab, options: str) -> None:
+    """The container sees the same, mounted in the same way: renamed directories, changed modes, linked files."""
+    hosts.sh("host1", "cd /srv; mkdir l u w; mkdir -p l/dir/below; echo x > l/dir/below/x; echo y > l/mode; "
+             "echo a > l/one; ln l/one l/two")  # fmt: skip
+    layers = ["lowerdir=/srv/l,upperdir=/srv/u,workdir=/srv/w," + options]
+    overlay = {"destination": "/data", "type": "overlay", "source": "overlay", "options": layers}
+    rename = "mv /data/dir /data/renamed; " if "redirect" in options else ""
+    before = start(hosts, overlay, script=f"{rename}chmod 600 /data/mode; echo b >> /data/one; {COUNT}")
+    if options == "index=on":
+        assert refused(hosts) == ["overlay-index"]
+        return
+
+    def seen(host: str) -> str:
+        pid = hosts.state(host)["pid"]
+        look = "find . -printf '%P %m %y %l\\n' | sort; find . -type f | sort | xargs md5sum"
+        mounted = f"grep ' /data ' /proc/{pid}/mountinfo | sed 's/.* - //'"
+        return hosts.sh(host, f"{mounted}; cd /proc/{pid}/root/data; {look}")
+
+    view = seen("host1")
+    for source, target in (("host1", "host2"), ("host2", "host1")):
+        move(hosts, source=source, target=target)
+        before = hosts.wait_count(target, before)
+        assert seen(target) == view
 
 
 def test_disk_full_in_the_middle_of_a_pass(hosts: Lab) -> None:

@@ -261,7 +261,9 @@ class Seeding:
 
     def leaving(self) -> dict[str, list[str]]:
         """What `treestore.leave` needs when the container has gone."""
-        trees = [tree for tree in self._trees if tree.writable or tree.empty]
+        # What is only to be seen through the container (volumes.py, _replaced) is gone with it.
+        stay = [tree for tree in self._trees if not tree.source.startswith("/proc/")]
+        trees = [tree for tree in stay if tree.writable or tree.empty]
         links = [os.path.join(os.fsencode(item.base), name) for item in self._growing for name in item.remapped]
         return {
             "trees": [os.path.realpath(tree.source) if tree.name == ROOTFS else tree.source for tree in trees],

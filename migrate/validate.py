@@ -47,7 +47,7 @@ RULES: dict[str, Rule] = {
         allowable=True,
     ),
     # What would make CRIU fail.
-    "status": Rule("only a running container can be moved"),
+    "status": Rule("only a running container can be moved (`pymigrate logs` shows what it said last)"),
     "rootfs-tmp": Rule("make an empty directory /tmp in the root file system: CRIU needs one to restore"),
     "exec-session": Rule(
         "wait until it has ended, or end it (`exec --detach` starts one that moves along); "

@@ -1,0 +1,35 @@
+"""The mark on the bundle of an engine's container that was moved away."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from runtime import departed, processes
+from runtime.errors import Conflict, NotFound
+from runtime.state import State
+
+
+def state(bundle: Path, **changes: object) -> State:
+    return State(id="web", bundle=str(bundle), rootfs="/", created="", log_path="").replace(**changes)
+
+
+def test_an_engine_does_not_start_again_what_was_moved(tmp_path: Path) -> None:
+    departed.note(state(tmp_path, shim_pid=5))  # has a monitor of ours
+    departed.require_not_moved("web", str(tmp_path))
+    departed.note(state(tmp_path))
+    with pytest.raises(Conflict, match="was moved"):
+        departed.require_not_moved("web", str(tmp_path))
+    departed.erase(str(tmp_path))
+    departed.erase(str(tmp_path))
+    departed.require_not_moved("web", str(tmp_path))
+
+
+def test_an_engine_does_not_delete_what_has_come_back(tmp_path: Path) -> None:
+    alive = {"pid": os.getpid(), "pid_start_time": processes.start_time(os.getpid()), "shim_pid": 5}
+    here = state(tmp_path / "other", bundle_hints=(str(tmp_path),), **alive)
+    departed.require_not_returned(here)
+    departed.note(state(tmp_path))
+    with pytest.raises(NotFound, match="does not exist any more"):
+        departed.require_not_returned(here)
+    departed.require_not_returned(here.replace(pid_start_time=1))  # it has ended

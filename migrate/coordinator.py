@@ -94,7 +94,7 @@ class Coordinator:
     def _move(
         self, log: Journal, state: State, spec: Spec, digest: str, peer: Peer, plan: Plan, seeding: Seeding
     ) -> Report:
-        criu_log = b""
+        criu_log, damage = b"", ""
         try:
             self._seed(log, state, spec, digest, peer, plan, seeding)
             with Departure(state, spec, peer, self._on_pages, tcp_close=self._wanted.tcp_close) as departure:
@@ -102,6 +102,7 @@ class Coordinator:
                     self._stop_and_copy(log, state, departure, peer, seeding)
                     with uninterruptible():
                         leaving = seeding.leaving()
+                        departure.require_frozen()
                         log.record(Phase.COMMITTED, leaving=leaving)
                         self._clock.step("commit")
                         self._hand_over(log, state, departure, peer, leaving)
@@ -110,7 +111,7 @@ class Coordinator:
                 except BaseException:
                     with uninterruptible():
                         departure.roll_back()  # no effect after give_up
-                        criu_log = departure.log()
+                        criu_log, damage = departure.log(), departure.damage
                     raise
         except MoveFailed:
             raise
@@ -123,7 +124,7 @@ class Coordinator:
                 ) from error
             with uninterruptible():
                 seeding.close()
-                self._roll_back(log, state, peer, criu_log, error)
+                self._roll_back(log, state, peer, criu_log, damage, error)
             raise
 
     def _seed(
@@ -240,13 +241,17 @@ class Coordinator:
             )  # fmt: skip
         return report
 
-    def _roll_back(self, log: Journal, state: State, peer: Peer, criu_log: bytes, error: BaseException) -> None:
+    def _roll_back(
+        self, log: Journal, state: State, peer: Peer, criu_log: bytes, damage: str, error: BaseException
+    ) -> None:
         """The container already runs here again (its dump session is closed); clean the target and say so."""
         cleaned = clean_target(peer, self._wanted.host, str(self._store.root), self._migration)
         log.record(Phase.ABORTED, reason=str(error), cleaned=cleaned)
         saved = save_log(criu_log, self._migration)
         alive = checkpoint.is_running(state)
         where = f"it runs here, at {self._source}, as before" if alive else f"it has ended here, at {self._source}"
+        if alive and damage:
+            where = f"it runs here, at {self._source}, but is damaged ({damage})"
         remedy = getattr(error, "remedy", None)
         notes = [remedy] if remedy else []
         notes += [f"CRIU's log: {saved}"] if saved else []

@@ -123,6 +123,7 @@ def delete(store: Store, container_id: str, *, force: bool = False, created: str
 def remove(store: Store, state: State, cgroup: Cgroup | None = None) -> None:
     """End what lives of a container and remove all of it. The caller holds its lock."""
     cgroup = cgroup or Cgroup.of(state)
+    store.drop(state.id, "dump.json")  # nothing of a dump has to be undone any more
     end(state, cgroup)
     cgroup.kill()
     if state.has_bridge:

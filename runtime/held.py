@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from contextlib import contextmanager
 
-from criu_rpc.images import join_terminals
 from runtime import attach, jsonio, typeahead
 from runtime.attached import RECENT, TIOCGPTPEER
 from runtime.errors import Conflict, ContainerError, SpecError
@@ -19,7 +17,6 @@ from runtime.errors import Conflict, ContainerError, SpecError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Iterator
     from typing import Self
 
     from runtime.state import State
@@ -29,42 +26,44 @@ _LIMIT = 1 << 20
 
 
 class Hold:
-    """From `begin` to `release`, or to the container's end. All is let go when this process ends."""
+    """From `begin`, before a dump, to `close`. When this process ends all is let go, and what is left of the dump is
+    undone by the monitor, if it is one that `mends`, as it says when it is held."""
 
     def __init__(self, sock: socket.socket | None) -> None:
         self._sock = sock
         self._typed, self._recent = b"", b""
         self._terminal = False
+        self._taken = self.mends = False
 
     @classmethod
     def begin(cls, state: State) -> Self:
-        """Hold the monitor of a frozen container; one that has none of ours is as good as held.
+        """Tell the monitor that a dump begins; a container that has none of ours needs no telling.
 
-        Raises ContainerError when it does not answer; nothing is held then.
+        Raises ContainerError when it does not answer.
         """
         try:
-            sock = attach.connect(state) if state.shim_pid else None
+            hold = cls(attach.connect(state) if state.shim_pid else None)
         except Conflict:
-            sock = None  # of an earlier version
-        hold = cls(sock)
-        if sock is None:
-            return hold
-        try:
-            sock.send(b"h")
-            while (packet := attach.receive(sock))[:1] != b"h":
-                if not packet:
-                    raise ContainerError(f"container {state.id}: its monitor has ended, or is held already")
-                if packet[:1] == b"i":
-                    hold._typed += packet[1:]
-                elif packet[:1] == b"o":
-                    hold._terminal, hold._recent = True, packet[1:]
-        except OSError as error:
-            hold.close()
-            raise ContainerError(f"container {state.id}: its monitor does not answer: {error}") from None
-        except BaseException:
-            hold.close()
-            raise
+            return cls(None)  # of an earlier version
+        hold._tell(b"d")
         return hold
+
+    def take(self, container_id: str) -> None:
+        """The container is frozen: hold the monitor. Raises ContainerError when it does not answer."""
+        if self._sock is None:
+            return
+        try:
+            self._sock.send(b"h")
+            while (packet := attach.receive(self._sock))[:1] != b"h":
+                if not packet:
+                    raise ContainerError(f"container {container_id}: its monitor has ended, or is held already")
+                if packet[:1] == b"i":
+                    self._typed += packet[1:]
+                elif packet[:1] == b"o":
+                    self._terminal, self._recent = True, packet[1:]
+            self._taken, self.mends = True, packet == b"hd"
+        except OSError as error:
+            raise ContainerError(f"container {container_id}: its monitor does not answer: {error}") from None
 
     def save(self, images: int) -> None:
         """Write what its terminal holds to an image file in the directory behind `images`; without one, nothing."""
@@ -80,12 +79,11 @@ class Hold:
 
     def release(self) -> None:
         """The container is about to go on here: what was typed is in its terminal again when this returns."""
-        if self._sock is not None and self._tell(b"r"):
+        if self._sock is not None and self._taken and self._tell(b"r"):
             try:
                 attach.receive(self._sock)
             except OSError:
                 pass  # it lets go in any case when we close
-        self.close()
 
     def _tell(self, packet: bytes) -> bool:
         try:
@@ -96,34 +94,11 @@ class Hold:
         return True
 
     def close(self) -> None:
+        """The dump is over."""
         if self._sock is not None:
+            self._tell(b"n")
             self._sock.close()
             self._sock = None
-
-
-@contextmanager
-def completed(state: State, images: int) -> Iterator[Hold]:
-    """In a `with`: CRIU's images in the directory behind `images` are made complete, and the monitor is held.
-
-    For a dump at `post-dump`. At the end it is released. Raises ContainerError, CriuError.
-    """
-    hold = complete(state, images)
-    try:
-        yield hold
-    finally:
-        hold.release()
-
-
-def complete(state: State, images: int) -> Hold:
-    """The same for a caller that releases it itself."""
-    join_terminals(images)
-    hold = Hold.begin(state)
-    try:
-        hold.save(images)
-    except BaseException:
-        hold.release()
-        raise
-    return hold
 
 
 def refill(images: str, master: int) -> bytes:

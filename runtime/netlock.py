@@ -5,7 +5,8 @@ host's own: every packet of the container's connections). A dump that is undone 
 these very images; a dump whose container has ended leaves it. In a namespace that the container joined, or the host's,
 that is set right here. While the container is frozen, `prepare` lets the table drop the container's connections by
 rules of their own, and puts the container's mark on it (a chain, which does nothing); `ended` opens it to everything
-else. A restore of the same container in the same namespace removes it (`back`).
+else. A restore of the same container in the same namespace removes it (`back`). A CRIU that was killed leaves its table
+in any namespace: `unlock`.
 
 The connections stay dropped, as the namespace would answer what still comes for them with RST: their peers are
 to speak with the container where it is now.
@@ -13,6 +14,7 @@ to speak with the container where it is now.
 
 from __future__ import annotations
 
+import errno
 import os
 
 from criu_rpc import images
@@ -22,7 +24,7 @@ from runtime.nftables import Nftables
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
 
     from runtime.nftables import Chain, Message
     from runtime.spec import Spec
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     _End = tuple[bytes, int]
 
 _PREFIX = "CRIU-"
+_MARKS = ("moved-", "ended-")
 
 
 def prepare(state: State, spec: Spec, directory: int, *, keep: bool = True) -> None:
@@ -85,35 +88,69 @@ def back(spec: Spec, container_id: str) -> None:
     """The container's sockets are in this namespace again: nothing of it is locked from here on."""
 
     def changes(chains: list[Chain]) -> list[Message]:
-        marked = _marked(chains, container_id, keep=True) + _marked(chains, container_id, keep=False)
-        return [nftables.delete_table(table) for table in marked]
+        return [nftables.delete_table(table) for table in _both_marks(chains, container_id)]
 
     path = spec.namespaces.get("network")
     if path is not None:
         _change(path, changes)
 
 
-def _change(path: str, changes: Callable[[list[Chain]], list[Message]]) -> None:
-    """Ask what chains there are in a namespace and change what is to be changed."""
+def others(pid: int) -> list[str]:
+    """The locks that there are in the network namespace of a process before a dump makes its own."""
+    found: list[str] = []
+
+    def look(chains: list[Chain]) -> list[Message]:
+        found.extend({table for table, _, _ in chains if table.startswith(_PREFIX)})
+        return []
+
+    _change(f"/proc/{pid}/ns/net", look)
+    return found
+
+
+def unlock(pid: int, container_id: str, others: Collection[str]) -> None:
+    """Remove the lock of a dump that CRIU has left when it was killed; `others` were there before. Raises OSError."""
+
+    def changes(chains: list[Chain]) -> list[Message]:
+        kept = {table for table, chain, _ in chains if chain.startswith(_MARKS)}
+        left = {table for table, _, _ in chains if table.startswith(_PREFIX)} - kept - set(others)
+        return [nftables.delete_table(table) for table in left.union(_both_marks(chains, container_id))]
+
     try:
-        netns = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            with Nftables(netns) as socket:
-                messages = changes(socket.chains())
-                if messages:
-                    socket.change(messages)
-        finally:
-            os.close(netns)
+        _try(f"/proc/{pid}/ns/net", changes)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT):  # a kernel without nf_tables
+            raise
+
+
+def _change(path: str, changes: Callable[[list[Chain]], list[Message]]) -> None:
+    try:
+        _try(path, changes)
     except (OSError, ContainerError):
         pass  # the namespace is gone, or the kernel has no nf_tables
+
+
+def _try(path: str, changes: Callable[[list[Chain]], list[Message]]) -> None:
+    """Ask what chains there are in a namespace and change what is to be changed."""
+    netns = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with Nftables(netns) as socket:
+            messages = changes(socket.chains())
+            if messages:
+                socket.change(messages)
+    finally:
+        os.close(netns)
 
 
 def _mark(container_id: str, *, keep: bool) -> str:
     from hashlib import sha256
 
-    return ("moved-" if keep else "ended-") + sha256(container_id.encode()).hexdigest()[:16]
+    return _MARKS[0 if keep else 1] + sha256(container_id.encode()).hexdigest()[:16]
 
 
 def _marked(chains: list[Chain], container_id: str, *, keep: bool) -> list[str]:
     mark = _mark(container_id, keep=keep)
     return [table for table, chain, _ in chains if chain == mark and table.startswith(_PREFIX)]
+
+
+def _both_marks(chains: list[Chain], container_id: str) -> list[str]:
+    return _marked(chains, container_id, keep=True) + _marked(chains, container_id, keep=False)

@@ -313,6 +313,11 @@ class Cgroup:
             self.thaw()
             raise DeadlineExceeded(f"the processes of {self.directories()[0]} cannot be frozen")
 
+    def hold(self) -> None:
+        """Pause the processes as soon as who traces them lets go of them. Raises ContainerError."""
+        self.require_own()
+        self._freezer("FROZEN", "1")
+
     def thaw(self) -> None:
         """Let the processes go on. Raises ContainerError."""
         self._freezer("THAWED", "0")

@@ -1,0 +1,160 @@
+"""One dump of a running container: whatever ends it, the container goes on as before, unless it is ended here.
+
+CRIU freezes it. From `complete` on the freezer of its cgroup does, too, where a monitor of ours is there to thaw it
+when we are killed: a CRIU that is killed then lets nothing run before its traces are gone (undump.py).
+"""
+
+from __future__ import annotations
+
+import os
+
+from criu_rpc.client import Criu
+from criu_rpc.errors import CriuError, RequestFailed
+from criu_rpc.images import join_terminals
+from runtime import container, held, netlock, processes, supplement, undump
+from runtime.cgroups import Cgroup
+from runtime.errors import ContainerError, DeadlineExceeded
+from runtime.light import signals
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Self
+
+    from criu_rpc.client import Notification
+    from criu_rpc.options import DumpOptions
+    from runtime.spec import Spec
+    from runtime.state import State
+
+DEATH_TIMEOUT = 30.0
+
+
+class Dump:
+    """A context manager: leaving it before `finish` or `kill` has the container go on."""
+
+    def __init__(self, state: State, spec: Spec, options: DumpOptions, *, timeout: float, paused: bool = False) -> None:
+        """Start CRIU; the dump must be over within `timeout` seconds. `paused`: see undump.begin.
+
+        Raises CriuError, ContainerError; nothing has happened then.
+        """
+        self._state, self._spec, self._leave_running, self._paused = state, spec, options.leave_running, paused
+        self._cgroup = Cgroup.of(state)
+        self._over = False
+        init = container.open_init(state)
+        if init is None:
+            raise ContainerError(f"container {state.id}: its init is gone")
+        self._init = init
+        self._hold = held.Hold(None)
+        try:
+            self._hold = held.Hold.begin(state)
+            undump.begin(state, paused=paused)
+            self._session = Criu().dump(options, timeout=timeout)
+        except BaseException:
+            self._close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.roll_back()
+
+    def run_until(self, script: str) -> Notification:
+        """Let CRIU go on up to a notification; the container is frozen from `pre-dump` on. Raises CriuError."""
+        try:
+            return self._session.run_until(script)
+        except RequestFailed:
+            raise
+        except CriuError:
+            self._freeze()  # until it is mended
+            raise
+
+    def complete(self, images: int, *, keep: bool = True) -> None:
+        """At `post-dump`: make CRIU's images in a directory complete, and hold the monitor.
+
+        Connections in a network of others are to stay locked when the container is gone, if they `keep`. Raises
+        ContainerError, CriuError.
+        """
+        self._hold.take(self._state.id)
+        if self._hold.mends:
+            self._freeze()
+        supplement.save(images, self._state, self._cgroup)
+        join_terminals(images)
+        self._hold.save(images)
+        if not self._leave_running:
+            netlock.prepare(self._state, self._spec, images, keep=keep)
+
+    def require_frozen(self) -> None:
+        """Raise CriuError when CRIU has ended since it was last heard of."""
+        self._session.require_alive()
+
+    def finish(self) -> None:
+        """CRIU brings it to its end: the container goes on, or is gone, as the options say. Raises CriuError."""
+        if self._leave_running:
+            self._hold.release()
+        else:
+            self._thaw()  # what the freezer holds does not die
+        self._session.finish()
+        if not self._paused:
+            self._thaw()
+        self._close()
+
+    def kill(self, host: str | None = None) -> None:
+        """End the frozen container: when this returns, none of its processes exists any more.
+
+        It is killed before it is thawed and before CRIU is answered, so that it cannot run again even if CRIU or we die
+        now. Who is attached is told that it has moved to `host`. Raises DeadlineExceeded.
+        """
+        if host is not None:
+            self._hold.moved(host)
+        try:
+            signals.pidfd_send_signal(self._init, signals.SIGKILL)
+        except ProcessLookupError:
+            pass  # somebody else has
+        if self._cgroup.frozen:
+            self._cgroup.signal(signals.SIGKILL)
+            self._cgroup.thaw()
+        try:
+            self._session.finish()
+        except CriuError:
+            pass  # it misses them, or has ended
+        if not processes.wait_exit(self._init, DEATH_TIMEOUT):
+            raise DeadlineExceeded(f"container {self._state.id}: its processes do not end here")
+        self._close()
+
+    def roll_back(self) -> None:
+        """The container goes on as before. Harmless when the dump is over. Raises ContainerError: see undump.mend."""
+        if self._over:
+            return
+        self._hold.release()
+        self._session.abort()
+        try:
+            undump.mend(self._state)
+        finally:
+            self._close()
+
+    def _close(self) -> None:
+        self._over = True
+        undump.end(self._state)
+        self._hold.close()
+        os.close(self._init)
+
+    def _freeze(self) -> None:
+        try:
+            self._cgroup.hold()
+        except ContainerError:
+            pass  # there is no freezer: CRIU alone holds it
+
+    def _thaw(self) -> None:
+        if self._cgroup.frozen:
+            self._cgroup.thaw()
+
+
+def pre_dump(state: State, options: DumpOptions, *, timeout: float, paused: bool) -> None:
+    """One pre-dump; the container goes on in any case. Raises CriuError, ContainerError."""
+    undump.begin(state, paused=paused)
+    try:
+        Criu().pre_dump(options, timeout=timeout)
+    except BaseException:
+        undump.mend(state)
+        raise
+    undump.end(state)

@@ -139,6 +139,11 @@ class _Session:
         except SwrkDied as error:
             raise self._died(error) from None
 
+    @property
+    def process_id(self) -> int:
+        """CRIU's; 0 when another process has started it."""
+        return self._swrk.process_id
+
     def abort(self) -> None:
         """Have CRIU undo what it did, and wait until it has ended. Harmless when the session is over."""
         if not self._over:

@@ -108,6 +108,10 @@ class Swrk:
             raise BadAnswer(request, f"{len(data)} bytes that are no criu_resp: {error}") from None
         return answer, fds[0] if fds else None
 
+    @property
+    def process_id(self) -> int:
+        return self._process.pid if self._process is not None else 0
+
     def require_alive(self, request: str) -> None:
         """Raise SwrkDied when CRIU has ended, of which nothing else tells while nothing is asked of it."""
         poll = select.poll()

@@ -22,13 +22,13 @@ from migrate.journal import Entry, Journal
 from migrate.model import MigrationSpec
 from migrate.peer import Peer, RemoteFailure, connect
 from migrate.phases import Phase, workload
-from migrate.recovery import undecided
+from migrate.recovery import boot_id, undecided
 from migrate.seeding import ROOTFS, Seeding
 from migrate.settlement import clean_source, clean_target, save_log, settle
 from migrate.trees import Owner, Tree
 from migrate.validate import container_blockers, preflight, wait_settled
 from migrate.volumes import Plan
-from runtime import checkpoint, network
+from runtime import checkpoint, network, undump
 from runtime.spec import Spec
 from runtime.spec import load as load_spec
 from runtime.state import State, Store
@@ -75,6 +75,7 @@ class Coordinator:
                     f"container {wanted.id}: an earlier move of it, to {entry.target}, is not decided yet",
                     remedy=f"pymigrate recover {wanted.id}",
                 )
+            undump.mend_left(state)
             spec = load_spec(Path(state.bundle), state.annotations)
             self._say(Phase.PREFLIGHT, f"checking {wanted.id} and {wanted.host}")
             plan = volumes.plan(state, spec, wanted.volumes)
@@ -103,7 +104,7 @@ class Coordinator:
                     with uninterruptible():
                         leaving = seeding.leaving()
                         departure.require_frozen()
-                        log.record(Phase.COMMITTED, leaving=leaving)
+                        log.record(Phase.COMMITTED, leaving=leaving, boot=boot_id())
                         self._clock.step("commit")
                         self._hand_over(log, state, departure, peer, leaving)
                         self._passes = tuple(seeding.passes)
@@ -200,7 +201,7 @@ class Coordinator:
         self, log: Journal, state: State, departure: Departure, peer: Peer, leaving: dict[str, list[str]]
     ) -> None:
         """The source dies, then the target runs."""
-        departure.give_up()
+        departure.give_up(lambda: log.record(Phase.COMMITTED, durable=False, killed=True))
         self._clock.step("source ends")
         try:
             peer.call(protocol.Resume(), RESUME_TIMEOUT)

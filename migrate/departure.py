@@ -101,16 +101,17 @@ class Departure:
         assert self._dump is not None
         self._dump.require_frozen()
 
-    def give_up(self) -> None:
+    def give_up(self, on_killed: Callable[[], None]) -> None:
         """End the frozen tree: when this returns, no process of the container exists here any more.
 
-        Its link is down before it is killed, so that nothing tells the container's peers.
+        `on_killed` is called as soon as its end is certain. Its link is down before that, so that nothing tells the
+        container's peers.
         """
         assert self._dump is not None
         if self._state.has_bridge:
             with contextlib.suppress(OSError, ContainerError):  # it has to end all the same
                 veth.take_down(self._state)
-        self._dump.kill(self._peer.name)
+        self._dump.kill(self._peer.name, on_killed)
         netlock.ended(self.spec, self._state.id)
 
     def roll_back(self) -> None:

@@ -33,7 +33,7 @@ from migrate.hostfacts import free_bytes
 from migrate.interrupts import uninterruptible
 from migrate.sockets import survey
 from migrate.validate import require_movable, wait_settled
-from runtime import checkpoint, logs, netlock, supplement, syscalls
+from runtime import checkpoint, logs, netlock, supplement, syscalls, undump
 from runtime.dump import Dump
 from runtime.restore import RestorePlan, Restoring
 from runtime.spec import Spec
@@ -119,6 +119,7 @@ def save(store: Store, container_id: str, directory: Path, *, allow: frozenset[s
         raise SnapshotError(f"{directory.parent} is no directory")
     with store.lock(container_id, LOCK_TIMEOUT):
         state = store.load(container_id)
+        undump.mend_left(state)
         spec = load_spec(Path(state.bundle), state.annotations)
         require_movable(store, state, spec, allow, PATIENCE)
         wait_settled(state, allow, PATIENCE)

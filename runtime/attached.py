@@ -12,18 +12,13 @@ what it is:
       | <--- x STATUS ---------------- |   the container has ended
       | <--- m HOST ------------------ |   it has gone to another host
 
-and for who makes a dump of the container (held.py):
+and for who has frozen the container (held.py):
 
-      | ---- d ----------------------> |   a dump begins
-      | ---- h ----------------------> |   it is frozen: log all that was written, take what was typed and not read,
-      |                                |   pass no more on
-      | <--- i DATA, o DATA, h d ----- |   what was typed; the last output, if it has a terminal
+      | ---- h ----------------------> |   log all that was written, take what was typed and not read, pass no more on
+      | <--- i DATA, o DATA, h ------- |   what was typed; the last output, if it has a terminal
       | ---- m HOST -----------------> |   the end that comes now is a move
-      | ---- r ----------------------> |   nothing has happened: go on
+      | ---- r, or the end ----------> |   nothing has happened: go on
       | <--- r ----------------------- |
-      | ---- n ----------------------> |   the dump is over
-
-Who is lost without an n was killed: the container goes on, and what is left of the dump is undone (undump.py).
 
 A client cannot hold the container up: one that is too far behind is dropped (and may come again), and what it types
 waits in its socket while the terminal takes no more.
@@ -34,8 +29,8 @@ from __future__ import annotations
 import os
 import select
 
-from runtime import processes, selfexec
-from runtime.light import signals, sockets
+from runtime import processes
+from runtime.light import sockets
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -139,10 +134,9 @@ class Attached:
         self._clients: dict[int, socket.socket] = {}
         self._watching: set[int] = set()
         self._typing: set[int] = set()
-        self._directory = directory
-        self._dumper = self._holder = -1
+        self._holder = -1
         self.init = 0
-        self.ended_frozen = False
+        self._ended_frozen = False
         self._taken = b""
         self._target = b""
         self._listener = sockets.socket(sockets.AF_UNIX, sockets.SOCK_SEQPACKET | sockets.SOCK_CLOEXEC)
@@ -168,7 +162,6 @@ class Attached:
 
     def ended(self, status: int) -> None:
         """Tell everybody that the container has ended, or gone."""
-        self._dumper = -1
         for fd in list(self._watching):
             self._send(fd, b"m" + self._target if self._target else b"x%d" % status)
         for fd in list(self._clients):
@@ -240,10 +233,6 @@ class Attached:
         terminal = self.terminal
         if kind == b"h" and self._holder < 0:
             self._hold(fd)
-        elif kind == b"d":
-            self._dumper = fd
-        elif kind == b"n" and fd == self._dumper:
-            self._dumper = -1
         elif kind == b"a":
             self._welcome(fd)
         elif fd == self._holder:
@@ -270,12 +259,12 @@ class Attached:
             for start in range(0, len(self._taken), RECENT):
                 self._send(fd, b"i" + self._taken[start : start + RECENT])
             self._send(fd, b"o" + self.terminal.recent)
-        self._send(fd, b"hd")
+        self._send(fd, b"h")
 
     @property
     def frozen(self) -> bool:
-        """Whether a dump holds the container frozen, or it has ended while one did."""
-        return self.ended_frozen or self._holder >= 0
+        """Whether the container is held frozen, or was killed by the last act of who held it."""
+        return self._ended_frozen or self._holder >= 0
 
     def _release(self) -> None:
         """It was not moved: what was typed goes back, in its order."""
@@ -305,10 +294,5 @@ class Attached:
         self._poll.unregister(fd)
         client.close()
         if fd == self._holder:
-            # Its last act may have been to kill what it had frozen.
-            self.ended_frozen = processes.is_dying(self.init)
+            self._ended_frozen = processes.is_dying(self.init)
             self._release()
-        if fd == self._dumper:
-            self._dumper = -1
-            undump = selfexec.command("runtime.undump", self._directory)
-            os.posix_spawn(undump[0], undump, os.environ, setsigdef=signals.valid_signals(), setsid=True)

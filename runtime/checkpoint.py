@@ -19,7 +19,7 @@ import time
 
 from criu_rpc import images
 from criu_rpc.options import DumpOptions
-from runtime import container, jsonio, namespaces, netlock, syscalls
+from runtime import container, jsonio, namespaces, netlock, syscalls, undump
 from runtime.cgroups import Cgroup
 from runtime.cgroups.hierarchies import UNIFIED, discover
 from runtime.dump import Dump, pre_dump
@@ -132,6 +132,7 @@ def checkpoint(store: Store, container_id: str, request: Request) -> None:
     """
     with store.lock(container_id):
         state = store.load(container_id)
+        undump.mend_left(state)
         status = state.status
         status.require(container_id, "checkpoint", Status.RUNNING, Status.PAUSED)
         spec = load(state.bundle, state.annotations)

@@ -69,9 +69,15 @@ def pause(store: Store, container_id: str) -> None:
 
 
 def resume(store: Store, container_id: str) -> None:
-    """Let a paused container go on."""
+    """Let a paused container go on, or one whose dump was cut short."""
     with store.lock_existing(container_id):
         state = store.load(container_id)
+        if os.path.exists(store.directory(container_id) + "/dump.json"):
+            from runtime import undump
+
+            undump.mend(state)
+            if state.status is Status.RUNNING:
+                return
         state.status.require(container_id, "resume", Status.PAUSED)
         Cgroup.of(state).thaw()
 

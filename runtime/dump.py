@@ -1,7 +1,6 @@
 """One dump of a running container: whatever ends it, the container goes on as before, unless it is ended here.
 
-CRIU freezes it. From `complete` on the freezer of its cgroup does, too, where a monitor of ours is there to thaw it
-when we are killed: a CRIU that is killed then lets nothing run before its traces are gone (undump.py).
+CRIU holds it frozen; a guard sees to it that it stays so when CRIU is killed, until that is mended (guard.py).
 """
 
 from __future__ import annotations
@@ -9,18 +8,19 @@ from __future__ import annotations
 import os
 
 from criu_rpc.client import Criu
-from criu_rpc.errors import CriuError, RequestFailed
-from criu_rpc.images import join_terminals
+from criu_rpc.errors import CriuError
 from runtime import container, held, netlock, processes, supplement, undump
 from runtime.cgroups import Cgroup
 from runtime.errors import ContainerError, DeadlineExceeded
+from runtime.guard import Guard
 from runtime.light import signals
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Self
 
-    from criu_rpc.client import Notification
+    from criu_rpc.client import DumpSession
     from criu_rpc.options import DumpOptions
     from runtime.spec import Spec
     from runtime.state import State
@@ -38,15 +38,16 @@ class Dump:
         """
         self._state, self._spec, self._leave_running, self._paused = state, spec, options.leave_running, paused
         self._cgroup = Cgroup.of(state)
-        self._over = False
+        self._hold: held.Hold | None = None
+        self._session: DumpSession | None = None
         init = container.open_init(state)
         if init is None:
             raise ContainerError(f"container {state.id}: its init is gone")
         self._init = init
-        self._hold = held.Hold(None)
+        undump.begin(state, paused=paused)
+        self._guard = Guard(state)
+        self._guarded = self._over = False
         try:
-            self._hold = held.Hold.begin(state)
-            undump.begin(state, paused=paused)
             self._session = Criu().dump(options, timeout=timeout)
         except BaseException:
             self._close()
@@ -58,15 +59,18 @@ class Dump:
     def __exit__(self, *_: object) -> None:
         self.roll_back()
 
-    def run_until(self, script: str) -> Notification:
-        """Let CRIU go on up to a notification; the container is frozen from `pre-dump` on. Raises CriuError."""
-        try:
-            return self._session.run_until(script)
-        except RequestFailed:
-            raise
-        except CriuError:
-            self._freeze()  # until it is mended
-            raise
+    def run_until(self, script: str) -> None:
+        """Let CRIU go on up to a notification; the container is frozen from `pre-dump` on.
+
+        Raises CriuError, ContainerError.
+        """
+        assert self._session is not None
+        if not self._guarded:
+            self._session.run_until("pre-dump")
+            self._guard.watch(self._session.process_id)
+            self._guarded = True
+        if script != "pre-dump":
+            self._session.run_until(script)
 
     def complete(self, images: int, *, keep: bool = True) -> None:
         """At `post-dump`: make CRIU's images in a directory complete, and hold the monitor.
@@ -74,49 +78,45 @@ class Dump:
         Connections in a network of others are to stay locked when the container is gone, if they `keep`. Raises
         ContainerError, CriuError.
         """
-        self._hold.take(self._state.id)
-        if self._hold.mends:
-            self._freeze()
         supplement.save(images, self._state, self._cgroup)
-        join_terminals(images)
-        self._hold.save(images)
+        self._hold = held.complete(self._state, images)
         if not self._leave_running:
             netlock.prepare(self._state, self._spec, images, keep=keep)
 
     def require_frozen(self) -> None:
         """Raise CriuError when CRIU has ended since it was last heard of."""
+        assert self._session is not None
         self._session.require_alive()
 
     def finish(self) -> None:
         """CRIU brings it to its end: the container goes on, or is gone, as the options say. Raises CriuError."""
-        if self._leave_running:
+        assert self._session is not None
+        if self._leave_running and self._hold is not None:
             self._hold.release()
-        else:
-            self._thaw()  # what the freezer holds does not die
         self._session.finish()
-        if not self._paused:
-            self._thaw()
         self._close()
 
-    def kill(self, host: str | None = None) -> None:
+    def kill(self, host: str | None = None, on_killed: Callable[[], None] = lambda: None) -> None:
         """End the frozen container: when this returns, none of its processes exists any more.
 
-        It is killed before it is thawed and before CRIU is answered, so that it cannot run again even if CRIU or we die
-        now. Who is attached is told that it has moved to `host`. Raises DeadlineExceeded.
+        It is killed before CRIU is answered, so that it cannot run again even if CRIU or we die now. Who is attached is
+        told that it has moved to `host`. `on_killed` is called once its end is certain. Raises DeadlineExceeded.
         """
-        if host is not None:
+        if host is not None and self._hold is not None:
             self._hold.moved(host)
         try:
             signals.pidfd_send_signal(self._init, signals.SIGKILL)
         except ProcessLookupError:
             pass  # somebody else has
-        if self._cgroup.frozen:
+        on_killed()
+        try:
+            if self._session is not None:
+                self._session.finish()
+        except CriuError:
+            pass  # it misses them, or was killed
+        if self._cgroup.frozen:  # by the guard: what the freezer holds does not die
             self._cgroup.signal(signals.SIGKILL)
             self._cgroup.thaw()
-        try:
-            self._session.finish()
-        except CriuError:
-            pass  # it misses them, or has ended
         if not processes.wait_exit(self._init, DEATH_TIMEOUT):
             raise DeadlineExceeded(f"container {self._state.id}: its processes do not end here")
         self._close()
@@ -125,8 +125,10 @@ class Dump:
         """The container goes on as before. Harmless when the dump is over. Raises ContainerError: see undump.mend."""
         if self._over:
             return
-        self._hold.release()
-        self._session.abort()
+        if self._hold is not None:
+            self._hold.release()
+        if self._session is not None:
+            self._session.abort()
         try:
             undump.mend(self._state)
         finally:
@@ -135,18 +137,12 @@ class Dump:
     def _close(self) -> None:
         self._over = True
         undump.end(self._state)
-        self._hold.close()
+        if self._session is not None:
+            self._session.abort()
+        self._guard.close()
+        if self._hold is not None:
+            self._hold.close()
         os.close(self._init)
-
-    def _freeze(self) -> None:
-        try:
-            self._cgroup.hold()
-        except ContainerError:
-            pass  # there is no freezer: CRIU alone holds it
-
-    def _thaw(self) -> None:
-        if self._cgroup.frozen:
-            self._cgroup.thaw()
 
 
 def pre_dump(state: State, options: DumpOptions, *, timeout: float, paused: bool) -> None:

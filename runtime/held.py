@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 
+from criu_rpc.images import join_terminals
 from runtime import attach, jsonio, typeahead
 from runtime.attached import RECENT, TIOCGPTPEER
 from runtime.errors import Conflict, ContainerError, SpecError
@@ -26,44 +27,42 @@ _LIMIT = 1 << 20
 
 
 class Hold:
-    """From `begin`, before a dump, to `close`. When this process ends all is let go, and what is left of the dump is
-    undone by the monitor, if it is one that `mends`, as it says when it is held."""
+    """From `begin` to `release`, or to the container's end. All is let go when this process ends."""
 
     def __init__(self, sock: socket.socket | None) -> None:
         self._sock = sock
         self._typed, self._recent = b"", b""
         self._terminal = False
-        self._taken = self.mends = False
 
     @classmethod
     def begin(cls, state: State) -> Self:
-        """Tell the monitor that a dump begins; a container that has none of ours needs no telling.
+        """Hold the monitor of a frozen container; one that has none of ours is as good as held.
 
-        Raises ContainerError when it does not answer.
+        Raises ContainerError when it does not answer; nothing is held then.
         """
         try:
-            hold = cls(attach.connect(state) if state.shim_pid else None)
+            sock = attach.connect(state) if state.shim_pid else None
         except Conflict:
-            return cls(None)  # of an earlier version
-        hold._tell(b"d")
-        return hold
-
-    def take(self, container_id: str) -> None:
-        """The container is frozen: hold the monitor. Raises ContainerError when it does not answer."""
-        if self._sock is None:
-            return
+            sock = None  # of an earlier version
+        hold = cls(sock)
+        if sock is None:
+            return hold
         try:
-            self._sock.send(b"h")
-            while (packet := attach.receive(self._sock))[:1] != b"h":
+            sock.send(b"h")
+            while (packet := attach.receive(sock))[:1] != b"h":
                 if not packet:
-                    raise ContainerError(f"container {container_id}: its monitor has ended, or is held already")
+                    raise ContainerError(f"container {state.id}: its monitor has ended, or is held already")
                 if packet[:1] == b"i":
-                    self._typed += packet[1:]
+                    hold._typed += packet[1:]
                 elif packet[:1] == b"o":
-                    self._terminal, self._recent = True, packet[1:]
-            self._taken, self.mends = True, packet == b"hd"
+                    hold._terminal, hold._recent = True, packet[1:]
         except OSError as error:
-            raise ContainerError(f"container {container_id}: its monitor does not answer: {error}") from None
+            hold.close()
+            raise ContainerError(f"container {state.id}: its monitor does not answer: {error}") from None
+        except BaseException:
+            hold.close()
+            raise
+        return hold
 
     def save(self, images: int) -> None:
         """Write what its terminal holds to an image file in the directory behind `images`; without one, nothing."""
@@ -79,11 +78,12 @@ class Hold:
 
     def release(self) -> None:
         """The container is about to go on here: what was typed is in its terminal again when this returns."""
-        if self._sock is not None and self._taken and self._tell(b"r"):
+        if self._sock is not None and self._tell(b"r"):
             try:
                 attach.receive(self._sock)
             except OSError:
                 pass  # it lets go in any case when we close
+        self.close()
 
     def _tell(self, packet: bytes) -> bool:
         try:
@@ -94,11 +94,24 @@ class Hold:
         return True
 
     def close(self) -> None:
-        """The dump is over."""
         if self._sock is not None:
-            self._tell(b"n")
             self._sock.close()
             self._sock = None
+
+
+def complete(state: State, images: int) -> Hold:
+    """At `post-dump`: make CRIU's images in the directory behind `images` complete, and hold the monitor.
+
+    Raises ContainerError, CriuError.
+    """
+    join_terminals(images)
+    hold = Hold.begin(state)
+    try:
+        hold.save(images)
+    except BaseException:
+        hold.release()
+        raise
+    return hold
 
 
 def refill(images: str, master: int) -> bytes:

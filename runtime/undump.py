@@ -9,8 +9,8 @@ memory runs out. Its code in a process of the container ends by itself then, and
 - memory of its own in one process, 200 KiB that do no harm.
 
 dump.json in the container's directory says that a dump has begun: what there was before it. Who makes the dump calls
-`mend` when it fails. When that one is killed as well the monitor has it done (attached.py); where there is none, the
-next verb that changes the container does (`mend_left`).
+`mend` when it fails. When that one is killed as well the guard does (guard.py); when all three are killed, the next
+verb that would dump it again, or `recover`, or `resume`.
 """
 
 from __future__ import annotations
@@ -20,9 +20,8 @@ import time
 
 from runtime import jsonio, netlock, processes, syscalls
 from runtime.cgroups import Cgroup
-from runtime.errors import ContainerError, DeadlineExceeded
+from runtime.errors import ContainerError
 from runtime.light import sockets
-from runtime.state import Store
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -60,9 +59,14 @@ def end(state: State) -> None:
         pass
 
 
+def is_left(state: State) -> bool:
+    """Whether a dump was left unfinished, or goes on."""
+    return os.path.exists(_note(state))
+
+
 def mend_left(state: State) -> bool:
     """Undo a dump that was left unfinished, if there is any. The caller holds the container's lock. See `mend`."""
-    if not os.path.exists(_note(state)):
+    if not is_left(state):
         return False
     mend(state)
     return True
@@ -243,24 +247,3 @@ def _remove_links(pid: int) -> None:
             continue
         finally:
             os.close(place)
-
-
-def main(argv: list[str]) -> int:
-    """argv: the directory of a container. For its monitor, which has lost who made a dump of it."""
-    root, container_id = os.path.split(argv[0])
-    store = Store(root)
-    deadline = time.monotonic() + RELEASE_TIMEOUT
-    try:
-        state = store.load(container_id)
-        while os.path.exists(_note(state)) and time.monotonic() < deadline:
-            if list(_traced(processes.container_pids(state.pid))):
-                time.sleep(_STEP)
-                continue
-            try:
-                with store.lock_existing(container_id, 0):
-                    mend_left(store.load(container_id))
-            except DeadlineExceeded:
-                time.sleep(_STEP)  # somebody works on it, who does this himself, or removes it
-    except ContainerError:
-        return 1  # it was deleted meanwhile, or what is wrong shows in it
-    return 0

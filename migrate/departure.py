@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Self
 
 from criu_rpc.client import Criu
-from criu_rpc.errors import CriuError
+from criu_rpc.errors import CriuError, SwrkDied
 from migrate import protocol
 from migrate.pages import PageRelay
 from migrate.peer import Peer
@@ -79,6 +79,8 @@ class Departure:
             on_frozen()
             self._dump.run_until("post-dump")
             self._dump.complete(self._images, keep=not self._tcp_close)
+        except SwrkDied:
+            raise
         except CriuError as error:
             raise self._relay.failure or error from None
         return self._relay.finish()

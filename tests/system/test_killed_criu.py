@@ -143,47 +143,56 @@ def test_what_criu_has_named_is_removed(lab: Lab) -> None:
     assert lab.on("host1", "pymigrate", "exec", "web", "ls", "/tmp").stdout == "b\n"
 
 
-# Goes into the zipapp that is sent: the first CRIU that restores there is killed, with the agent or not.
+DIED = "/run/criu-died"
+# Goes into the zipapp that is sent: the first CRIU that restores there is killed.
 CRIU_DIES = """
 import os, pathlib, subprocess
 from {module} import {owner}
 def dying(*args, original={owner}.{name}, **options):
     result = original(*args, **options)
-    if {condition} and not pathlib.Path("/tmp/h1-died").exists():
-        pathlib.Path("/tmp/h1-died").touch()
+    if {condition} and not pathlib.Path("{died}").exists():
+        pathlib.Path("{died}").touch()
         subprocess.run(["pkill", "-9", "-x", "criu"], check=True)
     return result
 {owner}.{name} = dying
 """
 
 
-@pytest.mark.parametrize(
-    ("name", "condition", "code"),
-    [
-        pytest.param("restore", "True", 10, id="restoring"),
-        pytest.param("run_until", "args[1] == 'post-restore'", 0, id="restored"),
-    ],
-)
-def test_at_the_target(lab: Lab, name: str, condition: str, code: int) -> None:
-    """Nothing stays there and the container goes on here; once this is decided it is restored again there."""
-    owner = {"restore": "Criu", "run_until": "RestoreSession"}[name]
-    patch = CRIU_DIES.format(module="criu_rpc.client", owner=owner, name=name, condition=condition)
+def move_with_patched_agent(lab: Lab, owner: str, name: str, condition: str) -> tuple[int, str]:
+    """Exit status, and where the container is then."""
+    patch = CRIU_DIES.format(module="criu_rpc.client", owner=owner, name=name, condition=condition, died=DIED)
     move = (
         "import sys\nfrom migrate import agent_zip, cli\n"
         f"agent_zip._MAIN = agent_zip._MAIN.replace('    from migrate.agent', {textwrap.indent(patch, '    ')!r} + "
         "'    from migrate.agent')\nsys.exit(cli.main(['--json', 'move', 'web', 'host2']))"
     )
-    mounts = lab.sh("host2", "cat /proc/self/mountinfo | wc -l")
+    try:
+        done = lab.on("host1", lab.python, "-c", move, check=False)
+        lab.sh("host2", f"test -e {DIED}")
+    finally:
+        lab.sh("host2", f"rm -f {DIED}")
+    event = json.loads(done.stdout.splitlines()[-1])
+    return done.returncode, event["workload"]
+
+
+def test_at_the_target(lab: Lab) -> None:
+    """Nothing stays there, and the container goes on here."""
+    mounts = lab.sh("host2", "wc -l < /proc/self/mountinfo")
     with watched(lab):
-        try:
-            done = lab.on("host1", lab.python, "-c", move, check=False)
-            lab.sh("host2", "test -e /tmp/h1-died")
-        finally:
-            lab.sh("host2", "rm -f /tmp/h1-died")
-        event = json.loads(done.stdout.splitlines()[-1])
-        assert (done.returncode, event["workload"]) == (code, "SOURCE" if code else "TARGET"), (event, done.stderr)
-        if code:
-            assert_soon_clean(lab)
-            assert interfaces(lab, "host2") == []
-            assert lab.sh("host2", "cat /proc/self/mountinfo | wc -l") == mounts
-        assert_untouched(lab, "host1" if code else "host2")
+        assert move_with_patched_agent(lab, "Criu", "restore", "True") == (10, "SOURCE")
+        assert_soon_clean(lab)
+        assert interfaces(lab, "host2") == []
+        assert lab.sh("host2", "wc -l < /proc/self/mountinfo") == mounts
+        assert_untouched(lab)
+
+
+def test_at_the_target_when_it_is_too_late(lab: Lab) -> None:
+    """It holds the restored container, which the source has given up: it is restored once more."""
+    lab.run()
+    start = lab.wait_count("host1", 1)
+    found = move_with_patched_agent(lab, "RestoreSession", "run_until", "args[1] == 'post-restore'")
+    assert found == (0, "TARGET")
+    lab.wait_count("host2", start)
+    numbers = lab.numbers("host2")
+    assert numbers == list(range(1, numbers[-1] + 1))
+    assert (lab.ids("host1"), lab.sh("host2", "ls -A /var/lib/pymigrate/incoming")) == ([], "")

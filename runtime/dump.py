@@ -140,6 +140,8 @@ class Dump:
         if self._session is not None:
             self._session.abort()
         self._guard.close()
+        if self._cgroup.frozen and not self._paused:
+            self._cgroup.thaw()  # CRIU was killed when it had done its work
         if self._hold is not None:
             self._hold.close()
         os.close(self._init)

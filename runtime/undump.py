@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 RELEASE_TIMEOUT = 600.0  # a CRIU that lost us notices when it next has something to say
 CODE_TIMEOUT = 5.0
+DEATH_TIMEOUT = 0.1
 _TCP_REPAIR = 19
 _STEP = 0.002
 _DELETED = " (deleted)"
@@ -78,7 +79,8 @@ def mend(state: State) -> None:
     Raises ContainerError naming what cannot be undone; the container runs then all the same.
     """
     note = _read(state)
-    pids = processes.container_pids(state.pid) if processes.is_alive(state.pid, state.pid_start_time) else []
+    alive = processes.is_alive(state.pid, state.pid_start_time)
+    pids = [pid for pid in processes.container_pids(state.pid) if alive and not processes.is_dying(pid)]
     problems: list[str] = []
     if pids:
         problems += _await(lambda: _traced(pids), RELEASE_TIMEOUT)
@@ -89,12 +91,14 @@ def mend(state: State) -> None:
         problems += _end_repair(pids)
         for pid in pids:
             _remove_links(pid)
+        problems += _caught(pids)
     if not note.get("paused"):
         cgroup = Cgroup.of(state)
         if cgroup.frozen:
             cgroup.thaw()
         if pids:
             problems += _await(lambda: _infected(pids), CODE_TIMEOUT)
+            problems += _dead(pids)
     end(state)
     if problems:
         raise ContainerError(
@@ -135,18 +139,44 @@ def _traced(pids: list[int]) -> Iterator[str]:
             yield f"process {pid} is held by process {tracer}"
 
 
+def _caught(pids: list[int]) -> list[str]:
+    """Threads that CRIU was killed in the middle of: it was to put their registers back, which nobody else knows.
+
+    Only in the first thread of a process its code ends by itself.
+    """
+    return [
+        f"thread {thread} of process {pid} was in CRIU's hands, and fails"
+        for pid in pids
+        for thread in _infected_threads(pid)
+        if thread != pid
+    ]
+
+
+def _dead(pids: list[int]) -> list[str]:
+    """Processes that end at once: CRIU was killed while it had other code in the place of theirs."""
+    deadline = time.monotonic() + DEATH_TIMEOUT
+    while not (found := [pid for pid in pids if processes.is_dying(pid)]) and time.monotonic() < deadline:
+        time.sleep(_STEP)
+    return [f"process {pid} has died of it" for pid in found]
+
+
 def _infected(pids: list[int]) -> Iterator[str]:
-    """Processes in which CRIU's code runs: it ends by itself, unless CRIU was killed while it was put there."""
+    """Processes in which CRIU's code runs."""
     for pid in pids:
-        try:
-            places = _code(pid)
-            for thread in os.listdir(f"/proc/{pid}/task") if places else ():
-                with open(f"/proc/{pid}/task/{thread}/syscall") as file:
-                    at = file.read().split()[-1]
-                if at != "running" and any(start <= int(at, 16) < stop for start, stop in places):
-                    yield f"thread {thread} of process {pid} runs CRIU's code"
-        except OSError:
-            continue
+        for thread in _infected_threads(pid):
+            yield f"thread {thread} of process {pid} runs CRIU's code"
+
+
+def _infected_threads(pid: int) -> Iterator[int]:
+    try:
+        places = _code(pid)
+        for thread in os.listdir(f"/proc/{pid}/task") if places else ():
+            with open(f"/proc/{pid}/task/{thread}/syscall") as file:
+                at = file.read().split()[-1]
+            if at != "running" and any(start <= int(at, 16) < stop for start, stop in places):
+                yield int(thread)
+    except OSError:
+        return  # it has ended
 
 
 def _code(pid: int) -> list[tuple[int, int]]:

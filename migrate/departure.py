@@ -23,6 +23,7 @@ from migrate.peer import Peer
 from runtime import checkpoint, netlock, syscalls, veth
 from runtime.dump import Dump
 from runtime.errors import ContainerError
+from runtime.guard import Guard
 from runtime.spec import Spec
 from runtime.state import State
 
@@ -40,6 +41,7 @@ class Departure:
         self._images = syscalls.detached_tmpfs(mode=0o700)  # and CRIU's log
         self._tcp_close = tcp_close
         self.gate = contextlib.ExitStack()  # left when it is thawed, or at the end: that takes 15 ms
+        self._guard: Guard | None = Guard(state)
         self._dump: Dump | None = None
         self.frozen_at = 0.0
         self.damage = ""  # what a roll back could not mend, in words
@@ -49,6 +51,8 @@ class Departure:
 
     def __exit__(self, *_: object) -> None:
         self.roll_back()
+        if self._guard is not None:
+            self._guard.close()
         self._relay.close()
         os.close(self._images)
 
@@ -70,7 +74,8 @@ class Departure:
             ghost_limit=GHOST_LIMIT,
         )
         self._relay.start()
-        self._dump = Dump(self._state, self.spec, options, timeout=timeout)
+        guard, self._guard = self._guard, None
+        self._dump = Dump(self._state, self.spec, options, timeout=timeout, guard=guard)
         self._relay.criu_end.close()
         try:
             self._dump.run_until("pre-dump")

@@ -31,23 +31,36 @@ DEATH_TIMEOUT = 30.0
 class Dump:
     """A context manager: leaving it before `finish` or `kill` has the container go on."""
 
-    def __init__(self, state: State, spec: Spec, options: DumpOptions, *, timeout: float, paused: bool = False) -> None:
+    def __init__(
+        self,
+        state: State,
+        spec: Spec,
+        options: DumpOptions,
+        *,
+        timeout: float,
+        guard: Guard | None = None,
+        paused: bool = False,
+    ) -> None:
         """Start CRIU; the dump must be over within `timeout` seconds. `paused`: see undump.begin.
 
-        Raises CriuError, ContainerError; nothing has happened then.
+        A `guard` that was started ahead is ready earlier; it is closed with the dump. Raises CriuError, ContainerError;
+        nothing has happened then.
         """
-        self._state, self._spec, self._leave_running, self._paused = state, spec, options.leave_running, paused
+        self._state, self._spec, self._options, self._paused = state, spec, options, paused
         self._cgroup = Cgroup.of(state)
         self._hold: held.Hold | None = None
         self._session: DumpSession | None = None
-        init = container.open_init(state)
-        if init is None:
-            raise ContainerError(f"container {state.id}: its init is gone")
-        self._init = init
-        undump.begin(state, paused=paused)
-        self._guard = Guard(state)
-        self._guarded = self._over = False
+        self._guarded = self._locked = self._over = False
+        self._shared = not spec.is_new("network")  # where others may have made a lock of theirs
+        self._others = netlock.locks(state.pid) if self._shared else []
+        self._guard = guard or Guard(state)
+        self._init = -1
         try:
+            init = container.open_init(state)
+            if init is None:
+                raise ContainerError(f"container {state.id}: its init is gone")
+            self._init = init
+            undump.begin(state, paused=paused, others=self._others)
             self._session = Criu().dump(options, timeout=timeout)
         except BaseException:
             self._close()
@@ -69,8 +82,14 @@ class Dump:
             self._session.run_until("pre-dump")
             self._guard.watch(self._session.process_id)
             self._guarded = True
+        if script == "post-dump" and self._shared and not self._locked:
+            self.run_until("query-ext-files")
         if script != "pre-dump":
             self._session.run_until(script)
+        if script == "query-ext-files" and self._shared:
+            lock = sorted(set(netlock.locks(self._state.pid)).difference(self._others))
+            undump.begin(self._state, paused=self._paused, others=self._others, lock=lock)
+            self._locked = True
 
     def complete(self, images: int, *, keep: bool = True) -> None:
         """At `post-dump`: make CRIU's images in a directory complete, and hold the monitor.
@@ -80,7 +99,7 @@ class Dump:
         """
         supplement.save(images, self._state, self._cgroup)
         self._hold = held.complete(self._state, images)
-        if not self._leave_running:
+        if not self._options.leave_running:
             netlock.prepare(self._state, self._spec, images, keep=keep)
 
     def require_frozen(self) -> None:
@@ -91,7 +110,7 @@ class Dump:
     def finish(self) -> None:
         """CRIU brings it to its end: the container goes on, or is gone, as the options say. Raises CriuError."""
         assert self._session is not None
-        if self._leave_running and self._hold is not None:
+        if self._options.leave_running and self._hold is not None:
             self._hold.release()
         self._session.finish()
         self._close()
@@ -144,7 +163,8 @@ class Dump:
             self._cgroup.thaw()  # CRIU was killed when it had done its work
         if self._hold is not None:
             self._hold.close()
-        os.close(self._init)
+        if self._init >= 0:
+            os.close(self._init)
 
 
 def pre_dump(state: State, options: DumpOptions, *, timeout: float, paused: bool) -> None:

@@ -14,7 +14,6 @@ to speak with the container where it is now.
 
 from __future__ import annotations
 
-import errno
 import os
 
 from criu_rpc import images
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
     _End = tuple[bytes, int]
 
 _PREFIX = "CRIU-"
-_MARKS = ("moved-", "ended-")
 
 
 def prepare(state: State, spec: Spec, directory: int, *, keep: bool = True) -> None:
@@ -88,38 +86,34 @@ def back(spec: Spec, container_id: str) -> None:
     """The container's sockets are in this namespace again: nothing of it is locked from here on."""
 
     def changes(chains: list[Chain]) -> list[Message]:
-        return [nftables.delete_table(table) for table in _both_marks(chains, container_id)]
+        marked = _marked(chains, container_id, keep=True) + _marked(chains, container_id, keep=False)
+        return [nftables.delete_table(table) for table in marked]
 
     path = spec.namespaces.get("network")
     if path is not None:
         _change(path, changes)
 
 
-def others(pid: int) -> list[str]:
-    """The locks that there are in the network namespace of a process before a dump makes its own."""
-    found: list[str] = []
+def locks(pid: int) -> list[str]:
+    """The locks that there are in the network namespace of a process, whose ever they are."""
+    found: set[str] = set()
 
     def look(chains: list[Chain]) -> list[Message]:
-        found.extend({table for table, _, _ in chains if table.startswith(_PREFIX)})
+        found.update(table for table, _, _ in chains if table.startswith(_PREFIX))
         return []
 
     _change(f"/proc/{pid}/ns/net", look)
-    return found
+    return sorted(found)
 
 
-def unlock(pid: int, container_id: str, others: Collection[str]) -> None:
-    """Remove the lock of a dump that CRIU has left when it was killed; `others` were there before. Raises OSError."""
+def unlock(pid: int, names: Collection[str]) -> None:
+    """Remove locks, those that there are. Raises OSError, ContainerError."""
 
     def changes(chains: list[Chain]) -> list[Message]:
-        kept = {table for table, chain, _ in chains if chain.startswith(_MARKS)}
-        left = {table for table, _, _ in chains if table.startswith(_PREFIX)} - kept - set(others)
-        return [nftables.delete_table(table) for table in left.union(_both_marks(chains, container_id))]
+        return [nftables.delete_table(name) for name in {table for table, _, _ in chains}.intersection(names)]
 
-    try:
+    if names:
         _try(f"/proc/{pid}/ns/net", changes)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT):  # a kernel without nf_tables
-            raise
 
 
 def _change(path: str, changes: Callable[[list[Chain]], list[Message]]) -> None:
@@ -144,13 +138,9 @@ def _try(path: str, changes: Callable[[list[Chain]], list[Message]]) -> None:
 def _mark(container_id: str, *, keep: bool) -> str:
     from hashlib import sha256
 
-    return _MARKS[0 if keep else 1] + sha256(container_id.encode()).hexdigest()[:16]
+    return ("moved-" if keep else "ended-") + sha256(container_id.encode()).hexdigest()[:16]
 
 
 def _marked(chains: list[Chain], container_id: str, *, keep: bool) -> list[str]:
     mark = _mark(container_id, keep=keep)
     return [table for table, chain, _ in chains if chain == mark and table.startswith(_PREFIX)]
-
-
-def _both_marks(chains: list[Chain], container_id: str) -> list[str]:
-    return _marked(chains, container_id, keep=True) + _marked(chains, container_id, keep=False)

@@ -26,7 +26,7 @@ from runtime.light import sockets
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from typing import Any
 
     from runtime.state import State
@@ -39,15 +39,15 @@ _STEP = 0.002
 _DELETED = " (deleted)"
 
 
-def begin(state: State, *, paused: bool = False) -> None:
-    """A dump is about to begin; `paused`: the container was, and is to be again when that is undone.
+def begin(state: State, *, paused: bool, others: Sequence[str] = (), lock: Sequence[str] | None = None) -> None:
+    """A dump is about to begin; or it has made its `lock` (netlock.py), where there are `others`.
 
-    Raises ContainerError.
+    `paused`: the container was, and is to be again when that is undone. Raises ContainerError.
     """
     path = _note(state)
     try:
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "w") as file:
-            file.write(jsonio.dumps({"locks": netlock.others(state.pid), "paused": paused}))
+            file.write(jsonio.dumps({"paused": paused, "others": list(others), "lock": lock and list(lock)}))
     except OSError as error:
         raise ContainerError(f"{path}: cannot be written: {error.strerror}") from None
 
@@ -85,7 +85,10 @@ def mend(state: State) -> None:
     if pids:
         problems += _await(lambda: _traced(pids), RELEASE_TIMEOUT)
         try:
-            netlock.unlock(state.pid, state.id, note.get("locks", []))
+            lock = note.get("lock")
+            if lock is None:
+                lock = set(netlock.locks(state.pid)).difference(note.get("others", []))
+            netlock.unlock(state.pid, lock)
         except (OSError, ContainerError) as error:
             problems.append(f"its network is still locked: {error}")
         problems += _end_repair(pids)

@@ -93,9 +93,7 @@ class _Session:
             self._end()
             raise DeadlineExceeded(self._request, timeout or self._timeout) from None
         except SwrkDied as error:
-            lines, log = logs.tail(self._work, self._log)
-            self._end()
-            raise SwrkDied(self._request, error.status, log_tail=lines, log_path=log) from None
+            raise self._died(error) from None
         except CriuError:
             self._end()
             raise
@@ -139,6 +137,18 @@ class _Session:
         while self.next() is not None:
             self.ack()
 
+    def require_alive(self) -> None:
+        """Raise SwrkDied when CRIU has ended while it waited for us; the session is over then."""
+        try:
+            self._swrk.require_alive(self._request)
+        except SwrkDied as error:
+            raise self._died(error) from None
+
+    @property
+    def process_id(self) -> int:
+        """CRIU's; 0 when another process has started it."""
+        return self._swrk.process_id
+
     def abort(self) -> None:
         """Have CRIU undo what it did, and wait until it has ended. Harmless when the session is over."""
         if not self._over:
@@ -153,9 +163,13 @@ class _Session:
         try:
             self._swrk.send(answer, self._request)
         except SwrkDied as error:
-            lines, log = logs.tail(self._work, self._log)
-            self._end()
-            raise SwrkDied(self._request, error.status, log_tail=lines, log_path=log) from None
+            raise self._died(error) from None
+
+    def _died(self, error: SwrkDied) -> SwrkDied:
+        """The session is over; the same error with what CRIU's log says."""
+        lines, log = logs.tail(self._work, self._log)
+        self._end()
+        return SwrkDied(self._request, error.status, log_tail=lines, log_path=log)
 
     def _end(self) -> None:
         if not self._over:

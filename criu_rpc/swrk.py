@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import select
 import shutil
 import socket
 import subprocess
@@ -106,6 +107,17 @@ class Swrk:
                 os.close(fd)
             raise BadAnswer(request, f"{len(data)} bytes that are no criu_resp: {error}") from None
         return answer, fds[0] if fds else None
+
+    @property
+    def process_id(self) -> int:
+        return self._process.pid if self._process is not None else 0
+
+    def require_alive(self, request: str) -> None:
+        """Raise SwrkDied when CRIU has ended, of which nothing else tells while nothing is asked of it."""
+        poll = select.poll()
+        poll.register(self._sock, 0)
+        if poll.poll(0):
+            raise SwrkDied(request, self._status())
 
     def close(self) -> None:
         """Close the socket, which makes CRIU undo what it has not finished, and wait until it has ended."""

@@ -28,7 +28,7 @@ VERBS: dict[str, str] = {
     "move": "move a running container to another host",
     "validate": "list every reason why a container cannot move",
     "snapshot": "save, show or restore a snapshot of a running container",
-    "recover": "finish a move whose end is not known",
+    "recover": "finish a move whose end is not known, or undo a dump that was cut short",
     "migrations": "list the moves that this host has taken part in",
     "demo": "move a Redis to another host and back, and check that nothing is lost",
     "lab": "hosts on this machine to try moves between",

@@ -22,13 +22,13 @@ from migrate.journal import Entry, Journal
 from migrate.model import MigrationSpec
 from migrate.peer import Peer, RemoteFailure, connect
 from migrate.phases import Phase, workload
-from migrate.recovery import undecided
+from migrate.recovery import boot_id, undecided
 from migrate.seeding import ROOTFS, Seeding
 from migrate.settlement import clean_source, clean_target, save_log, settle
 from migrate.trees import Owner, Tree
 from migrate.validate import container_blockers, preflight, wait_settled
 from migrate.volumes import Plan
-from runtime import checkpoint, departed, gate, network
+from runtime import checkpoint, departed, gate, network, undump
 from runtime.spec import Spec
 from runtime.spec import load as load_spec
 from runtime.state import State, Store
@@ -76,6 +76,7 @@ class Coordinator:
                     f"container {wanted.id}: an earlier move of it, to {entry.target}, is not decided yet",
                     remedy=f"pymigrate recover {wanted.id}",
                 )
+            undump.mend_left(state)
             spec = load_spec(Path(state.bundle), state.annotations)
             self._say(Phase.PREFLIGHT, f"checking {wanted.id} and {wanted.host}")
             plan = volumes.plan(state, spec, wanted.volumes)
@@ -95,7 +96,7 @@ class Coordinator:
     def _move(
         self, log: Journal, state: State, spec: Spec, digest: str, peer: Peer, plan: Plan, seeding: Seeding
     ) -> Report:
-        criu_log = b""
+        criu_log, damage = b"", ""
         try:
             self._seed(log, state, spec, digest, peer, plan, seeding)
             with Departure(state, spec, peer, self._on_pages, tcp_close=self._wanted.tcp_close) as departure:
@@ -103,7 +104,8 @@ class Coordinator:
                     self._stop_and_copy(log, state, departure, peer, seeding)
                     with uninterruptible():
                         leaving = seeding.leaving()
-                        log.record(Phase.COMMITTED, leaving=leaving)
+                        departure.require_frozen()
+                        log.record(Phase.COMMITTED, leaving=leaving, boot=boot_id())
                         self._clock.step("commit")
                         self._hand_over(log, state, departure, peer, leaving)
                         self._passes = tuple(seeding.passes)
@@ -111,7 +113,7 @@ class Coordinator:
                 except BaseException:
                     with uninterruptible():
                         departure.roll_back()  # no effect after give_up
-                        criu_log = departure.log()
+                        criu_log, damage = departure.log(), departure.damage
                     raise
         except MoveFailed:
             raise
@@ -124,7 +126,7 @@ class Coordinator:
                 ) from error
             with uninterruptible():
                 seeding.close()
-                self._roll_back(log, state, peer, criu_log, error)
+                self._roll_back(log, state, peer, criu_log, damage, error)
             raise
 
     def _seed(
@@ -219,7 +221,7 @@ class Coordinator:
         except OSError as error:
             words = f"{state.bundle} cannot be marked ({error.strerror}): an engine may start {state.id} here again"
             self._monitor.emit(Warned(words))
-        departure.give_up()
+        departure.give_up(lambda: log.record(Phase.COMMITTED, durable=False, killed=True))
         self._clock.step("source ends")
         try:
             peer.call(protocol.Resume(), RESUME_TIMEOUT)
@@ -260,13 +262,17 @@ class Coordinator:
             )  # fmt: skip
         return report
 
-    def _roll_back(self, log: Journal, state: State, peer: Peer, criu_log: bytes, error: BaseException) -> None:
+    def _roll_back(
+        self, log: Journal, state: State, peer: Peer, criu_log: bytes, damage: str, error: BaseException
+    ) -> None:
         """The container already runs here again (its dump session is closed); clean the target and say so."""
         cleaned = clean_target(peer, self._wanted.host, str(self._store.root), self._migration)
         log.record(Phase.ABORTED, reason=str(error), cleaned=cleaned)
         saved = save_log(criu_log, self._migration)
         alive = checkpoint.is_running(state)
         where = f"it runs here, at {self._source}, as before" if alive else f"it has ended here, at {self._source}"
+        if alive and damage:
+            where = f"it runs here, at {self._source}, but is damaged ({damage})"
         remedy = getattr(error, "remedy", None)
         notes = [remedy] if remedy else []
         notes += [f"CRIU's log: {saved}"] if saved else []

@@ -11,24 +11,22 @@ and CRIU's log land in a tmpfs that is mounted nowhere and vanishes with its des
 import contextlib
 import hashlib
 import os
-import signal
 import time
 from collections.abc import Callable
 from typing import Self
 
-from criu_rpc.client import Criu, DumpSession
-from criu_rpc.errors import CriuError
+from criu_rpc.client import Criu
+from criu_rpc.errors import CriuError, SwrkDied
 from migrate import protocol
-from migrate.errors import DeadlineExceeded, MigrateError
+from migrate.errors import DeadlineExceeded
 from migrate.pages import PageRelay
 from migrate.peer import Peer
-from runtime import checkpoint, held, netlock, processes, supplement, syscalls, veth
-from runtime.cgroups import Cgroup
+from runtime import checkpoint, netlock, syscalls, veth
+from runtime.dump import Dump
 from runtime.errors import ContainerError
+from runtime.guard import Guard
 from runtime.spec import Spec
 from runtime.state import State
-
-DEATH_TIMEOUT = 30.0
 
 
 class Departure:
@@ -40,21 +38,22 @@ class Departure:
         self._state, self.spec, self._peer = state, spec, peer
         self._relay = PageRelay(Criu().version(), peer.send_pages, on_bytes)
         self._images = syscalls.detached_tmpfs(mode=0o700)  # and CRIU's log
-        self._init = os.pidfd_open(state.pid)
         self._tcp_close = tcp_close
         self.gate = contextlib.ExitStack()  # left when it is thawed, or at the end: that takes 15 ms
-        self._session: DumpSession | None = None
-        self._hold: held.Hold | None = None
+        self._guard: Guard | None = Guard(state)
+        self._dump: Dump | None = None
         self.frozen_at = 0.0
+        self.damage = ""  # what a roll back could not mend, in words
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.roll_back()
+        if self._guard is not None:
+            self._guard.close()
         self._relay.close()
         os.close(self._images)
-        os.close(self._init)
 
     def freeze(
         self, timeout: float, on_frozen: Callable[[], None] = lambda: None, *, skip_in_flight: bool = False
@@ -65,8 +64,6 @@ class Departure:
         while the dump goes on. With `skip_in_flight`, connections that have not been accepted yet are left out: they
         are lost.
         """
-        if processes.start_time(self._state.pid) != self._state.pid_start_time:
-            raise MigrateError(f"container {self._state.id}: its init is gone")
         options = checkpoint.dump_options(
             self._state,
             self.spec,
@@ -76,17 +73,18 @@ class Departure:
             tcp_skip_in_flight=skip_in_flight,
         )
         self._relay.start()
-        self._session = Criu().dump(options, timeout=timeout)
+        guard, self._guard = self._guard, None
+        self._dump = Dump(self._state, self.spec, options, timeout=timeout, guard=guard)
         self._relay.criu_end.close()
         try:
-            self._session.run_until("pre-dump")
+            self._dump.run_until("pre-dump")
             self.frozen_at = time.monotonic()
-            self._session.run_until("query-ext-files")
+            self._dump.run_until("query-ext-files")
             on_frozen()
-            self._session.run_until("post-dump")
-            supplement.save(self._images, self._state, Cgroup.of(self._state))
-            self._hold = held.complete(self._state, self._images)
-            netlock.prepare(self._state, self.spec, self._images, keep=not self._tcp_close)
+            self._dump.run_until("post-dump")
+            self._dump.complete(self._images, keep=not self._tcp_close)
+        except SwrkDied:
+            raise
         except CriuError as error:
             raise self._relay.failure or error from None
         return self._relay.finish(max(0.0, self.frozen_at + timeout - time.monotonic()))
@@ -106,37 +104,31 @@ class Departure:
                     self._peer.send_data(data)
         return len(names)
 
-    def give_up(self) -> None:
+    def require_frozen(self) -> None:
+        """Raise CriuError when CRIU was killed while it held the tree: it may have run on."""
+        assert self._dump is not None
+        self._dump.require_frozen()
+
+    def give_up(self, on_killed: Callable[[], None]) -> None:
         """End the frozen tree: when this returns, no process of the container exists here any more.
 
-        It is killed before CRIU is answered, so that it cannot run again even if CRIU or we die now. Its link is down
-        before that, so that nothing tells the container's peers.
+        `on_killed` is called as soon as its end is certain. Its link is down before that, so that nothing tells the
+        container's peers.
         """
-        if self._hold is not None:
-            self._hold.moved(self._peer.name)
+        assert self._dump is not None
         if self._state.has_bridge:
             with contextlib.suppress(OSError, ContainerError):  # it has to end all the same
                 veth.take_down(self._state)
-        signal.pidfd_send_signal(self._init, signal.SIGKILL)
-        if self._session is not None:
-            with contextlib.suppress(CriuError):
-                self._session.finish()
-            self._session = None
-        if not processes.wait_exit(self._init, DEATH_TIMEOUT):
-            raise DeadlineExceeded(f"container {self._state.id}: its processes do not end here")
-        if self._hold is not None:
-            self._hold.close()
-            self._hold = None
+        self._dump.kill(self._peer.name, on_killed)
         netlock.ended(self.spec, self._state.id)
 
     def roll_back(self) -> None:
         """Thaw the tree: it goes on as before. Harmless when there is nothing to thaw."""
-        if self._hold is not None:
-            self._hold.release()
-            self._hold = None
-        if self._session is not None:
-            self._session.abort()
-            self._session = None
+        if self._dump is not None:
+            try:
+                self._dump.roll_back()
+            except ContainerError as error:
+                self.damage = str(error)
         self.gate.close()
 
     def dropped_watches(self) -> int:

@@ -24,7 +24,8 @@ NEXT: dict[Phase | None, frozenset[Phase]] = {
     Phase.PRE_COPY: frozenset({Phase.PRE_COPY, Phase.STOP_AND_COPY, Phase.ABORTED}),
     Phase.STOP_AND_COPY: frozenset({Phase.PREPARED, Phase.ABORTED}),
     Phase.PREPARED: frozenset({Phase.COMMITTED, Phase.ABORTED}),
-    Phase.COMMITTED: frozenset({Phase.RESUMED, Phase.IN_DOUBT, Phase.ABORTED}),  # aborted: by `recover`, see there
+    # Once more when the container is killed; aborted by `recover`, see there.
+    Phase.COMMITTED: frozenset({Phase.COMMITTED, Phase.RESUMED, Phase.IN_DOUBT, Phase.ABORTED}),
     Phase.IN_DOUBT: frozenset({Phase.RESUMED, Phase.ABORTED, Phase.IN_DOUBT}),
     Phase.RESUMED: frozenset(),
     Phase.ABORTED: frozenset({Phase.ABORTED}),  # once more when the target could be told at last

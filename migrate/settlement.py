@@ -40,8 +40,10 @@ def settle(log: Journal, container_id: str, host: str, root: str, migration: str
     log.record(Phase.RESUMED)
 
 
-def call_off(log: Journal, entry: Entry) -> bool:
-    """The source runs: get the target to undo a move that was decided and not carried out. False if it runs there.
+def call_off(log: Journal, entry: Entry, where: str) -> bool:
+    """Get the target to undo a move that was decided and not carried out. False if it runs there.
+
+    `where` says what has become of the container here.
 
     Journals ABORTED. Raises InDoubt, with nothing changed here, when the target cannot be asked.
     """
@@ -49,7 +51,7 @@ def call_off(log: Journal, entry: Entry) -> bool:
         answer = _ask(entry.target, str(entry.fields["root"]), protocol.Settle(entry.migration, "abort"))
     except MigrateError as failure:
         raise InDoubt(
-            f"container {entry.id} runs on here, as `pymigrate move` was killed before it ended it, "
+            f"container {entry.id} {where}, as `pymigrate move` was killed before it ended it, "
             f"and {entry.target} cannot be told: {failure}",
             cause=failure,
             remedy=f"when {entry.target} is back: pymigrate recover {entry.id}",

@@ -25,7 +25,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
-from criu_rpc.client import Criu, DumpSession
+from criu_rpc.client import Criu
 from criu_rpc.errors import CriuError
 from migrate.errors import NoSpace, SnapshotError
 from migrate.files import fingerprint
@@ -33,8 +33,8 @@ from migrate.hostfacts import free_bytes
 from migrate.interrupts import uninterruptible
 from migrate.sockets import survey
 from migrate.validate import require_movable, wait_settled
-from runtime import checkpoint, container, gate, held, logs, netlock, supplement, syscalls
-from runtime.cgroups import Cgroup
+from runtime import checkpoint, gate, logs, netlock, supplement, syscalls, undump
+from runtime.dump import Dump
 from runtime.restore import RestorePlan, Restoring
 from runtime.spec import Spec
 from runtime.spec import load as load_spec
@@ -119,30 +119,43 @@ def save(store: Store, container_id: str, directory: Path, *, allow: frozenset[s
         raise SnapshotError(f"{directory.parent} is no directory")
     with store.lock(container_id, LOCK_TIMEOUT):
         state = store.load(container_id)
+        undump.mend_left(state)
         spec = load_spec(Path(state.bundle), state.annotations)
         require_movable(store, state, spec, allow, PATIENCE)
         with _temporary(directory) as place:
             with gate.closed(state, spec):
                 wait_settled(state, allow, PATIENCE)
                 skip = "tcp-backlog" in allow
-                with _dump(state, spec, place, leave_running=not stop, skip_in_flight=skip) as session:
+                with _dump(state, spec, place, leave_running=not stop, skip_in_flight=skip) as dump:
                     # While it is frozen: what it writes later belongs to the container, not to the snapshot.
                     checkpoint.wait_output_logged(state, LOG_TIMEOUT)
                     _copy_log(state, place / "log")
                     connections = sorted(str(entry) for entry in survey(state.pid).connections if not entry.inside)
                     manifest = _seal(state, place, directory, connections) if stop else None  # before it ends
                     with uninterruptible():
-                        session.finish()
+                        _finish(dump, directory, stop)
             manifest = manifest or _seal(state, place, directory, connections)
         if stop:
-            container.end(state)
             netlock.ended(spec, state.id)
         return manifest
 
 
+def _finish(dump: Dump, directory: Path, stop: bool) -> None:
+    """Let the container go on, or end it. Raises CriuError; a snapshot that it may have outlived is removed then."""
+    if not stop:
+        dump.finish()
+        return
+    try:
+        dump.require_frozen()
+    except CriuError:
+        shutil.rmtree(directory)
+        raise
+    dump.kill()
+
+
 @contextmanager
-def _dump(state: State, spec: Spec, place: Path, *, leave_running: bool, skip_in_flight: bool) -> Iterator[DumpSession]:
-    """A dump into `place`/images, held with the container frozen; it thaws unless the session is finished."""
+def _dump(state: State, spec: Spec, place: Path, *, leave_running: bool, skip_in_flight: bool) -> Iterator[Dump]:
+    """A dump into `place`/images, held with the container frozen; it thaws unless the dump is finished."""
     (place / "images").mkdir(mode=0o700)
     images = os.open(place / "images", os.O_RDONLY | os.O_DIRECTORY)
     work = syscalls.detached_tmpfs(mode=0o700)  # for CRIU's log, which must not fail with the disk
@@ -151,15 +164,10 @@ def _dump(state: State, spec: Spec, place: Path, *, leave_running: bool, skip_in
             state, spec, images_dir_fd=images, work_dir_fd=work, leave_running=leave_running,
             tcp_skip_in_flight=skip_in_flight,
         )  # fmt: skip
-        with Criu().dump(options, timeout=RESTORE_TIMEOUT) as session:
-            session.run_until("post-dump")
-            supplement.save(images, state, Cgroup.of(state))
-            with held.completed(state, images) as hold:
-                if leave_running:
-                    hold.release()
-                else:
-                    netlock.prepare(state, spec, images)
-                yield session
+        with Dump(state, spec, options, timeout=RESTORE_TIMEOUT) as dump:
+            dump.run_until("post-dump")
+            dump.complete(images)
+            yield dump
     except (CriuError, OSError) as error:
         if free_bytes(place) < _NO_ROOM or getattr(error, "errno", None) == errno.ENOSPC:
             raise NoSpace(f"{place.parent}: no space left for the images: {error}") from None

@@ -29,6 +29,7 @@ from __future__ import annotations
 import os
 import select
 
+from runtime import processes
 from runtime.light import sockets
 
 TYPE_CHECKING = False
@@ -134,6 +135,8 @@ class Attached:
         self._watching: set[int] = set()
         self._typing: set[int] = set()
         self._holder = -1
+        self.init = 0
+        self._ended_frozen = False
         self._taken = b""
         self._target = b""
         self._listener = sockets.socket(sockets.AF_UNIX, sockets.SOCK_SEQPACKET | sockets.SOCK_CLOEXEC)
@@ -258,6 +261,11 @@ class Attached:
             self._send(fd, b"o" + self.terminal.recent)
         self._send(fd, b"h")
 
+    @property
+    def frozen(self) -> bool:
+        """Whether the container is held frozen, or was killed by the last act of who held it."""
+        return self._ended_frozen or self._holder >= 0
+
     def _release(self) -> None:
         """It was not moved: what was typed goes back, in its order."""
         self._holder = -1
@@ -286,4 +294,5 @@ class Attached:
         self._poll.unregister(fd)
         client.close()
         if fd == self._holder:
+            self._ended_frozen = processes.is_dying(self.init)
             self._release()

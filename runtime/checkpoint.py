@@ -18,11 +18,11 @@ import termios
 import time
 
 from criu_rpc import images
-from criu_rpc.client import Criu
 from criu_rpc.options import DumpOptions
-from runtime import container, held, jsonio, namespaces, netlock, supplement, syscalls
+from runtime import container, jsonio, namespaces, netlock, syscalls, undump
 from runtime.cgroups import Cgroup
 from runtime.cgroups.hierarchies import UNIFIED, discover
+from runtime.dump import Dump, pre_dump
 from runtime.errors import ContainerError, SpecError
 from runtime.records import Record
 from runtime.spec import load
@@ -133,6 +133,7 @@ def checkpoint(store: Store, container_id: str, request: Request) -> None:
     """
     with store.lock(container_id):
         state = store.load(container_id)
+        undump.mend_left(state)
         status = state.status
         status.require(container_id, "checkpoint", Status.RUNNING, Status.PAUSED)
         spec = load(state.bundle, state.annotations)
@@ -148,7 +149,7 @@ def checkpoint(store: Store, container_id: str, request: Request) -> None:
             cgroup.thaw()  # CRIU freezes by itself; what the freezer holds cannot be dumped
         gone = False
         try:
-            _dump(state, spec, request)
+            _dump(state, spec, request, paused=status is Status.PAUSED)
             gone = not (request.pre_dump or request.leave_running)
         finally:
             if status is Status.PAUSED and not gone:
@@ -158,7 +159,7 @@ def checkpoint(store: Store, container_id: str, request: Request) -> None:
             netlock.ended(spec, state.id)
 
 
-def _dump(state: State, spec: Spec, request: Request) -> None:
+def _dump(state: State, spec: Spec, request: Request, *, paused: bool) -> None:
     if not request.pre_dump:  # first: of a lazy dump, the restore begins before the dump is over
         write_descriptors(request.images, state.stdio)
     directory, work = (os.open(path, os.O_RDONLY | os.O_DIRECTORY) for path in (request.images, request.work))
@@ -168,19 +169,17 @@ def _dump(state: State, spec: Spec, request: Request) -> None:
             parent_img=request.parent, track_mem=request.pre_dump or request.parent is not None, **request.options,
         )  # fmt: skip
         if request.pre_dump:
-            Criu().pre_dump(options, timeout=DUMP_TIMEOUT)
+            pre_dump(state, options, timeout=DUMP_TIMEOUT, paused=paused)
         else:
             from runtime import gate
 
-            with gate.closed(state, spec), Criu().dump(options, timeout=DUMP_TIMEOUT) as session:
-                session.run_until("post-dump")
-                supplement.save(directory, state, Cgroup.of(state))
-                with held.completed(state, directory) as hold:
-                    if request.leave_running:
-                        hold.release()
-                    else:
-                        netlock.prepare(state, spec, directory)
-                    session.finish()
+            with (
+                gate.closed(state, spec),
+                Dump(state, spec, options, timeout=DUMP_TIMEOUT, paused=paused) as dump,
+            ):
+                dump.run_until("post-dump")
+                dump.complete(directory)
+                dump.finish()
     finally:
         os.close(directory)
         os.close(work)

@@ -69,9 +69,15 @@ def pause(store: Store, container_id: str) -> None:
 
 
 def resume(store: Store, container_id: str) -> None:
-    """Let a paused container go on."""
+    """Let a paused container go on, or one whose dump was cut short."""
     with store.lock_existing(container_id):
         state = store.load(container_id)
+        if os.path.exists(store.directory(container_id) + "/dump.json"):
+            from runtime import undump
+
+            undump.mend(state)
+            if state.status is Status.RUNNING:
+                return
         state.status.require(container_id, "resume", Status.PAUSED)
         Cgroup.of(state).thaw()
 
@@ -127,6 +133,7 @@ def delete(store: Store, container_id: str, *, force: bool = False, created: str
 def remove(store: Store, state: State, cgroup: Cgroup | None = None) -> None:
     """End what lives of a container and remove all of it. The caller holds its lock."""
     cgroup = cgroup or Cgroup.of(state)
+    store.drop(state.id, "dump.json")  # nothing of a dump has to be undone any more
     end(state, cgroup)
     cgroup.kill()
     if state.has_bridge:

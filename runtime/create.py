@@ -154,9 +154,17 @@ def make_cgroup(store: Store, state: State, spec: Spec, *, systemd: bool) -> tup
 
 def remove_cgroup(cgroup: Cgroup) -> None:
     """After a failure, which says more than one of these would."""
+    kill_cgroup(cgroup)
+    try:
+        cgroup.remove()
+    except ContainerError:
+        pass
+
+
+def kill_cgroup(cgroup: Cgroup) -> None:
+    """Likewise: end the processes in it."""
     try:
         cgroup.kill()
-        cgroup.remove()
     except ContainerError:
         pass
 

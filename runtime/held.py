@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-from contextlib import contextmanager
 
 from criu_rpc.images import join_terminals, keep_external_mounts
 from runtime import attach, jsonio, typeahead
@@ -19,7 +18,6 @@ from runtime.errors import Conflict, ContainerError, SpecError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Iterator
     from typing import Self
 
     from runtime.state import State
@@ -101,21 +99,11 @@ class Hold:
             self._sock = None
 
 
-@contextmanager
-def completed(state: State, images: int) -> Iterator[Hold]:
-    """In a `with`: CRIU's images in the directory behind `images` are made complete, and the monitor is held.
-
-    For a dump at `post-dump`. At the end it is released. Raises ContainerError, CriuError.
-    """
-    hold = complete(state, images)
-    try:
-        yield hold
-    finally:
-        hold.release()
-
-
 def complete(state: State, images: int) -> Hold:
-    """The same for a caller that releases it itself."""
+    """At `post-dump`: make CRIU's images in the directory behind `images` complete, and hold the monitor.
+
+    Raises ContainerError, CriuError.
+    """
     join_terminals(images)
     keep_external_mounts(images)
     hold = Hold.begin(state)

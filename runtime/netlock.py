@@ -5,7 +5,8 @@ host's own: every packet of the container's connections). A dump that is undone 
 these very images; a dump whose container has ended leaves it. In a namespace that the container joined, or the host's,
 that is set right here. While the container is frozen, `prepare` lets the table drop the container's connections by
 rules of their own, and puts the container's mark on it (a chain, which does nothing); `ended` opens it to everything
-else. A restore of the same container in the same namespace removes it (`back`).
+else. A restore of the same container in the same namespace removes it (`back`). A CRIU that was killed leaves its table
+in any namespace: `unlock`.
 
 The connections stay dropped, as the namespace would answer what still comes for them with RST: their peers are
 to speak with the container where it is now.
@@ -22,7 +23,7 @@ from runtime.nftables import Nftables
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
 
     from runtime.nftables import Chain, Message
     from runtime.spec import Spec
@@ -93,19 +94,45 @@ def back(spec: Spec, container_id: str) -> None:
         _change(path, changes)
 
 
+def locks(pid: int) -> list[str]:
+    """The locks that there are in the network namespace of a process, whose ever they are."""
+    found: set[str] = set()
+
+    def look(chains: list[Chain]) -> list[Message]:
+        found.update(table for table, _, _ in chains if table.startswith(_PREFIX))
+        return []
+
+    _change(f"/proc/{pid}/ns/net", look)
+    return sorted(found)
+
+
+def unlock(pid: int, names: Collection[str]) -> None:
+    """Remove locks, those that there are. Raises OSError, ContainerError."""
+
+    def changes(chains: list[Chain]) -> list[Message]:
+        return [nftables.delete_table(name) for name in {table for table, _, _ in chains}.intersection(names)]
+
+    if names:
+        _try(f"/proc/{pid}/ns/net", changes)
+
+
 def _change(path: str, changes: Callable[[list[Chain]], list[Message]]) -> None:
-    """Ask what chains there are in a namespace and change what is to be changed."""
     try:
-        netns = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            with Nftables(netns) as socket:
-                messages = changes(socket.chains())
-                if messages:
-                    socket.change(messages)
-        finally:
-            os.close(netns)
+        _try(path, changes)
     except (OSError, ContainerError):
         pass  # the namespace is gone, or the kernel has no nf_tables
+
+
+def _try(path: str, changes: Callable[[list[Chain]], list[Message]]) -> None:
+    """Ask what chains there are in a namespace and change what is to be changed."""
+    netns = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with Nftables(netns) as socket:
+            messages = changes(socket.chains())
+            if messages:
+                socket.change(messages)
+    finally:
+        os.close(netns)
 
 
 def _mark(container_id: str, *, keep: bool) -> str:

@@ -377,6 +377,7 @@ class Restoring:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+        create.kill_cgroup(self._cgroup)  # a CRIU that was killed has not killed what it had restored
         if self._monitor is not None:
             self._monitor.abandon()
         create.remove_cgroup(self._cgroup)

@@ -149,7 +149,7 @@ class _Shim:
                 self._pipes[master] = "stdout"
                 self._poll.register(master, select.POLLIN)
                 return True
-            self._init = int(data)
+            self._init = self._attached.init = int(data)
             self._control.send(b"ok")
         except (OSError, ValueError):
             if not self._init:
@@ -235,7 +235,8 @@ class _Shim:
         name = str(status & 0x7F or "null")
         number = _exit_status(status)
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        text = f'{{"status": {number}, "signal": {name}, "time": "{now}"}}\n'
+        frozen = "true" if self._attached.frozen else "false"
+        text = f'{{"status": {number}, "signal": {name}, "time": "{now}", "frozen": {frozen}}}\n'
         path = os.path.join(self._directory, "exit.json")
         try:
             with open(os.open(path + ".new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:

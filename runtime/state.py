@@ -5,6 +5,7 @@
     exec.fifo       between create and start: init waits on it
     error.fifo      likewise: init says there what goes wrong after `start`
     exit.json       once init has ended, when a monitor of ours has seen it
+    dump.json       while a dump of it goes on, or was cut short (undump.py)
     attach          the socket of its monitor, when that is ours (attached.py)
     log, log.0      what it wrote here: the last, and what was put aside when that grew too long
     log.1           what it had written elsewhere before
@@ -145,7 +146,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
 
 # What states of earlier versions have not, as it is then: empty. Their containers live on under this version.
 _ADDED = ("resources",)
-_FILES = ("state.json", "exec.fifo", "error.fifo", "exit.json", "log", "attach")
+_FILES = ("state.json", "exec.fifo", "error.fifo", "exit.json", "dump.json", "log", "attach")
 _STRINGS = ("cgroup_paths", "namespace_paths", "annotations")
 _PID_MAX = 1 << 22  # PID_MAX_LIMIT (proc(5), pid_max)
 
@@ -236,6 +237,13 @@ class Store:
             raise ContainerError(f"{directory}: cannot be made: {error.strerror}") from None
         return directory
 
+    def drop(self, container_id: str, name: str) -> None:
+        """Remove one of a container's files; harmless when there is none."""
+        try:
+            os.unlink(os.path.join(self.directory(container_id), name))
+        except FileNotFoundError:
+            pass
+
     def remove(self, container_id: str) -> None:
         """Remove a container's directory with the files that we make there; harmless when it is gone.
 
@@ -254,13 +262,13 @@ class Store:
                 f"{directory}: cannot be removed: {error.strerror}", remedy="is it a container's? see what it holds"
             ) from None
 
-    def lock_existing(self, container_id: str) -> Lock:
+    def lock_existing(self, container_id: str, timeout: float = 10.0) -> Lock:
         """The lock of a container that is there. Raises NotFound, and makes nothing then."""
         if not os.path.isdir(self.directory(container_id)):
             raise NotFound(
                 f"container does not exist: {container_id}", remedy="`pymigrate list` shows those of this host"
             )
-        return self.lock(container_id)
+        return self.lock(container_id, timeout)
 
     def forget(self, container_id: str) -> None:
         """Remove the lock file that somebody who was killed has left of a container that is not there."""

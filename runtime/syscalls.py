@@ -170,6 +170,19 @@ def prctl(option: int, *args: int) -> None:
     _check(_function("prctl")(ctypes.c_int(option), *padded), f"prctl {option}")
 
 
+def ptrace(request: int, pid: int, address: int = 0, data: int = 0) -> None:
+    """ptrace(2)"""
+    _check(_function("ptrace")(*map(ctypes.c_long, (request, pid, address, data))), f"ptrace {request}")
+
+
+def ptrace_event_message(pid: int) -> int:
+    """ptrace(2) PTRACE_GETEVENTMSG"""
+    message = (ctypes.c_ulong * 1)()
+    arguments = (*map(ctypes.c_long, (_PTRACE_GETEVENTMSG, pid, 0)), ctypes.byref(message))
+    _check(_function("ptrace")(*arguments), "ptrace")
+    return int(message[0])
+
+
 def sethostname(name: str) -> None:
     """sethostname(2)"""
     data = os.fsencode(name)
@@ -346,6 +359,7 @@ def bpf(command: int, layout: str, *values: int | bytes | bytearray) -> tuple[in
 SECCOMP_FILTER_FLAG_NEW_LISTENER = 1 << 3
 
 _SYS_PIDFD_GETFD = 438
+_PTRACE_GETEVENTMSG = 0x4201
 _SECCOMP_SET_MODE_FILTER = 1
 
 

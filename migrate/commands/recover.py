@@ -1,4 +1,4 @@
-"""pymigrate recover ID: finish a move whose end is not known."""
+"""pymigrate recover ID: finish a move whose end is not known, or undo a dump that was cut short."""
 
 import argparse
 
@@ -8,10 +8,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from migrate.phases import Phase
     from migrate.recovery import recover
     from runtime.state import Store
 
-    entry = recover(Store(args.root), args.id)
-    print(f"{entry.id}: runs at {entry.target if entry.phase is Phase.RESUMED else entry.source}")
+    print(recover(Store(args.root), args.id))
     return 0

@@ -238,6 +238,11 @@ class Cgroup:
         self.require_own()
         freezer.freeze(self.paths)
 
+    def hold(self) -> None:
+        """Pause the processes as soon as who traces them lets go of them. Raises ContainerError."""
+        self.require_own()
+        freezer.hold(self.paths)
+
     def thaw(self) -> None:
         """Let the processes go on. Raises ContainerError."""
         freezer.thaw(self.paths)

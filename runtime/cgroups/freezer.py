@@ -25,10 +25,15 @@ def is_frozen(paths: dict[str, str]) -> bool:
 
 def freeze(paths: dict[str, str]) -> None:
     """Pause all processes, and wait until they are. Raises ContainerError, DeadlineExceeded: they run on then."""
-    _write(paths, "FROZEN", "1")
+    hold(paths)
     if not _await_frozen(paths):
         thaw(paths)
         raise DeadlineExceeded(f"the processes of {next(iter(paths.values()))} cannot be frozen")
+
+
+def hold(paths: dict[str, str]) -> None:
+    """Pause all processes, those that are traced as soon as they are let go of. Raises ContainerError."""
+    _write(paths, "FROZEN", "1")
 
 
 def thaw(paths: dict[str, str]) -> None:

@@ -235,3 +235,36 @@ def test_interrupt_after_the_point_of_no_return_is_too_late(lab: Lab) -> None:
     code, event = driven_move(lab, "(departure.Departure, 'give_up')", before=interrupt, after=interrupt)
     assert (code, event["event"]) == (0, "report"), event
     lab.wait_count("host2", start)
+
+
+ENDS = "until test -e /tmp/end; do i=$((i+1)); echo $i; usleep 20000; done"
+
+
+@pytest.mark.parametrize("deleted", [False, True])
+def test_what_has_gone_on_and_ended_is_not_resurrected(lab: Lab, deleted: bool) -> None:
+    """Its coordinator was killed between the decision and the kill: what the target holds is old."""
+    lab.run(script=ENDS)
+    lab.wait_count("host1", 1)
+    kill = driver("(departure.Departure, 'give_up')", before="os.kill(os.getpid(), 9)")
+    assert lab.on("host1", lab.python, "-c", kill, check=False).returncode == 137
+    lab.wait_count("host1", lab.count("host1"))
+    state = lab.state("host1")
+    lab.sh("host1", f"touch /proc/{state['pid']}/root/tmp/end; tail --pid={state['shim_pid']} -f /dev/null")
+    if deleted:
+        lab.on("host1", "pymigrate", "delete", "web")
+    host1 = lab.sh("host1", "hostname").strip()
+    assert lab.on("host1", "pymigrate", "recover", "web").stdout == f"web: has ended at {host1}\n"
+    assert lab.ids("host1") == ([] if deleted else ["web"])
+    assert_soon_clean(lab)
+    assert (lab.phases("host1"), lab.phases("host2")) == (["aborted"], ["aborted"])
+
+
+def test_what_was_killed_by_its_move_is_not_taken_to_have_ended(lab: Lab) -> None:
+    """Its coordinator was killed before it could say so: its monitor has seen it end frozen."""
+    lab.run()
+    start = lab.wait_count("host1", 1)
+    kill = driver("(coordinator.Journal, 'record')", before="'killed' in kwargs and os.kill(os.getpid(), 9)")
+    assert lab.on("host1", lab.python, "-c", kill, check=False).returncode == 137
+    lab.on("host1", "pymigrate", "recover", "web")
+    lab.wait_count("host2", start)
+    assert lab.ids("host1") == []

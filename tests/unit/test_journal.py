@@ -55,7 +55,7 @@ def test_a_journal_of_garbage_is_no_entry(tmp_path: Path) -> None:
 
 def test_nothing_returns_from_committed_to_the_source() -> None:
     """From COMMITTED on no path leads to a phase in which the source has the container, but through a decision."""
-    assert NEXT[Phase.COMMITTED] == {Phase.RESUMED, Phase.IN_DOUBT, Phase.ABORTED}
+    assert NEXT[Phase.COMMITTED] == {Phase.COMMITTED, Phase.RESUMED, Phase.IN_DOUBT, Phase.ABORTED}
     assert all(NEXT[phase] <= {phase} for phase in FINAL)
     before = [phase for phase in Phase if Phase.ABORTED in NEXT[phase] and workload(phase) != "UNKNOWN"]
     assert {workload(phase) for phase in before} == {"SOURCE"}

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 RELEASE_TIMEOUT = 600.0  # a CRIU that lost us notices when it next has something to say
 CODE_TIMEOUT = 5.0
-DEATH_TIMEOUT = 0.1
 _TCP_REPAIR = 19
 _STEP = 0.002
 _DELETED = " (deleted)"
@@ -101,7 +100,6 @@ def mend(state: State) -> None:
             cgroup.thaw()
         if pids:
             problems += _await(lambda: _infected(pids), CODE_TIMEOUT)
-            problems += _dead(pids)
     end(state)
     if problems:
         raise ContainerError(
@@ -153,14 +151,6 @@ def _caught(pids: list[int]) -> list[str]:
         for thread in _infected_threads(pid)
         if thread != pid
     ]
-
-
-def _dead(pids: list[int]) -> list[str]:
-    """Processes that end at once: CRIU was killed while it had other code in the place of theirs."""
-    deadline = time.monotonic() + DEATH_TIMEOUT
-    while not (found := [pid for pid in pids if processes.is_dying(pid)]) and time.monotonic() < deadline:
-        time.sleep(_STEP)
-    return [f"process {pid} has died of it" for pid in found]
 
 
 def _infected(pids: list[int]) -> Iterator[str]:

@@ -18,7 +18,7 @@ from typing import Self
 
 from criu_rpc.client import Criu, DumpSession
 from criu_rpc.errors import CriuError
-from migrate import protocol
+from migrate import protocol, tmpfs_images
 from migrate.errors import DeadlineExceeded, MigrateError
 from migrate.pages import PageRelay
 from migrate.peer import Peer
@@ -77,7 +77,7 @@ class Departure:
             ghost_limit=GHOST_LIMIT,
         )
         self._relay.start()
-        self._session = Criu().dump(options, timeout=timeout)
+        self._session = Criu().dump(options, timeout=timeout, env=tmpfs_images.environment())
         self._relay.criu_end.close()
         try:
             self._session.run_until("pre-dump")
@@ -98,11 +98,14 @@ class Departure:
         for name in names:
             fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=self._images)
             with open(fd, "rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-                self._peer.post(protocol.Image(name, file.tell(), digest))
-                file.seek(0)
-                while data := file.read(protocol.CHUNK):
-                    self._peer.send_data(data)
+                seen, size = hashlib.sha256(), 0
+                for data in tmpfs_images.contents(name, file):
+                    seen.update(data)
+                    size += len(data)
+                self._peer.post(protocol.Image(name, size, seen.hexdigest()))
+                for data in tmpfs_images.contents(name, file):
+                    for start in range(0, len(data), protocol.CHUNK):
+                        self._peer.send_data(data[start : start + protocol.CHUNK])
         return len(names)
 
     def give_up(self) -> None:

@@ -88,7 +88,7 @@ class Coordinator:
                     self._migration, role="source", id=wanted.id, source=self._source, target=wanted.host,
                     root=str(self._store.root), created=state.created,
                 )  # fmt: skip
-                with Seeding(peer, self._monitor, state.pid) as seeding:
+                with Seeding(peer, self._monitor, state) as seeding:
                     return self._move(log, state, spec, digest, peer, plan, seeding)
 
     def _move(
@@ -97,7 +97,9 @@ class Coordinator:
         criu_log = b""
         try:
             self._seed(log, state, spec, digest, peer, plan, seeding)
-            with Departure(state, spec, peer, self._on_pages, tcp_close=self._wanted.tcp_close) as departure:
+            with Departure(
+                state, spec, peer, self._on_pages, tcp_close=self._wanted.tcp_close, carried=seeding.carried
+            ) as departure:
                 try:
                     self._stop_and_copy(log, state, departure, peer, seeding)
                     with uninterruptible():
@@ -150,7 +152,9 @@ class Coordinator:
             "annotations": spec.annotations, "created": state.created, "bundle_hints": _hints(state, place),
             "resources": state.resources,
         }  # fmt: skip
-        peer.call(protocol.Prepare(carried, list(state.stdio), self._wanted.tcp_close))
+        mounts = [view.mounted.to_json() for view in seeding.open_tmpfs(spec)]
+        ready = peer.call(protocol.Prepare(carried, list(state.stdio), self._wanted.tcp_close, mounts))
+        seeding.tmpfs(ready["tmpfs"], ready["cgroup"])
         self._clock.step("seed")
 
     def _discard_leftovers(self, peer: Peer) -> None:
@@ -190,7 +194,7 @@ class Coordinator:
         if files_there is not None:
             files_there()
             self._clock.step("files")
-        peer.post(protocol.Restore(count))
+        peer.post(protocol.Restore(count, seeding.roots()))
         peer.answer("Restore", self._wanted.timeout)
         self._clock.step("restore")
         log.record(Phase.PREPARED, durable=False)

@@ -36,13 +36,21 @@ class Departure:
     """One container leaving. A context manager: leaving it without `give_up` rolls back."""
 
     def __init__(
-        self, state: State, spec: Spec, peer: Peer, on_bytes: Callable[[int], None], *, tcp_close: bool = False
+        self,
+        state: State,
+        spec: Spec,
+        peer: Peer,
+        on_bytes: Callable[[int], None],
+        *,
+        tcp_close: bool = False,
+        carried: tuple[str, ...] = (),
     ) -> None:
+        """What lies in the mounts at `carried` is not in the images."""
         self._state, self.spec, self._peer = state, spec, peer
         self._relay = PageRelay(Criu().version(), peer.send_pages, on_bytes)
         self._images = syscalls.detached_tmpfs(mode=0o700)  # and CRIU's log
         self._init = os.pidfd_open(state.pid)
-        self._tcp_close = tcp_close
+        self._tcp_close, self._carried = tcp_close, carried
         self.gate = contextlib.ExitStack()  # left when it is thawed, or at the end: that takes 15 ms
         self._session: DumpSession | None = None
         self._hold: held.Hold | None = None
@@ -70,6 +78,7 @@ class Departure:
         options = checkpoint.dump_options(
             self._state,
             self.spec,
+            self._carried,
             images_dir_fd=self._images,
             work_dir_fd=self._images,
             page_server_fd=self._relay.criu_end.fileno(),

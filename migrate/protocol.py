@@ -190,12 +190,15 @@ class Prepare:
 
     `state` holds what goes along of the container's state: annotations, created, bundle hints, updated resources;
     `stdio` names its standard streams as CRIU knows them ("pipe:[123]", or "" where there is nothing to reconnect).
-    With `tcp_close` the container finds its TCP connections closed.
+    With `tcp_close` the container finds its TCP connections closed. `tmpfs` are tmpfs.Mounted as JSON: mounts that the
+    target makes, for files to be sent to. Answers {"tmpfs": {place in the container: path there} of those that it has
+    made, "cgroup": the directory that what comes into them is charged to, or ""}.
     """
 
     state: dict[str, typing.Any]
     stdio: list[str]
     tcp_close: bool = False
+    tmpfs: list[dict[str, typing.Any]] = dataclasses.field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -230,9 +233,13 @@ class Image:
 
 @dataclass(frozen=True)
 class Restore:
-    """All `count` images are there: restore, hold before anything runs, and answer {"pid"}."""
+    """All `count` images are there: restore, hold before anything runs, and answer {"pid"}.
+
+    `roots` has for each tmpfs of Prepare, by its place in the container, a tmpfs.Root as JSON.
+    """
 
     count: int
+    roots: dict[str, typing.Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ help:
 	@echo "make demo    set up this machine and move a Redis between two hosts on it"
 	@echo "make test    set up this machine, check the code and run the tests"
 	@echo "make test-vm only the tests between two virtual machines; DEBIAN=12 for Debian 12 in them"
-	@echo "make bench   what a container's life costs, beside runc and crun, and moves of real services"
+	@echo "make bench   what a container's life costs, beside runc and crun, moves of real services and of files in a tmpfs"
 	@echo "make lint    only check the code"
 	@echo "make setup   only set up this machine"
 	@echo "make clean   remove what was made in this directory"
@@ -32,6 +32,7 @@ test: setup-vm lint
 bench: setup-vm
 	@$(PYTHON) tests/bench.py
 	@$(PYTHON) -m tests.bench_services
+	@$(PYTHON) -m tests.bench_tmpfs
 
 test-vm: setup-vm
 	$(PYTHON) -m pytest -q -m vm

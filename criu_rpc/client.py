@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from socket import socket
@@ -231,9 +231,13 @@ class Criu:
         with self._start(DumpSession, messages.rpc().SINGLE_PRE_DUMP, "pre-dump", options, timeout) as session:
             session.finish()
 
-    def dump(self, options: DumpOptions, *, timeout: float) -> DumpSession:
-        """Start a dump that must be over within `timeout` seconds, the caller's own waiting included."""
-        return self._start(DumpSession, messages.rpc().DUMP, "dump", options, timeout)
+    def dump(self, options: DumpOptions, *, timeout: float, env: Mapping[str, str] | None = None) -> DumpSession:
+        """Start a dump that must be over within `timeout` seconds, the caller's own waiting included.
+
+        `env` is the environment of CRIU and of the programs it starts, ours if not given.
+        """
+        connection = Swrk.spawn(self.path, pass_fds=options.inherited, env=env)
+        return self._start(DumpSession, messages.rpc().DUMP, "dump", options, timeout, connection)
 
     def restore(self, options: RestoreOptions, *, timeout: float, connection: Swrk | None = None) -> RestoreSession:
         """Start a restore, by a CRIU of our own or by the one behind `connection`, which is closed at the end."""

@@ -7,7 +7,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -42,8 +42,8 @@ class Swrk:
         self._sock, self._process = sock, process
 
     @classmethod
-    def spawn(cls, path: str, *, pass_fds: Sequence[int] = ()) -> Self:
-        """Start `path` as our child; it inherits `pass_fds` and nothing else of ours."""
+    def spawn(cls, path: str, *, pass_fds: Sequence[int] = (), env: Mapping[str, str] | None = None) -> Self:
+        """Start `path` as our child; it inherits `pass_fds` and our environment, or `env`, and nothing else of ours."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             with theirs:
@@ -54,6 +54,7 @@ class Swrk:
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,
                     cwd="/",
+                    env=env,
                     start_new_session=True,  # Ctrl-C at a terminal is ours to handle, not CRIU's
                 )
         except OSError as error:

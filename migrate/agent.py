@@ -113,7 +113,7 @@ class Agent:
                 self._move().image(call.name, call.size, call.digest)
                 return None
             case protocol.Restore():
-                return self._move().restore(call.count, call.timeout)
+                return self._move().restore(call)
             case protocol.Resume():
                 return self._move().resume()
             case protocol.History():

@@ -90,7 +90,7 @@ class Coordinator:
                     self._migration, role="source", id=wanted.id, source=self._source, target=wanted.host,
                     root=str(self._store.root), created=state.created,
                 )  # fmt: skip
-                with Seeding(peer, self._monitor, state.pid) as seeding:
+                with Seeding(peer, self._monitor, state) as seeding:
                     return self._move(log, state, spec, digest, peer, plan, seeding)
 
     def _move(
@@ -99,7 +99,9 @@ class Coordinator:
         criu_log, damage = b"", ""
         try:
             self._seed(log, state, spec, digest, peer, plan, seeding)
-            with Departure(state, spec, peer, self._on_pages, tcp_close=self._wanted.tcp_close) as departure:
+            with Departure(
+                state, spec, peer, self._on_pages, tcp_close=self._wanted.tcp_close, carried=seeding.carried
+            ) as departure:
                 try:
                     self._stop_and_copy(log, state, departure, peer, seeding)
                     with uninterruptible():
@@ -153,7 +155,10 @@ class Coordinator:
             "annotations": spec.annotations, "created": state.created, "bundle_hints": _hints(state, place),
             "resources": state.resources,
         }  # fmt: skip
-        peer.call(protocol.Prepare(carried, list(state.stdio), self._wanted.tcp_close, self._wanted.timeout))
+        mounts = [view.mounted.to_json() for view in seeding.open_tmpfs(spec)]
+        prepare = protocol.Prepare(carried, list(state.stdio), self._wanted.tcp_close, self._wanted.timeout, mounts)
+        ready = peer.call(prepare)
+        seeding.tmpfs(ready["tmpfs"], ready["cgroup"])
         self._clock.step("seed")
 
     def _discard_leftovers(self, peer: Peer) -> None:
@@ -196,7 +201,7 @@ class Coordinator:
             files_there()
             self._clock.step("files")
         left = self._left()
-        peer.post(protocol.Restore(count, left))
+        peer.post(protocol.Restore(count, left, seeding.roots()))
         peer.answer("Restore", left + ANSWER_GRACE)
         peer.limit()
         self._clock.step("restore")

@@ -17,7 +17,7 @@ from typing import Self
 
 from criu_rpc.client import Criu
 from criu_rpc.errors import CriuError, SwrkDied
-from migrate import protocol
+from migrate import protocol, tmpfs_images
 from migrate.errors import DeadlineExceeded
 from migrate.pages import PageRelay
 from migrate.peer import Peer
@@ -33,12 +33,20 @@ class Departure:
     """One container leaving. A context manager: leaving it without `give_up` rolls back."""
 
     def __init__(
-        self, state: State, spec: Spec, peer: Peer, on_bytes: Callable[[int], None], *, tcp_close: bool = False
+        self,
+        state: State,
+        spec: Spec,
+        peer: Peer,
+        on_bytes: Callable[[int], None],
+        *,
+        tcp_close: bool = False,
+        carried: tuple[str, ...] = (),
     ) -> None:
+        """What lies in the mounts at `carried` is not in the images."""
         self._state, self.spec, self._peer = state, spec, peer
         self._relay = PageRelay(Criu().version(), peer.send_pages, on_bytes)
         self._images = syscalls.detached_tmpfs(mode=0o700)  # and CRIU's log
-        self._tcp_close = tcp_close
+        self._tcp_close, self._carried = tcp_close, carried
         self.gate = contextlib.ExitStack()  # left when it is thawed, or at the end: that takes 15 ms
         self._guard: Guard | None = Guard(state)
         self._dump: Dump | None = None
@@ -67,6 +75,7 @@ class Departure:
         options = checkpoint.dump_options(
             self._state,
             self.spec,
+            self._carried,
             images_dir_fd=self._images,
             work_dir_fd=self._images,
             page_server_fd=self._relay.criu_end.fileno(),
@@ -74,7 +83,8 @@ class Departure:
         )
         self._relay.start()
         guard, self._guard = self._guard, None
-        self._dump = Dump(self._state, self.spec, options, timeout=timeout, guard=guard)
+        environment = tmpfs_images.environment()
+        self._dump = Dump(self._state, self.spec, options, timeout=timeout, guard=guard, env=environment)
         self._relay.criu_end.close()
         try:
             self._dump.run_until("pre-dump")
@@ -95,13 +105,16 @@ class Departure:
         for name in names:
             fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=self._images)
             with open(fd, "rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-                self._peer.post(protocol.Image(name, file.tell(), digest))
-                file.seek(0)
-                while data := file.read(protocol.CHUNK):
-                    if time.monotonic() > deadline:
-                        raise DeadlineExceeded("the images could not be sent in time")
-                    self._peer.send_data(data)
+                seen, size = hashlib.sha256(), 0
+                for data in tmpfs_images.contents(name, file):
+                    seen.update(data)
+                    size += len(data)
+                self._peer.post(protocol.Image(name, size, seen.hexdigest()))
+                for data in tmpfs_images.contents(name, file):
+                    for start in range(0, len(data), protocol.CHUNK):
+                        if time.monotonic() > deadline:
+                            raise DeadlineExceeded("the images could not be sent in time")
+                        self._peer.send_data(data[start : start + protocol.CHUNK])
         return len(names)
 
     def require_frozen(self) -> None:

@@ -127,16 +127,20 @@ def send_tree(
     deadline: float,
     options: tuple[str, ...] = (),
     living: bool = False,
+    guarded: bool = True,
+    within: tuple[str, ...] = (),
 ) -> SentTree:
     """Make the directory `destination` at the target equal to `source`, with everything a root file system can hold.
 
     `deadline` is a time.monotonic(). Raises NoSpace, MigrateError (rsync's own last words), HostError,
     DeadlineExceeded; the local rsync is gone in any case. Of a `living` tree it is no failure that files change or
-    vanish while they are read.
+    vanish while they are read, and no link in it is followed (`guarded`). `within` is as in Rsync.
     """
     said = ("--out-format=%i %n",) if living else ()
     options = ("--delete", *said, *options)
-    with Rsync(open_channel, source, destination, options, on_progress=on_progress, guarded=living) as rsync:
+    with Rsync(
+        open_channel, source, destination, options, on_progress=on_progress, guarded=living and guarded, within=within
+    ) as rsync:
         return rsync.finish(deadline, living=living)
 
 
@@ -144,7 +148,8 @@ class Rsync:
     """One run of rsync, from its start to its end; leaving it as a context manager ends it.
 
     With `names` it has connected already, and waits for the names of what has changed: `finish` gives it those. A name
-    that does not exist here is removed there. `guarded`: it follows no link in the tree, whatever comes there.
+    that does not exist here is removed there. `guarded`: it follows no link in the tree, whatever comes there. `within`
+    is a command that becomes the one that it is given at the target.
     """
 
     def __init__(
@@ -157,6 +162,7 @@ class Rsync:
         on_progress: Callable[[int], None],
         names: bool = False,
         guarded: bool = False,
+        within: tuple[str, ...] = (),
     ) -> None:
         rsync = shutil.which("rsync")
         if rsync is None:
@@ -177,7 +183,7 @@ class Rsync:
                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
                 env={**os.environ, "LC_ALL": "C"},
             )  # fmt: skip
-        self._relay = _Relay(ours, open_channel, on_progress)
+        self._relay = _Relay(ours, open_channel, on_progress, within)
         self._relay.start()
 
     def __enter__(self) -> "Rsync":
@@ -262,9 +268,13 @@ class _Relay:
     """Between rsync's remote-shell process and a channel of the connection, on two threads."""
 
     def __init__(
-        self, sock: socket.socket, open_channel: Callable[[str], Channel], on_progress: Callable[[int], None]
+        self,
+        sock: socket.socket,
+        open_channel: Callable[[str], Channel],
+        on_progress: Callable[[int], None],
+        within: tuple[str, ...],
     ) -> None:
-        self._sock, self._open, self._on_progress = sock, open_channel, on_progress
+        self._sock, self._open, self._on_progress, self._within = sock, open_channel, on_progress, within
         self._channel: Channel | None = None
         self._thread = threading.Thread(target=self._run, name="rsync-relay", daemon=True)
         self.answered = threading.Event()  # by the remote command, or it never will
@@ -292,7 +302,7 @@ class _Relay:
             command, rest = self._command()
             if command is None:
                 return
-            self._channel = channel = self._open(shlex.join(command))
+            self._channel = channel = self._open(shlex.join([*self._within, *command]))
             back = threading.Thread(target=self._back, args=(channel,), name="rsync-relay-back", daemon=True)
             back.start()
             data = rest or self._sock.recv(_CHUNK)

@@ -13,20 +13,22 @@ import contextlib
 import itertools
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any, Self
 
 from criu_rpc.client import Criu
-from migrate import journal, treestore
+from migrate import journal, tmpfs_store, treestore
 from migrate.atomic import write_atomically
 from migrate.errors import DeadlineExceeded, MigrateError, ProtocolError, TargetError
 from migrate.files import fingerprint
 from migrate.hostfacts import DATA
 from migrate.journal import Journal
 from migrate.phases import FINAL, Phase
-from migrate.protocol import FREEZE_TIMEOUT, CheckTrees, OpenBundle, Prepare
+from migrate.protocol import FREEZE_TIMEOUT, CheckTrees, OpenBundle, Prepare, Restore
 from migrate.reception import ReceivedImages, ReceivedPages
+from migrate.tmpfs import Mounted, Root
 from migrate.trees import Needed, Owner, Tree, checked_list
 from migrate.treestore import Arrivals, Placed
 from runtime import departed, processes, spec, syscalls
@@ -54,6 +56,8 @@ class Incoming:
         self._images: ReceivedImages | None = None
         self._pages: ReceivedPages | None = None
         self._restoring: Restoring | None = None
+        self._tmpfs: dict[str, str] = {}  # place in the container -> path here
+        self._limits: dict[str, str] = {}  # of those, by path
         self._resumed = False
         self._timeout = FREEZE_TIMEOUT
 
@@ -68,7 +72,8 @@ class Incoming:
     @property
     def idle_timeout(self) -> float:
         """Seconds that the source may be silent: long while rsync runs beside us, short once it is about to freeze."""
-        return SEED_SILENCE if self._restoring is None else self._timeout + FROZEN_SILENCE
+        seeding = self._journal is None or self._journal.phase in (Phase.PREFLIGHT, Phase.SEED)
+        return SEED_SILENCE if seeding else self._timeout + FROZEN_SILENCE
 
     def check_trees(self, call: CheckTrees) -> dict[str, Any]:
         """What speaks against the trees that are to come; see treestore.check."""
@@ -163,12 +168,19 @@ class Incoming:
         """Make everything around the container: directories, network namespace, cgroup, monitor, waiting CRIU."""
         if self._bundle is None or self._journal is None or self._restoring is not None:
             raise ProtocolError("Prepare came out of order")
-        plan = {"stdio": call.stdio, "state": call.state, "tcp_close": call.tcp_close, "timeout": call.timeout}
+        # Without rsync they stay with CRIU.
+        mounted = [Mounted.from_json(value) for value in call.tmpfs] if shutil.which("rsync") else []
+        self._tmpfs = places = tmpfs_store.places(self._migration, mounted)
+        plan = {
+            "stdio": call.stdio, "state": call.state, "tcp_close": call.tcp_close, "timeout": call.timeout,
+            "tmpfs": places,
+        }  # fmt: skip
         self._journal.record(Phase.SEED, plan=plan)
         self._timeout = call.timeout
         self._images = ReceivedImages.make(self._migration)
+        self._limits = tmpfs_store.make(self._migration, mounted)
         self._restoring = self._begin_restore(self._bundle, plan)
-        return {}
+        return {"tmpfs": places, "cgroup": self._restoring.memory_cgroup}
 
     def pages_begin(self) -> dict[str, Any]:
         if self._images is None or self._pages is not None or self._journal is None:
@@ -201,12 +213,17 @@ class Incoming:
             raise ProtocolError("data came before Prepare")
         self._images.write(payload)
 
-    def restore(self, count: int, timeout: float) -> dict[str, Any]:
-        """Restore and hold, within `timeout` seconds; answers {"pid"}: the container's init here, which has not run."""
+    def restore(self, call: Restore) -> dict[str, Any]:
+        """Restore and hold, in the time of the call; answers {"pid"}: the container's init here, which has not run."""
         if self._images is None or self._restoring is None or self._journal is None or self._pages is not None:
             raise ProtocolError("Restore came out of order")
-        self._images.check(count)
-        pid = self._restoring.restore(timeout)
+        self._images.check(call.count)
+        if call.roots.keys() != self._tmpfs.keys():
+            raise ProtocolError("Restore is about other tmpfs mounts than Prepare was")
+        for place, root in call.roots.items():
+            Root.from_json(root).give(self._tmpfs[place])
+        tmpfs_store.narrow(self._limits)
+        pid = self._restoring.restore(call.timeout)
         self._journal.record(Phase.PREPARED, durable=False)
         return {"pid": pid}
 
@@ -309,10 +326,12 @@ class Incoming:
                 treestore.set_mark(self._rootfs, self._owner, self._migration, whole=True)
         if self._images is not None:
             self._images.remove()
+        tmpfs_store.remove(self._migration)
         return state
 
     def _begin_restore(self, bundle: Path, fields: dict[str, Any]) -> Restoring:
         assert self._images is not None
+        tmpfs_store.check(fields.get("tmpfs", {}).values())
         carried = dict(fields["state"])
         annotations = {str(key): str(value) for key, value in dict(carried.get("annotations", {})).items()}
         loaded = spec.load(bundle, annotations)
@@ -325,6 +344,7 @@ class Incoming:
             carried=carried,
             move=self._migration,
             options={"tcp_close": True} if fields.get("tcp_close") else {},
+            mounted=fields.get("tmpfs", {}),
         )
         return Restoring.prepare(self._store, loaded, plan, Criu())
 
@@ -341,6 +361,8 @@ class Incoming:
         self._stop()
         if self._images is not None:
             self._images.remove()
+        if self._migration:
+            tmpfs_store.remove(self._migration)
         if self._arrivals is not None:
             self._arrivals.undo()
         if self._made_bundle and self._bundle is not None:

@@ -19,12 +19,19 @@ _ESCAPED = re.compile(r"\\([0-7]{3})")
 
 @dataclass(frozen=True)
 class Mount:
-    """`root` is the directory of the file system that is seen at `place`; `source` is a device or "server:/export"."""
+    """`root` is the directory of the file system that is seen at `place`; `source` is a device or "server:/export".
+
+    `device` is that of its files, as "major:minor"; `options` are those of the file system, not of the mount. It is
+    private when no mounts are handed on from it or to it.
+    """
 
     root: str
     place: str
     fstype: str
     source: str
+    device: str = ""
+    options: str = ""
+    is_private: bool = True
 
     @property
     def network(self) -> str:
@@ -43,7 +50,12 @@ def parse(text: str) -> list[Mount]:
         before, _, after = line.partition(" - ")
         fields, kind = before.split(" "), after.split(" ")
         if len(fields) >= 6 and len(kind) >= 2:
-            found.append(Mount(_plain(fields[3]), _plain(fields[4]), kind[0], _plain(kind[1])))
+            found.append(
+                Mount(
+                    _plain(fields[3]), _plain(fields[4]), kind[0], _plain(kind[1]), fields[2], "".join(kind[2:3]),
+                    len(fields) == 6,
+                )
+            )  # fmt: skip
     return found
 
 

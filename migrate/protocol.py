@@ -208,13 +208,16 @@ class Prepare:
     `state` holds what goes along of the container's state: annotations, created, bundle hints, updated resources;
     `stdio` names its standard streams as CRIU knows them ("pipe:[123]", or "" where there is nothing to reconnect).
     With `tcp_close` the container finds its TCP connections closed. It is frozen for `timeout` seconds at most: what
-    the target waits for meanwhile must not take longer.
+    the target waits for meanwhile must not take longer. `tmpfs` are
+    tmpfs.Mounted as JSON: mounts that the target makes, for files to be sent to. Answers {"tmpfs": {place in the
+    container: path there} of those that it has made, "cgroup": what comes into them is charged to that one, or ""}.
     """
 
     state: dict[str, typing.Any]
     stdio: list[str]
     tcp_close: bool = False
     timeout: float = FREEZE_TIMEOUT
+    tmpfs: list[dict[str, typing.Any]] = dataclasses.field(default_factory=list)
 
     def __post_init__(self) -> None:
         _check_timeout(self.timeout)
@@ -252,10 +255,14 @@ class Image:
 
 @dataclass(frozen=True)
 class Restore:
-    """All `count` images are there: restore within `timeout` seconds, hold before anything runs, answer {"pid"}."""
+    """All `count` images are there: restore within `timeout` seconds, hold before anything runs, answer {"pid"}.
+
+    `roots` has for each tmpfs of Prepare, by its place in the container, a tmpfs.Root as JSON.
+    """
 
     count: int
     timeout: float = FREEZE_TIMEOUT
+    roots: dict[str, typing.Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _check_timeout(self.timeout)

@@ -11,19 +11,23 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from migrate import protocol, treescan
+from migrate import protocol, tmpfs, treescan
 from migrate.errors import DeadlineExceeded, MigrateError
 from migrate.events import Monitor, PassDone, Progress
 from migrate.files import Rsync, SentTree, send_tree
 from migrate.peer import Peer
 from migrate.phases import Phase
+from migrate.tmpfs import View
 from migrate.trees import Tree
 from migrate.treescan import Scan
+from runtime.spec import Spec
+from runtime.state import State
 
 SEED_TIMEOUT = 6 * 3600.0
 VERIFY_TIMEOUT = 600.0
@@ -48,6 +52,8 @@ class _Growing:
     passes: int = 0
     rsync: Rsync | None = None
     remapped: tuple[bytes, ...] = ()  # names that CRIU's dump has given to files without one
+    view: View | None = None  # of a tmpfs
+    within: tuple[str, ...] = ()  # what the rsync at the target runs in
 
     @property
     def base(self) -> Path:
@@ -61,6 +67,13 @@ class _Growing:
     @property
     def options(self) -> tuple[str, ...]:
         return _options(self.tree)
+
+    def note(self, init_pid: int) -> None:
+        """Before a look: which files' contents count, whatever it finds. What is mapped later changes times after it,
+        but in a tmpfs."""
+        self.mapped |= treescan.mapped(init_pid)
+        if self.view is not None:
+            self.mapped |= self.view.stored(init_pid)
 
     def scan(self, until: Callable[[], float] = lambda: math.inf) -> Scan:
         one = self.tree.name != ROOTFS
@@ -80,10 +93,12 @@ def _options(tree: Tree) -> tuple[str, ...]:
 class Seeding:
     """The trees of one move. A context manager: leaving it ends every rsync."""
 
-    def __init__(self, peer: Peer, monitor: Monitor, init_pid: int) -> None:
-        self._peer, self._monitor, self._init = peer, monitor, init_pid
+    def __init__(self, peer: Peer, monitor: Monitor, state: State) -> None:
+        self._peer, self._monitor, self._state, self._init = peer, monitor, state, state.pid
         self._growing: list[_Growing] = []
         self._trees: list[Tree] = []
+        self._spec: Spec | None = None
+        self._views: list[View] = []
         self._scanner: threading.Thread | None = None
         self._until = math.inf  # a time.monotonic()
         self._scan_failure: Exception | None = None
@@ -104,6 +119,8 @@ class Seeding:
             if item.rsync is not None:
                 item.rsync.close()
                 item.rsync = None
+        while self._views:
+            self._views.pop().close()
 
     def ahead(self, trees: list[tuple[Tree, bool, bool]]) -> None:
         """Send what can be sent while the container runs.
@@ -120,6 +137,35 @@ class Seeding:
             self._passes(item)
         if any(tree.name != ROOTFS or tree.writable for tree, _, _ in trees):
             self._peer.call(protocol.TreesSent(), VERIFY_TIMEOUT)
+
+    def open_tmpfs(self, spec: Spec) -> list[View]:
+        """The container's tmpfs mounts that `tmpfs` can send; they are closed with the rest."""
+        self._spec, self._views = spec, tmpfs.views(self._state, spec)
+        return list(self._views)
+
+    @property
+    def carried(self) -> tuple[str, ...]:
+        """Mount points of those that it has sent."""
+        return tuple(view.mounted.place for view in self._views)
+
+    def roots(self) -> dict[str, Any]:
+        """What the root directory of each must have in the end, for protocol.Restore."""
+        return {view.mounted.place: tmpfs.Root.of(view.path).to_json() for view in self._views}
+
+    def tmpfs(self, places: Mapping[str, str], cgroup: str) -> None:
+        """Send what can be sent of them, to the `places` by mount point that the target has made for them.
+
+        Those that it has made none for are left to CRIU. What comes there is charged to `cgroup`, a directory there, as
+        what the container itself writes.
+        """
+        within = ("sh", "-c", 'echo $$ >"$0" && exec "$@"', f"{cgroup}/cgroup.procs") if cgroup else ()
+        for view in [view for view in self._views if view.mounted.place not in places]:
+            self._views.remove(view)
+            view.close()
+        for view in self._views:
+            tree = Tree(f"tmpfs {view.mounted.place}", view.path, places[view.mounted.place])
+            self._growing.append(_Growing(tree, view=view, within=within))
+            self._passes(self._growing[-1])
 
     def _constant(self, tree: Tree) -> None:
         """A tree that does not change: once. What is in an overlay's work directory is the kernel's, and stays."""
@@ -141,7 +187,7 @@ class Seeding:
         """Passes until what is left is small, or does not get smaller."""
         before = -1
         while item.passes < MOST_PASSES:
-            item.mapped |= treescan.mapped(self._init)  # before the look: what is mapped later changes times after it
+            item.note(self._init)
             earlier, item.look = item.look, item.scan()
             if earlier is None:
                 sent = self._whole(item)
@@ -172,7 +218,7 @@ class Seeding:
         contents = ("--checksum",) if item.renewed else ()
         sent = send_tree(
             self._peer.open_channel, item.base, item.there, on_progress=self._progress, deadline=_soon(),
-            options=(*item.options, *contents), living=True,
+            options=(*item.options, *contents), living=True, guarded=item.view is None, within=item.within,
         )  # fmt: skip
         item.passes += 1
         self._done(item.tree, item.passes, sent, sent.files)
@@ -185,7 +231,7 @@ class Seeding:
         """An rsync that connects and waits for names."""
         return Rsync(
             self._peer.open_channel, item.base, item.there, item.options, on_progress=self._progress, names=True,
-            guarded=not item.tree.single,
+            guarded=not item.tree.single and item.view is None, within=item.within,
         )  # fmt: skip
 
     def _listed(self, item: _Growing, rsync: Rsync, names: list[bytes], deadline: float, *, living: bool) -> SentTree:
@@ -217,8 +263,10 @@ class Seeding:
     def _scan_all(self) -> None:
         try:
             for item in self._growing:
-                item.mapped |= treescan.mapped(self._init)
+                item.note(self._init)
                 item.now = item.scan(lambda: self._until)
+                if item.view is not None and item.view.overflowed:
+                    item.mapped |= {entry[0] for entry in item.now.entries.values()}
         except OSError as error:
             self._scan_failure = error
 
@@ -236,6 +284,9 @@ class Seeding:
                 raise DeadlineExceeded("the look at what has changed in the trees did not end in time")
         if self._scan_failure is not None:
             raise MigrateError(f"a tree cannot be read: {self._scan_failure}")
+        for view in self._views:
+            assert self._spec is not None
+            view.verify(self._state, self._spec)
         pool = ThreadPoolExecutor(max(1, min(len(self._growing), MOST_WAITING)), thread_name_prefix="last-pass")
         futures = [pool.submit(self._last, item, deadline) for item in self._growing]
         pool.shutdown(wait=False)
@@ -257,6 +308,9 @@ class Seeding:
         # A file that CRIU has given another name: with its other names, or at the target it would be a file of its own.
         linked = {now.entries[name][0] for name in item.remapped}
         names = now.since(item.look, item.mapped | linked)
+        if item.view is not None:
+            # For rsync that would be all files in it, too, each compared: `roots` go by themselves.
+            names = [name for name in names if name != b"."]
         self._listed(item, item.rsync, names, deadline, living=False)
 
     def leaving(self) -> dict[str, list[str]]:
@@ -264,7 +318,8 @@ class Seeding:
         # What is only to be seen through the container (volumes.py, _replaced) is gone with it.
         stay = [tree for tree in self._trees if not tree.source.startswith("/proc/")]
         trees = [tree for tree in stay if tree.writable or tree.empty]
-        links = [os.path.join(os.fsencode(item.base), name) for item in self._growing for name in item.remapped]
+        lasting = [item for item in self._growing if item.view is None]
+        links = [os.path.join(os.fsencode(item.base), name) for item in lasting for name in item.remapped]
         return {
             "trees": [os.path.realpath(tree.source) if tree.name == ROOTFS else tree.source for tree in trees],
             "links": [os.fsdecode(path) for path in links],

@@ -153,6 +153,25 @@ def again(root: str, before: Scan, until: Callable[[], float] = lambda: math.inf
     return Scan(before.started_ns, entries)
 
 
+def open_for_both(init_pid: int, device: int) -> set[int]:
+    """Inodes of the files of a device that processes of a container have open for reading and writing."""
+    found: set[int] = set()
+    for pid in processes.container_pids(init_pid):
+        with contextlib.suppress(OSError):  # it has ended
+            for number in os.listdir(f"/proc/{pid}/fd"):
+                with contextlib.suppress(OSError):  # it has closed it
+                    info = os.stat(f"/proc/{pid}/fd/{number}")
+                    if info.st_dev == device and stat.S_ISREG(info.st_mode) and _is_for_both(pid, number):
+                        found.add(info.st_ino)
+    return found
+
+
+def _is_for_both(pid: int, number: str) -> bool:
+    with open(f"/proc/{pid}/fdinfo/{number}") as file:
+        flags = next(line for line in file if line.startswith("flags:"))
+    return int(flags.split()[1], 8) & os.O_ACCMODE == os.O_RDWR
+
+
 def mapped(init_pid: int) -> set[int]:
     """Inodes of the files that processes of a container have mapped shared and writable."""
     found: set[int] = set()

@@ -30,6 +30,7 @@ from runtime.state import Status
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import Any
 
     from runtime.spec import Spec
@@ -86,11 +87,15 @@ def _cgroup_binds(place: str, paths: dict[str, str]) -> dict[str, str]:
     }
 
 
-def dump_options(state: State, spec: Spec, **more: Any) -> DumpOptions:
-    """What CRIU must know to dump this container; `more` are further DumpOptions. The descriptors are the caller's."""
-    external = [f"mnt[{destination}]:{destination}" for destination in external_mounts(spec, state.cgroup_paths)]
-    outside = set(joined(spec)) | ({"network"} if is_own_network(spec) else set())
-    for kind in sorted(outside):
+def dump_options(state: State, spec: Spec, carried: Iterable[str] = (), **more: Any) -> DumpOptions:
+    """What CRIU must know to dump this container; `more` are further DumpOptions. The descriptors are the caller's.
+
+    What lies in the mounts at `carried` goes along by other ways than the images.
+    """
+    outside = [*external_mounts(spec, state.cgroup_paths), *carried]
+    external = [f"mnt[{destination}]:{destination}" for destination in outside]
+    foreign = set(joined(spec)) | ({"network"} if is_own_network(spec) else set())
+    for kind in sorted(foreign):
         file = namespaces.FILES[kind]
         inode = os.stat(f"/proc/{state.pid}/ns/{file}").st_ino
         external.append(f"{file}[{inode}]:{external_key(kind)}")

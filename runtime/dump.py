@@ -17,7 +17,7 @@ from runtime.light import signals
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from typing import Self
 
     from criu_rpc.client import DumpSession
@@ -40,11 +40,12 @@ class Dump:
         timeout: float,
         guard: Guard | None = None,
         paused: bool = False,
+        env: Mapping[str, str] | None = None,
     ) -> None:
-        """Start CRIU; the dump must be over within `timeout` seconds. `paused`: see undump.begin.
+        """Start CRIU, in `env` or our environment; the dump must be over within `timeout` seconds.
 
-        A `guard` that was started ahead is ready earlier; it is closed with the dump. Raises CriuError, ContainerError;
-        nothing has happened then.
+        `paused`: see undump.begin. A `guard` that was started ahead is ready earlier; it is closed with the dump.
+        Raises CriuError, ContainerError; nothing has happened then.
         """
         self._state, self._spec, self._options, self._paused = state, spec, options, paused
         self._cgroup = Cgroup.of(state)
@@ -61,7 +62,7 @@ class Dump:
                 raise ContainerError(f"container {state.id}: its init is gone")
             self._init = init
             undump.begin(state, paused=paused, others=self._others)
-            self._session = Criu().dump(options, timeout=timeout)
+            self._session = Criu().dump(options, timeout=timeout, env=env)
         except BaseException:
             self._close()
             raise

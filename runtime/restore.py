@@ -30,6 +30,7 @@ from runtime import (
     syscalls,
 )
 from runtime.cgroups import Cgroup, beside
+from runtime.cgroups.hierarchies import UNIFIED
 from runtime.errors import ContainerError, DeadlineExceeded, NotFound
 from runtime.fields import Fields
 from runtime.mount_spec import ATTR_IDMAP, IdMapping
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 
 
 RESUME_TIMEOUT = 30.0  # for CRIU, once it may let the tree run
+ABORT_TIMEOUT = 5.0  # seconds in which CRIU undoes what it did
 
 
 class RestorePlan(Record):
@@ -57,7 +59,8 @@ class RestorePlan(Record):
     `stdio` are the init's standard streams as they were named at the dump ("pipe:[123]"); `rootfs` overrides the
     bundle's; `carried` is what goes along of the old state beside annotations: created, bundle_hints, resources; `move`
     the migration this belongs to; `options` are further RestoreOptions. An `adoptable` container is its caller's where
-    that is ready to be (monitor.py); a `foreground` one is a child of ours, with our own standard streams.
+    that is ready to be (monitor.py); a `foreground` one is a child of ours, with our own standard streams. `mounted`
+    are mounts that are bound in as they are here: mount point in the container -> path here.
     """
 
     id: str
@@ -72,6 +75,7 @@ class RestorePlan(Record):
     adoptable: bool = False
     foreground: bool = False
     systemd: bool = False
+    mounted: dict[str, str] = {}
 
 
 class Restoring:
@@ -92,6 +96,11 @@ class Restoring:
     def history_path(self) -> str:
         """Where the log of the container's earlier places goes."""
         return self._state.log_path + ".1"
+
+    @property
+    def memory_cgroup(self) -> str:
+        """The directory of the cgroup that counts the container's memory, "" if there is none."""
+        return self._cgroup.paths.get("memory") or self._cgroup.paths.get(UNIFIED, "")
 
     @classmethod
     def prepare(cls, store: Store, spec: Spec, plan: RestorePlan, criu: Criu) -> Self:
@@ -189,10 +198,8 @@ class Restoring:
             for fd in opened:
                 os.close(fd)
         self._connection = Swrk.adopt(ours)
-        external = tuple(
-            f"mnt[{destination}]:{source}"
-            for destination, source in checkpoint.external_mounts(spec, self._state.cgroup_paths).items()
-        )
+        outside = checkpoint.external_mounts(spec, self._state.cgroup_paths) | self._plan.mounted
+        external = tuple(f"mnt[{destination}]:{source}" for destination, source in outside.items())
         options = checkpoint.common_options(spec)
         self._options = lambda images, work: RestoreOptions(
             images_dir_fd=images, work_dir_fd=work, root=rootfs, external=external, inherit_fd=tuple(inherit),
@@ -379,11 +386,18 @@ class Restoring:
             self._connection = None
         create.kill_cgroup(self._cgroup)  # a CRIU that was killed has not killed what it had restored
         if self._monitor is not None:
+            self._await_criu()
             self._monitor.abandon()
         create.remove_cgroup(self._cgroup)
         if self._hooked:
             hooks.run_all("poststop", self._spec.hooks["poststop"], self._state.oci("stopped"))
         self._store.remove(self._state.id)
+
+    def _await_criu(self) -> None:
+        """Let CRIU remove the names that it has made among the container's files: the next restore trips over them."""
+        deadline = time.monotonic() + ABORT_TIMEOUT
+        while processes.children(self._state.shim_pid, self._state.shim_start_time) and time.monotonic() < deadline:
+            time.sleep(0.005)
 
     @staticmethod
     def left_behind(store: Store, container_id: str, move: str, timeout: float) -> State | None:

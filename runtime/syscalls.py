@@ -27,6 +27,8 @@ CLONE_NEWNET = 0x40000000
 
 MNT_DETACH = 2
 
+FAN_CLOSE_WRITE, FAN_MARK_FILESYSTEM, FAN_REPORT_FID = 0x8, 0x100, 0x200
+
 PR_SET_DUMPABLE = 4
 PR_SET_KEEPCAPS = 8
 PR_CAPBSET_DROP = 24
@@ -40,6 +42,7 @@ _AT_FDCWD = -100
 _AT_EMPTY_PATH, _AT_RECURSIVE = 0x1000, 0x8000
 _AT_SYMLINK_NOFOLLOW, _STATX_BTIME = 0x100, 0x800
 _OPEN_TREE_CLONE, _OPEN_TREE_CLOEXEC = 1, os.O_CLOEXEC
+_FAN_CLOEXEC, _FAN_NONBLOCK, _FAN_MARK_ADD = 1, 2, 1
 _MOVE_MOUNT_F_EMPTY_PATH, _MOVE_MOUNT_T_EMPTY_PATH = 0x4, 0x40
 _KEYCTL_JOIN_SESSION_KEYRING = 1
 _IOPRIO_WHO_PROCESS, _IOPRIO_CLASS_SHIFT = 1, 13
@@ -156,6 +159,18 @@ def birth_time(path: str | os.PathLike[str]) -> int:
 def syncfs(fd: int) -> None:
     """syncfs(2): wait until the disk has all of the file system that `fd` lies on."""
     _check(_function("syncfs")(ctypes.c_int(fd)), "syncfs")
+
+
+def fanotify_init(flags: int, event_flags: int) -> int:
+    """fanotify_init(2): a descriptor for notifications, which is never waited for."""
+    arguments = (ctypes.c_int(flags | _FAN_CLOEXEC | _FAN_NONBLOCK), ctypes.c_int(event_flags))
+    return _check(_function("fanotify_init")(*arguments), "fanotify_init")
+
+
+def fanotify_mark(fd: int, flags: int, mask: int, path: str | os.PathLike[str]) -> None:
+    """fanotify_mark(2): be told what `mask` says of what is at `path`, as far as `flags` say."""
+    arguments = (ctypes.c_int(fd), ctypes.c_int(flags | _FAN_MARK_ADD), ctypes.c_uint64(mask), ctypes.c_int(_AT_FDCWD))
+    _check(_function("fanotify_mark")(*arguments, _bytes(path)), f"fanotify_mark {os.fspath(path)}")
 
 
 def pivot_root(new: str, old: str) -> None:

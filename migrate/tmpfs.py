@@ -1,0 +1,279 @@
+"""Tmpfs mounts of a container as trees of files: what lies in them is sent ahead, like a writable root file system.
+
+CRIU would pack all of it while the container is frozen. It is told that such a mount is external; the target makes a
+tmpfs with the same options, which the passes of seeding.py fill, and has CRIU bind that in its place. Done only where
+the bundle asks for the mount and all about it is known; any other one stays with CRIU, and so do small ones, for which
+that is faster.
+
+Stores to a mapped file need not change its times in a tmpfs. So of each file that may have been mapped since the first
+look the contents count: those that are mapped, those open for both reading and writing, and those that were closed
+after writing.
+"""
+
+import contextlib
+import dataclasses
+import math
+import os
+import re
+import shutil
+import socket
+import stat
+import struct
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from migrate import mountinfo, treescan
+from migrate.errors import MigrateError, ProtocolError
+from runtime import processes, selfexec, syscalls
+from runtime.spec import Spec
+from runtime.state import State
+
+SMALL = 4 << 20  # bytes that CRIU packs in less time than a pass takes
+MOST = 20  # mounts
+_OPEN_TIMEOUT = 10.0  # seconds
+_OPTIONS = re.compile(
+    r"(?:(?:size|nr_inodes)=[0-9]+[kmgKMG]?|mode=[0-7]{1,4}|[ug]id=[0-9]+|inode(?:32|64)"
+    r"|huge=(?:never|always|within_size|advise))"
+)
+_HEX = re.compile(r"(?:[0-9a-f]{2})*")
+# fanotify(7): metadata, then a record with a file system id and a handle; shmem's is generation, inode (64 bits)
+_METADATA, _HANDLE = struct.Struct("=IBBHQii"), struct.Struct("=BBH8sIiIII")
+_INFO_FID, _HANDLE_BYTES, _INO32_GEN = 1, 12, 1
+
+
+@dataclass(frozen=True)
+class Mounted:
+    """A tmpfs at `place` in the container: its options but "rw", as mount(2) takes them, and the name of its source."""
+
+    place: str
+    options: str
+    source: str
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Any) -> Self:
+        """Raises ProtocolError."""
+        if not isinstance(value, dict) or set(value) != {"place", "options", "source"}:
+            raise ProtocolError("a tmpfs mount is malformed")
+        if not all(isinstance(item, str) and "\0" not in item and len(item) <= 4000 for item in value.values()):
+            raise ProtocolError("a tmpfs mount is malformed")
+        if not value["place"].startswith("/") or not _are_known(value["options"]):
+            raise ProtocolError(f"{value['place']!r}: the options {value['options']!r} are not those of a tmpfs")
+        return cls(**value)
+
+
+def _are_known(options: str) -> bool:
+    return all(_OPTIONS.fullmatch(option) for option in options.split(",") if option)
+
+
+@dataclass(frozen=True)
+class Root:
+    """The attributes of its root directory: `xattrs` are in hex, POSIX ACLs among them."""
+
+    mode: int
+    uid: int
+    gid: int
+    mtime_ns: int
+    xattrs: dict[str, str]
+
+    @classmethod
+    def of(cls, path: str) -> Self:
+        info = os.stat(path)
+        xattrs = {name: os.getxattr(path, name).hex() for name in os.listxattr(path)}
+        return cls(stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid, info.st_mtime_ns, xattrs)
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Any) -> Self:
+        """Raises ProtocolError."""
+        kinds = {"mode": int, "uid": int, "gid": int, "mtime_ns": int, "xattrs": dict}
+        if not isinstance(value, dict) or {name: type(item) for name, item in value.items()} != kinds:
+            raise ProtocolError("the root of a tmpfs is malformed")
+        if not all(isinstance(item, str) and _HEX.fullmatch(item) for item in value["xattrs"].values()):
+            raise ProtocolError("the root of a tmpfs is malformed")
+        return cls(**value)
+
+    def give(self, path: str) -> None:
+        """Make the directory `path` have these. Raises OSError."""
+        os.chown(path, self.uid, self.gid)
+        for name in os.listxattr(path):
+            if name not in self.xattrs:
+                os.removexattr(path, name)
+        for name, text in self.xattrs.items():
+            os.setxattr(path, name, bytes.fromhex(text))
+        os.chmod(path, self.mode)
+        os.utime(path, ns=(self.mtime_ns, self.mtime_ns))
+
+
+class View:
+    """One of them, open for reading; what is stored to its files from now on is noted. `close` it."""
+
+    def __init__(self, mounted: Mounted, mount: mountinfo.Mount, fd: int) -> None:
+        self.mounted, self._mount, self._fd = mounted, mount, fd
+        self.overflowed = False  # more files were written to than could be noted
+        try:
+            self._closed = syscalls.fanotify_init(syscalls.FAN_REPORT_FID, os.O_RDONLY)
+            try:
+                syscalls.fanotify_mark(self._closed, syscalls.FAN_MARK_FILESYSTEM, syscalls.FAN_CLOSE_WRITE, self.path)
+            except BaseException:
+                os.close(self._closed)
+                raise
+        except BaseException:
+            os.close(fd)
+            raise
+
+    @property
+    def path(self) -> str:
+        """Its root, for every process of this host."""
+        return f"/proc/{os.getpid()}/fd/{self._fd}/."
+
+    @property
+    def is_expected(self) -> bool:
+        device = os.stat(self.path).st_dev
+        return f"{os.major(device)}:{os.minor(device)}" == self._mount.device
+
+    def verify(self, state: State, spec: Spec) -> None:
+        """Raises MigrateError when the container has changed its mounts since."""
+        if dict(_suitable(state, spec)).get(self.mounted) != self._mount:
+            raise MigrateError(
+                f"the mounts of container {state.id} at {self.mounted.place} have changed while it was moved",
+                remedy="try again",
+            )
+
+    def stored(self, init_pid: int) -> set[int]:
+        """Inodes of files whose contents may have changed without a trace since this was opened, or still can."""
+        found = treescan.open_for_both(init_pid, os.stat(self.path).st_dev)
+        with contextlib.suppress(BlockingIOError):
+            while data := os.read(self._closed, 1 << 16):
+                found |= self._inodes(data)
+        return found
+
+    def _inodes(self, data: bytes) -> set[int]:
+        found, at = set(), 0
+        while at < len(data):
+            length, _, _, start, _, _, _ = _METADATA.unpack_from(data, at)
+            inode = _inode(data[at + start : at + length])
+            if inode is None:
+                self.overflowed = True
+            else:
+                found.add(inode)
+            at += length
+        return found
+
+    def close(self) -> None:
+        os.close(self._closed)
+        os.close(self._fd)
+
+
+def _inode(record: bytes) -> int | None:
+    """What the record of an event is about; None for one without a file: the queue was full."""
+    if len(record) < _HANDLE.size:
+        return None
+    kind, _, _, _, size, handle, _, low, high = _HANDLE.unpack_from(record)
+    known = (kind, size, handle) == (_INFO_FID, _HANDLE_BYTES, _INO32_GEN)
+    return high << 32 | low if known else None
+
+
+def _suitable(state: State, spec: Spec) -> list[tuple[Mounted, mountinfo.Mount]]:
+    """Tmpfs mounts as the bundle asks for, mounted once, with nothing over or in them, shared with nobody."""
+    # The root of a user namespace owns the file systems that it mounts: what we make is not the same.
+    if "user" in spec.namespaces or not _is_one_namespace(state.pid):
+        return []
+    mounts, leased = mountinfo.read(state.pid), _leased()
+    found = []
+    for mount in spec.mounts:
+        place = os.path.normpath("/" + mount.destination.lstrip("/"))
+        here = [item for item in mounts if mountinfo.is_below(item.place, place)]
+        if mount.type != "tmpfs" or mount.is_bind or len(here) != 1 or here[0].place != place:
+            continue
+        item, options = here[0], here[0].options.split(",")
+        alone = sum(other.device == item.device for other in mounts) == 1
+        if (item.fstype, item.root, item.is_private) != ("tmpfs", "/", True) or not alone or "rw" not in options:
+            continue
+        data = ",".join(option for option in options if option != "rw")
+        if _are_known(data) and item.device not in leased:
+            found.append((Mounted(place, data, item.source), item))
+    return found[:MOST]
+
+
+def _leased() -> set[str]:
+    """Devices with a file that somebody has a lease on, which rsync would break: what it opens is asked for back."""
+    found = set()
+    with open("/proc/locks") as file:
+        for line in file:
+            fields = line.split()  # number, kind, state, mode, process, device:inode in hex, ...
+            if len(fields) > 5 and fields[1] == "LEASE":
+                major, minor, _ = fields[5].split(":")
+                found.add(f"{int(major, 16)}:{int(minor, 16)}")
+    return found
+
+
+def _is_one_namespace(init_pid: int) -> bool:
+    """Whether all processes of a container see the same mounts."""
+    found = set()
+    for pid in processes.container_pids(init_pid):
+        with contextlib.suppress(OSError):
+            found.add(os.stat(f"/proc/{pid}/ns/mnt").st_ino)
+    return len(found) == 1
+
+
+def views(state: State, spec: Spec) -> list[View]:
+    """Those that are worth passes of their own. What cannot be opened, or not be watched, is left to CRIU."""
+    if shutil.which("rsync") is None:
+        return []
+    wanted = [item for item in _suitable(state, spec) if _is_worth_it(f"/proc/{state.pid}/root{item[0].place}", state)]
+    found: list[View] = []
+    for (mounted, mount), fd in zip(wanted, _open(state.pid, [item.place for item, _ in wanted]), strict=False):
+        with contextlib.suppress(OSError):  # no fanotify of that kind: Linux before 5.13
+            found.append(View(mounted, mount, fd))
+    for view in [view for view in found if not view.is_expected]:
+        found.remove(view)
+        view.close()
+    return found
+
+
+def _is_worth_it(path: str, state: State) -> bool:
+    """Whether enough lies in a tmpfs, and the container's memory has room for the copies of it that rsync makes."""
+    try:
+        info = os.statvfs(path)
+    except OSError:
+        return False
+    used = (info.f_blocks - info.f_bfree) * info.f_frsize
+    return bool(info.f_blocks) and used >= SMALL and 2 * used <= _memory_limit(state.cgroup_paths)
+
+
+def _memory_limit(cgroups: dict[str, str]) -> float:
+    """Bytes that a container may use; infinite when nothing says so."""
+    path = f"{cgroups['memory']}/memory.limit_in_bytes" if "memory" in cgroups else f"{cgroups.get('')}/memory.max"
+    try:
+        text = Path(path).read_text().strip()
+    except OSError:
+        return math.inf
+    return math.inf if text == "max" else int(text)
+
+
+def _open(init_pid: int, places: list[str]) -> list[int]:
+    if not places:
+        return []
+    ours, theirs = socket.socketpair()
+    argv = selfexec.command("migrate.tmpfs_view", str(init_pid), str(theirs.fileno()), *places)
+    with ours:
+        ours.settimeout(_OPEN_TIMEOUT)
+        with theirs:
+            process = subprocess.Popen(
+                argv, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )  # fmt: skip
+        try:
+            return list(socket.recv_fds(ours, 1, len(places))[1])
+        except OSError:
+            return []
+        finally:
+            process.kill()
+            process.wait()

@@ -1,0 +1,73 @@
+"""The target's half of tmpfs mounts that are carried as trees: one tmpfs for each, until the container has it.
+
+They are mounted below /var/lib/pymigrate/tmpfs/<migration>, so that they outlive the agent as images do.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from migrate.errors import TargetError
+from migrate.hostfacts import DATA
+from migrate.tmpfs import Mounted
+from runtime import syscalls
+from runtime.mount_spec import MS_REMOUNT, MS_STRICTATIME
+
+DIRECTORY = DATA / "tmpfs"
+
+
+def places(migration: str, mounted: list[Mounted]) -> dict[str, str]:
+    """Mount point in the container -> where its tmpfs is mounted here."""
+    return {item.place: str(DIRECTORY / migration / str(number)) for number, item in enumerate(mounted)}
+
+
+def make(migration: str, mounted: list[Mounted]) -> dict[str, str]:
+    """Mount them, empty, with room for a second copy of what rsync replaces; from here on `remove` is needed.
+
+    Returns what `narrow` is to be given. Raises TargetError, OSError.
+    """
+    limits = {}
+    for item, path in zip(mounted, places(migration, mounted).values(), strict=True):
+        os.makedirs(path, 0o700)
+        try:
+            # CRIU sets flags where it binds it, but for this one, which is none in its images.
+            syscalls.mount(item.source, path, "tmpfs", MS_STRICTATIME, item.options)
+            space = os.statvfs(path)
+            size, inodes = space.f_blocks * space.f_frsize, space.f_files
+            limits[path] = f"size={size},nr_inodes={inodes}"
+            _remount(path, f"size={2 * size},nr_inodes={2 * inodes}")
+        except OSError as error:
+            raise TargetError(f"a tmpfs like that at {item.place} cannot be made here: {error}") from None
+    return limits
+
+
+def narrow(limits: dict[str, str]) -> None:
+    """All has come: no more room than the container had. Raises OSError."""
+    for path, options in limits.items():
+        _remount(path, options)
+
+
+def _remount(path: str, options: str) -> None:
+    syscalls.mount(None, path, None, MS_REMOUNT | MS_STRICTATIME, options)
+
+
+def check(paths: Iterable[str]) -> None:
+    """Raises TargetError when one is not there any more."""
+    for path in paths:
+        if not os.path.ismount(path):
+            raise TargetError(f"{path} is not mounted any more: this host was restarted, and its contents are lost")
+
+
+def remove(migration: str) -> None:
+    """Unmount them: what a container has of them stays. Harmless when there are none."""
+    directory: Path = DIRECTORY / migration
+    with contextlib.suppress(FileNotFoundError):
+        for name in os.listdir(directory):
+            with contextlib.suppress(OSError):
+                syscalls.umount(directory / name, syscalls.MNT_DETACH)
+            with contextlib.suppress(OSError):  # never what lies in it, should it still be mounted
+                os.rmdir(directory / name)
+    for path in (directory, DIRECTORY):
+        with contextlib.suppress(OSError):
+            os.rmdir(path)

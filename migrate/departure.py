@@ -82,9 +82,10 @@ class Departure:
         try:
             self._session.run_until("pre-dump")
             self.frozen_at = time.monotonic()
-            self._session.run_until("query-ext-files")
+            reached = self._session.run_until("query-ext-files", "post-dump")  # whichever comes first
             on_frozen()
-            self._session.run_until("post-dump")
+            if reached.script != "post-dump":
+                self._session.run_until("post-dump")
             supplement.save(self._images, self._state, Cgroup.of(self._state))
             self._hold = held.complete(self._state, self._images)
             netlock.prepare(self._state, self.spec, self._images, keep=not self._tcp_close)

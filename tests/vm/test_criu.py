@@ -3,7 +3,6 @@
 import json
 
 from tests.programs import bundle
-from tests.system.test_move_holds import REFUSED
 from tests.vm import connected
 from tests.vm.machines import Machines
 
@@ -73,13 +72,3 @@ def test_connections_go_on_after_a_pre_dump(machines: Machines) -> None:
         assert sizes[0] > connected.HELD > sizes[1], sizes
         connected.assert_in_order(machines, "host2")
     assert connected.interfaces(machines, "host1") == []
-
-
-def test_what_is_refused_is_found(machines: Machines) -> None:
-    """By rules that have to see it in this kernel, too."""
-    bundle.start(machines, bundle.checkers(*REFUSED))
-    kinds = bundle.ready(machines, list(REFUSED))
-    print("skipped:", sorted(set(REFUSED) - set(kinds)))
-    done = machines.on("host1", "pymigrate", "--json", "validate", "web", check=False)
-    found = {blocker["rule"] for blocker in json.loads(done.stdout)["blockers"]}
-    assert found - {"seccomp"} == {REFUSED[kind] for kind in kinds} - {"other-uid"}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from socket import socket
 from types import TracebackType
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
 from criu_rpc import logs, messages, swrk
 from criu_rpc.errors import BadAnswer, CriuError, CriuTooOld, DeadlineExceeded, RequestFailed, SwrkDied
@@ -50,6 +50,8 @@ class Notification:
 
 class _Session:
     """One long request with notifications. A context manager: an unfinished session is aborted at its end."""
+
+    _last: ClassVar[str]  # the notification at which CRIU can be refused for the last time
 
     def __init__(self, connection: Swrk, request: str, work_dir_fd: int, log_file: str, timeout: float) -> None:
         self._swrk, self._request = connection, request
@@ -115,20 +117,25 @@ class _Session:
         """Make CRIU fail at the notification it waits at: a dump is undone, a restored tree killed."""
         self._answer(False)
 
-    def run_until(self, script: str, take: Callable[[int], None] | None = None) -> Notification:
-        """Let CRIU go on up to the notification `script`, which stays unanswered.
+    def run_until(self, *scripts: str, take: Callable[[int], None] | None = None) -> Notification:
+        """Let CRIU go on up to the first of the notifications `scripts`, which stays unanswered.
 
-        `take` gets the descriptors that come on the way (orphan-pts-master); without it they are closed.
+        Not all versions send all of them: on the way to another CRIU is not let past the one at which it can be refused
+        for the last time, which is a BadAnswer. `take` gets the descriptors that come on the way (orphan-pts-master);
+        without it they are closed.
         """
         if self._waiting:
             self.ack()
+        wanted = " or ".join(scripts)
         while (notification := self.next()) is not None:
             if notification.fd is not None:
                 take(notification.fd) if take is not None else os.close(notification.fd)
-            if notification.script == script:
+            if notification.script in scripts:
                 return notification
+            if notification.script == self._last:
+                raise BadAnswer(self._request, f"{self._last} before {wanted}")
             self.ack()
-        raise BadAnswer(self._request, f"success before {script}")
+        raise BadAnswer(self._request, f"success before {wanted}")
 
     def finish(self) -> None:
         """Let CRIU go on to the end of the request."""
@@ -182,12 +189,19 @@ _S = TypeVar("_S", bound=_Session)
 
 
 class DumpSession(_Session):
-    """Notifications: pre-dump, [network-lock], query-ext-files, post-dump, [network-unlock when it fails]."""
+    """Notifications: pre-dump, [network-lock], [query-ext-files], post-dump, [network-unlock when it fails].
+
+    CRIU 3.17 sends no query-ext-files.
+    """
+
+    _last = "post-dump"
 
 
 class RestoreSession(_Session):
     """Notifications: pre-restore, setup-namespaces, post-setup-namespaces, post-restore, network-unlock, pre-resume,
     post-resume. `pid` is the restored init once post-restore has come."""
+
+    _last = "post-restore"
 
 
 class Criu:

@@ -89,9 +89,10 @@ class Departure:
         try:
             self._dump.run_until("pre-dump")
             self.frozen_at = time.monotonic()
-            self._dump.run_until("query-ext-files")
+            reached = self._dump.run_until("query-ext-files", "post-dump")  # whichever comes first
             on_frozen()
-            self._dump.run_until("post-dump")
+            if reached.script != "post-dump":
+                self._dump.run_until("post-dump")
             self._dump.complete(self._images, keep=not self._tcp_close)
         except SwrkDied:
             raise

@@ -86,7 +86,7 @@ class Dump:
         if script == "post-dump" and self._shared and not self._locked:
             self.run_until("query-ext-files")
         if script != "pre-dump":
-            self._session.run_until(script)
+            self._session.run_until(*scripts)
         if script == "query-ext-files" and self._shared:
             lock = sorted(set(netlock.locks(self._state.pid)).difference(self._others))
             undump.begin(self._state, paused=self._paused, others=self._others, lock=lock)

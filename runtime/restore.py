@@ -268,7 +268,7 @@ class Restoring:
             self._session = Criu().restore(options, timeout=timeout, connection=connection)
             self._set_up_namespaces(deadline)
             masters: list[int] = []
-            pid = self._session.run_until("post-restore", masters.append).pid
+            pid = self._session.run_until("post-restore", take=masters.append).pid
             for master in masters:
                 self._hand_on(master, take_terminal)
             supplement.apply(extra, pid, self._cgroup)

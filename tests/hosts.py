@@ -53,6 +53,7 @@ class Hosts(abc.ABC):
 
     python = "python3"  # in a host that has pymigrate: the Python that it runs under
     patience = 20.0  # seconds in which a container must have counted further
+    timeout = 90.0  # seconds in which a command must have ended
     environment: dict[str, str]
 
     @abc.abstractmethod
@@ -64,11 +65,11 @@ class Hosts(abc.ABC):
         """Make a directory of this machine the directory `place` in a host."""
 
     def on(
-        self, host: str, *argv: object, check: bool = True, timeout: float = 90
+        self, host: str, *argv: object, check: bool = True, timeout: float | None = None
     ) -> "subprocess.CompletedProcess[str]":
         done = subprocess.run(
-            self.argv(host, *argv), env=self.environment, capture_output=True, text=True, timeout=timeout,
-            stdin=subprocess.DEVNULL,
+            self.argv(host, *argv), env=self.environment, capture_output=True, text=True,
+            timeout=timeout or self.timeout, stdin=subprocess.DEVNULL,
         )  # fmt: skip
         assert not check or done.returncode == 0, (argv, done.stdout, done.stderr)
         return done

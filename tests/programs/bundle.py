@@ -10,8 +10,8 @@ from typing import Any
 from runtime.default_spec import default_spec
 from tests.hosts import Hosts, write_bundle
 
-_PROGRAMS = Path(__file__).parent
-_PLACE = "/var/lib/pymigrate/test/web"
+PROGRAMS = Path(__file__).parent
+PLACE = "/var/lib/pymigrate/test/web"
 
 
 def checkers(*kinds: str) -> dict[str, Any]:
@@ -27,19 +27,22 @@ def checkers(*kinds: str) -> dict[str, Any]:
     return value
 
 
-def start(hosts: Hosts, config: dict[str, Any], *, uid: int = 0) -> None:
-    """Run the container `web` of such a configuration at host1; `uid` is that of its files."""
+def start(hosts: Hosts, config: dict[str, Any], *options: str, uid: int = 0) -> None:
+    """Run the container `web` of such a configuration at host1; `uid` is that of its files.
+
+    `options` come before the verb.
+    """
     with tempfile.TemporaryDirectory() as directory:
         bundle = Path(directory, "web")
         write_bundle(bundle, "unused")
-        shutil.copytree(_PROGRAMS, bundle / "rootfs/programs", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(PROGRAMS, bundle / "rootfs/programs", ignore=shutil.ignore_patterns("__pycache__"))
         (bundle / "rootfs/lib64").unlink()
         for name in ("usr", "lib", "lib64"):
             (bundle / "rootfs" / name).mkdir(exist_ok=True)
         (bundle / "config.json").write_text(json.dumps(config))
-        hosts.put("host1", bundle, _PLACE)
-    hosts.sh("host1", f"chown -R {uid}:{uid} {_PLACE}/rootfs")
-    hosts.on("host1", "pymigrate", "run", "-d", "-b", _PLACE, "web")
+        hosts.put("host1", bundle, PLACE)
+    hosts.sh("host1", f"chown -R {uid}:{uid} {PLACE}/rootfs")
+    hosts.on("host1", "pymigrate", *options, "run", "-d", "-b", PLACE, "web")
 
 
 def verdicts(hosts: Hosts, host: str, kinds: list[str], words: tuple[str, ...], round_: int = 1) -> dict[str, str]:

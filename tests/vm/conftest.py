@@ -20,14 +20,16 @@ def machines_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machi
         machines.down()
 
 
-@pytest.fixture
-def pymigrate_on_both(machines: Machines) -> Iterator[Machines]:
+@pytest.fixture(scope="module")
+def installed_on_both(machines_session: Machines) -> Iterator[None]:
     """host2 has what host1 has, for moves that start there; it is bare again afterwards."""
+    machines_session.up()
     pycriu = "/usr/lib/python3/dist-packages/pycriu"
-    machines.sh("host1", f"rsync -a /opt/pymigrate host2:/opt/ && rsync -a {pycriu} host2:/opt/pymigrate/lib/")
-    machines.sh("host2", "ln -s /opt/pymigrate/venv/bin/pymigrate /usr/local/bin/")
-    yield machines
-    machines.sh("host2", "rm -rf /opt/pymigrate /usr/local/bin/pymigrate")
+    copy = f"rsync -a /opt/pymigrate host2:/opt/ && rsync -a {pycriu} host2:/opt/pymigrate/lib/"
+    machines_session.sh("host1", copy)
+    machines_session.sh("host2", "ln -s /opt/pymigrate/venv/bin/pymigrate /usr/local/bin/ && sync")
+    yield
+    machines_session.sh("host2", "rm -rf /opt/pymigrate /usr/local/bin/pymigrate")
 
 
 @pytest.fixture
@@ -38,3 +40,8 @@ def machines(machines_session: Machines) -> Iterator[Machines]:
     clean = "for i in $(%s list -q); do %s delete -f $i; done; rm -rf /var/lib/pymigrate/* /run/opencontainer"
     machines_session.sh("host1", clean % ("pymigrate", "pymigrate"))
     machines_session.sh("host2", f"[ ! -e {AGENT} ] || {{ {clean % ((f'python3 {AGENT}',) * 2)}; }}")
+
+
+@pytest.fixture
+def pymigrate_on_both(machines: Machines, installed_on_both: None) -> Machines:
+    return machines

@@ -13,14 +13,19 @@ from pathlib import Path
 
 TOP = Path(__file__).resolve().parent.parent.parent
 CACHE = Path("/var/cache/pymigrate/vm")
-ADDRESSES = {"host1": "10.77.0.1", "host2": "10.77.0.2"}
+ADDRESSES = {"host1": "10.77.0.1", "host2": "10.77.0.2"}  # of br0, the bridge at both ends of the wire
+ADDRESSES_6 = {"host1": "fd77::1", "host2": "fd77::2"}
 BUILD_TIMEOUT = 900.0
 DISK_SIZE = 4 << 30
 ENGINES = ("containerd", "iptables", "netavark", "podman", "runc")  # on host1; iptables is for runc's checkpoints
 
 _NETWORK = {
     "10-outside.network": "[Match]\nName=eth0\n[Network]\nDHCP=ipv4\n",
-    "20-inside.network": "[Match]\nName=eth1\n[Network]\nAddress={address}/24\nLinkLocalAddressing=no\n",
+    "20-bridge.netdev": "[NetDev]\nName=br0\nKind=bridge\n",
+    "20-wire.network": "[Match]\nName=eth1\n[Network]\nBridge=br0\nLinkLocalAddressing=no\n",
+    "30-inside.network": (
+        "[Match]\nName=br0\n[Network]\nAddress={address}/24\nAddress={address6}/64\nLinkLocalAddressing=no\n"
+    ),
 }
 
 
@@ -123,7 +128,7 @@ def _settle_in(root: Path, name: str, keys: Path) -> None:
         file.write((keys / "tests.pub").read_text())
     for file_name, text in _NETWORK.items():
         path = root / "etc/systemd/network" / file_name
-        path.write_text(text.format(address=ADDRESSES[name]))
+        path.write_text(text.format(address=ADDRESSES[name], address6=ADDRESSES_6[name]))
         path.chmod(0o644)
 
 

@@ -2,8 +2,11 @@
 
 import json
 
+from tests.programs import bundle
+from tests.vm import connected
 from tests.vm.machines import Machines
 
+IMAGES = "/var/lib/pymigrate/test/images"
 # Two pre-dumps and a dump of a container that holds memory, each a child of the one before; pages written by each.
 _ROUNDS = """
 import dataclasses, json, os, pathlib
@@ -45,3 +48,27 @@ def test_second_pre_dump_holds_only_what_has_changed(machines: Machines) -> None
     assert first > 6_000_000
     assert max(second, last) < first / 4, found
     machines.wait_count("host1", before)
+
+
+def test_connections_go_on_after_a_pre_dump(machines: Machines) -> None:
+    """As engines order it: memory ahead, and what has changed since in a second checkpoint. Restored elsewhere."""
+    copy = f"rsync -a --delete --mkpath {bundle.PLACE} {IMAGES} host2:/var/lib/pymigrate/test/"
+    with connected.client(machines) as client:
+        bundle.start(machines, connected.config())
+        client.wait_connected()
+        before = machines.wait_count("host1", 3)
+        machines.on("host1", "pymigrate", "checkpoint", "--pre-dump", "--image-path", f"{IMAGES}/1", "web")
+        machines.sh("host1", copy)
+        assert machines.wait_count("host1", before) > before
+        images = ("--image-path", f"{IMAGES}/2", "--tcp-established")
+        machines.on("host1", "pymigrate", "checkpoint", "--parent-path", "../1", *images, "web")
+        machines.sh("host1", copy)
+        machines.on("host2", "pymigrate", "restore", "-d", "-b", bundle.PLACE, *images, "web")
+        sizes = [
+            sum(map(int, machines.sh("host1", f"stat -c %s {IMAGES}/{number}/pages-*.img").split()))
+            for number in (1, 2)
+        ]
+        print("rounds:", sizes)
+        assert sizes[0] > connected.HELD > sizes[1], sizes
+        connected.assert_in_order(machines, "host2")
+    assert connected.interfaces(machines, "host1") == []

@@ -178,7 +178,7 @@ def test_processes_of_other_users(machines: Machines) -> None:
     for name in looks:
         before = machines.wait_count("host1", 1, name)
         seen[name] = machines.on("host1", "pymigrate", "exec", name, "sh", "-c", looks[name]).stdout
-        machines.on("host1", "pymigrate", "move", name, "host2", timeout=300)
+        machines.on("host1", "pymigrate", "move", name, "host2")
         machines.wait_count("host2", before, name)
     assert "Uid:\t1000\t1000\t1000\t1000\n" in seen["user"]
     assert "Groups:\t2000 2001" in seen["user"]

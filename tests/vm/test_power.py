@@ -44,7 +44,7 @@ def test_source_loses_power_when_it_has_given_the_container_up(machines: Machine
     move.communicate()
     machines.up()
     assert machines.phases("host1") == ["committed"]
-    machines.on("host1", "pymigrate", "recover", "web", timeout=300)
+    machines.on("host1", "pymigrate", "recover", "web")
     assert machines.phases("host1") == ["resumed"]
     machines.wait_count("host2", before)
     numbers = machines.numbers("host2")
@@ -68,6 +68,6 @@ def test_target_loses_power_before_the_point_of_no_return(machines: Machines) ->
     # What the dead machine had on its disk does not stand in the way of the next try, and goes with it.
     machines.up()
     assert machines.sh("host2", "ls -A /var/lib/pymigrate/incoming") != ""
-    machines.on("host1", "pymigrate", "move", "web", "host2", timeout=300)
+    machines.on("host1", "pymigrate", "move", "web", "host2")
     machines.wait_count("host2", after)
     assert machines.sh("host2", "ls -A /var/lib/pymigrate/incoming") == ""

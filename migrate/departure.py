@@ -91,7 +91,7 @@ class Departure:
             self.frozen_at = time.monotonic()
             reached = self._dump.run_until("query-ext-files", "post-dump")  # whichever comes first
             on_frozen()
-            if reached.script != "post-dump":
+            if reached != "post-dump":
                 self._dump.run_until("post-dump")
             self._dump.complete(self._images, keep=not self._tcp_close)
         except SwrkDied:

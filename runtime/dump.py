@@ -73,24 +73,25 @@ class Dump:
     def __exit__(self, *_: object) -> None:
         self.roll_back()
 
-    def run_until(self, script: str) -> None:
-        """Let CRIU go on up to a notification; the container is frozen from `pre-dump` on.
+    def run_until(self, *scripts: str) -> str:
+        """Let CRIU go on up to the first of the notifications; the container is frozen from `pre-dump` on.
 
-        Raises CriuError, ContainerError.
+        Returns which it is. Raises CriuError, ContainerError.
         """
         assert self._session is not None
         if not self._guarded:
             self._session.run_until("pre-dump")
             self._guard.watch(self._session.process_id)
             self._guarded = True
-        if script == "post-dump" and self._shared and not self._locked:
-            self.run_until("query-ext-files")
-        if script != "pre-dump":
-            self._session.run_until(*scripts)
-        if script == "query-ext-files" and self._shared:
+            if "pre-dump" in scripts:
+                return "pre-dump"
+        unlocked = self._shared and not self._locked
+        reached = self._session.run_until(*scripts, *(["query-ext-files"] if unlocked else [])).script
+        if unlocked:
             lock = sorted(set(netlock.locks(self._state.pid)).difference(self._others))
             undump.begin(self._state, paused=self._paused, others=self._others, lock=lock)
             self._locked = True
+        return reached if reached in scripts else self.run_until(*scripts)
 
     def complete(self, images: int, *, keep: bool = True) -> None:
         """At `post-dump`: make CRIU's images in a directory complete, and hold the monitor.

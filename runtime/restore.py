@@ -384,9 +384,10 @@ class Restoring:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
-        create.kill_cgroup(self._cgroup)  # a CRIU that was killed has not killed what it had restored
         if self._monitor is not None:
             self._await_criu()
+        create.kill_cgroup(self._cgroup)  # a CRIU that was killed has not killed what it had restored
+        if self._monitor is not None:
             self._monitor.abandon()
         create.remove_cgroup(self._cgroup)
         if self._hooked:
@@ -396,7 +397,8 @@ class Restoring:
     def _await_criu(self) -> None:
         """Let CRIU remove the names that it has made among the container's files: the next restore trips over them."""
         deadline = time.monotonic() + ABORT_TIMEOUT
-        while processes.children(self._state.shim_pid, self._state.shim_start_time) and time.monotonic() < deadline:
+        keeper, own = (self._state.shim_pid, self._state.shim_start_time), {self._state.pid}
+        while processes.children(*keeper) - own and time.monotonic() < deadline:
             time.sleep(0.005)
 
     @staticmethod

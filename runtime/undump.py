@@ -130,13 +130,16 @@ def _await(look: Callable[[], Iterator[str]], timeout: float) -> list[str]:
 
 
 def _traced(pids: list[int]) -> Iterator[str]:
+    """Processes that a CRIU has not let go of yet. Debuggers are none of our business."""
     for pid in pids:
         try:
             with open(f"/proc/{pid}/status", "rb") as file:
                 tracer = int(file.read().partition(b"TracerPid:")[2].split(None, 1)[0])
+            with open(f"/proc/{tracer}/comm", "rb") as file:
+                name = file.read().strip()
         except (OSError, IndexError):
             continue  # it has ended
-        if tracer:
+        if name == b"criu":
             yield f"process {pid} is held by process {tracer}"
 
 

@@ -138,7 +138,7 @@ def _traced(pids: list[int]) -> Iterator[str]:
             with open(f"/proc/{tracer}/comm", "rb") as file:
                 name = file.read().strip()
         except (OSError, IndexError):
-            continue  # it has ended
+            continue  # it is not traced, or has ended
         if name == b"criu":
             yield f"process {pid} is held by process {tracer}"
 

@@ -221,7 +221,11 @@ def _collect(pid: int, held: dict[int, socket.socket]) -> None:
             duplicate = _duplicate(pid, number)
         except OSError:
             continue
-        sock = sockets.socket(-1, -1, -1, duplicate)
+        try:
+            sock = sockets.socket(-1, -1, -1, duplicate)
+        except OSError:
+            os.close(duplicate)
+            continue  # a kind that does not say what it is, such as AF_XDP
         if sock.proto == sockets.IPPROTO_TCP:
             held[inode] = sock
         else:

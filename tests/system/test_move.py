@@ -235,6 +235,8 @@ def test_target_disk_fills_up_during_the_dump(lab: Lab) -> None:
 
 
 PHASES = ["preflight", "seed", "stop-and-copy"]
+# What is asked for in the freeze has to come before that is over: memory takes its time.
+LARGE = f"(head -c 120m /dev/urandom; sleep 1000) | tail -c 120m > /dev/null & {COUNT}"
 
 
 def interrupted_move(lab: Lab, phase: str, act: Callable[["subprocess.Popen[str]"], None]) -> tuple[int, str]:
@@ -281,8 +283,8 @@ def test_ctrl_c(lab: Lab, phase: str) -> None:
 @pytest.mark.parametrize("phase", PHASES)
 def test_killed_coordinator(lab: Lab, phase: str) -> None:
     """kill -9 of `pymigrate move`: the container goes on here, and nothing of the move is left at the target."""
-    lab.run()
-    before = lab.wait_count("host1", 1)
+    lab.run(script=LARGE)
+    before = lab.wait_count("host1", 20)
     interrupted_move(lab, phase, lambda _: os.kill(coordinator(lab), signal.SIGKILL))
     assert_soon_clean(lab)
     assert_still_here(lab, before)
@@ -297,7 +299,7 @@ def agents(lab: Lab) -> list[str]:
 @pytest.mark.parametrize("phase", PHASES)
 def test_killed_agent(lab: Lab, phase: str) -> None:
     """kill -9 of the agent cuts the connection in each phase."""
-    lab.run(script=f"dd if=/dev/urandom of=/tmp/x bs=1M count=40 2>/dev/null; {COUNT}")
+    lab.run(script=LARGE)
     before = lab.wait_count("host1", 1)
 
     def cut(_: object) -> None:
@@ -317,8 +319,8 @@ def test_killed_agent(lab: Lab, phase: str) -> None:
 
 def test_cut_network_is_noticed_while_frozen(lab: Lab) -> None:
     """The cable is pulled: the container is back at work at the source within seconds, not at a far deadline."""
-    lab.run(script=f"dd if=/dev/urandom of=/tmp/x bs=1M count=60 2>/dev/null; {COUNT}")
-    before = lab.wait_count("host1", 1)
+    lab.run(script=LARGE)
+    before = lab.wait_count("host1", 20)
     started = time.monotonic()
     try:
         code, output = interrupted_move(

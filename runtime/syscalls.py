@@ -49,6 +49,7 @@ _IOPRIO_WHO_PROCESS, _IOPRIO_CLASS_SHIFT = 1, 13
 _KCMP_SYSVSEM = 6
 _RESOLVE_NO_MAGICLINKS = 0x02
 _RESOLVE_IN_ROOT = 0x10
+_OPEN_ATTEMPTS = 1000
 # System call numbers are the same on all architectures from 424 on (pidfd_send_signal and later).
 _SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_FSOPEN, _SYS_FSCONFIG, _SYS_FSMOUNT = 428, 429, 430, 431, 432
 _SYS_CLONE3, _SYS_OPENAT2 = 435, 437
@@ -228,13 +229,19 @@ def capget() -> tuple[int, int, int]:
 
 
 def open_in_root(root_fd: int, path: str, flags: int, mode: int = 0) -> int:
-    """openat2(2) with RESOLVE_IN_ROOT: no symbolic link in `path` leads out of the directory `root_fd`."""
+    """openat2(2) with RESOLVE_IN_ROOT: no symbolic link in `path` leads out of the directory `root_fd`.
+
+    The kernel gives up (EAGAIN) at a ".." when anything on this machine is mounted or renamed meanwhile.
+    """
     # struct open_how
     how = (ctypes.c_uint64 * 3)(flags | os.O_CLOEXEC, mode, _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS)
-    return _syscall(
-        _SYS_OPENAT2, f"open {path}", root_fd, ctypes.c_char_p(os.fsencode(path)), ctypes.byref(how),
-        ctypes.sizeof(how),
-    )  # fmt: skip
+    name = ctypes.c_char_p(os.fsencode(path))
+    for _ in range(_OPEN_ATTEMPTS):
+        try:
+            return _syscall(_SYS_OPENAT2, f"open {path}", root_fd, name, ctypes.byref(how), ctypes.sizeof(how))
+        except BlockingIOError as error:
+            failure = error
+    raise failure
 
 
 def detached_tmpfs(*, mode: int) -> int:

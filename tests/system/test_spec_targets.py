@@ -3,11 +3,14 @@
 import json
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from runtime import syscalls
 from tests.system.boxes import Fields, make, output, refusal, run
 from tests.system.conftest import Local
 
@@ -159,3 +162,18 @@ def test_umask_of_the_caller_does_not_matter(pymigrate: Local, tmp_path: Path) -
     said = output(pymigrate, tmp_path, "stat -c %a /new /new/place", {"mounts+": [mount]},
                   preexec_fn=lambda: os.umask(0o77) and None)  # fmt: skip
     assert said.split() == ["755", "755"]
+
+
+def test_a_target_is_found_while_others_rename(tmp_path: Path) -> None:
+    """openat2 gives up at a ".." then, which failed a `run` now and then."""
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    program = "import os\nwhile True: os.rename('b', 'c'); os.rename('c', 'b')"
+    renaming = subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path / "a")
+    root = os.open(tmp_path, os.O_PATH | os.O_DIRECTORY)
+    try:
+        for _ in range(5000):
+            os.close(syscalls.open_in_root(root, "a/../a/../a", os.O_PATH))
+    finally:
+        os.close(root)
+        renaming.kill()
+        renaming.wait()

@@ -208,9 +208,9 @@ class Prepare:
     `state` holds what goes along of the container's state: annotations, created, bundle hints, updated resources;
     `stdio` names its standard streams as CRIU knows them ("pipe:[123]", or "" where there is nothing to reconnect).
     With `tcp_close` the container finds its TCP connections closed. It is frozen for `timeout` seconds at most: what
-    the target waits for meanwhile must not take longer. `tmpfs` are
-    tmpfs.Mounted as JSON: mounts that the target makes, for files to be sent to. Answers {"tmpfs": {place in the
-    container: path there} of those that it has made, "cgroup": what comes into them is charged to that one, or ""}.
+    the target waits for meanwhile must not take longer. `tmpfs` are tmpfs.Mounted as JSON: mounts that the target
+    makes, for files to be sent to. Answers {"tmpfs": {place in the container: path there} of those that it has made,
+    "cgroup": what comes into them is charged to that one, or ""}.
     """
 
     state: dict[str, typing.Any]

@@ -11,7 +11,7 @@ from runtime import processes
 from runtime.cgroups import Cgroup
 from runtime.errors import Conflict, DeadlineExceeded, NotFound, StateError
 from runtime.light import signals
-from runtime.state import State, Status, Store
+from runtime.state import DUMP, State, Status, Store
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def resume(store: Store, container_id: str) -> None:
     """Let a paused container go on, or one whose dump was cut short."""
     with store.lock_existing(container_id):
         state = store.load(container_id)
-        if os.path.exists(store.directory(container_id) + "/dump.json"):
+        if os.path.exists(f"{store.directory(container_id)}/{DUMP}"):
             from runtime import undump
 
             undump.mend(state)
@@ -133,7 +133,7 @@ def delete(store: Store, container_id: str, *, force: bool = False, created: str
 def remove(store: Store, state: State, cgroup: Cgroup | None = None) -> None:
     """End what lives of a container and remove all of it. The caller holds its lock."""
     cgroup = cgroup or Cgroup.of(state)
-    store.drop(state.id, "dump.json")  # nothing of a dump has to be undone any more
+    store.drop(state.id, DUMP)  # nothing of a dump has to be undone any more
     end(state, cgroup)
     cgroup.kill()
     if state.has_bridge:

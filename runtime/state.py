@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 OCI_VERSION = "1.2.0"
 NET = "io.pymigrate.net"  # the annotation that says what network a container has (network.py)
+DUMP = "dump.json"  # in a container's directory: a dump goes on, or was left unfinished (undump.py)
 _ID_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_+.-")
 
 
@@ -146,7 +147,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
 
 # What states of earlier versions have not, as it is then: empty. Their containers live on under this version.
 _ADDED = ("resources",)
-_FILES = ("state.json", "exec.fifo", "error.fifo", "exit.json", "dump.json", "log", "attach")
+_FILES = ("state.json", "exec.fifo", "error.fifo", "exit.json", DUMP, "log", "attach")
 _STRINGS = ("cgroup_paths", "namespace_paths", "annotations")
 _PID_MAX = 1 << 22  # PID_MAX_LIMIT (proc(5), pid_max)
 

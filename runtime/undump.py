@@ -22,6 +22,7 @@ from runtime import jsonio, netlock, processes, syscalls
 from runtime.cgroups import Cgroup
 from runtime.errors import ContainerError
 from runtime.light import sockets
+from runtime.state import DUMP
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def mend(state: State) -> None:
 
 
 def _note(state: State) -> str:
-    return os.path.dirname(state.log_path) + "/dump.json"
+    return f"{os.path.dirname(state.log_path)}/{DUMP}"
 
 
 def _read(state: State) -> dict[str, Any]:

@@ -19,11 +19,18 @@ def kill_agents():
 def cut():
     subprocess.run(["ip", "link", "set", "eth0", "down"], check=True)
 """
+# Deadlines after which a target is held to be out of reach, in seconds.
+_SOON = """
+from migrate import settlement, ssh
+coordinator.RESUME_TIMEOUT = settlement.RECONNECT_TIMEOUT = ssh.CONNECT_TIMEOUT = 3.0
+"""
 
 
-def driven_move(lab: Lab, where: str, *, before: str = "pass", after: str = "pass") -> tuple[int, dict[str, Any]]:
+def driven_move(
+    lab: Lab, where: str, *, before: str = "pass", after: str = "pass", body: str = ""
+) -> tuple[int, dict[str, Any]]:
     """`pymigrate move web host2` with something done at one of its functions: its exit status and last event."""
-    program = driver(where, before=before, after=after, body=_HELPERS)
+    program = driver(where, before=before, after=after, body=_HELPERS + body)
     done = lab.on("host1", lab.python, "-c", program, check=False)
     assert "Traceback" not in done.stderr, done.stderr
     event: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -145,7 +152,7 @@ def test_recover_leaves_another_container_of_the_same_name_alone(lab: Lab) -> No
     lab.run()
     start = lab.wait_count("host1", 1)
     try:
-        assert driven_move(lab, "(departure.Departure, 'give_up')", after="cut()")[0] == 12
+        assert driven_move(lab, "(departure.Departure, 'give_up')", after="cut()", body=_SOON)[0] == 12
     finally:
         lab.sh("host1", "ip link set eth0 up")
     lab.on("host1", "pymigrate", "delete", "--force", "web")
@@ -183,7 +190,8 @@ def test_recover_changes_nothing_when_it_cannot_ask(lab: Lab) -> None:
     assert lab.on("host1", lab.python, "-c", kill, check=False).returncode == 137
     lab.sh("host1", "ip link set eth0 down")
     try:
-        done = lab.on("host1", "pymigrate", "recover", "web", check=False)
+        recover = f"import sys\nfrom migrate import cli, coordinator{_SOON}sys.exit(cli.main(['recover', 'web']))"
+        done = lab.on("host1", lab.python, "-c", recover, check=False)
     finally:
         lab.sh("host1", "ip link set eth0 up")
     assert (done.returncode, "runs on here" in done.stderr) == (12, True), done.stderr

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from criu_rpc import messages
+from criu_rpc import messages, tar
 from criu_rpc.errors import BadAnswer, CriuNotFound, DeadlineExceeded, SwrkDied
 
 CLOSE_TIMEOUT = 10.0
@@ -54,7 +54,7 @@ class Swrk:
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,
                     cwd="/",
-                    env=env,
+                    env=tar.environment(env),
                     start_new_session=True,  # Ctrl-C at a terminal is ours to handle, not CRIU's
                 )
         except OSError as error:

@@ -11,6 +11,7 @@ import errno
 import os
 import sys
 
+from criu_rpc import tar
 from runtime import syscalls
 from runtime.mount_spec import MS_BIND, MS_PRIVATE, MS_REC
 
@@ -29,7 +30,7 @@ def main(argv: list[str]) -> int:
         syscalls.mount(None, "/", None, MS_REC | MS_PRIVATE)
         syscalls.mount(rootfs, rootfs, None, MS_BIND | MS_REC)
         os.chdir("/")
-        os.execv(argv[split + 1], argv[split + 1 :])
+        os.execve(argv[split + 1], argv[split + 1 :], tar.environment())
     except OSError as error:
         print(f"cannot prepare the restore: {error}", file=sys.stderr)
     return 1

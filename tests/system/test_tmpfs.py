@@ -144,12 +144,12 @@ def told(lab: Lab, host: str, count: int) -> dict[str, Any]:
     return value
 
 
-def start(lab: Lab) -> None:
+def start(lab: Lab, program: str = PROGRAM) -> None:
     from runtime.default_spec import default_spec
 
     mounts = [MOUNT if entry["destination"] == "/tmp" else entry for entry in default_spec()["mounts"]]
     with tempfile.TemporaryDirectory() as directory:
-        write_python_bundle(Path(directory, "web"), PROGRAM, mounts=mounts)
+        write_python_bundle(Path(directory, "web"), program, mounts=mounts)
         config = json.loads(Path(directory, "web/config.json").read_text())
         del config["process"]["capabilities"]  # it keeps all of root's
         Path(directory, "web/config.json").write_text(json.dumps(config))
@@ -190,6 +190,14 @@ def test_all_in_a_tmpfs_comes_along_and_back(lab: Lab) -> None:
     assert (back["workload"], before["stored"]) == ("TARGET", [2, 2])
     assert told(lab, "host1", 7) == before
     assert is_clean(lab, "host1")
+
+
+def test_files_of_a_small_one_keep_all_that_they_have(lab: Lab) -> None:
+    """CRIU packs it: attributes, ACLs and times to the nanosecond come along as well."""
+    start(lab, PROGRAM.replace("9 << 20", "1 << 20"))
+    before = told(lab, "host1", 2)
+    assert [item["tree"] for item in move(lab, "host1", "host2")["passes"]] == ["rootfs"]
+    assert told(lab, "host2", 3) == before
 
 
 def test_a_move_that_fails_leaves_a_tmpfs_as_it_was(lab: Lab) -> None:

@@ -26,7 +26,7 @@ BUILD_PACKAGES=(gcc make libbsd-dev libcap-dev libgnutls28-dev libnet1-dev libnf
 VM_PACKAGES=(cpio debian-archive-keyring e2fsprogs kmod mmdebstrap qemu-system-x86 qemu-utils xz-utils zstd)
 
 # Container engines, to be tried with pymigrate below them, and the tool for id maps of users who are not root.
-ENGINE_PACKAGES=(containerd netavark podman runc uidmap)
+ENGINE_PACKAGES=(containerd iptables netavark podman runc uidmap)
 
 top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 image=

@@ -12,7 +12,6 @@ import sys
 
 from migrate import __version__
 from migrate.errors import Interrupted, MigrateError, UsageError
-from migrate.exits import EXIT_CODES, exit_code
 from migrate.flags import Flag, Values, parse, scan, usage
 from runtime import notices
 from runtime.light import signals
@@ -71,6 +70,8 @@ _GLOBAL = (
 
 
 def _help() -> str:
+    from migrate.exits import EXIT_CODES
+
     width = max(map(len, VERBS))
     lines = ["usage: pymigrate [options] VERB ...", ""]
     lines += ["Move running containers between Linux hosts, or snapshot them, with CRIU.", "", "options:"]
@@ -146,6 +147,7 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         return 1
     except Exception as error:
+        from migrate.exits import exit_code
         from migrate.report import report
 
         return exit_code(report(_explain(error, debug="--debug" in argv), glob))

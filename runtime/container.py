@@ -161,7 +161,9 @@ def end(state: State, cgroup: Cgroup | None = None) -> None:
         if processes.is_alive(state.pid, state.pid_start_time):
             signals.pidfd_send_signal(pidfd, signals.SIGKILL)
             if cgroup is not None:
-                cgroup.kill()
+                cgroup.signal(signals.SIGKILL)
+                if cgroup.frozen:
+                    cgroup.thaw()  # what a version 1 freezer holds does not die
             if not processes.wait_exit(pidfd, DEATH_TIMEOUT):
                 raise DeadlineExceeded(f"container {state.id}: process {state.pid} does not end")
     except ProcessLookupError:

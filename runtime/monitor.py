@@ -90,21 +90,25 @@ def spawn(
     when `adoptable`. `stdout` and `stderr` are the read ends of the monitor's pipes. The caller closes its own copies.
     The monitor goes into a cgroup beside the container's `cgroup`. It is a fork of this process, which is small when it
     is a verb of the command line; with `fresh` it starts an interpreter of its own, which takes longer than all else.
-    Must be called by a process without threads. Raises ContainerError.
+    Must be called by a process without threads, which without `fresh` is about to end: the monitor is its child then.
+    Raises ContainerError.
     """
     birthplace = beside.birthplace(cgroup)
     ours, theirs = sync.pair()
-    caller = os.getppid()
-    starter = processes.fork()
-    if starter == 0:
-        starter = os.getpid()
-        if _fork(cgroup, birthplace):
-            os._exit(0)
+    caller, starter = os.getppid(), 0
+    orphan = fresh or adoptable  # then its parent is a starter that ends
+    pid = processes.fork() if orphan else processes.fork(lambda: _fork(cgroup, birthplace))
+    if pid == 0:
+        if orphan:
+            starter = os.getpid()
+            if _fork(cgroup, birthplace):
+                os._exit(0)
         _run(child, directory, theirs, (stdout, stderr), caller if adoptable else 0, starter, fresh, cgroup)
     theirs.close()
     if birthplace >= 0:
         os.close(birthplace)
-    os.waitpid(starter, 0)
+    if orphan:
+        os.waitpid(pid, 0)
     try:
         return Monitor(ours, int(sync.receive(ours, START_TIMEOUT, "the monitor")["monitor"]))
     except BaseException:
@@ -139,7 +143,7 @@ def _run(
 ) -> NoReturn:
     """In the process that becomes the child itself, or the monitor."""
     try:
-        while os.getppid() == starter:
+        while starter and os.getppid() == starter:
             os.sched_yield()
         # Process 1 adopts everybody: that alone does not make it somebody who waits for a container.
         if caller > 1 and os.getppid() == caller:

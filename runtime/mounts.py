@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import os
 
-from runtime import idmaps, syscalls
+from runtime import syscalls
 from runtime.errors import StartFailed
 from runtime.mount_spec import (
     ATTR_IDMAP,
@@ -64,6 +64,8 @@ def prepare(spec: Spec) -> dict[int, int]:
 
 
 def _map_ids(tree: int, mount: Mount, spec: Spec) -> None:
+    from runtime import idmaps
+
     uids, gids = mount.uid_mappings or spec.uid_mappings, mount.gid_mappings or spec.gid_mappings
     userns = idmaps.namespace(uids, gids)
     try:

@@ -6,16 +6,20 @@ import os
 
 from runtime.light import signals
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 _PF_EXITING = 0x4
 
 
-def fork() -> int:
+def fork(how: Callable[[], int] = os.fork) -> int:
     """fork(2), without a moment in which a signal runs its handler in the child, which would undo what is the parent's.
 
     The child has all signals blocked, until it has handlers of its own (process.reset_signals, shim.watch).
     """
     before = signals.pthread_sigmask(signals.SIG_BLOCK, signals.valid_signals())
-    pid = os.fork()
+    pid = how()
     if pid:
         signals.pthread_sigmask(signals.SIG_SETMASK, before)
     return pid

@@ -273,7 +273,7 @@ class Cgroup:
             self._kill_all(pids)
             if time.monotonic() > deadline:
                 return
-            time.sleep(0.005)
+            time.sleep(0.001)
 
     def _kill_all(self, pids: list[int]) -> None:
         if self.frozen:

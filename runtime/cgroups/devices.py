@@ -14,21 +14,12 @@ import sys
 
 from runtime import syscalls
 from runtime.errors import StartFailed
-from runtime.resources import DeviceRule
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# What every container can use (runtime-spec, default devices; runc allows the same): these come after the
-# config.json's own rules. A node can always be made: of what it stands for, nothing can be opened.
-DEFAULT = tuple(
-    DeviceRule(True, *rule)
-    for rule in (
-        ("c", None, None, "m"), ("b", None, None, "m"), ("c", 1, 3, "rwm"), ("c", 1, 5, "rwm"), ("c", 1, 7, "rwm"),
-        ("c", 1, 8, "rwm"), ("c", 1, 9, "rwm"), ("c", 5, 0, "rwm"), ("c", 5, 2, "rwm"), ("c", 136, None, "rwm"),
-    )
-)  # fmt: skip
+    from runtime.resources import DeviceRule
 
 _PROG_LOAD, _PROG_ATTACH, _PROG_DETACH, _PROG_GET_FD_BY_ID, _GET_INFO, _PROG_QUERY = 5, 8, 9, 13, 15, 16
 _TYPE_CGROUP_DEVICE = 15

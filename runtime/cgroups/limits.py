@@ -4,36 +4,50 @@ from __future__ import annotations
 
 import errno
 
-from runtime.cgroups import v1, v2
 from runtime.cgroups.files import read, write
 from runtime.cgroups.hierarchies import UNIFIED
 from runtime.errors import ContainerError
+from runtime.resources import DeviceRule
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from runtime.cgroups.v1 import Write
-    from runtime.resources import DeviceRule, Resources
+    from runtime.resources import Resources
 
     Paths = dict[str, str]
+
+# What every container can use (runtime-spec, default devices; runc allows the same): these come after the
+# config.json's own rules. A node can always be made: of what it stands for, nothing can be opened.
+DEFAULT_DEVICES = tuple(
+    DeviceRule(True, *rule)
+    for rule in (
+        ("c", None, None, "m"), ("b", None, None, "m"), ("c", 1, 3, "rwm"), ("c", 1, 5, "rwm"), ("c", 1, 7, "rwm"),
+        ("c", 1, 8, "rwm"), ("c", 1, 9, "rwm"), ("c", 5, 0, "rwm"), ("c", 5, 2, "rwm"), ("c", 136, None, "rwm"),
+    )
+)  # fmt: skip
 
 
 def apply(paths: Paths, resources: Resources) -> None:
     """Set the limits in the directories `paths` (Cgroup.paths). Raises ContainerError naming field and file."""
     if set(paths) == {UNIFIED}:
+        from runtime.cgroups import v2
+
         _write_all(paths, v2.writes(resources, paths[UNIFIED]))
     else:
+        from runtime.cgroups import v1
+
         _write_all(paths, v1.writes(resources, paths))
     _write_all(paths, ((f"unified.{key}", UNIFIED, key, value) for key, value in resources.unified.items()))
     if resources.devices:
-        from runtime.cgroups.devices import DEFAULT
-
-        _apply_devices(paths, [*resources.devices, *DEFAULT])
+        _apply_devices(paths, [*resources.devices, *DEFAULT_DEVICES])
 
 
 def _apply_devices(paths: Paths, rules: Sequence[DeviceRule]) -> None:
     if "devices" in paths:
+        from runtime.cgroups import v1
+
         try:
             current = read(f"{paths['devices']}/devices.list")
         except OSError as error:

@@ -10,8 +10,8 @@ import os
 
 from runtime.cgroups import v1, v2
 from runtime.cgroups.dbus import Refused, Systemd
-from runtime.cgroups.devices import DEFAULT
 from runtime.cgroups.files import read
+from runtime.cgroups.limits import DEFAULT_DEVICES
 from runtime.errors import Conflict, ContainerError, NotSupported, SpecError, StartFailed
 from runtime.light import signals
 from runtime.records import Record
@@ -223,7 +223,7 @@ def _device_properties(rules: Sequence[DeviceRule]) -> Properties:
     """The device rules as a list of what is allowed. Raises NotSupported."""
     if all(rule.allow for rule in rules):
         return {}
-    allowed = v1.allow_list([*rules, *DEFAULT])
+    allowed = v1.allow_list([*rules, *DEFAULT_DEVICES])
     if allowed is None:
         raise NotSupported("linux.resources.devices: systemd cannot deny some devices only", remedy="deny all first")
     entries = []

@@ -29,9 +29,9 @@ from criu_rpc.client import Criu
 from criu_rpc.errors import CriuError
 from migrate.errors import NoSpace, SnapshotError
 from migrate.files import fingerprint
-from migrate.hostfacts import free_bytes
 from migrate.interrupts import uninterruptible
 from migrate.sockets import survey
+from migrate.space import free_bytes
 from migrate.validate import require_movable, wait_settled
 from runtime import checkpoint, gate, logs, netlock, supplement, syscalls, undump
 from runtime.dump import Dump

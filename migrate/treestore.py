@@ -21,7 +21,8 @@ from migrate import mountinfo
 from migrate.atomic import write_atomically
 from migrate.errors import MigrateError, TargetError
 from migrate.files import fingerprint, size
-from migrate.hostfacts import DATA, free_bytes
+from migrate.hostfacts import DATA
+from migrate.space import existing, free_bytes
 from migrate.trees import Needed, Owner, Tree
 from runtime import syscalls
 
@@ -110,14 +111,14 @@ def check(trees: list[Tree], needed: list[Needed], owner: Owner, reserved: int) 
         if isinstance(state, str):
             problems.append(("foreign-data", tree.place, state))
         elif tree.size > state:
-            place = _existing(Path(tree.place))
+            place = existing(Path(tree.place))
             device = place.stat().st_dev
             wanted[device] = (place, wanted.get(device, (place, 0))[1] + tree.size - state)
     for item in needed:
         problems += _missing(item)
     for place, count in wanted.values():
         free = free_bytes(place)
-        count += reserved if _existing(DATA).stat().st_dev == place.stat().st_dev else 0
+        count += reserved if existing(DATA).stat().st_dev == place.stat().st_dev else 0
         if free < count:
             text = f"has {free >> 20} MiB free, {(count >> 20) + 1} MiB are needed for what goes along"
             problems.append(("no-space", str(place), text))
@@ -168,12 +169,6 @@ def _bad_parent(path: str) -> str:
         if part and not stat.S_ISDIR(mode):
             return f"{current} on the way to it is no directory"
     return ""
-
-
-def _existing(path: Path) -> Path:
-    while not path.exists():
-        path = path.parent
-    return path
 
 
 def _missing(needed: Needed) -> list[tuple[str, str, str]]:

@@ -42,6 +42,7 @@ _AT_FDCWD = -100
 _AT_EMPTY_PATH, _AT_RECURSIVE = 0x1000, 0x8000
 _AT_SYMLINK_NOFOLLOW, _STATX_BTIME = 0x100, 0x800
 _OPEN_TREE_CLONE, _OPEN_TREE_CLOEXEC = 1, os.O_CLOEXEC
+_FALLOC_FL_KEEP_SIZE = 1
 _FAN_CLOEXEC, _FAN_NONBLOCK, _FAN_MARK_ADD = 1, 2, 1
 _MOVE_MOUNT_F_EMPTY_PATH, _MOVE_MOUNT_T_EMPTY_PATH = 0x4, 0x40
 _KEYCTL_JOIN_SESSION_KEYRING = 1
@@ -160,6 +161,12 @@ def birth_time(path: str | os.PathLike[str]) -> int:
 def syncfs(fd: int) -> None:
     """syncfs(2): wait until the disk has all of the file system that `fd` lies on."""
     _check(_function("syncfs")(ctypes.c_int(fd)), "syncfs")
+
+
+def fallocate(fd: int, offset: int, length: int) -> None:
+    """fallocate(2): room on the disk for these bytes of a file, whose size stays as it is."""
+    sizes = ctypes.c_long(offset), ctypes.c_long(length)
+    _check(_function("fallocate")(ctypes.c_int(fd), ctypes.c_int(_FALLOC_FL_KEEP_SIZE), *sizes), "fallocate")
 
 
 def fanotify_init(flags: int, event_flags: int) -> int:

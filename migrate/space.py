@@ -1,0 +1,37 @@
+"""Room on disks: how much there is, and the one sentence that says that there was too little."""
+
+import errno
+import os
+from pathlib import Path
+
+from migrate.errors import NoSpace
+
+FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
+
+
+def free_bytes(path: Path) -> int:
+    """Free bytes where `path` is, or will be made."""
+    usage = os.statvfs(existing(path))
+    return usage.f_bavail * usage.f_frsize
+
+
+def existing(path: Path) -> Path:
+    """`path`, or the nearest directory above it that is there."""
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def no_space(path: Path, needed: int = 0) -> NoSpace:
+    """The error of a write to `path` of this host, which takes `needed` bytes more (0: not known)."""
+    wanted = f"{size(needed)} needed, " if needed else ""
+    host, directory = os.uname().nodename, existing(path if path.is_dir() else path.parent)
+    free = f"{wanted}{size(free_bytes(directory))} free"
+    return NoSpace(f"no room at {host} for {path}: {free}", remedy=f"make room at {host} where {directory} is")
+
+
+def size(count: int) -> str:
+    """Bytes for people: MiB, or KiB below 1 MiB; rounded up."""
+    if count > 1023 << 10:
+        return f"{-(-count >> 20)} MiB"
+    return f"{-(-count >> 10)} KiB"

@@ -268,8 +268,8 @@ def _tmpfs_bytes(pid: int) -> int:
     total, seen = 0, set()
     for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines():
         fields, _, after = line.partition(" - ")
-        device, place = fields.split()[2], fields.split()[4]
-        if after.startswith("tmpfs ") and device not in seen:
+        device, root, place = fields.split()[2:5]
+        if after.startswith("tmpfs ") and root == "/" and device not in seen:
             seen.add(device)
             try:
                 usage = os.statvfs(f"/proc/{pid}/root{place}")

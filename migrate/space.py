@@ -4,9 +4,10 @@ import errno
 import os
 from pathlib import Path
 
-from migrate.errors import NoSpace
+from migrate.errors import MigrateError, NoSpace
 
 FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
+_LITTLE = 64 << 10  # bytes free at which a failure is put down to the disk
 
 
 def free_bytes(path: Path) -> int:
@@ -22,12 +23,25 @@ def existing(path: Path) -> Path:
     return path
 
 
+def is_full(path: Path, error: BaseException) -> bool:
+    """Whether `error`, which may be that of a program that says no more, comes of a full disk at `path`."""
+    return getattr(error, "errno", None) in FULL or free_bytes(path) < _LITTLE
+
+
 def no_space(path: Path, needed: int = 0) -> NoSpace:
     """The error of a write to `path` of this host, which takes `needed` bytes more (0: not known)."""
-    wanted = f"{size(needed)} needed, " if needed else ""
+    wanted = f"{size(needed)} more needed, " if needed > 0 else ""
     host, directory = os.uname().nodename, existing(path if path.is_dir() else path.parent)
     free = f"{wanted}{size(free_bytes(directory))} free"
     return NoSpace(f"no room at {host} for {path}: {free}", remedy=f"make room at {host} where {directory} is")
+
+
+def explained(error: OSError) -> MigrateError:
+    """An error of the system as a sentence that names the file, if it is known."""
+    if error.errno in FULL and isinstance(error.filename, str):
+        return no_space(Path(error.filename))
+    words = error.strerror or str(error)
+    return MigrateError(f"{error.filename}: {words}" if isinstance(error.filename, str) else words)
 
 
 def size(count: int) -> str:

@@ -26,7 +26,7 @@ from typing import Any, Self
 
 from criu_rpc.client import Criu
 from criu_rpc.errors import CriuError
-from migrate import procscan
+from migrate import procscan, watches
 from migrate.errors import SnapshotError
 from migrate.files import fingerprint
 from migrate.interrupts import uninterruptible
@@ -121,11 +121,13 @@ def save(store: Store, container_id: str, directory: Path, *, allow: frozenset[s
         undump.mend_left(state)
         spec = load_spec(Path(state.bundle), state.annotations)
         require_movable(store, state, spec, allow, PATIENCE)
+        watched = watches.names(state.pid)
         with _temporary(directory, state.pid) as place:
             with gate.closed(state, spec):
                 wait_settled(state, allow, PATIENCE)
                 skip = "tcp-backlog" in allow
-                with _dump(state, spec, place, leave_running=not stop, skip_in_flight=skip) as dump:
+                options = {"leave_running": not stop, "tcp_skip_in_flight": skip, "irmap_scan_paths": watched}
+                with _dump(state, spec, place, options) as dump:
                     # While it is frozen: what it writes later belongs to the container, not to the snapshot.
                     checkpoint.wait_output_logged(state, LOG_TIMEOUT)
                     _copy_log(state, place / "log")
@@ -153,16 +155,13 @@ def _finish(dump: Dump, directory: Path, stop: bool) -> None:
 
 
 @contextmanager
-def _dump(state: State, spec: Spec, place: Path, *, leave_running: bool, skip_in_flight: bool) -> Iterator[Dump]:
+def _dump(state: State, spec: Spec, place: Path, more: dict[str, Any]) -> Iterator[Dump]:
     """A dump into `place`/images, held with the container frozen; it thaws unless the dump is finished."""
     (place / "images").mkdir(mode=0o700)
     images = os.open(place / "images", os.O_RDONLY | os.O_DIRECTORY)
     work = syscalls.detached_tmpfs(mode=0o700)  # for CRIU's log, which must not fail with the disk
     try:
-        options = checkpoint.dump_options(
-            state, spec, images_dir_fd=images, work_dir_fd=work, leave_running=leave_running,
-            tcp_skip_in_flight=skip_in_flight,
-        )  # fmt: skip
+        options = checkpoint.dump_options(state, spec, images_dir_fd=images, work_dir_fd=work, **more)
         with Dump(state, spec, options, timeout=RESTORE_TIMEOUT) as dump:
             dump.run_until("post-dump")
             dump.complete(images)

@@ -58,6 +58,9 @@ RULES: dict[str, Rule] = {
     "device": Rule("close the device before the move"),
     "io-uring": Rule("run the program without io_uring (MariaDB: innodb_use_native_aio=0; Node.js: UV_USE_IO_URING=0)"),
     "special-file": Rule("close it before the move"),
+    "watch": Rule(
+        "remove the watch before the move, and set it again afterwards (inotify_rm_watch, or close the descriptor)"
+    ),
     "ghost-file": Rule("close it, let it get smaller, or give it a name (linkat)"),
     "traced": Rule("detach the debugger"),
     "other-uid": Rule(

@@ -251,6 +251,14 @@ def open_in_root(root_fd: int, path: str, flags: int, mode: int = 0) -> int:
     raise failure
 
 
+def open_by_handle(mount_fd: int, kind: int, handle: bytes, flags: int) -> int:
+    """open_by_handle_at(2) on the file system that `mount_fd` lies on."""
+    # struct file_handle
+    value = ctypes.c_char_p(len(handle).to_bytes(4, sys.byteorder) + kind.to_bytes(4, sys.byteorder) + handle)
+    arguments = ctypes.c_int(mount_fd), value, ctypes.c_int(flags | os.O_CLOEXEC)
+    return _check(_function("open_by_handle_at")(*arguments), "open_by_handle_at")
+
+
 def detached_tmpfs(*, mode: int) -> int:
     """A directory descriptor of a new tmpfs that is mounted nowhere; it vanishes with its last descriptor."""
     return detached("tmpfs", mode=f"{mode:o}")

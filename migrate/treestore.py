@@ -172,6 +172,8 @@ def _bad_parent(path: str) -> str:
 
 
 def _missing(needed: Needed) -> list[tuple[str, str, str]]:
+    with contextlib.suppress(OSError):
+        os.stat(f"{needed.path}/.")  # has an automounter mount it
     try:
         mode = os.stat(needed.path).st_mode
     except OSError:
@@ -181,17 +183,24 @@ def _missing(needed: Needed) -> list[tuple[str, str, str]]:
     mark = mark_of(needed.path)
     if mark is not None and not mark.whole:
         return [("missing-source", needed.path, "is what a move that failed has left half renewed")]
-    if not needed.network:
-        return []
+    problem = _not_shared(needed) if needed.network else ""
+    return [("not-shared", needed.path, problem)] if problem else []
+
+
+def _not_shared(needed: Needed) -> str:
+    """Why what is here is not what the source has on its network file system, "" if it is."""
     path = os.path.realpath(needed.path)
+    device = os.stat(path).st_dev
     mount = mountinfo.holding(path, mountinfo.read())
-    if mount is None or mount.network != needed.network or mount.source.rstrip("/") != needed.origin:
-        problem = f"is not on {needed.network} {needed.origin} there"
-    elif mount.inner(path) != needed.inner:
-        problem = f"is {mount.inner(path)} of {needed.origin} there, not {needed.inner}"
+    if mount is None or mount.network != needed.network:
+        seen = f"is on {mount.network or mount.fstype} {mount.source}" if mount else "is on no mount"
+    elif mount.device != f"{os.major(device)}:{os.minor(device)}":
+        seen = f"is hidden by what is mounted over {mount.source}"
+    elif needed.export not in ("", mount.export(path)):
+        seen = f"is {mount.network} {mount.export(path)}"
     else:
-        return []
-    return [("not-shared", needed.path, problem)]
+        return ""
+    return f"{seen} there, and {f'{needed.network} {needed.export}'.strip()} at the source"
 
 
 @dataclass(frozen=True)

@@ -141,7 +141,10 @@ RULES: dict[str, Rule] = {
     "joined-namespace": Rule(
         "make one there at this path (ip netns add), or give the container its own (`run --net`; podman --network none)"
     ),
-    "not-shared": Rule("mount there what this host has mounted; --volume PATH=copy to send it"),
+    "not-shared": Rule(
+        "mount there what this host has mounted; "
+        "--volume PATH=shared if it has another name there, PATH=copy to send it"
+    ),
     "foreign-data": Rule("move it away there; --volume PATH=shared to use it, or PATH=/NEW/PATH"),
     "file-differs": Rule("install the same file there; --volume PATH=copy to send what is here"),
     "no-space": Rule("make room there"),

@@ -11,7 +11,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -23,11 +23,12 @@ from runtime import processes, syscalls
 
 LINKS = ("anon_inode:inotify", "anon_inode:[fanotify]")
 _FILE = re.compile(
-    r"(?:inotify wd:[0-9a-f]+|fanotify) ino:([0-9a-f]+) sdev:([0-9a-f]+) "
+    r"(inotify wd:[0-9a-f]+|fanotify) ino:([0-9a-f]+) sdev:([0-9a-f]+) .*?mask:([0-9a-f]+)"
     r"(?:.* fhandle-bytes:[0-9a-f]+ fhandle-type:([0-9a-f]+) f_handle:([0-9a-f]*))?"
 )
 _MOUNT = re.compile(r"fanotify mnt_id:([0-9a-f]+) ")
 _WHOLE = re.compile(r"fanotify (?:sdev|mnt_ns):[0-9a-f]+ ")
+_IN_ONESHOT = 0x80000000
 _MINOR_BITS = 20  # of a device's number in the kernel
 _SEARCH_TIME = 5.0  # seconds for the names of all files that handles do not lead to
 
@@ -84,36 +85,39 @@ class Watches:
             return "all of a file system or mount namespace, which would be lost without a word"
         if not (match := _FILE.match(line)):
             return ""
-        inode, device = int(match[1], 16), int(match[2], 16)
-        if match[3] is None:
+        inode, device, mask = (int(match[number], 16) for number in (2, 3, 4))
+        if match[5] is None:
             return f"inode {inode}, of which the kernel shows no handle"
-        return self._file(device, inode, int(match[3], 16), bytes.fromhex(match[4]))
+        name, problem = self._file(device, inode, int(match[5], 16), bytes.fromhex(match[6]))
+        if not problem and match[1] != "fanotify" and mask & _IN_ONESHOT:
+            problem = "for one event (IN_ONESHOT): it would be told of all"
+        return f"{name}, {problem}" if problem else ""
 
-    def _file(self, number: int, inode: int, kind: int, handle: bytes) -> str:
-        """The problem with a file on the device that the kernel numbers so."""
+    def _file(self, number: int, inode: int, kind: int, handle: bytes) -> tuple[str, str]:
+        """The name of a file on the device that the kernel numbers so, and what CRIU's problem with it is."""
         device = f"{number >> _MINOR_BITS}:{number & (1 << _MINOR_BITS) - 1}"
         mounts = [mount for view in self._views.values() for mount in view.mounts if mount.device == device]
         if not mounts:
-            return f"inode {inode} of device {device}, which is not mounted in the container"
+            return f"inode {inode} of device {device}", "which is not mounted in the container"
         links = []
         for view in self._views.values():
             for link, is_there in view.by_handle(device, inode, kind, handle):
                 if is_there:
-                    return ""
+                    return link, ""
                 links.append(link)
         started = time.monotonic()
         found = self._view(self._init_pid).search(device, (number, inode), started + self._search_time)
         self._search_time -= time.monotonic() - started
         if found is not None and not (links and mounts[0].fstype in ("tmpfs", "devtmpfs")):
             self._give(*found)
-            return ""
+            return found[0], ""
         names = [found[0]] if found is not None else [link for link in links if link != "/"]
         text = f"inode {inode} of the {mounts[0].fstype} on {mounts[0].place}"
-        return f"{f'{names[0]} ({text})' if names else text}, whose name CRIU does not find in the container"
+        return f"{names[0]} ({text})" if names else text, "whose name CRIU does not find in the container"
 
-    def _give(self, path: str, info: os.stat_result) -> None:
+    def _give(self, path: str, is_directory: bool) -> None:
         if path != "/":  # it looks there by itself
-            self._names.append((stat.S_ISDIR(info.st_mode), -path.count("/"), path))
+            self._names.append((is_directory, -path.count("/"), path))
 
 
 class _View:
@@ -123,8 +127,12 @@ class _View:
         self._pid = pid
         self._root = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY)
         self.mounts = mountinfo.read(pid)
+        self._walks: dict[str, Generator[tuple[str, os.stat_result]]] = {}  # by device
+        self._found: dict[tuple[int, int], tuple[str, bool]] = {}
 
     def close(self) -> None:
+        for walk in self._walks.values():
+            walk.close()
         os.close(self._root)
 
     def mount_ids(self) -> set[int]:
@@ -161,19 +169,23 @@ class _View:
         finally:
             os.close(fd)
 
-    def search(self, device: str, wanted: tuple[int, int], deadline: float) -> tuple[str, os.stat_result] | None:
-        """The first name that is found of the file with this identity on the mounts of a device."""
+    def search(self, device: str, wanted: tuple[int, int], deadline: float) -> tuple[str, bool] | None:
+        """The first name that is found of the file with this identity on the mounts of a device; is it a directory?"""
+        walk = self._walks.setdefault(device, self._walk_all(device))
+        while wanted not in self._found and time.monotonic() < deadline:
+            if (entry := next(walk, None)) is None:
+                return None
+            path, info = entry
+            self._found.setdefault(_identity(info), (path, stat.S_ISDIR(info.st_mode)))
+        return self._found.get(wanted)
+
+    def _walk_all(self, device: str) -> Generator[tuple[str, os.stat_result]]:
         for deep in (False, True):
             for mount in self.mounts:
                 if mount.device == device:
-                    for path, info in self._walk(mount.place, deep):
-                        if _identity(info) == wanted:
-                            return path, info
-                        if time.monotonic() > deadline:
-                            return None
-        return None
+                    yield from self._walk(mount.place, deep)
 
-    def _walk(self, top: str, deep: bool) -> Iterator[tuple[str, os.stat_result]]:
+    def _walk(self, top: str, deep: bool) -> Generator[tuple[str, os.stat_result]]:
         """What is at `top`, and with `deep` what is below it on the same file system; no symbolic link is followed."""
         try:
             fd = syscalls.open_in_root(self._root, top, os.O_RDONLY | os.O_DIRECTORY if deep else os.O_PATH)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 from harness import call, equal, kind, make
 
-_IN_ATTRIB, _IN_OPEN = 0x4, 0x20
+_IN_OPEN = 0x20
 _FAN_OPEN, _FAN_MARK_MOUNT, _FAN_MARK_FILESYSTEM = 0x20, 0x10, 0x100
 
 
@@ -60,6 +60,20 @@ def inotify_sysfs() -> Iterator[None]:
 @kind
 def inotify_root() -> Iterator[None]:
     return _watch("/", lambda: os.listdir("/"))
+
+
+@kind
+def inotify_one_shot() -> Iterator[None]:
+    """A watch that ends with its first event."""
+    fd = make("inotify_init1", os.O_NONBLOCK)
+    call("inotify_add_watch", fd, _text(_made("/tmp/one-shot")), _IN_OPEN | 0x80000000)
+    while True:
+        yield
+        _opened("/tmp/one-shot")()
+        _opened("/tmp/one-shot")()
+        data = os.read(fd, 4096)
+        found = [struct.unpack_from("iI", data, start)[1] for start in range(0, len(data), 16)]
+        equal(found, [_IN_OPEN, 0x8000], "events")  # IN_IGNORED
 
 
 @kind
@@ -131,17 +145,7 @@ def _marked(path: str, flags: int) -> Iterator[None]:
 
 @kind
 def fanotify_mount() -> Iterator[None]:
-    fd = make("fanotify_init", 0x2, os.O_RDONLY)
-    make("fanotify_mark", fd, 1 | _FAN_MARK_MOUNT, _FAN_OPEN, -100, _text("/tmp"))
-    while True:
-        yield
-        _opened(_made("/tmp/marked-mount"))()
-        data = os.read(fd, 4096)
-        while data:
-            length, *_, mask, event, _ = struct.unpack_from("IBBHQii", data)
-            os.close(event)
-            data = data[length:]
-        equal(mask, _FAN_OPEN, "the event")
+    return _marked(_made("/tmp/marked-mount"), _FAN_MARK_MOUNT)
 
 
 @kind

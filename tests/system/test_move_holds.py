@@ -45,6 +45,7 @@ REFUSED = {
     "seccomp-listener": "special-file",
     "huge-pages": "special-file",
     "inotify-unlinked": "watch",
+    "inotify-one-shot": "watch",
     "inotify-covered": "watch",
     "fanotify-unlinked": "watch",
     "fanotify-file-system": "watch",

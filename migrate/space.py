@@ -31,7 +31,7 @@ def is_full(path: Path, error: BaseException) -> bool:
 def no_space(path: Path, needed: int = 0) -> NoSpace:
     """The error of a write to `path` of this host, which takes `needed` bytes more (0: not known)."""
     wanted = f"{size(needed)} more needed, " if needed > 0 else ""
-    host, directory = os.uname().nodename, existing(path if path.is_dir() else path.parent)
+    host, directory = os.uname().nodename, existing(path.parent)
     free = f"{wanted}{size(free_bytes(directory))} free"
     return NoSpace(f"no room at {host} for {path}: {free}", remedy=f"make room at {host} where {directory} is")
 

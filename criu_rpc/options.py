@@ -73,6 +73,8 @@ class _Common:
 class DumpOptions(_Common):
     """`pid` is the root of the tree; pages go to the page server on `page_server_fd`, or at an address.
 
+    `irmap_scan_paths` are names of watched files that CRIU cannot find by their handles.
+
     `status_fd` gets a null byte when a lazy dump's page server is ready; it is a number in the CRIU process.
     """
 
@@ -89,6 +91,7 @@ class DumpOptions(_Common):
     freeze_cgroup: str | None = None
     parent_img: str | None = None
     track_mem: bool = False
+    irmap_scan_paths: tuple[str, ...] = ()
 
     def fill(self, opts: Any) -> None:
         super().fill(opts)
@@ -101,6 +104,9 @@ class DumpOptions(_Common):
         for name in ("parent_img", "status_fd", "freeze_cgroup"):
             if getattr(self, name) is not None:
                 setattr(opts, name, getattr(self, name))
+        if self.irmap_scan_paths:
+            opts.force_irmap = True
+            opts.irmap_scan_paths.extend(self.irmap_scan_paths)
         if self.page_server is not None:
             opts.ps.address, opts.ps.port = self.page_server
         if self.page_server_fd is not None:

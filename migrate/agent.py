@@ -18,6 +18,7 @@ from migrate import protocol
 from migrate.errors import Interrupted, MigrateError, ProtocolError
 from migrate.incoming import Incoming
 from migrate.protocol import Call, FrameDecoder, FrameType
+from migrate.space import explained
 
 PULSE_INTERVAL = 5.0  # seconds
 COMMAND_LINE = "/run/pymigrate/pymigrate.pyz"
@@ -130,10 +131,15 @@ class Agent:
 
     def _fail(self, error: Exception) -> None:
         """Tell the source; the move stays as it is until the source aborts or hangs up."""
-        if not hasattr(error, "kind") and not isinstance(error, OSError):
+        if isinstance(error, OSError):
+            error = explained(error)
+        elif not hasattr(error, "kind"):
             error = MigrateError(f"internal error in the agent: {type(error).__name__}: {error}")
-        kind = getattr(error, "kind", "no-space" if getattr(error, "errno", None) == 28 else "failure")
-        message = {"kind": kind, "message": str(error), "remedy": getattr(error, "remedy", None)}
+        message = {
+            "kind": getattr(error, "kind", "failure"),
+            "message": str(error),
+            "remedy": getattr(error, "remedy", None),
+        }
         self._write(FrameType.FAILURE, protocol.dumps(message))
 
     def _write(self, kind: FrameType, payload: bytes) -> None:

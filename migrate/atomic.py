@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write beside, wait for the disk, rename. The file is 0600. Raises OSError."""
+    """Write beside, wait for the disk, rename. The file is 0600. Raises OSError, which names it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -14,6 +14,9 @@ def write_atomically(path: Path, data: bytes) -> None:
             out.flush()
             os.fsync(fd)
         temporary.rename(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from None
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

@@ -17,7 +17,7 @@ from typing import Self
 
 from criu_rpc.client import Criu
 from criu_rpc.errors import CriuError, SwrkDied
-from migrate import protocol, tmpfs_images
+from migrate import protocol, tmpfs_images, watches
 from migrate.errors import DeadlineExceeded
 from migrate.pages import PageRelay
 from migrate.peer import Peer
@@ -47,6 +47,7 @@ class Departure:
         self._relay = PageRelay(Criu().version(), peer.send_pages, on_bytes)
         self._images = syscalls.detached_tmpfs(mode=0o700)  # and CRIU's log
         self._tcp_close, self._carried = tcp_close, carried
+        self._watched = watches.names(state.pid)
         self.gate = contextlib.ExitStack()  # left when it is thawed, or at the end: that takes 15 ms
         self._guard: Guard | None = Guard(state)
         self._dump: Dump | None = None
@@ -80,6 +81,7 @@ class Departure:
             work_dir_fd=self._images,
             page_server_fd=self._relay.criu_end.fileno(),
             tcp_skip_in_flight=skip_in_flight,
+            irmap_scan_paths=self._watched,
         )
         self._relay.start()
         guard, self._guard = self._guard, None

@@ -352,8 +352,10 @@ def _explain(source: Path, status: int, words: str, remote_status: int | None) -
     lines = [line for line in words.strip().splitlines() if not line.startswith("rsync error:")] or words.splitlines()[
         -1:
     ]
-    if "No space left on device" in words or "Disk quota exceeded" in words:
-        return NoSpace(f"no room at the target for {source}: {lines[0] if lines else ''}")
+    for line in lines:
+        if "No space left on device" in line or "Disk quota exceeded" in line:
+            text = f"no room at the target for {source}: {line}"
+            return NoSpace(text, remedy="make room at the target, on the disk of that file")
     if remote_status == 127:
         return MigrateError("rsync is not installed at the target", remedy="apt-get install rsync there")
     return MigrateError(f"rsync of {source} failed with status {status}: {'; '.join(lines[-3:])}")

@@ -20,6 +20,7 @@ from typing import Any, Self
 from criu_rpc.client import Criu
 from criu_rpc.errors import CriuError
 from migrate.errors import ProtocolError
+from migrate.space import free_bytes
 from runtime.capabilities import NUMBERS, permitted
 from runtime.errors import InvalidId
 from runtime.state import Store, check_id
@@ -165,14 +166,6 @@ def overlay_defaults() -> tuple[str, ...]:
         with contextlib.suppress(OSError):
             found.append(f"{name}={Path('/sys/module/overlay/parameters', name).read_text().strip()}")
     return tuple(found)
-
-
-def free_bytes(path: Path) -> int:
-    """Free bytes where `path` is, or will be made."""
-    while not path.exists():
-        path = path.parent
-    usage = os.statvfs(path)
-    return usage.f_bavail * usage.f_frsize
 
 
 @contextlib.contextmanager

@@ -2,8 +2,13 @@
 
 `/var/lib/pymigrate/migrations/<migration id>.jsonl`. The first line says who moves what where; each further line
 adds what it knows. The COMMITTED line of the source is the one point of no return.
+
+A line is written whole or not at all. While nothing is frozen yet, room is reserved for the lines that are still to
+come: a disk that fills up during the move does not keep its end from being noted.
 """
 
+import contextlib
+import fcntl
 import json
 import os
 import secrets
@@ -15,10 +20,13 @@ from pathlib import Path
 from typing import Any, Self
 
 from migrate.errors import MigrateError
-from migrate.phases import NEXT, Phase
+from migrate.phases import FINAL, NEXT, Phase
 from migrate.protocol import check_migration_id
+from migrate.space import FULL, no_space
+from runtime import syscalls
 
 DIRECTORY = Path("/var/lib/pymigrate/migrations")
+ROOM = 64 << 10  # bytes for all lines that follow SEED
 
 
 def new_migration_id() -> str:
@@ -49,16 +57,26 @@ class Journal:
 
     @classmethod
     def begin(cls, migration: str, *, directory: Path = DIRECTORY, **fields: Any) -> Self:
-        """Start the journal of a move at PREFLIGHT. `fields`: role, id, source, target, and what else is known."""
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        """Start the journal of a move at PREFLIGHT. `fields`: role, id, source, target, and what else is known.
+
+        Raises NoSpace, MigrateError; there is no journal then.
+        """
         path = directory / f"{check_migration_id(migration)}.jsonl"
         journal = cls(path, None)
-        journal.record(Phase.PREFLIGHT, migration=migration, **fields)
-        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+            with _errors(path, ROOM):
+                directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            journal.record(Phase.PREFLIGHT, migration=migration, **fields)
+            with _errors(path):
+                fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+                try:
+                    os.fsync(fd)
+                finally:
+                    os.close(fd)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                path.unlink()
+            raise
         return journal
 
     @classmethod
@@ -67,24 +85,65 @@ class Journal:
         return cls(directory / f"{check_migration_id(entry.migration)}.jsonl", entry.phase)
 
     def record(self, phase: Phase, *, durable: bool = True, **fields: Any) -> None:
-        """Write one line and, unless `durable` is false, wait until the disk has it."""
+        """Write one line and, unless `durable` is false, wait until the disk has it.
+
+        Raises NoSpace, MigrateError; the journal is what it was then.
+        """
         if phase not in NEXT[self.phase]:
             raise MigrateError(f"a move cannot go from {self.phase} to {phase}")
         line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "phase": phase, **fields}
-        fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            os.write(fd, json.dumps(line).encode() + b"\n")
-            if durable:
-                os.fsync(fd)
-        finally:
-            os.close(fd)
+        data = json.dumps(line).encode() + b"\n"
+        room = ROOM if phase in (Phase.PREFLIGHT, Phase.SEED) else 0
+        with _errors(self._path, len(data) + room):
+            fd = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX)  # nobody else's line is cut off with what is torn of this one
+                _append(fd, data, room, durable)
+                if phase in FINAL:
+                    with contextlib.suppress(OSError):
+                        os.ftruncate(fd, os.fstat(fd).st_size)  # gives back what was reserved
+            finally:
+                os.close(fd)
         self.phase = phase
 
 
-def load(migration: str, *, directory: Path = DIRECTORY) -> Entry | None:
-    """The entry of one move, or None. A line torn by a crash ends the reading; what is before it counts."""
+def _append(fd: int, line: bytes, room: int, durable: bool) -> None:
+    """Add a line, and reserve `room` bytes for others after it; on failure the file is as long as it was."""
+    start = os.fstat(fd).st_size
+    if start and os.pread(fd, 1, start - 1) != b"\n":
+        line = b"\n" + line  # the host lost its power in the middle of the last one
     try:
-        lines = (directory / f"{check_migration_id(migration)}.jsonl").read_text().splitlines()
+        syscalls.fallocate(fd, start, len(line) + room)
+    except OSError as error:
+        if error.errno in FULL:
+            raise
+        # The file system reserves nothing.
+    try:
+        left = memoryview(line)
+        while left:
+            left = left[os.write(fd, left) :]
+        if durable:
+            os.fsync(fd)
+    except BaseException:
+        os.ftruncate(fd, start)
+        raise
+
+
+@contextlib.contextmanager
+def _errors(path: Path, needed: int = 0) -> Iterator[None]:
+    """What fails is said of the journal at `path`, which takes `needed` bytes more."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL:
+            raise no_space(path, needed) from None
+        raise MigrateError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+def load(migration: str, *, directory: Path = DIRECTORY) -> Entry | None:
+    """The entry of one move, or None. A line torn by a crash does not count."""
+    try:
+        lines = (directory / f"{check_migration_id(migration)}.jsonl").read_bytes().split(b"\n")
     except FileNotFoundError:
         return None
     merged: dict[str, Any] = {}
@@ -93,7 +152,7 @@ def load(migration: str, *, directory: Path = DIRECTORY) -> Entry | None:
         try:
             merged |= json.loads(line)
         except (ValueError, TypeError):
-            break
+            continue
         started = started or str(merged.get("time"))
     try:
         return Entry(

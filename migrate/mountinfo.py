@@ -13,6 +13,7 @@ NETWORK = {
     "fuse.glusterfs": "glusterfs", "glusterfs": "glusterfs", "fuse.ceph": "ceph", "fuse.ceph-fuse": "ceph",
     "fuse.sshfs": "sshfs", "fuse.mfs": "moosefs", "fuse.moosefs": "moosefs", "fuse.seaweedfs": "seaweedfs",
     "fuse.juicefs": "juicefs", "fuse.s3fs": "s3fs", "fuse.rclone": "rclone", "fuse.vmhgfs-fuse": "vmhgfs",
+    "fuse.gcsfuse": "gcsfuse", "fuse.goofys": "goofys", "fuse.blobfuse2": "blobfuse", "fuse.curlftpfs": "curlftpfs",
 }  # fmt: skip
 _ESCAPED = re.compile(r"\\([0-7]{3})")
 
@@ -38,9 +39,18 @@ class Mount:
         """The kind of network file system, "" for one of this host's own."""
         return NETWORK.get(self.fstype, "")
 
-    def inner(self, path: str) -> str:
-        """Where `path`, which lies on this mount, is seen from the file system's own root."""
-        return os.path.normpath(f"{self.root.rstrip('/')}/{os.path.relpath(path, self.place)}")
+    def export(self, path: str) -> str:
+        """What `path`, which lies on this mount, is called by all hosts that mount some of the same export."""
+        inner = os.path.normpath(f"{self.root.rstrip('/')}/{os.path.relpath(path, self.place)}")
+        source = self.source
+        if self.network == "cifs":
+            source = source.replace("\\", "/").lower()
+        elif self.network == "ceph" and ":/" in source:
+            monitors, _, directory = source.partition(":/")
+            source = f"{','.join(sorted(monitors.split(',')))}:/{directory}"
+        if ":/" in source or source.startswith("//"):
+            return (source.rstrip("/") + inner).rstrip("/")  # part of it may be mounted itself
+        return f"{source} {inner}"
 
 
 def parse(text: str) -> list[Mount]:

@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
+from migrate import mountinfo
 from migrate.errors import ProtocolError
-from migrate.mountinfo import is_below
 from migrate.protocol import CheckFiles
 from runtime import processes
 
@@ -103,18 +103,19 @@ def _note(data: bytes, order: str) -> str:
 
 
 def in_use(init_pid: int, bound: Iterable[tuple[str, str, str]]) -> list[tuple[str, str]]:
-    """Regular files below bind mounts that processes have open or mapped: path here -> path at the target.
+    """Regular files on bind mounts that processes have open or mapped: path here -> path at the target.
 
-    `bound` are volumes.Plan.bound.
+    `bound` are volumes.Plan.bound. What lies on other mounts below those is not meant.
     """
-    places = sorted(bound, key=lambda item: len(item[0]), reverse=True)
+    places = {place: (source, there) for place, source, there in bound}
+    mounts = mountinfo.read(init_pid)
     found: dict[str, str] = {}
-    for path in _paths(init_pid):
-        for place, source, there in places:
-            if is_below(path, place):
-                rest = path[len(place.rstrip("/")) :]
-                found[source + rest] = there + rest
-                break
+    for path in _paths(init_pid) if places else ():
+        mount = mountinfo.holding(path, mounts)
+        if mount is not None and mount.place in places:
+            source, there = places[mount.place]
+            rest = path[len(mount.place.rstrip("/")) :]
+            found[source + rest] = there + rest
     return [(here, there) for here, there in sorted(found.items()) if os.path.isfile(here)][:MAX_FILES]
 
 

@@ -28,7 +28,7 @@ _NOISE_LIMIT = 256 << 10
 # Runs at the target under `python3 -I -S -c`; no single quotes inside, for the login shell's sake.
 _FIRST_STAGE = """
 import hashlib, os, sys
-digest, size, token, have = sys.argv[1], int(sys.argv[2]), sys.argv[3], False
+digest, size, token, have, temporary = sys.argv[1], int(sys.argv[2]), sys.argv[3], False, ""
 if sys.version_info < (3, 11): sys.exit(70)
 if os.geteuid() != 0: sys.exit(71)
 path = "/run/pymigrate/agent-" + digest + ".pyz"
@@ -38,6 +38,10 @@ try:
     os.chmod("/run/pymigrate", 0o700)
     if os.path.exists(path):
         with open(path, "rb") as f: have = hashlib.sha256(f.read()).hexdigest() == digest
+    if not have:
+        temporary = path + "." + str(os.getpid())
+        out = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o700)
+        os.posix_fallocate(out, 0, size)
     os.write(1, ("PYMIGRATE-AGENT " + token + (" HAVE" if have else " SEND") + chr(10)).encode())
     if not have:
         data = bytearray()
@@ -46,12 +50,15 @@ try:
             if not piece: sys.exit(73)
             data += piece
         if hashlib.sha256(data).hexdigest() != digest: sys.exit(74)
-        temporary = path + "." + str(os.getpid())
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o700), "wb") as f: f.write(data)
+        with open(out, "wb") as f: f.write(data)
         os.rename(temporary, path)
 except OSError as error:
-    print(error, file=sys.stderr)
+    disk = os.statvfs("/run")
+    free = disk.f_bavail * disk.f_frsize >> 10
+    print(error.strerror, "(%d KiB needed, %d KiB free)" % (size + 1023 >> 10, free), file=sys.stderr)
     sys.exit(72)
+finally:
+    if temporary and os.path.exists(temporary): os.unlink(temporary)
 os.execv(sys.executable, [sys.executable, "-I", "-S", path, "agent"])
 """.strip()
 
@@ -328,7 +335,7 @@ def _start_failure(host: str, channel: paramiko.Channel) -> TargetError:
     words = _last_line(channel)
     known = _START_FAILURES.get(status)
     if known is not None:
-        return TargetError(f"{host}: {known[0]}", remedy=known[1])
+        return TargetError(f"{host}: {known[0]}{f': {words}' if words else ''}", remedy=known[1])
     return TargetError(
         f"{host}: the agent cannot start there (exit status {status}{': ' + words if words else ''})",
         remedy=f"does `ssh {host} python3 -c 1` work?",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from migrate import losses
 from migrate.losses import Finding
+from migrate.watches import LINKS, Watches
 from runtime import processes
 from runtime.checkpoint import GHOST_LIMIT
 
@@ -30,22 +31,21 @@ def scan(init_pid: int) -> list[Finding]:
     mounts = _mount_ids(init_pid)
     terminals = _Terminals(init_pid, family)
     ghosts = _Ghosts()
-    for pid in inside:
-        try:
-            name = Path(f"/proc/{pid}/comm").read_text().strip()
-            who = f"process {pid} ({name})"
-            if pid not in family and not _is_related(pid, family):
-                by = _client(pid, set(inside))
-                found.append(
-                    Finding("exec-session", who, f"was started by `exec`{by}: CRIU would not see it, and it would end")
-                )
+    with Watches(init_pid) as watches:
+        for pid in inside:
+            try:
+                name = Path(f"/proc/{pid}/comm").read_text().strip()
+                who = f"process {pid} ({name})"
+                if pid not in family and not _is_related(pid, family):
+                    text = f"was started by `exec`{_client(pid, set(inside))}: CRIU would not see it, and it would end"
+                    found.append(Finding("exec-session", who, text))
+                    continue
+                found += _status(pid, init_pid, who)
+                found += losses.of_process(pid, init_pid, who)
+                found += _descriptors(pid, who, mounts, terminals, ghosts, watches)
+                found += ghosts.mapped(pid, who)
+            except OSError:
                 continue
-            found += _status(pid, init_pid, who)
-            found += losses.of_process(pid, init_pid, who)
-            found += _descriptors(pid, who, mounts, terminals, ghosts)
-            found += ghosts.mapped(pid, who)
-        except OSError:
-            continue
     return found
 
 
@@ -188,7 +188,9 @@ class _Ghosts:
             yield from self.look(info, path.strip(), f"{who}, mapped at {place}")
 
 
-def _descriptors(pid: int, who: str, mounts: set[int], terminals: _Terminals, ghosts: _Ghosts) -> Iterator[Finding]:
+def _descriptors(
+    pid: int, who: str, mounts: set[int], terminals: _Terminals, ghosts: _Ghosts, watches: Watches
+) -> Iterator[Finding]:
     for number in sorted(os.listdir(f"/proc/{pid}/fd"), key=int):
         place = f"{who}, descriptor {number}"
         try:
@@ -200,6 +202,8 @@ def _descriptors(pid: int, who: str, mounts: set[int], terminals: _Terminals, gh
         finding = losses.of_descriptor(pid, number, link, place)
         if finding is not None:
             yield finding
+        elif link in LINKS:
+            yield from watches.look(pid, number, place)
         elif link.startswith("anon_inode:"):
             if link == "anon_inode:[io_uring]":
                 yield Finding("io-uring", place, "is an io_uring, which CRIU cannot carry")
@@ -268,8 +272,8 @@ def _tmpfs_bytes(pid: int) -> int:
     total, seen = 0, set()
     for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines():
         fields, _, after = line.partition(" - ")
-        device, place = fields.split()[2], fields.split()[4]
-        if after.startswith("tmpfs ") and device not in seen:
+        device, root, place = fields.split()[2:5]
+        if after.startswith("tmpfs ") and root == "/" and device not in seen:
             seen.add(device)
             try:
                 usage = os.statvfs(f"/proc/{pid}/root{place}")

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Self
 
 from criu_rpc.client import Criu
+from criu_rpc.errors import CriuError
 from criu_rpc.swrk import PageServer
 from migrate.errors import ProtocolError, TargetError
 from migrate.hostfacts import DATA
+from migrate.space import FULL, is_full, no_space
 
 
 class ReceivedImages:
@@ -22,7 +24,7 @@ class ReceivedImages:
         self._fd = -1
         self._name, self._left, self._digest = "", 0, ""
         self._hash = hashlib.sha256()
-        self._count = 0
+        self._count = self._unwritten = 0
         self._failure: Exception | None = None
 
     @classmethod
@@ -59,7 +61,10 @@ class ReceivedImages:
                 while view:
                     view = view[os.write(self._fd, view) :]
             except OSError as error:
+                error.filename = str(self.path / self._name)
                 self._failure = error
+        if self._failure is not None:
+            self._unwritten += len(payload)
         if self._left == 0:
             self._end()
 
@@ -73,6 +78,8 @@ class ReceivedImages:
 
     def check(self, count: int) -> None:
         """Raise what went wrong with any image; all `count` must be here."""
+        if isinstance(self._failure, OSError) and self._failure.errno in FULL:
+            raise no_space(self.path, self._unwritten)
         if self._failure is not None:
             raise self._failure
         if self._left or self._count != count:
@@ -88,8 +95,8 @@ class ReceivedImages:
 class ReceivedPages:
     """What comes over the wire goes into one end of a socketpair; CRIU's page server has the other."""
 
-    def __init__(self, server: PageServer, ours: socket.socket, timeout: float) -> None:
-        self._server, self._socket, self._timeout = server, ours, timeout
+    def __init__(self, images: Path, server: PageServer, ours: socket.socket, timeout: float) -> None:
+        self._images, self._server, self._socket, self._timeout = images, server, ours, timeout
         self._size, self._hash = 0, hashlib.sha256()
         self._broken = False
 
@@ -100,7 +107,7 @@ class ReceivedPages:
         with theirs:
             server = Criu().page_server(images, theirs)
         ours.settimeout(timeout)
-        return cls(server, ours, timeout)
+        return cls(images, server, ours, timeout)
 
     def feed(self, payload: bytes) -> None:
         """A server that is dead or full does not answer any more; why shows in `finish`."""
@@ -119,7 +126,14 @@ class ReceivedPages:
             while self._socket.recv(4096):  # its answers, which the source has given CRIU in its place
                 pass
         self._socket.close()
-        self._server.wait(self._timeout)
+        try:
+            self._server.wait(self._timeout)
+        except CriuError as error:
+            if is_full(self._images, error):
+                raise no_space(
+                    self._images, size - sum(path.stat().st_size for path in self._images.iterdir())
+                ) from None
+            raise
         if (self._size, self._hash.hexdigest()) != (size, digest):
             raise TargetError("the memory pages arrived damaged")
 

@@ -10,7 +10,6 @@ A snapshot is written beside its place and renamed into it, so a directory with 
 """
 
 import dataclasses
-import errno
 import hashlib
 import json
 import os
@@ -27,11 +26,12 @@ from typing import Any, Self
 
 from criu_rpc.client import Criu
 from criu_rpc.errors import CriuError
-from migrate.errors import NoSpace, SnapshotError
+from migrate import procscan, watches
+from migrate.errors import SnapshotError
 from migrate.files import fingerprint
-from migrate.hostfacts import free_bytes
 from migrate.interrupts import uninterruptible
 from migrate.sockets import survey
+from migrate.space import is_full, no_space
 from migrate.validate import require_movable, wait_settled
 from runtime import checkpoint, gate, logs, netlock, supplement, syscalls, undump
 from runtime.dump import Dump
@@ -45,7 +45,6 @@ LOCK_TIMEOUT = 5.0
 RESTORE_TIMEOUT = 120.0
 LOG_TIMEOUT = 2.0
 PATIENCE = 2.0  # for what passes by itself, such as a connection that is about to be accepted
-_NO_ROOM = 64 << 10  # bytes free at which a failed dump is put down to the disk
 
 
 @dataclass(frozen=True)
@@ -110,7 +109,7 @@ class SnapshotNotFound(SnapshotError):
 def save(store: Store, container_id: str, directory: Path, *, allow: frozenset[str], stop: bool = False) -> Manifest:
     """Snapshot a running container into `directory`, which must not exist yet; it goes on, or ends with `stop`.
 
-    Raises Blocked, SnapshotError, CriuError; whatever fails, the container runs on and nothing is left behind.
+    Raises Blocked, SnapshotError, NoSpace, CriuError; whatever fails, the container runs on and nothing is left behind.
     """
     directory = directory.absolute()
     if directory.exists():
@@ -122,11 +121,13 @@ def save(store: Store, container_id: str, directory: Path, *, allow: frozenset[s
         undump.mend_left(state)
         spec = load_spec(Path(state.bundle), state.annotations)
         require_movable(store, state, spec, allow, PATIENCE)
-        with _temporary(directory) as place:
+        watched = watches.names(state.pid)
+        with _temporary(directory, state.pid) as place:
             with gate.closed(state, spec):
                 wait_settled(state, allow, PATIENCE)
                 skip = "tcp-backlog" in allow
-                with _dump(state, spec, place, leave_running=not stop, skip_in_flight=skip) as dump:
+                options = {"leave_running": not stop, "tcp_skip_in_flight": skip, "irmap_scan_paths": watched}
+                with _dump(state, spec, place, options) as dump:
                     # While it is frozen: what it writes later belongs to the container, not to the snapshot.
                     checkpoint.wait_output_logged(state, LOG_TIMEOUT)
                     _copy_log(state, place / "log")
@@ -154,24 +155,17 @@ def _finish(dump: Dump, directory: Path, stop: bool) -> None:
 
 
 @contextmanager
-def _dump(state: State, spec: Spec, place: Path, *, leave_running: bool, skip_in_flight: bool) -> Iterator[Dump]:
+def _dump(state: State, spec: Spec, place: Path, more: dict[str, Any]) -> Iterator[Dump]:
     """A dump into `place`/images, held with the container frozen; it thaws unless the dump is finished."""
     (place / "images").mkdir(mode=0o700)
     images = os.open(place / "images", os.O_RDONLY | os.O_DIRECTORY)
     work = syscalls.detached_tmpfs(mode=0o700)  # for CRIU's log, which must not fail with the disk
     try:
-        options = checkpoint.dump_options(
-            state, spec, images_dir_fd=images, work_dir_fd=work, leave_running=leave_running,
-            tcp_skip_in_flight=skip_in_flight,
-        )  # fmt: skip
+        options = checkpoint.dump_options(state, spec, images_dir_fd=images, work_dir_fd=work, **more)
         with Dump(state, spec, options, timeout=RESTORE_TIMEOUT) as dump:
             dump.run_until("post-dump")
             dump.complete(images)
             yield dump
-    except (CriuError, OSError) as error:
-        if free_bytes(place) < _NO_ROOM or getattr(error, "errno", None) == errno.ENOSPC:
-            raise NoSpace(f"{place.parent}: no space left for the images: {error}") from None
-        raise
     finally:
         os.close(images)
         os.close(work)
@@ -304,13 +298,24 @@ def _copy_log(state: State, destination: Path) -> None:
 
 
 @contextmanager
-def _temporary(directory: Path) -> Iterator[Path]:
-    """A private directory beside `directory`, gone unless it was renamed."""
-    place = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+def _temporary(directory: Path, pid: int) -> Iterator[Path]:
+    """A private directory beside `directory`, gone unless it was renamed. Raises NoSpace for a disk that fills up.
+
+    The memory of the container whose init is `pid` is to go there.
+    """
+    needed = procscan.memory_bytes(pid)
+    place: Path | None = None
     try:
+        place = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
         yield place
+    except (CriuError, OSError) as error:
+        if not is_full(directory.parent, error):
+            raise
+        written = sum(path.stat().st_size for path in place.rglob("*")) if place else 0
+        raise no_space(directory, needed - written) from None
     finally:
-        shutil.rmtree(place, ignore_errors=True)
+        if place is not None:
+            shutil.rmtree(place, ignore_errors=True)
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -78,15 +78,15 @@ class Tree:
 class Needed:
     """What must be at the target already: `path`, a `directory` or not.
 
-    `network`, `origin` and `inner` are those of the network file system it must lie on (mountinfo.Mount), or "".
+    `network` is the kind of network file system that it must lie on, `export` what it must be of that
+    (mountinfo.Mount); "" where that is no matter.
     """
 
     name: str
     path: str
     directory: bool = False
     network: str = ""
-    origin: str = ""
-    inner: str = ""
+    export: str = ""
 
     def __post_init__(self) -> None:
         if not os.path.isabs(self.path) or "\0" in self.path or len(self.path) > 4000:

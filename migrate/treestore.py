@@ -21,7 +21,8 @@ from migrate import mountinfo
 from migrate.atomic import write_atomically
 from migrate.errors import MigrateError, TargetError
 from migrate.files import fingerprint, size
-from migrate.hostfacts import DATA, free_bytes
+from migrate.hostfacts import DATA
+from migrate.space import existing, free_bytes
 from migrate.trees import Needed, Owner, Tree
 from runtime import syscalls
 
@@ -110,14 +111,14 @@ def check(trees: list[Tree], needed: list[Needed], owner: Owner, reserved: int) 
         if isinstance(state, str):
             problems.append(("foreign-data", tree.place, state))
         elif tree.size > state:
-            place = _existing(Path(tree.place))
+            place = existing(Path(tree.place))
             device = place.stat().st_dev
             wanted[device] = (place, wanted.get(device, (place, 0))[1] + tree.size - state)
     for item in needed:
         problems += _missing(item)
     for place, count in wanted.values():
         free = free_bytes(place)
-        count += reserved if _existing(DATA).stat().st_dev == place.stat().st_dev else 0
+        count += reserved if existing(DATA).stat().st_dev == place.stat().st_dev else 0
         if free < count:
             text = f"has {free >> 20} MiB free, {(count >> 20) + 1} MiB are needed for what goes along"
             problems.append(("no-space", str(place), text))
@@ -170,13 +171,9 @@ def _bad_parent(path: str) -> str:
     return ""
 
 
-def _existing(path: Path) -> Path:
-    while not path.exists():
-        path = path.parent
-    return path
-
-
 def _missing(needed: Needed) -> list[tuple[str, str, str]]:
+    with contextlib.suppress(OSError):
+        os.stat(f"{needed.path}/.")  # has an automounter mount it
     try:
         mode = os.stat(needed.path).st_mode
     except OSError:
@@ -186,17 +183,24 @@ def _missing(needed: Needed) -> list[tuple[str, str, str]]:
     mark = mark_of(needed.path)
     if mark is not None and not mark.whole:
         return [("missing-source", needed.path, "is what a move that failed has left half renewed")]
-    if not needed.network:
-        return []
+    problem = _not_shared(needed) if needed.network else ""
+    return [("not-shared", needed.path, problem)] if problem else []
+
+
+def _not_shared(needed: Needed) -> str:
+    """Why what is here is not what the source has on its network file system, "" if it is."""
     path = os.path.realpath(needed.path)
+    device = os.stat(path).st_dev
     mount = mountinfo.holding(path, mountinfo.read())
-    if mount is None or mount.network != needed.network or mount.source.rstrip("/") != needed.origin:
-        problem = f"is not on {needed.network} {needed.origin} there"
-    elif mount.inner(path) != needed.inner:
-        problem = f"is {mount.inner(path)} of {needed.origin} there, not {needed.inner}"
+    if mount is None or mount.network != needed.network:
+        seen = f"is on {mount.network or mount.fstype} {mount.source}" if mount else "is on no mount"
+    elif mount.device != f"{os.major(device)}:{os.minor(device)}":
+        seen = f"is hidden by what is mounted over {mount.source}"
+    elif needed.export not in ("", mount.export(path)):
+        seen = f"is {mount.network} {mount.export(path)}"
     else:
-        return []
-    return [("not-shared", needed.path, problem)]
+        return ""
+    return f"{seen} there, and {f'{needed.network} {needed.export}'.strip()} at the source"
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,9 @@ RULES: dict[str, Rule] = {
     "device": Rule("close the device before the move"),
     "io-uring": Rule("run the program without io_uring (MariaDB: innodb_use_native_aio=0; Node.js: UV_USE_IO_URING=0)"),
     "special-file": Rule("close it before the move"),
+    "watch": Rule(
+        "remove the watch before the move, and set it again afterwards (inotify_rm_watch, or close the descriptor)"
+    ),
     "ghost-file": Rule("close it, let it get smaller, or give it a name (linkat)"),
     "traced": Rule("detach the debugger"),
     "other-uid": Rule(
@@ -138,7 +141,10 @@ RULES: dict[str, Rule] = {
     "joined-namespace": Rule(
         "make one there at this path (ip netns add), or give the container its own (`run --net`; podman --network none)"
     ),
-    "not-shared": Rule("mount there what this host has mounted; --volume PATH=copy to send it"),
+    "not-shared": Rule(
+        "mount there what this host has mounted; "
+        "--volume PATH=shared if it has another name there, PATH=copy to send it"
+    ),
     "foreign-data": Rule("move it away there; --volume PATH=shared to use it, or PATH=/NEW/PATH"),
     "file-differs": Rule("install the same file there; --volume PATH=copy to send what is here"),
     "no-space": Rule("make room there"),

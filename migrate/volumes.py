@@ -137,12 +137,16 @@ class _Planner:
             return
         directory = stat.S_ISDIR(mode)
         on = mountinfo.holding(source, self._mounts)
+        network = self._network(place, on)
         if policy is None and self._is_own_tmpfs(mount, source, on):
             self.tmpfs.append(_as_tmpfs(mount, source))
         elif policy == "copy":
             self._copy(place, source, mode, constant=_is_readonly(mount))
-        elif policy is None and on is not None and on.network:
-            self._leave(place, source, mount.source, directory, on)
+        elif policy in (None, "shared") and network is not None:
+            where, path = network
+            export = where.export(path or source) if policy is None else ""  # the user says that it is the same
+            self.sources[place] = mount.source
+            self.needed.append(Needed(place, mount.source, directory, where.network, export))
         elif policy is not None:
             self._leave(place, source, mount.source if policy == "shared" else policy, directory)
         elif directory and not _is_readonly(mount) and not any(is_below(source, host) for host in _HOST):
@@ -152,6 +156,13 @@ class _Planner:
             self.trees.append(Tree(place, source, there, single=True, found=not replaced))
         else:
             self._leave(place, source, mount.source, directory)
+
+    def _network(self, place: str, on: mountinfo.Mount | None) -> tuple[mountinfo.Mount, str] | None:
+        """The mount of a network file system that the container has at `place`, and a path on it ("": the source)."""
+        inside = [mount for mount in self._inside if mount.place == place]
+        if inside:  # what is mounted at the source may be another one by now
+            return (inside[-1], place) if inside[-1].network else None
+        return (on, "") if on is not None and on.network else None
 
     def _is_own_tmpfs(self, mount: Mount, source: str, on: mountinfo.Mount | None) -> bool:
         """Whether it is the whole of a tmpfs, for a container that has its shared memory for itself."""
@@ -185,12 +196,11 @@ class _Planner:
             return ""
         return f"/proc/{os.getpid()}/fd/{directory}/{os.path.basename(place)}"
 
-    def _leave(self, place: str, source: str, there: str, directory: bool, on: mountinfo.Mount | None = None) -> None:
-        """The target has it itself; `on` a network file system, if that is given."""
+    def _leave(self, place: str, source: str, there: str, directory: bool) -> None:
+        """The target has it itself."""
         self.sources[place] = there
         self.bound.append((place, source, there))
-        origin = (on.network, on.source.rstrip("/"), on.inner(source)) if on is not None else ("", "", "")
-        self.needed.append(Needed(place, there, directory, *origin))
+        self.needed.append(Needed(place, there, directory))
 
     def _copy(self, place: str, source: str, mode: int, *, constant: bool) -> None:
         if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):

@@ -11,6 +11,9 @@ ContainerError (failure)
 +-- DeadlineExceeded (deadline)
 """
 
+import errno
+import os
+
 
 class ContainerError(Exception):
     """Base of all errors of this package. The message is one lower-case sentence; `remedy` says what to do."""
@@ -20,6 +23,13 @@ class ContainerError(Exception):
     def __init__(self, message: str, *, remedy: str | None = None) -> None:
         super().__init__(message)
         self.remedy = remedy
+
+
+def unwritable(path: str, error: OSError) -> ContainerError:
+    """The error of a file of ours that cannot be written."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    remedy = f"make room where {os.path.dirname(path)} is" if full else None
+    return ContainerError(f"{path}: cannot be written: {error.strerror}", remedy=remedy)
 
 
 class InvalidId(ContainerError):

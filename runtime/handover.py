@@ -6,7 +6,7 @@ import os
 import sys
 
 from runtime import sync
-from runtime.errors import ContainerError, StartFailed
+from runtime.errors import ContainerError, StartFailed, unwritable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def write_pid(path: str, pid: int) -> None:
             file.write(str(pid))
         os.rename(temporary, path)
     except OSError as error:
-        raise ContainerError(f"{path}: cannot be written: {error.strerror}") from None
+        raise unwritable(path, error) from None
 
 
 def send_pidfd(path: str, pid: int) -> None:

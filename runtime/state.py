@@ -22,7 +22,7 @@ import os
 import time
 
 from runtime import jsonio, processes
-from runtime.errors import Conflict, ContainerError, DeadlineExceeded, InvalidId, NotFound, StateError
+from runtime.errors import Conflict, ContainerError, DeadlineExceeded, InvalidId, NotFound, StateError, unwritable
 from runtime.records import Record
 
 TYPE_CHECKING = False
@@ -221,7 +221,7 @@ class Store:
                 os.unlink(temporary)
             except OSError:
                 pass  # it was not made
-            raise ContainerError(f"{path}: cannot be written: {error.strerror}") from None
+            raise unwritable(path, error) from None
 
     def create(self, container_id: str) -> str:
         """Make the directory of a new container. Raises Conflict when the id is in use."""

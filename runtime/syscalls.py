@@ -42,6 +42,7 @@ _AT_FDCWD = -100
 _AT_EMPTY_PATH, _AT_RECURSIVE = 0x1000, 0x8000
 _AT_SYMLINK_NOFOLLOW, _STATX_BTIME = 0x100, 0x800
 _OPEN_TREE_CLONE, _OPEN_TREE_CLOEXEC = 1, os.O_CLOEXEC
+_FALLOC_FL_KEEP_SIZE = 1
 _FAN_CLOEXEC, _FAN_NONBLOCK, _FAN_MARK_ADD = 1, 2, 1
 _MOVE_MOUNT_F_EMPTY_PATH, _MOVE_MOUNT_T_EMPTY_PATH = 0x4, 0x40
 _KEYCTL_JOIN_SESSION_KEYRING = 1
@@ -162,6 +163,12 @@ def syncfs(fd: int) -> None:
     _check(_function("syncfs")(ctypes.c_int(fd)), "syncfs")
 
 
+def fallocate(fd: int, offset: int, length: int) -> None:
+    """fallocate(2): room on the disk for these bytes of a file, whose size stays as it is."""
+    sizes = ctypes.c_long(offset), ctypes.c_long(length)
+    _check(_function("fallocate")(ctypes.c_int(fd), ctypes.c_int(_FALLOC_FL_KEEP_SIZE), *sizes), "fallocate")
+
+
 def fanotify_init(flags: int, event_flags: int) -> int:
     """fanotify_init(2): a descriptor for notifications, which is never waited for."""
     arguments = (ctypes.c_int(flags | _FAN_CLOEXEC | _FAN_NONBLOCK), ctypes.c_int(event_flags))
@@ -242,6 +249,14 @@ def open_in_root(root_fd: int, path: str, flags: int, mode: int = 0) -> int:
         except BlockingIOError as error:
             failure = error
     raise failure
+
+
+def open_by_handle(mount_fd: int, kind: int, handle: bytes, flags: int) -> int:
+    """open_by_handle_at(2) on the file system that `mount_fd` lies on."""
+    # struct file_handle
+    value = ctypes.c_char_p(len(handle).to_bytes(4, sys.byteorder) + kind.to_bytes(4, sys.byteorder) + handle)
+    arguments = ctypes.c_int(mount_fd), value, ctypes.c_int(flags | os.O_CLOEXEC)
+    return _check(_function("open_by_handle_at")(*arguments), "open_by_handle_at")
 
 
 def detached_tmpfs(*, mode: int) -> int:

@@ -20,7 +20,7 @@ import time
 
 from runtime import jsonio, netlock, processes, syscalls
 from runtime.cgroups import Cgroup
-from runtime.errors import ContainerError
+from runtime.errors import ContainerError, unwritable
 from runtime.light import sockets
 from runtime.state import DUMP
 
@@ -49,7 +49,7 @@ def begin(state: State, *, paused: bool, others: Sequence[str] = (), lock: Seque
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "w") as file:
             file.write(jsonio.dumps({"paused": paused, "others": list(others), "lock": lock and list(lock)}))
     except OSError as error:
-        raise ContainerError(f"{path}: cannot be written: {error.strerror}") from None
+        raise unwritable(path, error) from None
 
 
 def end(state: State) -> None:

@@ -267,7 +267,7 @@ case $mode in
 esac
 case $mode in
 --dev | --vm)
-    need shellcheck
+    need shellcheck sshfs
     if [ "$mode" = --vm ]; then need "${VM_PACKAGES[@]}" "${ENGINE_PACKAGES[@]}"; fi
     make_rootfs busybox busybox-static --
     make_rootfs services busybox-static curl nginx-light postgresql python3 python3-minimal redis-server redis-tools -- \

@@ -12,8 +12,9 @@ import processes
 import sandboxes
 import sockets
 import timers
+import watches
 
-MODULES = (files, groups, ipc, memory, processes, sandboxes, sockets, timers)
+MODULES = (files, groups, ipc, memory, processes, sandboxes, sockets, timers, watches)
 
 if __name__ == "__main__":
     harness.run(sys.argv[1:] or list(harness.KINDS))

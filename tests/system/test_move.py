@@ -230,7 +230,7 @@ def test_target_disk_fills_up_during_the_dump(lab: Lab) -> None:
     finally:
         lab.sh("host2", "umount /var/lib/pymigrate/incoming")
     assert (status, event["workload"]) == (10, "SOURCE"), event
-    assert "o space left" in event["message"] + str(event["remedy"]), event
+    assert "no room at host2 for /var/lib/pymigrate/incoming/" in event["message"], event
     assert_still_here(lab, before)
 
 

@@ -17,7 +17,9 @@ def names(text: str) -> list[str]:
 
 
 CARRIED = names("""
-flock posix-lock ofd-lock lease inotify-tmpfs inotify-rootfs fanotify eventfd epoll epoll-closed-descriptor signalfd
+flock posix-lock ofd-lock lease inotify-tmpfs inotify-rootfs inotify-renamed inotify-other-name inotify-root
+inotify-sysfs inotify-proc inotify-terminals inotify-queues fanotify fanotify-mount fanotify-handles
+eventfd epoll epoll-closed-descriptor signalfd
 pipes deleted-cwd pidfd aio open-namespace open-proc file-flags
 cgroup-below cgroup-memory-below cgroup-unified-below thread-cgroup
 pending-signals signal-handlers sysv-shm sysv-sem sysv-msg posix-shm robust-mutex contended-mutex
@@ -42,6 +44,11 @@ REFUSED = {
     "secret-memory": "special-file",
     "seccomp-listener": "special-file",
     "huge-pages": "special-file",
+    "inotify-unlinked": "watch",
+    "inotify-one-shot": "watch",
+    "inotify-covered": "watch",
+    "fanotify-unlinked": "watch",
+    "fanotify-file-system": "watch",
     "packet-pipe": "packet-pipe",
     "mqueue": "message-queue",
     "mqueue-closed": "message-queue",
@@ -69,6 +76,8 @@ LOST = names("""
 inotify-pending dnotify mlock-future machine-check-kill deny-write-execute memory-merge no-time-stamp-counter
 system-call-dispatch landlock process-keyring cpu-clock start-times udp-unread
 """)
+# With mounts of the host's: test_watches.py.
+WATCHES = names("inotify-overlay inotify-bound inotify-volume-unlinked inotify-unmounted")
 
 
 @pytest.fixture
@@ -98,7 +107,7 @@ def rules(lab: Lab, *options: str) -> list[str]:
 
 
 def test_each_program_is_used(programs: dict[str, Any]) -> None:
-    assert sorted(programs) == sorted([*CARRIED, *REFUSED, *LOST])
+    assert sorted(programs) == sorted([*CARRIED, *REFUSED, *LOST, *WATCHES])
 
 
 def test_all_that_is_carried_comes_along_and_back(lab: Lab) -> None:

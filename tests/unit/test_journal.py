@@ -1,5 +1,8 @@
 """The phase log: order, durability against torn lines, what is read back."""
 
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -44,6 +47,59 @@ def test_a_line_torn_by_a_crash_does_not_hide_what_is_before_it(tmp_path: Path) 
     entry = journal.load(migration, directory=tmp_path)
     assert entry is not None
     assert entry.phase is Phase.SEED
+
+
+@pytest.mark.parametrize("torn", [b'{"time": "2026", "phase": "abor', b"\0" * 40, b"\xff", b'{"note": "whole"}'])
+def test_a_line_after_a_torn_one_counts(tmp_path: Path, torn: bytes) -> None:
+    migration, _ = begin(tmp_path)
+    path = tmp_path / f"{migration}.jsonl"
+    path.write_bytes(path.read_bytes() + torn)
+    entry = journal.load(migration, directory=tmp_path)
+    assert entry is not None
+    Journal.resume(entry, directory=tmp_path).record(Phase.SEED, note="x")
+    entry = journal.load(migration, directory=tmp_path)
+    assert entry is not None
+    assert (entry.phase, entry.fields["note"]) == (Phase.SEED, "x")
+
+
+@contextmanager
+def files_no_longer_than(size: int) -> Iterator[None]:
+    """A write beyond that is short, and the next one fails (setrlimit(2); Python ignores SIGXFSZ)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_line_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    migration, log = begin(tmp_path)
+    log.record(Phase.SEED)
+    path = tmp_path / f"{migration}.jsonl"
+    before = path.read_bytes()
+    with files_no_longer_than(len(before) + 20), pytest.raises(MigrateError, match=rf"{path}: cannot be written: File"):
+        log.record(Phase.STOP_AND_COPY)
+    assert (path.read_bytes(), log.phase) == (before, Phase.SEED)
+    log.record(Phase.ABORTED)
+    entry = journal.load(migration, directory=tmp_path)
+    assert entry is not None
+    assert entry.phase is Phase.ABORTED
+
+
+def test_a_journal_that_cannot_begin_leaves_none(tmp_path: Path) -> None:
+    with files_no_longer_than(20), pytest.raises(MigrateError, match="cannot be written"):
+        begin(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_room_is_reserved_until_the_end(tmp_path: Path) -> None:
+    migration, log = begin(tmp_path)
+    path = tmp_path / f"{migration}.jsonl"
+    log.record(Phase.SEED, plan="x" * journal.ROOM)
+    assert path.stat().st_blocks * 512 >= 2 * journal.ROOM
+    log.record(Phase.ABORTED)
+    assert path.stat().st_blocks * 512 <= journal.ROOM + 8192
 
 
 def test_a_journal_of_garbage_is_no_entry(tmp_path: Path) -> None:

@@ -22,26 +22,53 @@ MOUNTS = """
 38 22 0:34 / /mnt/v rw shared:9 master:2 - virtiofs tag rw
 40 22 0:36 / /mnt/odd\x85\x0bname rw - nfs4 filer:/odd rw
 39 22 0:35 / /mnt/s rw - fuse.sqfuse x rw
+41 22 0:37 / /mnt/c rw - ceph mon2:6789,mon1:6789:/dir rw
+42 22 0:38 / /mnt/h rw - fuse.sshfs me@host: rw
 """
 
 
 @pytest.mark.parametrize(
-    ("path", "kind", "origin", "inner"),
+    ("path", "kind", "export"),
     [
-        ("/srv/a/b", "nfs", "filer:/export/srv", "/a/b"),
-        ("/srv", "nfs", "filer:/export/srv", "/"),
-        ("/srv/win dows/x", "cifs", "//files/share", "/sub/x"),
-        ("/mnt/g/x", "glusterfs", "gl1:/vol0", "/x"),
-        ("/mnt/odd\x85\x0bname/x", "nfs", "filer:/odd", "/x"),
-        ("/mnt/v", "virtiofs", "tag", "/"),
-        ("/mnt/s", "", "x", "/"),
-        ("/srvx", "", "/dev/nvme0n1p2", "/srvx"),
+        ("/srv/a/b", "nfs", "filer:/export/srv/a/b"),
+        ("/srv", "nfs", "filer:/export/srv"),
+        ("/srv/win dows/x", "cifs", "//files/share/sub/x"),
+        ("/mnt/g/x", "glusterfs", "gl1:/vol0/x"),
+        ("/mnt/odd\x85\x0bname/x", "nfs", "filer:/odd/x"),
+        ("/mnt/v", "virtiofs", "tag /"),
+        ("/mnt/c/x", "ceph", "mon1:6789,mon2:6789:/dir/x"),
+        ("/mnt/h/x", "sshfs", "me@host: /x"),
+        ("/mnt/s", "", "x /"),
+        ("/srvx", "", "/dev/nvme0n1p2 /srvx"),
     ],
 )
-def test_network_file_systems_are_recognised(path: str, kind: str, origin: str, inner: str) -> None:
+def test_network_file_systems_are_recognised(path: str, kind: str, export: str) -> None:
     mount = mountinfo.holding(path, mountinfo.parse(MOUNTS))
     assert mount is not None
-    assert (mount.network, mount.source, mount.inner(path)) == (kind, origin, inner)
+    assert (mount.network, mount.export(path)) == (kind, export)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        (
+            "/ /srv rw - nfs4 filer:/export rw,vers=4.2,hard",
+            "/ /srv/a rw,ro - nfs filer:/export/a ro,soft,vers=3",
+            True,
+        ),
+        ("/a /srv/a rw - nfs4 filer:/export rw", "/ /srv/a rw - nfs4 filer:/export/a/ rw", True),
+        ("/ /srv rw - cifs //Files/Share rw", r"/ /srv rw - smb3 \134\134files\134share rw", True),
+        ("/ /srv rw - ceph b:1,a:1:/ rw", "/ /srv rw - ceph a:1,b:1:/ rw", True),
+        ("/ /srv rw - nfs4 filer:/export rw", "/ /srv rw - nfs4 filer:/other rw", False),
+        ("/ /srv rw - nfs4 filer:/export rw", "/x /srv rw - nfs4 filer:/export rw", False),
+        ("/ /srv rw - nfs4 filer:/export rw", "/ /srv rw - nfs4 other:/export rw", False),
+        ("/ /srv rw - fuse.sshfs me@host: rw", "/ /srv rw - fuse.sshfs me@host:/ rw", False),
+        ("/ /srv rw - 9p tag rw", "/a /srv rw - 9p tag rw", False),
+    ],
+)
+def test_exports_are_the_same_however_they_are_mounted(one: str, other: str, same: bool) -> None:
+    found = [mountinfo.holding("/srv/a", mountinfo.parse(f"1 2 0:3 {line}")) for line in (one, other)]
+    assert (len({mount and mount.export("/srv/a") for mount in found}) == 1) is same
 
 
 def test_volume_options() -> None:

@@ -31,6 +31,7 @@ class Agent:
         self._reader, self._writer = reader, writer
         self._decoder = FrameDecoder()
         self._incoming: Incoming | None = None
+        self._pulsed = time.monotonic()
 
     def serve(self) -> int:
         """Answer calls until the source hangs up. Returns the exit status: 0, or 1 after a broken protocol."""
@@ -52,8 +53,14 @@ class Agent:
         while not select.select([self._reader], [], [], PULSE_INTERVAL)[0]:
             if time.monotonic() - silent_since > limit:
                 raise ProtocolError(f"the source has said nothing for {limit:g} s")
-            self._write(FrameType.PULSE, b"")
+            self._pulse()
+        if time.monotonic() - self._pulsed > PULSE_INTERVAL:
+            self._pulse()
         return os.read(self._reader, 1 << 20)
+
+    def _pulse(self) -> None:
+        self._pulsed = time.monotonic()
+        self._write(FrameType.PULSE, b"%d" % (self._incoming.activity if self._incoming else 0))
 
     def _frame(self, kind: FrameType, payload: bytes) -> None:
         if kind is FrameType.CALL:

@@ -90,7 +90,7 @@ class Coordinator:
                     self._migration, role="source", id=wanted.id, source=self._source, target=wanted.host,
                     root=str(self._store.root), created=state.created,
                 )  # fmt: skip
-                with Seeding(peer, self._monitor, state) as seeding:
+                with Seeding(peer, self._monitor, state, self._migration) as seeding:
                     return self._move(log, state, spec, digest, peer, plan, seeding)
 
     def _move(

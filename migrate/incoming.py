@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from criu_rpc.client import Criu
-from migrate import journal, tmpfs_store, treestore
+from migrate import journal, receivers, tmpfs_store, treestore
 from migrate.atomic import write_atomically
 from migrate.errors import DeadlineExceeded, MigrateError, ProtocolError, TargetError
 from migrate.files import fingerprint
@@ -75,6 +75,11 @@ class Incoming:
         seeding = self._journal is None or self._journal.phase in (Phase.PREFLIGHT, Phase.SEED)
         return SEED_SILENCE if seeding else self._timeout + FROZEN_SILENCE
 
+    @property
+    def activity(self) -> int:
+        """A number that changes as long as something is done to receive files."""
+        return receivers.activity(self._migration) if self._migration else 0
+
     def check_trees(self, call: CheckTrees) -> dict[str, Any]:
         """What speaks against the trees that are to come; see treestore.check."""
         trees, needed = checked_list(Tree, call.trees), checked_list(Needed, call.needed)
@@ -126,8 +131,9 @@ class Incoming:
             write_atomically(place / "config.json", json.dumps(config, indent=4).encode())
         if not call.fingerprint:
             self._rootfs = str(rootfs)
-            treestore.set_mark(self._rootfs, self._owner, self._migration, whole=False)
+            treestore.renew(self._rootfs, self._owner, self._migration)
         arrivals.make()
+        receivers.allow(self._migration)
         complete = bool(call.fingerprint) and fingerprint(rootfs) == call.fingerprint
         trees = [item.complete for item in arrivals.placed]
         renewed = [not self._made_bundle, *(not item.made for item in arrivals.placed)]
@@ -217,6 +223,7 @@ class Incoming:
         """Restore and hold, in the time of the call; answers {"pid"}: the container's init here, which has not run."""
         if self._images is None or self._restoring is None or self._journal is None or self._pages is not None:
             raise ProtocolError("Restore came out of order")
+        receivers.forbid(self._migration)  # the source has seen all of them end
         self._images.check(call.count)
         if call.roots.keys() != self._tmpfs.keys():
             raise ProtocolError("Restore is about other tmpfs mounts than Prepare was")
@@ -254,10 +261,10 @@ class Incoming:
         """The source is gone: undo, but keep the images if the source may have given the container up."""
         if self._resumed:
             return
-        if self._journal is not None and self._journal.phase is Phase.PREPARED:
-            self._stop()
-        elif self._journal is None or self._journal.phase is not Phase.ABORTED:
-            with contextlib.suppress(MigrateError, OSError):
+        with contextlib.suppress(MigrateError, OSError):
+            if self._journal is not None and self._journal.phase is Phase.PREPARED:
+                self._stop()
+            elif self._journal is None or self._journal.phase is not Phase.ABORTED:
                 self.abort()
 
     def settle(self, migration: str, verdict: str, *, keep_bundle: bool = False) -> dict[str, Any]:
@@ -279,6 +286,7 @@ class Incoming:
             if verdict == "resume":
                 raise TargetError(f"migration {migration} was undone here: its images are gone")
             return {"workload": "SOURCE"}
+        receivers.end(migration)
         self._bundle = Path(entry.fields["bundle"])
         self._made_bundle = entry.fields["made_bundle"] and not keep_bundle
         self._owner = Owner(entry.id, str(entry.fields.get("created", "")))
@@ -350,12 +358,16 @@ class Incoming:
 
     def _stop(self) -> None:
         """End every process that this move started here; files stay."""
-        if self._pages is not None:
-            self._pages.kill()
-            self._pages = None
-        if self._restoring is not None:
-            self._restoring.abort()
-            self._restoring = None
+        try:
+            if self._migration:
+                receivers.end(self._migration)
+        finally:
+            if self._pages is not None:
+                self._pages.kill()
+                self._pages = None
+            if self._restoring is not None:
+                self._restoring.abort()
+                self._restoring = None
 
     def _undo(self) -> None:
         self._stop()
@@ -433,7 +445,8 @@ def _end_old_agent(agent: dict[str, Any]) -> None:
     try:
         if pid == os.getpid() or processes.start_time(pid) != start:
             return
-        signal.pidfd_send_signal(pidfd, signal.SIGTERM)
+        for number in (signal.SIGTERM, signal.SIGCONT):  # it may be stopped
+            signal.pidfd_send_signal(pidfd, number)
         if not processes.wait_exit(pidfd, OLD_AGENT_TIMEOUT):
             raise DeadlineExceeded(f"the agent of the lost connection (process {pid}) does not end")
     finally:

@@ -112,12 +112,13 @@ def _append(fd: int, line: bytes, room: int, durable: bool) -> None:
     start = os.fstat(fd).st_size
     if start and os.pread(fd, 1, start - 1) != b"\n":
         line = b"\n" + line  # the host lost its power in the middle of the last one
-    try:
-        syscalls.fallocate(fd, start, len(line) + room)
-    except OSError as error:
-        if error.errno in FULL:
-            raise
-        # The file system reserves nothing.
+    if room:
+        try:
+            syscalls.fallocate(fd, start, len(line) + room)
+        except OSError as error:
+            if error.errno in FULL:
+                raise
+            # The file system reserves nothing.
     try:
         left = memoryview(line)
         while left:

@@ -11,6 +11,7 @@ import secrets
 import shlex
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any, Self
 
 import paramiko
@@ -22,6 +23,7 @@ from migrate.protocol import Call, FrameDecoder, FrameType
 
 START_TIMEOUT = 30.0
 CALL_TIMEOUT = 30.0
+SILENCE = 11.0  # two pulses of the agent's
 SEND_TIMEOUT = 60.0  # in which the target must take some of what is sent
 _NOISE_LIMIT = 256 << 10
 
@@ -92,17 +94,25 @@ class Channel:
         self._channel = channel
 
     def sendall(self, data: bytes) -> None:
-        self._channel.sendall(data)
+        with _lost_as_os_error():
+            self._channel.sendall(data)
 
     def recv(self, size: int) -> bytes:
         return self._channel.recv(size)
 
     def shutdown_write(self) -> None:
-        self._channel.shutdown_write()
+        with _lost_as_os_error():
+            self._channel.shutdown_write()
 
-    def exit_status(self, timeout: float = CALL_TIMEOUT) -> int:
-        """The command's exit status; -1 when it does not tell within `timeout` seconds."""
-        return self._channel.recv_exit_status() if self._channel.status_event.wait(timeout) else -1
+    def exit_status(self, timeout: float = CALL_TIMEOUT) -> int | None:
+        """The command's exit status, -1 when a signal has killed it.
+
+        None when it does not tell within `timeout` seconds, or the connection is lost.
+        """
+        if not self._channel.status_event.wait(timeout):
+            return None
+        status = self._channel.recv_exit_status()
+        return None if status == -1 and not _is_connected(self._channel) else status
 
     def errors(self) -> str:
         """What the command has written to stderr, its last 8 KiB, once it has ended."""
@@ -117,6 +127,14 @@ class Channel:
         self._channel.close()
 
 
+@contextlib.contextmanager
+def _lost_as_os_error() -> Iterator[None]:
+    try:
+        yield
+    except (EOFError, paramiko.SSHException) as error:  # what paramiko's transport dies of
+        raise ConnectionError(str(error) or "the connection was closed") from None
+
+
 class Peer:
     """The agent on the other host. Thread-safe for sending; calls are made by one thread."""
 
@@ -126,6 +144,7 @@ class Peer:
         self._send_lock = threading.Lock()
         self._answers: queue.SimpleQueue[tuple[FrameType, bytes] | None] = queue.SimpleQueue()
         self._lost: str | None = None
+        self._signs, self._heard = b"", time.monotonic()
         self._owed = 0  # answers that have not been taken yet
         self._sending = False  # true for good when a message was cut short
         self.bytes_sent = 0
@@ -212,6 +231,16 @@ class Peer:
             raise HostError(f"{self.name}: cannot open another channel: {error}") from None
         return Channel(channel)
 
+    def signs(self) -> bytes:
+        """Changes while processes there receive files. Raises HostError when the agent or the connection is lost."""
+        if self._lost is not None:
+            raise HostError(f"{self.name}: {self._lost}")
+        return self._signs
+
+    def is_silent(self) -> bool:
+        """Whether the agent does not even send pulses."""
+        return time.monotonic() - self._heard > SILENCE
+
     def facts(self, query: Any) -> Any:
         """The target's HostFacts for a FactsQuery."""
         from migrate.hostfacts import HostFacts
@@ -238,10 +267,13 @@ class Peer:
         self._channel.settimeout(SEND_TIMEOUT)  # a channel has one for both ways; to wait for an answer is `answer`'s
         try:
             while data := self._receive():
+                self._heard = time.monotonic()
                 for kind, payload in decoder.feed(data):
                     if kind in (FrameType.REPLY, FrameType.FAILURE):
                         self._answers.put((kind, payload))
-                    elif kind is not FrameType.PULSE:
+                    elif kind is FrameType.PULSE:
+                        self._signs = payload[:32]
+                    else:
                         raise ProtocolError(f"a {kind.name} frame came from the target")
             self._lost = self._epitaph()
         except ProtocolError as error:
@@ -263,6 +295,8 @@ class Peer:
         if not self._channel.status_event.wait(2.0):
             return "the connection was lost"
         status = self._channel.recv_exit_status()
+        if status == -1:
+            return "the agent was killed" if _is_connected(self._channel) else "the connection was lost"
         words = _last_line(self._channel) if self._channel.recv_stderr_ready() else ""
         return f"the agent ended with exit status {status}{': ' + words if words else ''}"
 
@@ -340,6 +374,11 @@ def _start_failure(host: str, channel: paramiko.Channel) -> TargetError:
         f"{host}: the agent cannot start there (exit status {status}{': ' + words if words else ''})",
         remedy=f"does `ssh {host} python3 -c 1` work?",
     )
+
+
+def _is_connected(channel: paramiko.Channel) -> bool:
+    transport = channel.get_transport()
+    return transport is not None and transport.is_active()
 
 
 def _last_line(channel: paramiko.Channel) -> str:

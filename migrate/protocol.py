@@ -7,7 +7,8 @@ A connection carries frames, both ways: a type (1 byte), a length (4 bytes, big 
     FAILURE  target -> source  JSON {"kind", "message", "remedy"}: the call failed
     PAGES    source -> target  the next bytes of CRIU's page-server stream
     DATA     source -> target  the next bytes of the image announced last by `Image`
-    PULSE    target -> source  nothing; sent now and then, so that a dead connection shows at the target as well
+    PULSE    target -> source  every few seconds, so that a dead connection shows at the target as well: a decimal
+                               number that changes as long as a process there receives files
 
 Order of a move: Hello, Facts, CheckPorts, CheckTrees, CheckFiles, OpenBundle, [rsync over channels of its own,
 BundleSent for a rootfs, TreesSent for what may change and what comes beside], Prepare, PagesBegin, PAGES..., PagesEnd,

@@ -1,18 +1,22 @@
 """What rsync takes for its remote shell: hands the remote command, then the byte stream, to whoever runs rsync.
 
 argv: DESCRIPTOR HOST COMMAND...; the descriptor is an inherited stream socket. First goes one line, the remote
-command as JSON; what follows is relayed both ways between the socket and rsync.
+command as JSON; what follows is relayed both ways between the socket and rsync. Even stopped it does not outlive rsync.
 """
 
 import json
 import os
 import select
+import signal
 import socket
+
+from runtime import syscalls
 
 _CHUNK = 1 << 18
 
 
 def main(argv: list[str]) -> int:
+    syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
     number, _host, *command = argv
     sock = socket.socket(fileno=int(number))
     sock.sendall(json.dumps(command).encode() + b"\n")

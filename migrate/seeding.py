@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from migrate import protocol, tmpfs, treescan
+from migrate import protocol, receivers, tmpfs, treescan
 from migrate.errors import DeadlineExceeded, MigrateError
 from migrate.events import Monitor, PassDone, Progress
-from migrate.files import Rsync, SentTree, send_tree
 from migrate.peer import Peer
 from migrate.phases import Phase
+from migrate.rsync import Rsync, SentTree, send_tree
 from migrate.tmpfs import View
 from migrate.trees import Tree
 from migrate.treescan import Scan
@@ -53,7 +53,7 @@ class _Growing:
     rsync: Rsync | None = None
     remapped: tuple[bytes, ...] = ()  # names that CRIU's dump has given to files without one
     view: View | None = None  # of a tmpfs
-    within: tuple[str, ...] = ()  # what the rsync at the target runs in
+    cgroup: str = ""  # what the rsync at the target runs in
 
     @property
     def base(self) -> Path:
@@ -93,8 +93,9 @@ def _options(tree: Tree) -> tuple[str, ...]:
 class Seeding:
     """The trees of one move. A context manager: leaving it ends every rsync."""
 
-    def __init__(self, peer: Peer, monitor: Monitor, state: State) -> None:
+    def __init__(self, peer: Peer, monitor: Monitor, state: State, migration: str) -> None:
         self._peer, self._monitor, self._state, self._init = peer, monitor, state, state.pid
+        self._migration = migration
         self._growing: list[_Growing] = []
         self._trees: list[Tree] = []
         self._spec: Spec | None = None
@@ -158,13 +159,12 @@ class Seeding:
         Those that it has made none for are left to CRIU. What comes there is charged to `cgroup`, a directory there, as
         what the container itself writes.
         """
-        within = ("sh", "-c", 'echo $$ >"$0" && exec "$@"', f"{cgroup}/cgroup.procs") if cgroup else ()
         for view in [view for view in self._views if view.mounted.place not in places]:
             self._views.remove(view)
             view.close()
         for view in self._views:
             tree = Tree(f"tmpfs {view.mounted.place}", view.path, places[view.mounted.place])
-            self._growing.append(_Growing(tree, view=view, within=within))
+            self._growing.append(_Growing(tree, view=view, cgroup=cgroup))
             self._passes(self._growing[-1])
 
     def _constant(self, tree: Tree) -> None:
@@ -172,14 +172,14 @@ class Seeding:
         options = (*_options(tree), "--exclude=/*") if tree.empty else _options(tree)
         if tree.single:
             with Rsync(
-                self._peer.open_channel, Path(tree.source).parent, os.path.dirname(tree.place), _options(tree),
-                on_progress=self._progress, names=True,
+                self._peer, Path(tree.source).parent, os.path.dirname(tree.place), _options(tree),
+                on_progress=self._progress, names=True, within=receivers.within(self._migration),
             ) as rsync:  # fmt: skip
                 sent = rsync.finish(_soon(), names=os.fsencode(os.path.basename(tree.source)) + b"\0")
         else:
             sent = send_tree(
-                self._peer.open_channel, Path(tree.source), tree.place, on_progress=self._progress,
-                deadline=_soon(), options=options,
+                self._peer, Path(tree.source), tree.place, on_progress=self._progress, deadline=_soon(),
+                options=options, within=receivers.within(self._migration),
             )  # fmt: skip
         self._done(tree, 1, sent, sent.files)
 
@@ -217,8 +217,9 @@ class Seeding:
         # A program may have set the time of a file that it has changed back to what it is in an older copy.
         contents = ("--checksum",) if item.renewed else ()
         sent = send_tree(
-            self._peer.open_channel, item.base, item.there, on_progress=self._progress, deadline=_soon(),
-            options=(*item.options, *contents), living=True, guarded=item.view is None, within=item.within,
+            self._peer, item.base, item.there, on_progress=self._progress, deadline=_soon(),
+            options=(*item.options, *contents), living=True, guarded=item.view is None,
+            within=receivers.within(self._migration, item.cgroup),
         )  # fmt: skip
         item.passes += 1
         self._done(item.tree, item.passes, sent, sent.files)
@@ -230,8 +231,9 @@ class Seeding:
     def _waiting(self, item: _Growing) -> Rsync:
         """An rsync that connects and waits for names."""
         return Rsync(
-            self._peer.open_channel, item.base, item.there, item.options, on_progress=self._progress, names=True,
-            guarded=not item.tree.single and item.view is None, within=item.within,
+            self._peer, item.base, item.there, item.options, on_progress=self._progress, names=True,
+            guarded=not item.tree.single and item.view is None,
+            within=receivers.within(self._migration, item.cgroup),
         )  # fmt: skip
 
     def _listed(self, item: _Growing, rsync: Rsync, names: list[bytes], deadline: float, *, living: bool) -> SentTree:

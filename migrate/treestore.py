@@ -12,12 +12,11 @@ import json
 import os
 import shutil
 import stat
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from migrate import mountinfo
+from migrate import mountinfo, receivers
 from migrate.atomic import write_atomically
 from migrate.errors import MigrateError, TargetError
 from migrate.files import fingerprint, size
@@ -27,7 +26,6 @@ from migrate.trees import Needed, Owner, Tree
 from runtime import syscalls
 
 MARKS = DATA / "trees"
-_REMOVE_TRIES = 100  # a remote rsync that is just ending may still make files
 
 
 @dataclass(frozen=True)
@@ -69,6 +67,17 @@ def set_mark(path: str, owner: Owner, migration: str, *, whole: bool) -> None:
     inode = _inode(path) if os.path.lexists(path) else (0, 0, 0)
     value = {"path": path, "owner": owner.mark, "inode": inode, "migration": migration, "whole": whole}
     write_atomically(_file(path), json.dumps(value).encode())
+
+
+def renew(path: str, owner: Owner, migration: str) -> None:
+    """Mark what lies at `path` as being written to, when nobody does so any more for an earlier move that has failed.
+
+    Raises OSError, DeadlineExceeded.
+    """
+    mark = mark_of(path)
+    if mark is not None and not mark.whole and mark.migration != migration:
+        receivers.end(mark.migration)
+    set_mark(path, owner, migration, whole=False)
 
 
 def drop_mark(path: str) -> None:
@@ -244,12 +253,12 @@ class Arrivals:
         return cls(owner, migration, placed)
 
     def make(self) -> None:
-        """Make the directories; from here on `undo` is needed. Raises OSError."""
+        """Make the directories; from here on `undo` is needed. Raises OSError, DeadlineExceeded."""
         for item in self.placed:
             if item.complete:
                 continue
             if not item.made:
-                set_mark(item.tree.place, self._owner, self._migration, whole=False)
+                renew(item.tree.place, self._owner, self._migration)
                 if item.tree.empty:  # a volatile overlay is not mounted over what one has left
                     for name in os.listdir(item.tree.place):
                         remove(os.path.join(item.tree.place, name))
@@ -305,16 +314,12 @@ def _make_directory(path: str) -> None:
 
 
 def remove(path: str) -> None:
-    """Remove a file or a tree, for good, even if a writer is just ending."""
-    for _ in range(_REMOVE_TRIES):
-        try:
-            mode = os.lstat(path).st_mode
-        except FileNotFoundError:
-            return
-        if stat.S_ISDIR(mode):
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            os.unlink(path)
-        if not os.path.lexists(path):
-            return
-        time.sleep(0.05)
+    """Remove a file or a tree that nothing writes to, if it is there."""
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    if stat.S_ISDIR(mode):
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        os.unlink(path)

@@ -46,18 +46,26 @@ class Monitor:
     def watch(self, pid: int) -> None:
         """Tell the monitor the container's init; from then on it stays. Raises ContainerError."""
         if self.pid:
-            self._control.settimeout(START_TIMEOUT)
-            try:
-                self._control.send(b"%d" % pid)
-            except OSError:
-                pass  # it has ended, and may have said why
-            try:
-                answer = self._control.recv(1024)
-            except OSError:  # a timeout too
-                answer = b""
-            if answer != b"ok":
-                raise StartFailed(answer.decode(errors="replace") or "the container's monitor does not answer")
+            self._tell(b"%d" % pid, START_TIMEOUT)
         self._control.close()
+
+    def ping(self, timeout: float) -> None:
+        """Raises StartFailed when the monitor does not answer within `timeout` seconds: it was killed or stopped."""
+        if self.pid:
+            self._tell(b"ping", timeout)
+
+    def _tell(self, what: bytes, timeout: float) -> None:
+        self._control.settimeout(timeout)
+        try:
+            self._control.send(what)
+        except OSError:
+            pass  # it has ended, and may have said why
+        try:
+            answer = self._control.recv(1024)
+        except OSError:  # a timeout too
+            answer = b""
+        if answer != b"ok":
+            raise StartFailed(answer.decode(errors="replace") or "the container's monitor does not answer")
 
     def abandon(self) -> None:
         """Make the monitor end and take the child with it; returns when it is gone. No effect after `watch`."""
@@ -69,6 +77,10 @@ class Monitor:
             self._control.close()
             return
         self._control.close()
+        try:
+            signals.pidfd_send_signal(pidfd, signals.SIGCONT)  # it may be stopped
+        except ProcessLookupError:
+            pass
         if not wait_exit(pidfd, START_TIMEOUT):
             signals.pidfd_send_signal(pidfd, signals.SIGKILL)
         os.close(pidfd)

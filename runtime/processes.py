@@ -67,6 +67,33 @@ def is_dying(pid: int) -> bool:
     return any(signals_ >> signals.SIGKILL - 1 & 1 for signals_ in pending)
 
 
+def is_stopped(pid: int) -> bool:
+    """Whether it was stopped by a signal, or by a tracer."""
+    return _stat(pid)[:1] in ([b"T"], [b"t"])
+
+
+def is_bare(pid: int) -> bool:
+    """Whether a process whose environment reads as empty has none: in the middle of execve(2) it only is not there yet.
+
+    By proc(5)'s vsize, env_start and env_end.
+    """
+    fields = _stat(pid)
+    return not fields or fields[20] == b"0" or fields[47] == fields[48] != b"0"
+
+
+def activity(pid: int) -> int:
+    """Clock ticks that it has computed and bytes that it has read and written: constant while it does nothing."""
+    fields = _stat(pid)
+    if not fields:
+        return 0
+    try:
+        with open(f"/proc/{pid}/io", "rb") as file:  # proc(5): the first two lines are rchar and wchar
+            read, written, *_ = (int(line.split()[1]) for line in file)
+    except (OSError, ValueError):  # a kernel without task I/O accounting
+        read = written = 0
+    return int(fields[11]) + int(fields[12]) + read + written
+
+
 def children(pid: int, started: int | None) -> set[int]:
     """The children of a process's first thread; none when it is gone."""
     try:

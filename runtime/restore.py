@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from runtime.state import Store
 
 
+MONITOR_TIMEOUT = 5.0
 RESUME_TIMEOUT = 30.0  # for CRIU, once it may let the tree run
 ABORT_TIMEOUT = 5.0  # seconds in which CRIU undoes what it did
 
@@ -252,7 +253,7 @@ class Restoring:
     def restore(self, timeout: float, take_terminal: Callable[[int], None] | None = None) -> int:
         """Restore up to `post-restore`, within `timeout` seconds: the tree exists and is held. Returns its init's pid.
 
-        Raises CriuError, DeadlineExceeded. How long it is held then is up to the caller.
+        Raises CriuError, DeadlineExceeded, StartFailed (no monitor). How long it is held then is up to the caller.
 
         `take_terminal` gets the master of the container's terminal, if it has one; without it, a monitor of ours does.
         """
@@ -272,6 +273,8 @@ class Restoring:
             for master in masters:
                 self._hand_on(master, take_terminal)
             supplement.apply(extra, pid, self._cgroup)
+            if self._monitor is not None:
+                self._monitor.ping(max(0.1, min(MONITOR_TIMEOUT, deadline - time.monotonic())))
         finally:
             os.close(images)
             os.close(work)

@@ -8,6 +8,8 @@ is the init:
     starter                       monitor
       | <--- {"monitor": pid} ------ |   the child has been started (monitor.py)
       | ---- terminal DATA --------> |   with a descriptor: the master of its terminal; what that has shown before
+      | ---- ping -----------------> |   is there a monitor?
+      | <--- ok -------------------- |
       | ---- PID ------------------> |   this is the container's init
       | <--- ok -------------------- |   from now on the monitor stays until that process ends
 
@@ -148,6 +150,9 @@ class _Shim:
                 self._attached.terminal = attached.Terminal(master, data.partition(b" ")[2])
                 self._pipes[master] = "stdout"
                 self._poll.register(master, select.POLLIN)
+                return True
+            if data == b"ping":
+                self._control.send(b"ok")
                 return True
             self._init = self._attached.init = int(data)
             self._control.send(b"ok")

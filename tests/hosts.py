@@ -124,13 +124,13 @@ class Hosts(abc.ABC):
             self.on(host, "pymigrate", "run", "-d", "-b", f"/var/lib/pymigrate/test/{container}", container)
 
     def leftovers(self, host: str) -> str:
-        """What a move may have left at a host: containers, monitors, agents, criu, images, cgroups."""
+        """What a move may have left at a host: containers, monitors, agents, criu, rsync, images, cgroups."""
         return self.sh(
             host,
             "ls -A /run/opencontainer/containers 2>/dev/null; ls -A /var/lib/pymigrate/incoming 2>/dev/null; "
-            "ls -A /var/lib/pymigrate/bundles 2>/dev/null; "
+            "ls -A /var/lib/pymigrate/bundles 2>/dev/null; ls -A /run/pymigrate/receiving 2>/dev/null; "
             "for p in /proc/[0-9]*; do tr '\\0' ' ' < $p/cmdline 2>/dev/null | "
-            "grep -E 'runtime.shim|agent-.*pyz|criu|(pymigrate|migrate.cli) .*(run|create) ' "
+            "grep -E 'runtime.shim|agent-.*pyz|criu|rsync|(pymigrate|migrate.cli) .*(run|create) ' "
             "| grep -v grep; done; find /sys/fs/cgroup -path '*/pymigrate/*' -type d",
             check=False,
         )

@@ -13,7 +13,8 @@ import pytest
 
 from migrate import treescan
 from migrate.errors import MigrateError, NoSpace
-from migrate.files import fingerprint, send_tree, size
+from migrate.files import fingerprint, size
+from migrate.rsync import send_tree
 
 
 class ShellChannel:
@@ -51,6 +52,21 @@ class ShellChannel:
         self.process.wait()
 
 
+class Here:
+    """This machine as a target."""
+
+    name = "there"
+
+    def __init__(self, open_channel: Callable[[str], ShellChannel] = ShellChannel) -> None:
+        self.open_channel = open_channel
+
+    def signs(self) -> object:
+        return time.monotonic()
+
+    def is_silent(self) -> bool:
+        return False
+
+
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     """Everything that a root file system can hold."""
@@ -74,7 +90,7 @@ def tree(tmp_path: Path) -> Path:
 
 def send(tree: Path, to: Path, channel: Callable[[str], ShellChannel] = ShellChannel) -> int:
     deadline = time.monotonic() + 60
-    return send_tree(channel, tree, str(to), on_progress=lambda _: None, deadline=deadline).bytes_sent
+    return send_tree(Here(channel), tree, str(to), on_progress=lambda _: None, deadline=deadline).bytes_sent
 
 
 def test_a_tree_arrives_whole(tree: Path, tmp_path: Path) -> None:
@@ -98,9 +114,7 @@ def test_a_living_tree_tells_every_name_that_was_touched(tree: Path, tmp_path: P
     (tree / os.fsdecode(b"\xff")).mkdir()
     (tmp_path / "to").mkdir()
     deadline = time.monotonic() + 60
-    sent = send_tree(
-        ShellChannel, tree, str(tmp_path / "to"), on_progress=lambda _: None, deadline=deadline, living=True
-    )
+    sent = send_tree(Here(), tree, str(tmp_path / "to"), on_progress=lambda _: None, deadline=deadline, living=True)
     assert sent.names - {b"."} == set(treescan.scan(str(tree)).entries) - {b"."}
 
 
@@ -136,7 +150,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_full_disk(tree: Path, small_disk: Path) -> None:
-    with pytest.raises(NoSpace, match="no room at the target"):
+    with pytest.raises(NoSpace, match="no room at there"):
         send(tree, small_disk)
 
 

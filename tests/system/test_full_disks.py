@@ -228,10 +228,10 @@ def test_what_a_volume_takes_comes_to_a_full_disk(lab: Lab) -> None:
         program = driver("(coordinator.Seeding, 'ahead')", before=fill)
         program = program.replace('"move", ', '"move", "--volume", "/data=copy", ')
         event = last_event(lab.on("host1", lab.python, "-c", program, check=False), 10)
-        assert re.search(
-            r"no room at the target for /mnt/v/x: rsync: .*/mnt/v/x/d.*: No space left", event["message"]
-        ), event
-        assert "make room at the target" in event["remedy"]
+        assert re.search(r"no room at host2 for /mnt/v/x: rsync: .*/mnt/v/x/d.*: No space left", event["message"]), (
+            event
+        )
+        assert "make room at host2" in event["remedy"]
         assert lab.sh("host2", "ls -A /mnt/v") == "filler\n"
         assert_still_here(lab, start)
         done = lab.on("host1", "pymigrate", "--json", "move", "--volume", "/data=copy", "web", "host2", check=False)

@@ -266,7 +266,7 @@ def test_disk_full_in_the_middle_of_a_pass(hosts: Lab) -> None:
     done = hosts.on("host1", hosts.python, "-c", program, check=False)
     event = json.loads(done.stdout.splitlines()[-1])
     assert (done.returncode, event["workload"]) == (10, "SOURCE"), (done.stdout, done.stderr)
-    assert "no room at the target" in event["message"]
+    assert "no room at host2" in event["message"]
     hosts.wait_count("host1", before)
     assert hosts.sh("host2", "ls /srv; ls /var/lib/pymigrate/trees").split() == ["fill"]
 

@@ -1,0 +1,384 @@
+"""Sending a file tree with rsync over our connection: runs of it, watched from their start to their end."""
+
+import contextlib
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from migrate import receivers
+from migrate.errors import DeadlineExceeded, HostError, MigrateError, NoSpace
+from runtime import processes, selfexec
+
+# Seconds in which nobody has computed, read or written a byte for a run of rsync. Its own --timeout does not do: with
+# one of its two processes at the target stopped, or the one here, the others wait for ever.
+STALL_TIMEOUT = 60.0
+_WATCH_INTERVAL = 0.5
+_CHUNK = 1 << 18
+_STOP_TIMEOUT = 10.0
+_STATUS_TIMEOUT = 3.0
+
+
+class Channel(Protocol):
+    """A command that runs at the target, as a byte stream."""
+
+    def sendall(self, data: bytes) -> None: ...
+    def recv(self, size: int) -> bytes: ...
+    def shutdown_write(self) -> None: ...
+    def exit_status(self, timeout: float = ...) -> int | None:
+        """-1 when a signal has killed it; None when it is not known within `timeout` seconds."""
+        ...
+
+    def errors(self) -> str:
+        """What the command has written to stderr, once it has ended."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Target(Protocol):
+    """The other host, as far as sending files goes."""
+
+    @property
+    def name(self) -> str: ...
+
+    def open_channel(self, command: str) -> Channel: ...
+
+    def signs(self) -> object:
+        """Something that changes while a process there receives files. Raises HostError when that is not known."""
+        ...
+
+    def is_silent(self) -> bool:
+        """Whether it does not even say that nothing happens."""
+        ...
+
+
+@dataclass(frozen=True)
+class SentTree:
+    """What a run of rsync cost: bytes over the connection, seconds, and how many files' contents went.
+
+    `complaints` is what rsync said of files that it could not read as it had listed them; "" when all went well.
+    `names` are those it has touched at the target or failed to read, relative to the tree; only of a `living` tree.
+    """
+
+    bytes_sent: int
+    seconds: float
+    files: int = 0
+    complaints: str = ""
+    names: frozenset[bytes] = frozenset()
+
+
+def send_tree(
+    target: Target,
+    source: Path,
+    destination: str,
+    *,
+    on_progress: Callable[[int], None],
+    deadline: float,
+    options: tuple[str, ...] = (),
+    living: bool = False,
+    guarded: bool = True,
+    within: tuple[str, ...] = (),
+) -> SentTree:
+    """Make the directory `destination` at the target equal to `source`, with everything a root file system can hold.
+
+    `deadline` is a time.monotonic(). Raises NoSpace, MigrateError (which part was killed, or rsync's own last words),
+    HostError, DeadlineExceeded (also when nothing happens for STALL_TIMEOUT); the local rsync is gone in any case. Of a
+    `living` tree it is no failure that files change or vanish while they are read, and no link in it is followed
+    (`guarded`). `within` is as in Rsync.
+    """
+    said = ("--out-format=%i %n",) if living else ()
+    options = ("--delete", *said, *options)
+    with Rsync(
+        target, source, destination, options, on_progress=on_progress, guarded=living and guarded, within=within
+    ) as rsync:
+        return rsync.finish(deadline, living=living)
+
+
+class Rsync:
+    """One run of rsync, from its start to its end; leaving it as a context manager ends it.
+
+    With `names` it has connected already, and waits for the names of what has changed: `finish` gives it those. A name
+    that does not exist here is removed there. `guarded`: it follows no link in the tree, whatever comes there. `within`
+    is a command that becomes the one that it is given at the target.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        source: Path,
+        destination: str,
+        options: tuple[str, ...],
+        *,
+        on_progress: Callable[[int], None],
+        names: bool = False,
+        guarded: bool = False,
+        within: tuple[str, ...] = (),
+    ) -> None:
+        rsync = shutil.which("rsync")
+        if rsync is None:
+            raise MigrateError("rsync is not installed here", remedy="apt-get install rsync, here and at the target")
+        self._target, self._source, self._started = target, source, time.monotonic()
+        listed = ("--files-from=-", "--from0", "--delete-missing-args", "--ignore-times") if names else ()
+        ours, theirs = socket.socketpair()
+        argv = [
+            *(selfexec.command("migrate.sender", str(source)) if guarded else ()),
+            rsync, "-aHAX", "--numeric-ids", "--sparse", "--force", "--modify-window=-1", "--protect-args",
+            "--no-motd", "--stats", "--no-human-readable", *listed, *options,
+            f"--rsh={shlex.join(selfexec.command('migrate.rsh', str(theirs.fileno())))}",
+            f"{source}/", f"target:{destination}/",
+        ]  # fmt: skip
+        with theirs:
+            self._process = subprocess.Popen(
+                argv, pass_fds=[theirs.fileno()], stdin=subprocess.PIPE if names else subprocess.DEVNULL,
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+                env={**os.environ, "LC_ALL": "C"},
+            )  # fmt: skip
+        self._relay = _Relay(ours, target, on_progress, within)
+        self._relay.start()
+
+    def __enter__(self) -> "Rsync":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def connected(self, timeout: float) -> None:
+        """Wait until the rsync at the target speaks, at most `timeout` seconds; `finish` tells if it does not."""
+        self._relay.answered.wait(timeout)
+
+    def finish(self, deadline: float, *, living: bool = False, names: bytes | None = None) -> SentTree:
+        """Wait until the tree is there. `names`, each ended by a zero byte, are those of what has changed.
+
+        Raises as `send_tree` does. The time is counted from here when there are names, from the start otherwise.
+        """
+        if names is not None:
+            self._started = time.monotonic()
+        said, words = self._communicate(deadline, names)
+        relay, status = self._relay, self._process.returncode
+        relay.join(min(_STOP_TIMEOUT, max(0.1, deadline - time.monotonic())))
+        if status >= 0 and relay.failure is not None:
+            raise relay.failure
+        text = words.decode(errors="replace") + relay.errors
+        if status != 0 and not (living and status in _PARTIAL and _is_life(text)):
+            raise self._explain(status, text)
+        if relay.exit_status is None:
+            raise DeadlineExceeded(f"rsync of {self._source} did not end at {self._target.name}")
+        count = _TRANSFERRED.search(said)
+        return SentTree(
+            relay.sent,
+            time.monotonic() - self._started,
+            int(count[1]) if count else 0,
+            text if status else "",
+            _named(said, words, os.fsencode(self._source)) if living else frozenset(),
+        )
+
+    def _communicate(self, deadline: float, names: bytes | None) -> tuple[bytes, bytes]:
+        """What rsync has said on stdout and stderr, when it has ended; with an eye on all that take part in it."""
+        ended, failures = threading.Event(), list[MigrateError]()
+        watch = threading.Thread(target=self._watch, args=(ended, failures), name="rsync-watch", daemon=True)
+        watch.start()
+        try:
+            output = self._process.communicate(names, timeout=max(0.1, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            raise DeadlineExceeded(f"rsync of {self._source} did not end in time") from None
+        finally:
+            ended.set()
+            watch.join()
+        for failure in failures:
+            raise failure
+        return output
+
+    def _watch(self, ended: threading.Event, failures: list[MigrateError]) -> None:
+        """Until it has ended: kill rsync when the target is lost or nothing happens, and say why in `failures`."""
+        seen, since = None, time.monotonic()
+        while not ended.wait(_WATCH_INTERVAL):
+            try:
+                family = processes.descendants(self._process.pid)
+                signs = (sum(map(processes.activity, family)), self._target.signs())
+                if signs != seen:
+                    seen, since = signs, time.monotonic()
+                elif time.monotonic() - since > STALL_TIMEOUT:
+                    raise self._stalled(family)
+            except MigrateError as error:
+                failures.append(error)
+                self._process.kill()
+                return
+
+    def _stalled(self, family: set[int]) -> DeadlineExceeded:
+        stopped = sorted(filter(processes.is_stopped, family))
+        if stopped:
+            who = "rsync" if stopped[0] == self._process.pid else "rsync's remote shell"
+            why = f"{who} (process {stopped[0]}) is stopped"
+        elif self._target.is_silent():
+            why = f"{self._target.name} does not answer"
+        else:
+            why = f"rsync at {self._target.name} does nothing"
+        return DeadlineExceeded(f"rsync of {self._source} has not moved for {STALL_TIMEOUT:g} s: {why}")
+
+    def _explain(self, status: int, words: str) -> MigrateError:
+        """rsync's exit status and last words as one error, or which part of it has ended before."""
+        source, there, remote = self._source, self._target.name, self._relay.exit_status
+        said = words.strip().splitlines()
+        lines = [line for line in said if not line.startswith("rsync error:")] or said[-1:]
+        if status < 0:
+            return MigrateError(f"rsync of {source} was killed by {_signal(-status)}")
+        for line in lines:
+            if "No space left on device" in line or "Disk quota exceeded" in line:
+                text = f"no room at {there} for {source}: {line}"
+                return NoSpace(text, remedy=f"make room at {there}, on the disk of that file")
+        if remote == 127:
+            return MigrateError("rsync is not installed at the target", remedy="apt-get install rsync there")
+        if remote == receivers.REFUSED:
+            return MigrateError(f"{there} takes no files of this move")
+        if status in _BROKEN and self._relay.ended_here:
+            return MigrateError(f"rsync's remote shell for {source} was killed")
+        if remote is not None and (remote < 0 or remote > 128):
+            return MigrateError(f"rsync at {there} was killed{f' by {_signal(remote - 128)}' if remote > 0 else ''}")
+        what = f"rsync of {source} failed with status {status}"
+        if remote and (status in _BROKEN or status == remote == _TOLD):
+            what = f"rsync at {there} ended with status {remote}"
+        return MigrateError(f"{what}: {'; '.join(lines[-3:])}")
+
+    def close(self) -> None:
+        """End it, wherever it is. Harmless when it has ended."""
+        self._process.kill()
+        self._relay.close()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
+            if stream is not None:
+                with contextlib.suppress(OSError):
+                    stream.close()
+
+
+def _named(said: bytes, words: bytes, source: bytes) -> frozenset[bytes]:
+    """The names in what rsync says of its work (--out-format) and of what it could not read (a quoted path)."""
+    found = {match[1] for match in _ITEM.finditer(said)}
+    prefix = source + b"/"
+    quoted = (match[1] for match in _QUOTED.finditer(words))
+    found |= {path[len(prefix) :] for path in quoted if path.startswith(prefix)}
+    return frozenset(_ESCAPE.sub(lambda match: bytes([int(match[1], 8)]), name).rstrip(b"/") for name in found)
+
+
+_ITEM = re.compile(rb"^[<>ch.][fdLDS][^ \n]{9} (.*)$", re.MULTILINE)
+_QUOTED = re.compile(rb'"(/.*)"')
+_ESCAPE = re.compile(rb"\\#([0-3][0-7]{2})")  # how rsync writes what is not printable
+_BROKEN = (10, 12, 13, 14)  # rsync(1): errors in socket I/O, protocol, diagnostics, or IPC: the other end is gone
+_TOLD = 20  # to end, by a signal
+_PARTIAL = (23, 24)  # some files were not transferred; some vanished
+_TRANSFERRED = re.compile(rb"^Number of regular files transferred: (\d+)", re.MULTILINE)
+# What rsync says of a file that is removed, cut short or written to while it is sent.
+_LIFE = re.compile(
+    r"(file|directory) has vanished: |.* failed verification -- update |.*: No such file or directory \(2\)$"
+    r"|.*read errors mapping .*: No data available|.*No data available \(61\)$|rsync warning: some files vanished"
+    r"|rsync error: some files"
+    r"|IO error encountered -- skipping file deletion"
+    r"|cannot delete non-empty directory: "
+    r"|.*: Too many levels of symbolic links \(40\)$"
+)
+
+
+def _is_life(words: str) -> bool:
+    """Whether everything that rsync complains of comes of files that change while they are sent."""
+    return all(_LIFE.match(line) for line in words.splitlines() if line.strip())
+
+
+def _signal(number: int) -> str:
+    return signal.Signals(number).name if number in signal.valid_signals() else f"signal {number}"
+
+
+class _Relay:
+    """Between rsync's remote-shell process and a channel of the connection, on two threads."""
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        target: Target,
+        on_progress: Callable[[int], None],
+        within: tuple[str, ...],
+    ) -> None:
+        self._sock, self._target, self._on_progress, self._within = sock, target, on_progress, within
+        self._channel: Channel | None = None
+        self._thread = threading.Thread(target=self._run, name="rsync-relay", daemon=True)
+        self.answered = threading.Event()  # by the remote command, or it never will
+        self.sent = 0
+        self.failure: MigrateError | None = None
+        self.exit_status: int | None = None  # as a Channel has it
+        self.ended_here = False  # before anything ended at the target
+        self._ended_there = False
+        self.errors = ""
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def join(self, timeout: float = _STOP_TIMEOUT) -> None:
+        self._thread.join(timeout)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+        if self._channel is not None:
+            self._channel.close()
+        self.join()
+        self._sock.close()
+
+    def _run(self) -> None:
+        try:
+            command, rest = self._command()
+            if command is None:
+                return
+            self._channel = channel = self._target.open_channel(shlex.join([*self._within, *command]))
+            back = threading.Thread(target=self._back, args=(channel,), name="rsync-relay-back", daemon=True)
+            back.start()
+            data = rest or self._sock.recv(_CHUNK)
+            while data:
+                channel.sendall(data)
+                self.sent += len(data)
+                self._on_progress(self.sent)
+                data = self._sock.recv(_CHUNK)
+            self.ended_here = not self._ended_there
+            channel.shutdown_write()
+            back.join()
+            self.exit_status = channel.exit_status()
+        except MigrateError as error:
+            self.failure = error
+        except OSError as error:
+            # A command that ended early breaks the stream as well: its exit status tells the two apart.
+            self.exit_status = self._channel.exit_status(_STATUS_TIMEOUT) if self._channel else None
+            if self.exit_status is None:
+                self.failure = HostError(f"{self._target.name}: the connection was lost while files were sent: {error}")
+        finally:
+            self.answered.set()
+            with contextlib.suppress(OSError):
+                self._sock.shutdown(socket.SHUT_RDWR)
+            if self._channel is not None and self.exit_status is not None:
+                self.errors = self._channel.errors()
+
+    def _command(self) -> tuple[list[str] | None, bytes]:
+        """The remote command that rsync asks for, and what has come after it; None when rsync failed before."""
+        line = b""
+        while b"\n" not in line:
+            data = self._sock.recv(_CHUNK)
+            if not data:
+                return None, b""
+            line += data
+        first, _, rest = line.partition(b"\n")
+        return json.loads(first), rest
+
+    def _back(self, channel: Channel) -> None:
+        with contextlib.suppress(OSError):
+            while data := channel.recv(_CHUNK):
+                self.answered.set()
+                self._sock.sendall(data)
+            self._ended_there = True
+            self._sock.shutdown(socket.SHUT_WR)

@@ -272,16 +272,20 @@ class Coordinator:
     ) -> None:
         """The container already runs here again (its dump session is closed); clean the target and say so."""
         cleaned = clean_target(peer, self._wanted.host, str(self._store.root), self._migration)
-        log.record(Phase.ABORTED, reason=str(error), cleaned=cleaned)
-        saved = save_log(criu_log, self._migration)
+        remedy = getattr(error, "remedy", None)
+        notes = [remedy] if remedy else []
+        try:
+            log.record(Phase.ABORTED, reason=str(error), cleaned=cleaned)
+        except MigrateError as unwritten:
+            notes.append(str(unwritten))
+        if saved := save_log(criu_log, self._migration):
+            notes.append(f"CRIU's log: {saved}")
+        if not cleaned:
+            notes.append(f"{self._wanted.host} could not be cleaned: the next move to it does that")
         alive = checkpoint.is_running(state)
         where = f"it runs here, at {self._source}, as before" if alive else f"it has ended here, at {self._source}"
         if alive and damage:
             where = f"it runs here, at {self._source}, but is damaged ({damage})"
-        remedy = getattr(error, "remedy", None)
-        notes = [remedy] if remedy else []
-        notes += [f"CRIU's log: {saved}"] if saved else []
-        notes += [] if cleaned else [f"{self._wanted.host} could not be cleaned: the next move to it does that"]
         failed = RolledBack(
             f"container {state.id} was not moved, {where}: {error or type(error).__name__}",
             cause=error, remedy="\n".join(notes) or None,

@@ -180,6 +180,23 @@ def test_a_source_without_room(narrow: Lab) -> None:
     assert_still_here(narrow, start)
 
 
+def test_a_journal_that_cannot_be_written_any_more(lab: Lab) -> None:
+    """Neither the decision nor its undoing can be noted: the error says all the same where the container is."""
+    lab.run()
+    start = lab.wait_count("host1", 1)
+    read_only = "subprocess.run(['mount', '-o', 'remount,ro', '/var/lib/pymigrate'], check=True)"
+    program = driver("(coordinator.Coordinator, '_stop_and_copy')", after=read_only)
+    try:
+        event = last_event(lab.on("host1", lab.python, "-c", program, check=False), 10)
+    finally:
+        lab.sh("host1", "mount -o remount,rw /var/lib/pymigrate")
+    assert event["workload"] == "SOURCE"
+    assert re.search(r"migrations/\S+\.jsonl: cannot be written: Read-only file system$", event["message"]), event
+    assert_still_here(lab, start)
+    lab.on("host1", "pymigrate", "move", "web", "host2")
+    lab.wait_count("host2", start)
+
+
 def test_no_room_for_the_agent(lab: Lab) -> None:
     lab.run()
     start = lab.wait_count("host1", 1)

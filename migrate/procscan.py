@@ -9,7 +9,7 @@ from pathlib import Path
 from migrate import losses
 from migrate.losses import Finding
 from migrate.watches import LINKS, Watches
-from runtime import processes
+from runtime import processes, syscalls
 from runtime.checkpoint import GHOST_LIMIT
 
 # Character devices that CRIU dumps (criu/files.c, criu/files-ext.c): memory devices, tun.
@@ -213,15 +213,15 @@ def _descriptors(
             finding = _device(info, link, place, terminals)
             if finding is not None:
                 yield finding
-            elif _mount_id(pid, number) not in mounts:
-                yield Finding("host-file", place, f"is {link} of the host, opened outside the container's mounts")
+            elif path := _foreign(pid, int(number), mounts):
+                yield Finding("host-file", place, f"is {path} of the host, opened outside the container's mounts")
         elif link.startswith("/memfd:"):
             if not losses.is_memfd(info.st_dev):
                 yield Finding("special-file", place, "is a memfd of huge pages, which is not carried")
-        elif link.startswith("/") and _mount_id(pid, number) not in mounts:
+        elif link.startswith("/") and (path := _foreign(pid, int(number), mounts)):
             if losses.is_message_queue(pid, number):
                 continue  # losses.ipc names it
-            yield Finding("host-file", place, f"is {link} of the host, opened outside the container's mounts")
+            yield Finding("host-file", place, f"is {path} of the host, opened outside the container's mounts")
 
 
 def _device(info: os.stat_result, link: str, place: str, terminals: _Terminals) -> Finding | None:
@@ -238,11 +238,22 @@ def _device(info: os.stat_result, link: str, place: str, terminals: _Terminals) 
     return Finding("device", place, f"is the device {link} ({major}:{minor}), which CRIU cannot carry")
 
 
-def _mount_id(pid: int, number: str) -> int:
-    for line in Path(f"/proc/{pid}/fdinfo/{number}").read_text().splitlines():
-        if line.startswith("mnt_id:"):
-            return int(line.split()[1])
-    return -1
+def _foreign(pid: int, number: int, mounts: set[int]) -> str:
+    """The path of a descriptor's file if it was opened on none of these mounts, or "".
+
+    By a duplicate: the process may give the number to another file at any time, as a shell does for `echo > FILE`.
+    """
+    try:
+        fd = syscalls.duplicate(pid, number)
+    except OSError:
+        return ""
+    try:
+        path = os.readlink(f"/proc/self/fd/{fd}")
+        lines = Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines()
+    finally:
+        os.close(fd)
+    ids = {int(line.split()[1]) for line in lines if line.startswith("mnt_id:")}
+    return path if path.startswith("/") and not ids & mounts else ""
 
 
 def network_devices(pid: int) -> list[str]:

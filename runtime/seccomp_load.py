@@ -44,14 +44,8 @@ def load(program: bytes, flags: int, *, listener: bool) -> int | None:
 
 def take_listener(pid: int, number: int) -> int:
     """The parent's copy of the descriptor `number` of init, which the parent sees as `pid`. Raises StartFailed."""
-    import os
-
     try:
-        pidfd = os.pidfd_open(pid)
-        try:
-            return syscalls.pidfd_getfd(pidfd, number)
-        finally:
-            os.close(pidfd)
+        return syscalls.duplicate(pid, number)
     except OSError as error:
         raise StartFailed(
             f"config.json: linux.seccomp: cannot take the listener out of init: {error.strerror}"

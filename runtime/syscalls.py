@@ -420,6 +420,15 @@ def pidfd_getfd(pidfd: int, number: int) -> int:
     return _syscall(_SYS_PIDFD_GETFD, f"pidfd_getfd {number}", pidfd, number, 0)
 
 
+def duplicate(pid: int, number: int) -> int:
+    """The same for a process that is named by its pid."""
+    pidfd = os.pidfd_open(pid)
+    try:
+        return pidfd_getfd(pidfd, number)
+    finally:
+        os.close(pidfd)
+
+
 def getsockopt(fd: int, level: int, option: int, request: bytes) -> bytes:
     """getsockopt(2) for options that read what they are asked about from the buffer, which is as long as `request`."""
     buffer, length = (ctypes.c_char * len(request)).from_buffer_copy(request), (ctypes.c_uint32 * 1)(len(request))

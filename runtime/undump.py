@@ -219,7 +219,7 @@ def _collect(pid: int, held: dict[int, socket.socket]) -> None:
         if inode in held:
             continue
         try:
-            duplicate = _duplicate(pid, number)
+            duplicate = syscalls.duplicate(pid, number)
         except OSError:
             continue
         try:
@@ -244,14 +244,6 @@ def _descriptors(pid: int) -> Iterator[tuple[int, str]]:
             yield number, os.readlink(f"/proc/{pid}/fd/{number}")
         except OSError:
             continue
-
-
-def _duplicate(pid: int, number: int) -> int:
-    pidfd = os.pidfd_open(pid)
-    try:
-        return syscalls.pidfd_getfd(pidfd, number)
-    finally:
-        os.close(pidfd)
 
 
 def _remove_links(pid: int) -> None:

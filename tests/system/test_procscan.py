@@ -34,3 +34,20 @@ def test_a_child_that_came_meanwhile_was_not_started_by_exec(monkeypatch: pytest
                     os.kill(init, 9)  # and with it the whole namespace
         finally:
             outer.kill()
+
+
+def test_a_number_that_is_given_to_another_file_meanwhile(tmp_path: Path) -> None:
+    """A shell's standard output is a file for as long as one `echo > FILE` takes, and a pipe again then."""
+    script = f"echo ready; while :; do echo x > {tmp_path}/x; done"
+    argv = ["unshare", "--pid", "--mount", "--fork", "--kill-child", "sh", "-c", script]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as outer:
+        try:
+            assert outer.stdout is not None
+            assert outer.stdout.readline() == "ready\n"
+            init = int(Path(f"/proc/{outer.pid}/task/{outer.pid}/children").read_text())
+            found = [
+                entry for _ in range(4000) for entry in procscan.scan(init) if entry.where.endswith("descriptor 1")
+            ]
+            assert not found
+        finally:
+            outer.kill()

@@ -26,6 +26,7 @@ _ACCELERATORS = {
 }
 _KERNEL_ARGUMENTS = "root=/dev/vda console=ttyS0 quiet loglevel=4 net.ifnames=0 mitigations=off panic=-1"
 AGENT = "/run/pymigrate/pymigrate.pyz"
+BARE = ("python3", AGENT)  # the command line where nothing is installed, once something has come there
 
 
 class MachineError(Exception):
@@ -104,7 +105,7 @@ class Machine:
 
     def power_on(self) -> None:
         """Start it; `wait` tells when it is up. Harmless when it is on."""
-        if self._qemu is not None:
+        if self._qemu is not None and self._qemu.poll() is None:
             return
         ours, theirs = (self._directory / f"wire{number}" for number in (self._number, 3 - self._number))
         for path in (ours, self._file("monitor")):
@@ -214,7 +215,7 @@ def _command(*argv: object, check: bool = True) -> None:
 
 
 class Machines(Hosts):
-    """host1, where pymigrate is installed, and host2, a bare target: there the agent's file is the command line."""
+    """host1, where pymigrate is installed, and host2, a bare target. `pymigrate` is the command line of each."""
 
     python = "/opt/pymigrate/venv/bin/python"
     patience = 120.0  # without KVM everything takes ten to twenty times as long
@@ -222,6 +223,7 @@ class Machines(Hosts):
 
     def __init__(self, images: Images, directory: Path) -> None:
         self.environment = {**os.environ, "LC_ALL": "C.UTF-8"}
+        self.pymigrate = {"host1": ("/usr/local/bin/pymigrate",), "host2": BARE}
         accel = accelerator(images.hosts["host1"])
         self._machines = {
             name: Machine(name, number, image, images.keys, directory, accel)
@@ -238,14 +240,18 @@ class Machines(Hosts):
         for machine in self._machines.values():
             machine.wait()
 
+    def power_off(self) -> None:
+        for machine in self._machines.values():
+            machine.power_off()
+
     def down(self) -> None:
         with contextlib.ExitStack() as stack:
             for machine in self._machines.values():
                 stack.callback(machine.shut_down)  # the others too when one cannot be
 
     def argv(self, host: str, *argv: object) -> list[str]:
-        if host == "host2" and argv[0] == "pymigrate":
-            argv = ("python3", AGENT, *argv[1:])
+        if argv[0] == "pymigrate":
+            argv = (*self.pymigrate[host], *argv[1:])
         return self._machines[host].argv(*argv)
 
     def put(self, host: str, directory: Path, place: str) -> None:
@@ -253,7 +259,7 @@ class Machines(Hosts):
 
     def move(self, source: str, target: str, *options: str, container: str = "web") -> dict[str, Any]:
         """The report of a move, between machines that both have pymigrate; what it cost is printed."""
-        argv = ("/usr/local/bin/pymigrate", "--json", "move", "--timeout", "300", *options, container, target)
+        argv = ("pymigrate", "--json", "move", "--timeout", "300", *options, container, target)
         report: dict[str, Any] = json.loads(self.on(source, *argv).stdout.splitlines()[-1])
         files = ", ".join(f"{done['files']} in {done['seconds']:.1f} s" for done in report["passes"])
         print(

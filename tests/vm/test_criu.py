@@ -50,8 +50,9 @@ def test_second_pre_dump_holds_only_what_has_changed(machines: Machines) -> None
     machines.wait_count("host1", before)
 
 
-def test_connections_go_on_after_a_pre_dump(machines: Machines) -> None:
+def test_connections_go_on_after_a_pre_dump(pymigrate_on_both: Machines) -> None:
     """As engines order it: memory ahead, and what has changed since in a second checkpoint. Restored elsewhere."""
+    machines = pymigrate_on_both
     copy = f"rsync -a --delete --mkpath {bundle.PLACE} {IMAGES} host2:/var/lib/pymigrate/test/"
     with connected.client(machines) as client:
         bundle.start(machines, connected.config())

@@ -103,9 +103,13 @@ class Machine:
     def _file(self, kind: str) -> Path:
         return self._directory / f"{self.name}.{kind}"
 
+    @property
+    def is_on(self) -> bool:
+        return self._qemu is not None and self._qemu.poll() is None
+
     def power_on(self) -> None:
-        """Start it; `wait` tells when it is up. Harmless when it is on."""
-        if self._qemu is not None and self._qemu.poll() is None:
+        """Start it, if it is off; `wait` tells when it is up."""
+        if self.is_on:
             return
         ours, theirs = (self._directory / f"wire{number}" for number in (self._number, 3 - self._number))
         for path in (ours, self._file("monitor")):
@@ -165,7 +169,7 @@ class Machine:
         raise MachineError(f"{self.name} did not come up within {BOOT_TIMEOUT:g} s:\n{self._tail('console')}")
 
     def _require_on(self) -> None:
-        if self._qemu is None or self._qemu.poll() is not None:
+        if not self.is_on:
             raise MachineError(f"{self.name}: QEMU has ended:\n{self._tail('qemu')}{self._tail('console')}")
 
     def _tail(self, kind: str) -> str:
@@ -197,7 +201,7 @@ class Machine:
 
     def shut_down(self) -> None:
         """Have it end in good order; pull the plug if it does not. Its disk and our key are gone then."""
-        if self._qemu is not None and self._qemu.poll() is None:
+        if self._qemu is not None and self.is_on:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 _command(*self.argv("systemctl", "poweroff"), check=False)
                 self._qemu.wait(STOP_TIMEOUT)
@@ -234,10 +238,11 @@ class Machines(Hosts):
         return self._machines[name]
 
     def up(self) -> None:
-        """Start those that are off, and wait until all can be logged in to."""
-        for machine in self._machines.values():
+        """Start those that are off, and wait until they can be logged in to."""
+        off = [machine for machine in self._machines.values() if not machine.is_on]
+        for machine in off:
             machine.power_on()
-        for machine in self._machines.values():
+        for machine in off:
             machine.wait()
 
     def power_off(self) -> None:

@@ -35,18 +35,19 @@ def machines_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machi
 
 @pytest.fixture(scope="module")
 def installed_on_both(machines_session: Machines) -> Iterator[None]:
-    """host2 has what host1 has, for moves that start there; it is bare again afterwards."""
+    """host2 has what host1 has, for moves that start there; it is bare again afterwards, all of it put aside."""
     machines_session.up()
     pycriu = "/usr/lib/python3/dist-packages/pycriu"
     copy = f"rsync -a /opt/pymigrate host2:/opt/ && rsync -a {pycriu} host2:/opt/pymigrate/lib/"
     try:
+        machines_session.sh("host2", "[ ! -e /opt/aside ] || mv -T /opt/aside /opt/pymigrate")
         machines_session.sh("host1", copy)
         machines_session.sh("host2", "ln -s /opt/pymigrate/venv/bin/pymigrate /usr/local/bin/ && sync")
         machines_session.pymigrate["host2"] = machines_session.pymigrate["host1"]
         yield
     finally:
         machines_session.pymigrate["host2"] = BARE
-        machines_session.sh("host2", "rm -rf /opt/pymigrate /usr/local/bin/pymigrate; sync")
+        machines_session.sh("host2", "rm -f /usr/local/bin/pymigrate; mv -T /opt/pymigrate /opt/aside; sync")
 
 
 @pytest.fixture

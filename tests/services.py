@@ -21,7 +21,6 @@ from runtime.default_spec import default_spec
 from tests.hosts import Hosts
 
 ROOTFS = Path("/var/cache/pymigrate/rootfs/services")  # also holds the clients' programs
-CLIENT = "client"
 START_TIMEOUT = 90.0
 END_TIMEOUT = 120.0
 
@@ -73,11 +72,11 @@ print(json.dumps({"done": count, "gap": gap, "digest": digest.hexdigest(), "stat
 # pgbench ends in good order when its alarm goes off; its log has the time that each transaction took.
 _TRANSACTIONS = """
 import glob, json, os, re, signal, subprocess, sys
-programs, address, clients = sys.argv[1:]
+programs, address, clients, scale, rate = sys.argv[1:]
 common = ["-h", address, "-U", "postgres", "postgres"]
-subprocess.run([programs + "/pgbench", "-i", "-q", "-s", "2", *common], check=True, stderr=subprocess.DEVNULL)
+subprocess.run([programs + "/pgbench", "-i", "-q", "-s", scale, *common], check=True, stderr=subprocess.DEVNULL)
 pgbench = subprocess.Popen(
-    [programs + "/pgbench", *"-n -T 3600 -P 1 -R 200 -l --log-prefix=/tmp/log -c".split(), clients, *common],
+    [programs + "/pgbench", *"-n -T 3600 -P 1 -l --log-prefix=/tmp/log -R".split(), rate, "-c", clients, *common],
     stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1)
 words = []
 while not words or "progress" not in words[-1]:
@@ -149,6 +148,8 @@ class Service(abc.ABC):
     address: ClassVar[str]
     allow: ClassVar[tuple[str, ...]] = ()
     owner: ClassVar[int] = 0  # of the root file system
+    rootfs: ClassVar[Path] = ROOTFS
+    client_host: ClassVar[str] = "client"
 
     @abc.abstractmethod
     def arguments(self) -> list[str]:
@@ -194,7 +195,7 @@ class Service(abc.ABC):
         with tempfile.TemporaryDirectory() as directory:
             bundle = Path(directory, self.name)
             bundle.mkdir()
-            shutil.copytree(ROOTFS, bundle / "rootfs", symlinks=True)
+            shutil.copytree(self.rootfs, bundle / "rootfs", symlinks=True)
             self.prepare(bundle / "rootfs")
             (bundle / "config.json").write_text(json.dumps(config))
             hosts.put(host, bundle, place)
@@ -211,9 +212,8 @@ class Service(abc.ABC):
         """A client at work, from its first success on."""
         mounts = f"mount -t tmpfs tmpfs {ROOTFS}/tmp && mount --bind /dev {ROOTFS}/dev"
         inside = f'{mounts} && exec chroot {ROOTFS} python3 -c "$0" "$@"'
-        process = hosts.start(
-            CLIENT, "unshare", "-m", "--kill-child", "sh", "-c", inside, *self.program(), stdin=subprocess.PIPE
-        )
+        argv = ("unshare", "-m", "--kill-child", "sh", "-c", inside, *self.program())
+        process = hosts.start(self.client_host, *argv, stdin=subprocess.PIPE)
         try:
             assert process.stdout is not None
             first = process.stdout.readline()
@@ -299,14 +299,17 @@ class Postgres(Service):
     allow = ("writable-rootfs",)
     owner = 100000
     clients = 4
+    scale = 2
+    rate = 200  # transactions a second
+    initdb, settings = "", ""  # more arguments of initdb and of postgres
 
     def __init__(self) -> None:
         (self._programs,) = (f"/{path.relative_to(ROOTFS)}" for path in ROOTFS.glob("usr/lib/postgresql/*/bin"))
 
     def arguments(self) -> list[str]:
-        make = f"{self._programs}/initdb -D /srv -A trust -N -E UTF8 --locale C > /dev/null"
+        make = f"{self._programs}/initdb -D /srv -A trust -N -E UTF8 --locale C {self.initdb} > /dev/null"
         allow = "echo 'host all all all trust' >> /srv/pg_hba.conf"
-        serve = f"exec {self._programs}/postgres -D /srv -h 0.0.0.0 -k /tmp"
+        serve = f"exec {self._programs}/postgres -D /srv -h 0.0.0.0 -k /tmp {self.settings}"
         return ["sh", "-ec", f"{make}\n{allow}\n{serve}"]
 
     def prepare(self, rootfs: Path) -> None:
@@ -325,7 +328,7 @@ class Postgres(Service):
         config["process"]["user"] = {"uid": 1000, "gid": 1000}
 
     def program(self) -> list[str]:
-        return [_TRANSACTIONS, self._programs, self.address, str(self.clients)]
+        return [_TRANSACTIONS, self._programs, self.address, *map(str, (self.clients, self.scale, self.rate))]
 
     def is_ready(self, hosts: Hosts, host: str) -> bool:
         return "accepting" in self.inside(hosts, host, f"{self._programs}/pg_isready", "-h", "/tmp")

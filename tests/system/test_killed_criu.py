@@ -33,10 +33,10 @@ POINTS = {
 }
 
 
-def killing(point: str, *victims: str) -> str:
-    """`pymigrate move web host2` with some killed at a point."""
+def killing(point: str, *victims: str, body: str = "") -> str:
+    """`pymigrate move web host2` with some killed at a point, and `body` done before."""
     where, when, what = POINTS[point]
-    return driver(where, **{when: what + "(" + ", ".join(victims) + ")"}, body=HELPERS)
+    return driver(where, **{when: what + "(" + ", ".join(victims) + ")"}, body=HELPERS + body)
 
 
 def assert_untouched(lab: Lab, host: str = "host1", point: str = "") -> None:

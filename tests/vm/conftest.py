@@ -1,12 +1,25 @@
 """Two virtual machines for the whole session; $DEBIAN chooses what runs in them (13, or 12)."""
 
 import os
-from collections.abc import Iterator
+import shlex
+from collections.abc import Generator, Iterator
 
 import pytest
 
 from tests.vm import images
-from tests.vm.machines import AGENT, Machines
+from tests.vm.machines import BARE, Machines
+
+FAILED = pytest.StashKey[bool]()
+# Without effect where the command is not there: nothing has come to a bare host2 then.
+_CLEAN = "for i in $({0} list -q); do {0} delete -f $i; done; rm -rf /var/lib/pymigrate/* /run/opencontainer; sync"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.failed:
+        item.stash[FAILED] = True
+    return report
 
 
 @pytest.fixture(scope="session")
@@ -22,24 +35,33 @@ def machines_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machi
 
 @pytest.fixture(scope="module")
 def installed_on_both(machines_session: Machines) -> Iterator[None]:
-    """host2 has what host1 has, for moves that start there; it is bare again afterwards."""
+    """host2 has what host1 has, for moves that start there; it is bare again afterwards, all of it put aside."""
     machines_session.up()
     pycriu = "/usr/lib/python3/dist-packages/pycriu"
     copy = f"rsync -a /opt/pymigrate host2:/opt/ && rsync -a {pycriu} host2:/opt/pymigrate/lib/"
-    machines_session.sh("host1", copy)
-    machines_session.sh("host2", "ln -s /opt/pymigrate/venv/bin/pymigrate /usr/local/bin/ && sync")
-    yield
-    machines_session.sh("host2", "rm -rf /opt/pymigrate /usr/local/bin/pymigrate")
+    try:
+        machines_session.sh("host2", "[ ! -e /opt/aside ] || mv -T /opt/aside /opt/pymigrate")
+        machines_session.sh("host1", copy)
+        machines_session.sh("host2", "ln -s /opt/pymigrate/venv/bin/pymigrate /usr/local/bin/ && sync")
+        machines_session.pymigrate["host2"] = machines_session.pymigrate["host1"]
+        yield
+    finally:
+        machines_session.pymigrate["host2"] = BARE
+        machines_session.sh("host2", "rm -f /usr/local/bin/pymigrate; mv -T /opt/pymigrate /opt/aside; sync")
 
 
 @pytest.fixture
-def machines(machines_session: Machines) -> Iterator[Machines]:
-    """Both machines, on, without containers and what moves leave for the next one."""
+def machines(machines_session: Machines, request: pytest.FixtureRequest) -> Iterator[Machines]:
+    """Both machines, on, without containers and what moves leave for the next one.
+
+    What a failed test has left running is not known: they lose their power then.
+    """
     yield machines_session
+    if FAILED in request.node.stash:
+        machines_session.power_off()
     machines_session.up()
-    clean = "for i in $(%s list -q); do %s delete -f $i; done; rm -rf /var/lib/pymigrate/* /run/opencontainer"
-    machines_session.sh("host1", clean % ("pymigrate", "pymigrate"))
-    machines_session.sh("host2", f"[ ! -e {AGENT} ] || {{ {clean % ((f'python3 {AGENT}',) * 2)}; }}")
+    for host, command in machines_session.pymigrate.items():
+        machines_session.sh(host, _CLEAN.format(shlex.join(command)))
 
 
 @pytest.fixture

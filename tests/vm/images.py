@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.services import ROOTFS
+
 TOP = Path(__file__).resolve().parent.parent.parent
 CACHE = Path("/var/cache/pymigrate/vm")
 ADDRESSES = {"host1": "10.77.0.1", "host2": "10.77.0.2"}  # of br0, the bridge at both ends of the wire
@@ -119,9 +121,12 @@ def _make_disks(trees: Path, place: Path) -> None:
 
 
 def _settle_in(root: Path, name: str, keys: Path) -> None:
-    """Name, addresses and keys of one machine."""
+    """Name, addresses, keys and the root file system of services of one machine."""
     (root / "etc/hostname").write_text(f"{name}\n")
     (root / "etc/hosts").write_text("127.0.0.1 localhost\n")
+    services = root / ROOTFS.relative_to("/")
+    services.parent.mkdir(parents=True, exist_ok=True)
+    _run("cp", "-a", ROOTFS, services)
     (root / "etc/fstab").unlink()  # the initrd mounts the root for good, and nothing is to be checked
     _run(TOP / "vagrant/pair", "join", keys, name, root)
     with (root / "root/.ssh/authorized_keys").open("a") as file:

@@ -26,6 +26,7 @@ _ACCELERATORS = {
 }
 _KERNEL_ARGUMENTS = "root=/dev/vda console=ttyS0 quiet loglevel=4 net.ifnames=0 mitigations=off panic=-1"
 AGENT = "/run/pymigrate/pymigrate.pyz"
+BARE = ("python3", AGENT)  # the command line where nothing is installed, once something has come there
 
 
 class MachineError(Exception):
@@ -102,9 +103,13 @@ class Machine:
     def _file(self, kind: str) -> Path:
         return self._directory / f"{self.name}.{kind}"
 
+    @property
+    def is_on(self) -> bool:
+        return self._qemu is not None and self._qemu.poll() is None
+
     def power_on(self) -> None:
-        """Start it; `wait` tells when it is up. Harmless when it is on."""
-        if self._qemu is not None:
+        """Start it, if it is off; `wait` tells when it is up."""
+        if self.is_on:
             return
         ours, theirs = (self._directory / f"wire{number}" for number in (self._number, 3 - self._number))
         for path in (ours, self._file("monitor")):
@@ -164,7 +169,7 @@ class Machine:
         raise MachineError(f"{self.name} did not come up within {BOOT_TIMEOUT:g} s:\n{self._tail('console')}")
 
     def _require_on(self) -> None:
-        if self._qemu is None or self._qemu.poll() is not None:
+        if not self.is_on:
             raise MachineError(f"{self.name}: QEMU has ended:\n{self._tail('qemu')}{self._tail('console')}")
 
     def _tail(self, kind: str) -> str:
@@ -196,7 +201,7 @@ class Machine:
 
     def shut_down(self) -> None:
         """Have it end in good order; pull the plug if it does not. Its disk and our key are gone then."""
-        if self._qemu is not None and self._qemu.poll() is None:
+        if self._qemu is not None and self.is_on:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 _command(*self.argv("systemctl", "poweroff"), check=False)
                 self._qemu.wait(STOP_TIMEOUT)
@@ -214,7 +219,7 @@ def _command(*argv: object, check: bool = True) -> None:
 
 
 class Machines(Hosts):
-    """host1, where pymigrate is installed, and host2, a bare target: there the agent's file is the command line."""
+    """host1, where pymigrate is installed, and host2, a bare target. `pymigrate` is the command line of each."""
 
     python = "/opt/pymigrate/venv/bin/python"
     patience = 120.0  # without KVM everything takes ten to twenty times as long
@@ -222,6 +227,7 @@ class Machines(Hosts):
 
     def __init__(self, images: Images, directory: Path) -> None:
         self.environment = {**os.environ, "LC_ALL": "C.UTF-8"}
+        self.pymigrate = {"host1": ("/usr/local/bin/pymigrate",), "host2": BARE}
         accel = accelerator(images.hosts["host1"])
         self._machines = {
             name: Machine(name, number, image, images.keys, directory, accel)
@@ -232,11 +238,16 @@ class Machines(Hosts):
         return self._machines[name]
 
     def up(self) -> None:
-        """Start those that are off, and wait until all can be logged in to."""
-        for machine in self._machines.values():
+        """Start those that are off, and wait until they can be logged in to."""
+        off = [machine for machine in self._machines.values() if not machine.is_on]
+        for machine in off:
             machine.power_on()
-        for machine in self._machines.values():
+        for machine in off:
             machine.wait()
+
+    def power_off(self) -> None:
+        for machine in self._machines.values():
+            machine.power_off()
 
     def down(self) -> None:
         with contextlib.ExitStack() as stack:
@@ -244,8 +255,8 @@ class Machines(Hosts):
                 stack.callback(machine.shut_down)  # the others too when one cannot be
 
     def argv(self, host: str, *argv: object) -> list[str]:
-        if host == "host2" and argv[0] == "pymigrate":
-            argv = ("python3", AGENT, *argv[1:])
+        if argv[0] == "pymigrate":
+            argv = (*self.pymigrate[host], *argv[1:])
         return self._machines[host].argv(*argv)
 
     def put(self, host: str, directory: Path, place: str) -> None:
@@ -253,7 +264,7 @@ class Machines(Hosts):
 
     def move(self, source: str, target: str, *options: str, container: str = "web") -> dict[str, Any]:
         """The report of a move, between machines that both have pymigrate; what it cost is printed."""
-        argv = ("/usr/local/bin/pymigrate", "--json", "move", "--timeout", "300", *options, container, target)
+        argv = ("pymigrate", "--json", "move", "--timeout", "300", *options, container, target)
         report: dict[str, Any] = json.loads(self.on(source, *argv).stdout.splitlines()[-1])
         files = ", ".join(f"{done['files']} in {done['seconds']:.1f} s" for done in report["passes"])
         print(

@@ -3,6 +3,7 @@
 import json
 
 from tests.programs import bundle
+from tests.system.test_killed_criu import KILL, killing
 from tests.vm import connected
 from tests.vm.machines import Machines
 
@@ -50,8 +51,9 @@ def test_second_pre_dump_holds_only_what_has_changed(machines: Machines) -> None
     machines.wait_count("host1", before)
 
 
-def test_connections_go_on_after_a_pre_dump(machines: Machines) -> None:
+def test_connections_go_on_after_a_pre_dump(pymigrate_on_both: Machines) -> None:
     """As engines order it: memory ahead, and what has changed since in a second checkpoint. Restored elsewhere."""
+    machines = pymigrate_on_both
     copy = f"rsync -a --delete --mkpath {bundle.PLACE} {IMAGES} host2:/var/lib/pymigrate/test/"
     with connected.client(machines) as client:
         bundle.start(machines, connected.config())
@@ -72,3 +74,32 @@ def test_connections_go_on_after_a_pre_dump(machines: Machines) -> None:
         assert sizes[0] > connected.HELD > sizes[1], sizes
         connected.assert_in_order(machines, "host2")
     assert connected.interfaces(machines, "host1") == []
+
+
+# For what is moved with it.
+_ALLOW = """
+def main(argv, original=cli.main):
+    return original([*argv, "--allow", "writable-rootfs"])
+cli.main = main
+"""
+
+
+def test_a_move_whose_criu_is_killed(machines: Machines) -> None:
+    """In a scope of systemd's and frozen by cgroup version 2; moved all the same in the end."""
+    config = connected.config()
+    config["linux"]["cgroupsPath"] = "system.slice:pymigrate:web"
+    with connected.client(machines) as client:
+        bundle.start(machines, config, "--systemd-cgroup")
+        client.wait_connected()
+        pid = machines.state("host1")["pid"]
+        for point in ("frozen", "held"):
+            done = machines.on("host1", machines.python, "-c", killing(point, KILL, body=_ALLOW), check=False)
+            event = json.loads(done.stdout.splitlines()[-1])
+            assert (done.returncode, event["workload"]) == (10, "SOURCE"), (point, event, done.stderr)
+            assert "as before: criu was killed by SIGKILL" in event["message"], (point, event)
+            look = f"nsenter -t {pid} -n nft list tables; cd /sys/fs/cgroup/system.slice/pymigrate-web.scope; "
+            look += f"cat cgroup.freeze; grep frozen cgroup.events; grep TracerPid /proc/{pid}/status"
+            assert machines.sh("host1", look).split() == ["0", "frozen", "0", "TracerPid:", "0"], point
+            machines.wait_count("host1", machines.count("host1") + 10)
+        machines.on("host1", "pymigrate", "move", "--allow", "writable-rootfs", "web", "host2")
+        connected.assert_in_order(machines, "host2")

@@ -7,6 +7,7 @@ import socket
 import struct
 import subprocess
 import termios
+import time
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,9 @@ def test_typing_into_a_full_terminal_and_leaving(pymigrate: Local, tmp_path: Pat
 def test_holding_what_does_not_cease_to_write(pymigrate: Local, tmp_path: Path) -> None:
     """A monitor that is held takes what is there, and not what comes meanwhile: it is never busy for good."""
     pymigrate("run", "-d", "-b", make(tmp_path / "b", "yes & wait"), "c")
+    deadline = time.monotonic() + PATIENCE
+    while not pymigrate("logs", "--tail", "1", "c").stdout and time.monotonic() < deadline:
+        pass
     hold = held.Hold.begin(Store(str(pymigrate.root)).load("c"))
     hold.release()
     assert pymigrate("logs", "--tail", "1", "c").stdout == "y\n"

@@ -32,7 +32,7 @@ from migrate.tmpfs import Mounted, Root
 from migrate.trees import Needed, Owner, Tree, checked_list
 from migrate.treestore import Arrivals, Placed
 from runtime import departed, processes, spec, syscalls
-from runtime.restore import RestorePlan, Restoring
+from runtime.restoring import RestorePlan, Restoring
 from runtime.state import State, Store, check_id
 
 RESTORE_TIMEOUT = 120.0

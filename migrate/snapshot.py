@@ -35,7 +35,7 @@ from migrate.space import is_full, no_space
 from migrate.validate import require_movable, wait_settled
 from runtime import checkpoint, gate, logs, netlock, supplement, syscalls, undump
 from runtime.dump import Dump
-from runtime.restore import RestorePlan, Restoring
+from runtime.restoring import RestorePlan, Restoring
 from runtime.spec import Spec
 from runtime.spec import load as load_spec
 from runtime.state import State, Store

@@ -14,9 +14,8 @@ def write_atomically(path: Path, data: bytes) -> None:
             out.flush()
             os.fsync(fd)
         temporary.rename(path)
-    except OSError as error:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(path)) from None
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror, str(path)) from None
         raise

@@ -77,6 +77,19 @@ def read(pid: int | str = "self") -> list[Mount]:
         return []
 
 
+def ids(pid: int) -> set[int]:
+    """The ids of the mounts that a process sees; none when it is gone."""
+    try:
+        return {int(line.split()[0]) for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines()}
+    except OSError:
+        return set()
+
+
+def device(info: os.stat_result) -> str:
+    """The device that a file lies on, as Mount.device has it."""
+    return f"{os.major(info.st_dev)}:{os.minor(info.st_dev)}"
+
+
 def holding(path: str, mounts: list[Mount]) -> Mount | None:
     """The mount that the absolute `path` lies on."""
     best = None

@@ -6,7 +6,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from migrate import losses
+from migrate import losses, mountinfo
 from migrate.losses import Finding
 from migrate.watches import LINKS, Watches
 from runtime import processes, syscalls
@@ -28,7 +28,7 @@ def scan(init_pid: int) -> list[Finding]:
     found: list[Finding] = []
     family = processes.descendants(init_pid)
     inside = sorted({*processes.container_pids(init_pid), *family})
-    mounts = _mount_ids(init_pid)
+    mounts = mountinfo.ids(init_pid)
     terminals = _Terminals(init_pid, family)
     ghosts = _Ghosts()
     with Watches(init_pid) as watches:
@@ -82,14 +82,6 @@ def _parent(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
-def _mount_ids(pid: int) -> set[int]:
-    """The ids of all mounts of the container."""
-    try:
-        return {int(line.split()[0]) for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines()}
-    except OSError:
-        return set()
-
-
 def _status(pid: int, init_pid: int, who: str) -> Iterator[Finding]:
     fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":" in line)
     if fields.get("TracerPid", "0").strip() != "0":
@@ -140,7 +132,7 @@ class _Terminals:
     def problem(self, info: os.stat_result, link: str) -> str | None:
         """Why a slave cannot be carried; None if it can. The console's rule is that of config.json."""
         number = os.minor(info.st_rdev) + (os.major(info.st_rdev) - _SLAVE_MAJORS[0]) * 256
-        if f"{os.major(info.st_dev)}:{os.minor(info.st_dev)}" not in self.devices:
+        if mountinfo.device(info) not in self.devices:
             return f"is the terminal {link} of the host"
         if number in self.inside or number == self._console:
             return None

@@ -135,8 +135,7 @@ class View:
 
     @property
     def is_expected(self) -> bool:
-        device = os.stat(self.path).st_dev
-        return f"{os.major(device)}:{os.minor(device)}" == self._mount.device
+        return mountinfo.device(os.stat(self.path)) == self._mount.device
 
     def verify(self, state: State, spec: Spec) -> None:
         """Raises MigrateError when the container has changed its mounts since."""

@@ -199,11 +199,10 @@ def _missing(needed: Needed) -> list[tuple[str, str, str]]:
 def _not_shared(needed: Needed) -> str:
     """Why what is here is not what the source has on its network file system, "" if it is."""
     path = os.path.realpath(needed.path)
-    device = os.stat(path).st_dev
     mount = mountinfo.holding(path, mountinfo.read())
     if mount is None or mount.network != needed.network:
         seen = f"is on {mount.network or mount.fstype} {mount.source}" if mount else "is on no mount"
-    elif mount.device != f"{os.major(device)}:{os.minor(device)}":
+    elif mount.device != mountinfo.device(os.stat(path)):
         seen = f"is hidden by what is mounted over {mount.source}"
     elif needed.export not in ("", mount.export(path)):
         seen = f"is {mount.network} {mount.export(path)}"

@@ -136,9 +136,7 @@ class _View:
         os.close(self._root)
 
     def mount_ids(self) -> set[int]:
-        with contextlib.suppress(OSError):
-            return {int(line.split()[0]) for line in Path(f"/proc/{self._pid}/mountinfo").read_text().splitlines()}
-        return set()
+        return mountinfo.ids(self._pid)
 
     def by_handle(self, device: str, inode: int, kind: int, handle: bytes) -> Iterator[tuple[str, bool]]:
         """For each mount on which the handle can be opened: the name of that file, and is it there by that name."""

@@ -62,20 +62,25 @@ class Root:
 
         Where a symbolic link leads to nothing, what it names is made, inside the root. `links` may still be followed.
         """
-        current = "."
-        for part in filter(None, path.split("/")):
-            parent, current = current, os.path.join(current, part)
+        missing: list[str] = []
+        while True:
             try:
-                os.close(self.open(current))
+                fd = self.open(path)
+                break
             except FileNotFoundError:
-                parent_fd = self.open(parent)
-                try:
-                    os.mkdir(part, 0o755, dir_fd=parent_fd)
-                except FileExistsError:
-                    os.close(self.make_directory(_behind(parent, part, parent_fd, links), links - 1))
-                finally:
-                    os.close(parent_fd)
-        return self.open(current)
+                path, name = os.path.split(path.rstrip("/"))
+                missing.append(name)
+        while missing:
+            name = missing.pop()
+            try:
+                os.mkdir(name, 0o755, dir_fd=fd)
+            except FileExistsError:
+                os.close(self.make_directory(_behind(path, name, fd, links), links - 1))
+            finally:
+                os.close(fd)
+            path = os.path.join(path, name)
+            fd = self.open(path)
+        return fd
 
     def make_file(self, path: str, links: int = _MAX_LINKS) -> int:
         """An O_PATH descriptor of the file `path`, made empty where it is missing; see `make_directory`."""
@@ -263,10 +268,14 @@ class Root:
 
 
 def _behind(parent: str, name: str, parent_fd: int, links: int) -> str:
-    """What the symbolic link `name` in the directory `parent` names, as a path inside the root."""
+    """What `name` in the directory `parent` is, as a path inside the root: where a symbolic link leads, or itself.
+
+    It is there, but was not a moment ago: another container can have the same root file system.
+    """
     if not links:
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
-    return os.path.join(parent, os.readlink(name, dir_fd=parent_fd))
+    is_link = stat.S_ISLNK(os.stat(name, dir_fd=parent_fd, follow_symlinks=False).st_mode)
+    return os.path.join(parent, os.readlink(name, dir_fd=parent_fd) if is_link else name)
 
 
 def remount(path: str, flags: int, cleared: int) -> None:

@@ -99,7 +99,8 @@ def spawn(
     """Start a monitor for the container in `directory`, with `child` as its first child process.
 
     `child` is called in a forked process, with whether it belongs to our caller instead of a monitor, which is tried
-    when `adoptable`. `stdout` and `stderr` are the read ends of the monitor's pipes. The caller closes its own copies.
+    when `adoptable`. Unless `fresh` it ends soon, and leaves a child of its own. `stdout` and `stderr` are the read
+    ends of the monitor's pipes. The caller closes its own copies.
     The monitor goes into a cgroup beside the container's `cgroup`. It is a fork of this process, which is small when it
     is a verb of the command line; with `fresh` it starts an interpreter of its own, which takes longer than all else.
     Must be called by a process without threads, which without `fresh` is about to end: the monitor is its child then.
@@ -143,6 +144,22 @@ def _fork(cgroup: Cgroup, birthplace: int) -> int:
         return pid
 
 
+def _await_end(child: int, control: socket.socket) -> None:
+    """Wait until a child has ended, or the starter gives up.
+
+    The child goes into the container's cgroups, and the starter waits for it. We are about to go into ours, for which
+    nobody waits, and the kernel lets one process change cgroups at a time.
+    """
+    from select import POLLIN, poll
+
+    pidfd = os.pidfd_open(child)
+    either = poll()
+    for fd in (pidfd, control.fileno()):
+        either.register(fd, POLLIN)
+    either.poll()
+    os.close(pidfd)
+
+
 def _run(
     child: Callable[[bool], NoReturn],
     directory: str,
@@ -166,8 +183,11 @@ def _run(
         os.setsid()
         syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
         sync.send(control, {"monitor": os.getpid()})
-        if os.fork() == 0:
+        first = os.fork()
+        if first == 0:
             child(False)
+        if not fresh:
+            _await_end(first, control)
         if cgroup.unit is None:  # systemd is told by the caller, who knows its language already
             beside.add(cgroup, 0, but_unified=True)
         keep = (control.fileno(), *pipes)

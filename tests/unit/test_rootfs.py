@@ -29,4 +29,3 @@ def test_two_containers_may_make_the_same_at_once(tmp_path: Path, kind: str) -> 
             path = f"/{number}/a/b/c/d"
             list(pool.map(make, [path, path]))
             assert (tmp_path / path.lstrip("/")).exists()
-

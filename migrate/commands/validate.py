@@ -16,7 +16,8 @@ def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from migrate.exits import exit_code
-    from migrate.validate import check_allowed, check_target, container_blockers, plan_blockers
+    from migrate.rules import check_allowed
+    from migrate.validate import check_target, container_blockers, plan_blockers
     from migrate.volumes import plan
     from runtime import network
     from runtime.spec import load

@@ -57,6 +57,29 @@ def test_house_rules_and_a_missing_tmp_all_at_once(pymigrate: Local, tmp_path: P
     assert "config.json: process.terminal" in text
 
 
+@pytest.mark.parametrize(("named", "found"), [(False, ["submount"]), (True, [])])
+def test_what_is_mounted_below_a_bind_mount(pymigrate: Local, tmp_path: Path, named: bool, found: list[str]) -> None:
+    data = tmp_path / "data"
+    below = data / "sub dir"  # mountinfo(5) writes the space as \\040
+    below.mkdir(parents=True)
+    mounts = [{"destination": "/data", "type": "bind", "source": str(data), "options": ["rbind", "ro"]}]
+    if named:
+        mounts.append({"destination": "/data/sub dir", "type": "bind", "source": str(below), "options": ["bind", "ro"]})
+    write_bundle(tmp_path / "b", COUNT)
+    path = tmp_path / "b" / "config.json"
+    config = json.loads(path.read_text())
+    config["mounts"] += mounts
+    path.write_text(json.dumps(config))
+    subprocess.run(["mount", "-t", "tmpfs", "pymigrate-test", below], check=True)
+    try:
+        pymigrate("run", "-d", "-b", tmp_path / "b", "c")
+        assert rules(pymigrate, "--volume", "/data=shared", "--volume", "/data/sub dir=shared"
+                     if named else "/data=shared") == found  # fmt: skip
+    finally:
+        pymigrate("delete", "--force", "c")
+        subprocess.run(["umount", below], check=True)
+
+
 @pytest.mark.parametrize(
     ("make", "rule"),
     [

@@ -10,7 +10,6 @@ connection leaves the images (the source may be dead already, by decision), unti
 """
 
 import contextlib
-import itertools
 import json
 import os
 import shutil
@@ -19,11 +18,10 @@ from pathlib import Path
 from typing import Any, Self
 
 from criu_rpc.client import Criu
-from migrate import journal, receivers, tmpfs_store, treestore
+from migrate import bundles, journal, receivers, tmpfs_store, treestore
 from migrate.atomic import write_atomically
 from migrate.errors import DeadlineExceeded, MigrateError, ProtocolError, TargetError
 from migrate.files import fingerprint
-from migrate.hostfacts import DATA
 from migrate.journal import Journal
 from migrate.phases import FINAL, Phase
 from migrate.protocol import FREEZE_TIMEOUT, CheckTrees, OpenBundle, Prepare, Restore
@@ -31,7 +29,7 @@ from migrate.reception import ReceivedImages, ReceivedPages
 from migrate.tmpfs import Mounted, Root
 from migrate.trees import Needed, Owner, Tree, checked_list
 from migrate.treestore import Arrivals, Placed
-from runtime import departed, processes, spec, syscalls
+from runtime import processes, spec, syscalls
 from runtime.restoring import RestorePlan, Restoring
 from runtime.state import State, Store, check_id
 
@@ -95,16 +93,10 @@ class Incoming:
             raise ProtocolError("OpenBundle came twice")
         self._id = check_id(call.id)
         self._owner = Owner(self._id, call.created)
-        config = _parse_config(call.config)
+        config = bundles.parse_config(call.config)
         arrivals = Arrivals.plan(checked_list(Tree, call.trees), self._owner, call.migration)
-        rootfs = None
-        for hint in call.hints:
-            rootfs = _matching_bundle(Path(hint), config, call.fingerprint, self._owner)
-            if rootfs is not None:
-                place = Path(hint)
-                break
-        else:
-            place = _free_place(self._id, self._owner, writable=not call.fingerprint)
+        found = bundles.find(call.hints, config, call.fingerprint, self._owner)
+        place, rootfs = found or (bundles.free_place(self._id, self._owner, writable=not call.fingerprint), None)
         self._bundle = place
         self._made_bundle = not place.exists()
         self._migration = call.migration
@@ -381,58 +373,6 @@ class Incoming:
             treestore.remove(str(self._bundle))
             if self._rootfs:
                 treestore.drop_mark(self._rootfs)
-
-
-def _parse_config(text: str) -> dict[str, Any]:
-    try:
-        config = json.loads(text)
-    except ValueError as error:
-        raise ProtocolError(f"the config.json that came is not JSON: {error}") from None
-    if not isinstance(config, dict) or not isinstance(config.get("root"), dict):
-        raise ProtocolError("the config.json that came has no root")
-    return config
-
-
-def _matching_bundle(bundle: Path, config: dict[str, Any], expected: str, owner: Owner) -> Path | None:
-    """The rootfs of the bundle at `bundle` if config (but for root.path) and rootfs are the same, else None.
-
-    One that the container may write to, `expected` is "" then, must be this container's, left here by a move.
-    """
-    if not bundle.is_absolute() or ".." in bundle.parts or departed.is_marked(str(bundle)):
-        return None
-    try:
-        here = json.loads((bundle / "config.json").read_bytes())
-        rootfs: Path = bundle / here["root"]["path"]
-        here["root"]["path"] = config["root"].get("path")
-        if here != config:
-            return None
-        if expected and fingerprint(rootfs) == expected:
-            return Path(rootfs).resolve()
-        if not expected and treestore.is_ours(os.path.realpath(rootfs), owner):
-            return Path(rootfs).resolve()
-    except (OSError, ValueError, KeyError, TypeError, MigrateError):
-        return None
-    return None
-
-
-def _free_place(container: str, owner: Owner, *, writable: bool) -> Path:
-    """Where the bundle is put: never over one that a container of the same name may have written to."""
-    for number in itertools.count(1):
-        place = DATA / "bundles" / (container if number == 1 else f"{container}.{number}")
-        if not os.path.lexists(place) or _is_replaceable(place, owner, writable=writable):
-            return place
-    raise AssertionError
-
-
-def _is_replaceable(bundle: Path, owner: Owner, *, writable: bool) -> bool:
-    try:
-        root = json.loads((bundle / "config.json").read_bytes())["root"]
-        rootfs = os.path.realpath(bundle / root["path"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-    if writable:
-        return treestore.is_ours(rootfs, owner)
-    return bool(root.get("readonly")) and treestore.mark_of(rootfs) is None
 
 
 def _end_old_agent(agent: dict[str, Any]) -> None:

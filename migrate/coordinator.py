@@ -57,6 +57,13 @@ class _Clock:
 class Coordinator:
     """One move of one container to one host."""
 
+    # Known from preflight on.
+    _state: State
+    _spec: Spec
+    _peer: Peer
+    _log: Journal
+    _seeding: Seeding
+
     def __init__(self, store: Store, wanted: MigrationSpec, monitor: Monitor) -> None:
         self._store, self._wanted, self._monitor = store, wanted, monitor
         self._clock = _Clock()
@@ -91,27 +98,31 @@ class Coordinator:
                     root=str(self._store.root), created=state.created,
                 )  # fmt: skip
                 with Seeding(peer, self._monitor, state, self._migration) as seeding:
-                    return self._move(log, state, spec, digest, peer, plan, seeding)
+                    self._state, self._spec, self._peer, self._log, self._seeding = state, spec, peer, log, seeding
+                    return self._move(digest, plan)
 
-    def _move(
-        self, log: Journal, state: State, spec: Spec, digest: str, peer: Peer, plan: Plan, seeding: Seeding
-    ) -> Report:
+    def _move(self, digest: str, plan: Plan) -> Report:
         criu_log, damage = b"", ""
         try:
-            self._seed(log, state, spec, digest, peer, plan, seeding)
+            self._seed(digest, plan)
             with Departure(
-                state, spec, peer, self._on_pages, tcp_close=self._wanted.tcp_close, carried=seeding.carried
+                self._state,
+                self._spec,
+                self._peer,
+                self._on_pages,
+                tcp_close=self._wanted.tcp_close,
+                carried=self._seeding.carried,
             ) as departure:
                 try:
-                    self._stop_and_copy(log, state, departure, peer, seeding)
+                    self._stop_and_copy(departure)
                     with uninterruptible():
-                        leaving = seeding.leaving()
+                        leaving = self._seeding.leaving()
                         departure.require_frozen()
-                        log.record(Phase.COMMITTED, leaving=leaving, boot=boot_id())
+                        self._log.record(Phase.COMMITTED, leaving=leaving, boot=boot_id())
                         self._clock.step("commit")
-                        self._hand_over(log, state, departure, peer, leaving)
-                        self._passes = tuple(seeding.passes)
-                        return self._finish(log, state, peer, departure.dropped_watches())
+                        self._hand_over(departure, leaving)
+                        self._passes = tuple(self._seeding.passes)
+                        return self._finish(departure.dropped_watches())
                 except BaseException:
                     with uninterruptible():
                         departure.roll_back()  # no effect after give_up
@@ -120,92 +131,92 @@ class Coordinator:
         except MoveFailed:
             raise
         except BaseException as error:
-            if log.phase in (Phase.COMMITTED, Phase.IN_DOUBT, Phase.RESUMED):
+            if self._log.phase in (Phase.COMMITTED, Phase.IN_DOUBT, Phase.RESUMED):
                 raise InDoubt(
-                    f"container {state.id}: the move stopped after the point of no return: {error}",
+                    f"container {self._state.id}: the move stopped after the point of no return: {error}",
                     cause=error,
-                    remedy=f"pymigrate recover {state.id}",
+                    remedy=f"pymigrate recover {self._state.id}",
                 ) from error
             with uninterruptible():
-                seeding.close()
-                self._roll_back(log, state, peer, criu_log, damage, error)
+                self._seeding.close()
+                self._roll_back(criu_log, damage, error)
             raise
 
-    def _seed(
-        self, log: Journal, state: State, spec: Spec, digest: str, peer: Peer, plan: Plan, seeding: Seeding
-    ) -> None:
+    def _seed(self, digest: str, plan: Plan) -> None:
         """Bundle and root file system to the target, and everything made ready there."""
-        log.record(Phase.SEED)
+        self._log.record(Phase.SEED)
         self._say(Phase.SEED, "root file system")
-        self._discard_leftovers(peer)
-        config = plan.config(volumes.read_config(state.bundle))
-        hints = [state.bundle, *state.bundle_hints]
+        self._discard_leftovers()
+        config = plan.config(volumes.read_config(self._state.bundle))
+        hints = [self._state.bundle, *self._state.bundle_hints]
         trees = [tree.to_json() for tree in plan.trees]
         call = protocol.OpenBundle(
-            self._migration, self._source, state.id, state.created, config, digest, hints, trees
+            self._migration, self._source, self._state.id, self._state.created, config, digest, hints, trees
         )  # fmt: skip
-        place = peer.call(call, FINGERPRINT_TIMEOUT)
-        rootfs = Tree(ROOTFS, state.rootfs, str(place["rootfs"]), fingerprint=digest)
+        place = self._peer.call(call, FINGERPRINT_TIMEOUT)
+        rootfs = Tree(ROOTFS, self._state.rootfs, str(place["rootfs"]), fingerprint=digest)
         complete = [bool(place["complete"]), *map(bool, place["trees"])]
         renewed = map(bool, place["renewed"])
-        seeding.ahead(list(zip([rootfs, *plan.trees], complete, renewed, strict=True)))
+        self._seeding.ahead(list(zip([rootfs, *plan.trees], complete, renewed, strict=True)))
         if not place["complete"] and digest:
-            peer.call(protocol.BundleSent(digest), FINGERPRINT_TIMEOUT)
+            self._peer.call(protocol.BundleSent(digest), FINGERPRINT_TIMEOUT)
         carried = {
-            "annotations": spec.annotations, "created": state.created, "bundle_hints": _hints(state, place),
-            "resources": state.resources,
+            "annotations": self._spec.annotations, "created": self._state.created,
+            "bundle_hints": _hints(self._state, place), "resources": self._state.resources,
         }  # fmt: skip
-        mounts = [view.mounted.to_json() for view in seeding.open_tmpfs(spec)]
-        prepare = protocol.Prepare(carried, list(state.stdio), self._wanted.tcp_close, self._wanted.timeout, mounts)
-        ready = peer.call(prepare)
-        seeding.tmpfs(ready["tmpfs"], ready["cgroup"])
+        mounts = [view.mounted.to_json() for view in self._seeding.open_tmpfs(self._spec)]
+        prepare = protocol.Prepare(
+            carried, list(self._state.stdio), self._wanted.tcp_close, self._wanted.timeout, mounts
+        )
+        ready = self._peer.call(prepare)
+        self._seeding.tmpfs(ready["tmpfs"], ready["cgroup"])
         self._clock.step("seed")
 
-    def _discard_leftovers(self, peer: Peer) -> None:
+    def _discard_leftovers(self) -> None:
         """Have the target remove what it has of moves that were aborted here when it could not be told."""
         uncleaned = list(_uncleaned(self._wanted, str(self._store.root), self._migration))
         if not uncleaned:
             return
         try:
-            peer.call(protocol.Discard([entry.migration for entry in uncleaned]), FINGERPRINT_TIMEOUT)
+            self._peer.call(protocol.Discard([entry.migration for entry in uncleaned]), FINGERPRINT_TIMEOUT)
         except RemoteFailure as error:
             self._monitor.emit(Warned(f"{self._wanted.host} still has images of a move that was aborted: {error}"))
             return
         for entry in uncleaned:
             Journal.resume(entry).record(Phase.ABORTED, cleaned=True)
 
-    def _stop_and_copy(self, log: Journal, state: State, departure: Departure, peer: Peer, seeding: Seeding) -> None:
-        log.record(Phase.STOP_AND_COPY)
+    def _stop_and_copy(self, departure: Departure) -> None:
+        self._log.record(Phase.STOP_AND_COPY)
         self._say(Phase.STOP_AND_COPY, f"freezing {self._wanted.id}")
-        peer.call(protocol.PagesBegin())
-        seeding.arm()
+        self._peer.call(protocol.PagesBegin())
+        self._seeding.arm()
         self._clock.step("prepare")
-        departure.gate.enter_context(gate.closed(state, departure.spec))
-        wait_settled(state, self._wanted.allow, PATIENCE)
-        peer.limit(self._wanted.timeout)
+        departure.gate.enter_context(gate.closed(self._state, departure.spec))
+        wait_settled(self._state, self._wanted.allow, PATIENCE)
+        self._peer.limit(self._wanted.timeout)
         pages = departure.freeze(
             self._wanted.timeout,
-            lambda: seeding.frozen(self._wanted.timeout),
+            lambda: self._seeding.frozen(self._wanted.timeout),
             skip_in_flight="tcp-backlog" in self._wanted.allow,
         )
         self._frozen_at = departure.frozen_at
         self._clock.step("start criu", until=self._frozen_at)
         self._clock.step("dump")
-        files_there = seeding.last(self._left())
-        peer.limit(self._left())
-        peer.post(pages)
+        files_there = self._seeding.last(self._left())
+        self._peer.limit(self._left())
+        self._peer.post(pages)
         count = departure.send_images(self._frozen_at + self._wanted.timeout)
-        peer.answer("PagesEnd", self._left())
+        self._peer.answer("PagesEnd", self._left())
         self._clock.step("images")
         if files_there is not None:
             files_there()
             self._clock.step("files")
         left = self._left()
-        peer.post(protocol.Restore(count, left, seeding.roots()))
-        peer.answer("Restore", left + ANSWER_GRACE)
-        peer.limit()
+        self._peer.post(protocol.Restore(count, left, self._seeding.roots()))
+        self._peer.answer("Restore", left + ANSWER_GRACE)
+        self._peer.limit()
         self._clock.step("restore")
-        log.record(Phase.PREPARED, durable=False)
+        self._log.record(Phase.PREPARED, durable=False)
 
     def _left(self) -> float:
         """Seconds that the container may still be frozen. Raises DeadlineExceeded when there are none."""
@@ -217,77 +228,74 @@ class Coordinator:
             )
         return left
 
-    def _hand_over(
-        self, log: Journal, state: State, departure: Departure, peer: Peer, leaving: dict[str, list[str]]
-    ) -> None:
+    def _hand_over(self, departure: Departure, leaving: dict[str, list[str]]) -> None:
         """The source dies, then the target runs."""
+        state = self._state
         try:
             departed.note(state)
         except OSError as error:
             words = f"{state.bundle} cannot be marked ({error.strerror}): an engine may start {state.id} here again"
             self._monitor.emit(Warned(words))
-        departure.give_up(lambda: log.record(Phase.COMMITTED, durable=False, killed=True))
+        departure.give_up(lambda: self._log.record(Phase.COMMITTED, durable=False, killed=True))
         self._clock.step("source ends")
         try:
-            peer.call(protocol.Resume(), RESUME_TIMEOUT)
+            self._peer.call(protocol.Resume(), RESUME_TIMEOUT)
         except MigrateError as error:
             self._monitor.emit(Warned(f"the target did not confirm: {error}; asking again over a new connection"))
-            settle(log, self._wanted.id, self._wanted.host, str(self._store.root), self._migration)
+            settle(self._log, self._wanted.id, self._wanted.host, str(self._store.root), self._migration)
         self._resumed_at = time.monotonic()
         self._clock.step("resume")
         treestore.leave(leaving, Owner(state.id, state.created), self._migration)
 
-    def _finish(self, log: Journal, state: State, peer: Peer, dropped: int) -> Report:
+    def _finish(self, dropped: int) -> Report:
         """The container runs at the target: journal it, clean up here, report."""
-        if log.phase is not Phase.RESUMED:
-            log.record(Phase.RESUMED)
+        if self._log.phase is not Phase.RESUMED:
+            self._log.record(Phase.RESUMED)
         if dropped:
             words = f"{dropped} inotify or fanotify descriptor{'s' if dropped > 1 else ''} had events waiting"
-            self._monitor.emit(Warned(f"{words} when {state.id} was frozen: they are lost, later ones are not"))
-        self._say(Phase.RESUMED, f"{state.id} runs at {self._wanted.host}; cleaning up")
-        leftover = clean_source(self._store, state, peer)
+            self._monitor.emit(Warned(f"{words} when {self._wanted.id} was frozen: they are lost, later ones are not"))
+        self._say(Phase.RESUMED, f"{self._wanted.id} runs at {self._wanted.host}; cleaning up")
+        leftover = clean_source(self._store, self._state, self._peer)
         self._clock.step("clean-up")
         report = Report(
-            id=state.id,
+            id=self._wanted.id,
             source=self._source,
             target=self._wanted.host,
             mode=str(self._wanted.mode),
             workload="TARGET",
             downtime_s=self._resumed_at - self._frozen_at,
             total_s=time.monotonic() - self._clock.started,
-            bytes_sent=sum(item.bytes_sent for item in self._passes) + peer.bytes_sent,
+            bytes_sent=sum(item.bytes_sent for item in self._passes) + self._peer.bytes_sent,
             phases=self._clock.steps,
             passes=self._passes,
         )
         self._monitor.emit(report)
         if leftover is not None:
             raise MovedDirty(
-                f"container {state.id} runs at {self._wanted.host}, but what is left here could not go: {leftover}",
-                cause=leftover, remedy=f"pymigrate delete --force {state.id}",
+                f"container {self._wanted.id} runs at {self._wanted.host}, but what is left here cannot go: {leftover}",
+                cause=leftover, remedy=f"pymigrate delete --force {self._wanted.id}",
             )  # fmt: skip
         return report
 
-    def _roll_back(
-        self, log: Journal, state: State, peer: Peer, criu_log: bytes, damage: str, error: BaseException
-    ) -> None:
+    def _roll_back(self, criu_log: bytes, damage: str, error: BaseException) -> None:
         """The container already runs here again (its dump session is closed); clean the target and say so."""
-        cleaned = clean_target(peer, self._wanted.host, str(self._store.root), self._migration)
+        cleaned = clean_target(self._peer, self._wanted.host, str(self._store.root), self._migration)
         remedy = getattr(error, "remedy", None)
         notes = [remedy] if remedy else []
         try:
-            log.record(Phase.ABORTED, reason=str(error), cleaned=cleaned)
+            self._log.record(Phase.ABORTED, reason=str(error), cleaned=cleaned)
         except MigrateError as unwritten:
             notes.append(str(unwritten))
         if saved := save_log(criu_log, self._migration):
             notes.append(f"CRIU's log: {saved}")
         if not cleaned:
             notes.append(f"{self._wanted.host} could not be cleaned: the next move to it does that")
-        alive = checkpoint.is_running(state)
+        alive = checkpoint.is_running(self._state)
         where = f"it runs here, at {self._source}, as before" if alive else f"it has ended here, at {self._source}"
         if alive and damage:
             where = f"it runs here, at {self._source}, but is damaged ({damage})"
         failed = RolledBack(
-            f"container {state.id} was not moved, {where}: {error or type(error).__name__}",
+            f"container {self._state.id} was not moved, {where}: {error or type(error).__name__}",
             cause=error, remedy="\n".join(notes) or None,
         )  # fmt: skip
         if not alive:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import FAILED
 from tests.hosts import COUNT, PYMIGRATE, ROOTFS, Hosts, write_bundle
 
 
@@ -97,9 +98,13 @@ def lab_session() -> Iterator[Lab]:
 
 
 @pytest.fixture
-def lab(lab_session: Lab) -> Iterator[Lab]:
-    """The session's lab, without containers and what moves leave for the next one."""
+def lab(lab_session: Lab, request: pytest.FixtureRequest) -> Iterator[Lab]:
+    """The session's lab, without containers and what moves leave for the next one; made anew after a failed test."""
     yield lab_session
+    if FAILED in request.node.stash:
+        lab_session.lab("down")
+        lab_session.lab("up")
+        return
     for host in ("host1", "host2"):
         lab_session.sh(
             host,

@@ -2,24 +2,16 @@
 
 import os
 import shlex
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 
 import pytest
 
+from tests.conftest import FAILED
 from tests.vm import images
 from tests.vm.machines import BARE, Machines
 
-FAILED = pytest.StashKey[bool]()
 # Without effect where the command is not there: nothing has come to a bare host2 then.
 _CLEAN = "for i in $({0} list -q); do {0} delete -f $i; done; rm -rf /var/lib/pymigrate/* /run/opencontainer; sync"
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    report = yield
-    if report.failed:
-        item.stash[FAILED] = True
-    return report
 
 
 @pytest.fixture(scope="session")

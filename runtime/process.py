@@ -133,7 +133,7 @@ def find_program(process: Process) -> str:
     if "/" in name:
         candidates = [name if name.startswith("/") else os.path.join(process.cwd, name)]
     else:
-        path = next((entry[5:] for entry in process.env if entry.startswith("PATH=")), os.defpath)
+        path = next((entry[5:] for entry in reversed(process.env) if entry.startswith("PATH=")), os.defpath)
         candidates = [os.path.join(directory or ".", name) for directory in path.split(":")]
     denied = False
     for candidate in candidates:
@@ -259,7 +259,7 @@ def execute(process: Process, program: str) -> NoReturn:
     for entry in process.env:
         name, _, value = entry.partition("=")
         if name:
-            environment.setdefault(name, value)
+            environment[name] = value  # the last one holds, as with runc
     environment.setdefault("HOME", _home(process.uid))
     try:
         os.execve(program, list(process.args), environment)

@@ -38,7 +38,7 @@ def test_home_comes_from_the_containers_users(pymigrate: Local, tmp_path: Path) 
 
 
 def test_environment_is_what_the_bundle_says(pymigrate: Local, tmp_path: Path) -> None:
-    said = output(pymigrate, tmp_path, "env", {"process.env": ["PATH=/bin", "A=b=c", "E="]},
+    said = output(pymigrate, tmp_path, "env", {"process.env": ["PATH=/bin", "A=0", "A=b=c", "E="]},
                   env={**os.environ, "LEAK": "1"})  # fmt: skip
     assert set(said.splitlines()) - {"SHLVL=1", "PWD=/"} == {"PATH=/bin", "A=b=c", "E=", "HOME=/root"}
 

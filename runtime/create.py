@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 
-from runtime import handover, hooks, init, monitor, namespaces, processes, sync, syscalls
+from runtime import capabilities, handover, hooks, init, monitor, namespaces, processes, sync, syscalls
 from runtime.cgroups import Cgroup, beside
 from runtime.errors import ContainerError, DeadlineExceeded, SpecError, StartFailed
 from runtime.light import signals
@@ -225,6 +225,7 @@ def _check(spec: Spec, options: Options, has_console: bool) -> None:
         )
     if options.console_socket is not None and not spec.process.terminal:
         raise SpecError("cannot use console socket if pymigrate will not detach or allocate tty: terminal is false")
+    capabilities.warn(spec.process.capabilities, remapped="user" in spec.namespaces)
     if spec.process.apparmor_profile or spec.process.selinux_label or spec.mount_label:
         from runtime.process import require_labels
 

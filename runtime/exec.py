@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 
-from runtime import foreground, handover, selfexec, sync
+from runtime import capabilities, foreground, handover, selfexec, sync
 from runtime.errors import Conflict
 from runtime.light import signals
 from runtime.records import Record
@@ -63,6 +63,7 @@ def run(store: Store, container_id: str, choose: Callable[[State], tuple[Process
             )
         status.require(container_id, "exec", Status.CREATED, Status.RUNNING)
         process, spec = choose(state)
+        capabilities.warn(process.capabilities, remapped="user" in spec.namespaces)
         ours = theirs = None
         if process.terminal:
             if options.console_socket is not None:

@@ -152,7 +152,7 @@ def parse(value: Any, bundle: str | Path) -> Spec:
         mounts=mounts,
         namespaces=spaces,
         hooks={point: tuple(_hook(entry) for entry in top.object("hooks").objects(point)) for point in HOOK_POINTS},
-        annotations=top.string_map("annotations"),
+        annotations=_annotations(top),
         masked_paths=linux.paths("maskedPaths"),
         readonly_paths=linux.paths("readonlyPaths"),
         cgroups_path=_cgroups_path(linux),
@@ -167,6 +167,13 @@ def parse(value: Any, bundle: str | Path) -> Spec:
         personality=_personality(linux),
         mount_label=linux.take("mountLabel", str, "") or None,
     )
+
+
+def _annotations(top: Fields) -> dict[str, str]:
+    found = top.string_map("annotations")
+    if "" in found:
+        top.refuse("annotations", "a key must not be empty")
+    return found
 
 
 def _is_version(text: str) -> bool:

@@ -131,8 +131,25 @@ class State(Record):
         shown: dict[str, Any] = {"ociVersion": OCI_VERSION, "id": self.id}
         shown |= {"pid": 0 if status == "stopped" else self.pid, "status": str(status), "bundle": self.bundle}
         return shown | {
-            "rootfs": self.rootfs, "created": self.created, "annotations": self.annotations, "owner": "root",
+            "rootfs": self.rootfs, "created": self.created, "annotations": self.annotations,
+            "owner": _owner(os.path.dirname(self.log_path)),
         }  # fmt: skip
+
+
+def _owner(directory: str) -> str:
+    """Whose container it is: who has made its directory."""
+    try:
+        uid = os.stat(directory).st_uid
+    except OSError:  # it is going
+        uid = os.geteuid()
+    if uid == 0:
+        return "root"
+    import pwd
+
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"#{uid}"
 
 
 _KINDS: dict[str, tuple[type, ...]] = {

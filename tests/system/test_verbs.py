@@ -117,7 +117,13 @@ def test_words_that_engines_look_for(pymigrate: Local, tmp_path: Path) -> None:
 def test_exec_fails_with_a_number_of_its_own(running: Local) -> None:
     for number in (4, 6, 128 + 9):
         assert running("exec", "verbs", "sh", "-c", f"exit {number}", check=False).returncode == number
-    for argv in (("verbs", "nosuch"), ("verbs",), ("nobody", "true"), ("--nosuch", "verbs", "true"), ("bad/id", "true")):
+    for argv in (
+        ("verbs", "nosuch"),
+        ("verbs",),
+        ("nobody", "true"),
+        ("--nosuch", "verbs", "true"),
+        ("bad/id", "true"),
+    ):
         done = running("exec", *argv, check=False)
         assert (done.returncode, done.stderr.startswith("pymigrate: error: ")) == (255, True), argv
 

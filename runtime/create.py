@@ -32,13 +32,15 @@ class Options(Record):
 
     `foreground` is for a caller that stays: the container gets its standard streams, and is its child. A `monitored`
     one gets a monitor of ours in any case, which owns its terminal too if there is no `console_socket`; else a caller
-    who is ready to adopt it, and asks for a `pid_file`, is that. `net` is what --net says (network.py).
+    who is ready to adopt it, and asks for a `pid_file`, is that. `net` is what --net says (network.py). Of the
+    `preserve_fds` the first `listen_fds` are sockets that the program is told of as systemd tells (sd_listen_fds(3)).
     """
 
     pid_file: str | None = None
     console_socket: str | None = None
     pidfd_socket: str | None = None
     preserve_fds: int = 0
+    listen_fds: int = 0
     no_pivot: bool = False
     no_new_keyring: bool = False
     systemd: bool = False
@@ -67,6 +69,9 @@ def create(
 
             departed.require_not_moved(container_id, bundle)
         spec = load_asked(bundle, options.net, options.pid_file)
+        if options.listen_fds:
+            told = (f"LISTEN_FDS={options.listen_fds}", "LISTEN_PID=1")
+            spec = spec.replace(process=spec.process.replace(env=(*spec.process.env, *told)))
         _check(spec, options, connect is not None)
         if spec.network is not None:
             spec = plan_network(store, spec, container_id)

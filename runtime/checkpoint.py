@@ -25,7 +25,7 @@ from runtime.cgroups.hierarchies import UNIFIED, discover
 from runtime.dump import Dump, pre_dump
 from runtime.errors import ContainerError, SpecError
 from runtime.records import Record
-from runtime.spec import load
+from runtime.spec import load_kept
 from runtime.state import Status
 
 TYPE_CHECKING = False
@@ -141,7 +141,7 @@ def checkpoint(store: Store, container_id: str, request: Request) -> None:
         undump.mend_left(state)
         status = state.status
         status.require(container_id, "checkpoint", Status.RUNNING, Status.PAUSED)
-        spec = load(state.bundle, state.annotations)
+        spec = load_kept(state)
         for directory in (request.images, request.work):
             try:
                 os.makedirs(directory, 0o700, exist_ok=True)

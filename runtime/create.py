@@ -11,7 +11,7 @@ from runtime.errors import ContainerError, DeadlineExceeded, SpecError, StartFai
 from runtime.light import signals
 from runtime.records import Record
 from runtime.resources import Resources
-from runtime.spec import load
+from runtime.spec import keep, load
 from runtime.state import NET, State
 
 TYPE_CHECKING = False
@@ -87,6 +87,7 @@ def create(
         )
         cgroup = Cgroup({})
         try:
+            keep(bundle, directory)
             state, cgroup = make_cgroup(store, state, spec, systemd=options.systemd)
             return _launch(store, state, spec, cgroup, options, connect)
         except BaseException as error:

@@ -60,9 +60,9 @@ def _process(args: Values, state: State) -> tuple[Process, Spec]:
     from runtime.capabilities import NUMBERS, SETS
     from runtime.fields import Fields
     from runtime.process_spec import parse_process
-    from runtime.spec import load, read_json
+    from runtime.spec import load_kept, read_json
 
-    spec = load(state.bundle, state.annotations)
+    spec = load_kept(state)
     if args.process is not None:
         process = parse_process(Fields(read_json(args.process, ""), args.process))
         return process.replace(terminal=process.terminal or args.tty), spec

@@ -93,7 +93,7 @@ def test_whole_life(rootless: Rootless) -> None:
     bundle = rootless.bundle("b", script)
     rootless("create", "-b", bundle, "c")
     shown = json.loads(rootless("state", "c").stdout)
-    assert (shown["status"], shown["owner"]) == ("created", f"#{USER}")
+    assert (shown["status"], shown["owner"]) == ("created", "tester")
     rootless("start", "c")
     done = rootless("exec", "c", "sh", "-c", "id -u; ls / | wc -l; exit 4", check=False)
     assert (done.returncode, done.stdout.split()[0]) == (4, "0")

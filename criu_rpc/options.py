@@ -41,6 +41,7 @@ class _Common:
     lsm_profile: str | None = None
     lsm_mount_context: str | None = None
     tcp_close: bool = False
+    auto_dedup: bool = False
 
     def fill(self, opts: Any) -> None:
         """Write these options into a criu_opts message."""
@@ -64,7 +65,7 @@ class _Common:
         for name in ("ghost_limit", "empty_ns", "lsm_profile", "lsm_mount_context"):
             if getattr(self, name) is not None:
                 setattr(opts, name, getattr(self, name))
-        for name in ("orphan_pts_master", "tcp_close"):
+        for name in ("orphan_pts_master", "tcp_close", "auto_dedup"):
             if getattr(self, name):
                 setattr(opts, name, True)
 
@@ -85,7 +86,6 @@ class DumpOptions(_Common):
     page_server_fd: int | None = None
     page_server: tuple[str, int] | None = None
     lazy_pages: bool = False
-    auto_dedup: bool = False
     tcp_skip_in_flight: bool = False
     status_fd: int | None = None
     freeze_cgroup: str | None = None
@@ -97,7 +97,7 @@ class DumpOptions(_Common):
         super().fill(opts)
         opts.pid = self.pid
         for name in (
-            "leave_running", "leave_stopped", "track_mem", "lazy_pages", "auto_dedup", "tcp_skip_in_flight",
+            "leave_running", "leave_stopped", "track_mem", "lazy_pages", "tcp_skip_in_flight",
         ):  # fmt: skip
             if getattr(self, name):
                 setattr(opts, name, True)

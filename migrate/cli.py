@@ -101,6 +101,8 @@ def _run(argv: list[str], glob: Values) -> int:
 
         print(f"pymigrate version {__version__}\nspec: {OCI_VERSION}")
         return 0
+    if rest[:1] == ["help"] and len(rest) > 1:
+        rest = [rest[1], "--help"]
     if found.help or rest[:1] == ["help"]:
         print(_help())
         return 0
@@ -111,6 +113,7 @@ def _run(argv: list[str], glob: Values) -> int:
         raise UsageError(f"unknown verb {verb!r}", remedy="see `pymigrate --help`")
     command: Any = __import__(f"migrate.commands.{verb}", fromlist=["run"])
     program = f"pymigrate {verb}"
+    glob.failed = getattr(command, "FAILED", 0)  # what it ends with after every error, if that is one number
     if verb in _WITH_ARGPARSE:
         from migrate import options
 
@@ -140,7 +143,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     for number in (signals.SIGINT, signals.SIGTERM, signals.SIGHUP):
         signals.signal(number, _interrupt)
-    glob = Values(log=None, log_format="text", json="--json" in argv)
+    glob = Values(log=None, log_format="text", json="--json" in argv, failed=0)
     notices.show = lambda text: _warn(text, glob)
     try:
         return _run(argv, glob)
@@ -150,7 +153,8 @@ def main(argv: list[str] | None = None) -> int:
         from migrate.exits import exit_code
         from migrate.report import report
 
-        return exit_code(report(_explain(error, debug="--debug" in argv), glob))
+        code = exit_code(report(_explain(error, debug="--debug" in argv), glob))
+        return glob.failed or code
 
 
 def _warn(text: str, glob: Values) -> None:

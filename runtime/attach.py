@@ -15,7 +15,7 @@ import time
 from runtime import terminal
 from runtime.attached import NAME, PACKET
 from runtime.errors import Conflict, ContainerError, DeadlineExceeded
-from runtime.spec import load
+from runtime.spec import load_kept
 from runtime.state import Status
 
 TYPE_CHECKING = False
@@ -129,7 +129,7 @@ def _open(state: State) -> tuple[socket.socket, bytes]:
         hello = receive(sock)
         if not hello:
             raise ContainerError(f"container {state.id}: its monitor serves as many as it can already, or it has ended")
-        if hello[:1] == b"N" and load(state.bundle).process.terminal:
+        if hello[:1] == b"N" and load_kept(state).process.terminal:
             raise Conflict(f"container {state.id} cannot be attached to: its terminal went to a --console-socket")
         return sock, hello
     except TimeoutError:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from runtime import notices
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -14,15 +16,31 @@ _NAMES = (
     "SYS_BOOT SYS_NICE SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG MKNOD LEASE AUDIT_WRITE AUDIT_CONTROL SETFCAP MAC_OVERRIDE "
     "MAC_ADMIN SYSLOG WAKE_ALARM BLOCK_SUSPEND AUDIT_READ PERFMON BPF CHECKPOINT_RESTORE"
 )
+_UNKNOWN = 64  # beyond all numbers that the kernel can have
 NUMBERS = {f"CAP_{name}": number for number, name in enumerate(_NAMES.split())}
 
 
 def mask(names: Iterable[str]) -> int:
-    """The bit mask of a set of names."""
+    """The bit mask of a set of names; those that nobody knows are not in it."""
     result = 0
     for name in names:
-        result |= 1 << NUMBERS[name]
+        if name in NUMBERS:
+            result |= 1 << NUMBERS[name]
     return result
+
+
+def warn(sets: dict[str, frozenset[str]] | None, *, remapped: bool) -> None:
+    """Name those that a bundle asks for and its program does not get (runtime-spec, config.md: a warning, no error).
+
+    Who is `remapped` has all in the user namespace.
+    """
+    wanted = frozenset[str]().union(*(sets or {}).values())
+    if not wanted:
+        return
+    held = 2**_UNKNOWN - 1 if remapped else permitted()
+    left_out = sorted(name for name in wanted if not held >> NUMBERS.get(name, _UNKNOWN) & 1)
+    if left_out:
+        notices.warn(f"process.capabilities: left out, this host has them not to give: {', '.join(left_out)}")
 
 
 def permitted() -> int:

@@ -19,13 +19,13 @@ import time
 
 from criu_rpc import images
 from criu_rpc.options import DumpOptions
-from runtime import container, jsonio, namespaces, netlock, syscalls, undump
+from runtime import container, jsonio, namespaces, netlock, notices, syscalls, undump
 from runtime.cgroups import Cgroup
 from runtime.cgroups.hierarchies import UNIFIED, discover
 from runtime.dump import Dump, pre_dump
 from runtime.errors import ContainerError, SpecError
 from runtime.records import Record
-from runtime.spec import load
+from runtime.spec import load_kept
 from runtime.state import Status
 
 TYPE_CHECKING = False
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 NETNS_KEY = "pymigrate-net"
 DESCRIPTORS = "descriptors.json"  # the standard streams at the dump, as runc's images say them
 DUMP_TIMEOUT = 600.0
+CRIU_CONFIG = "org.criu.config"  # an annotation of runc's
 GHOST_LIMIT = 512 << 20  # bytes on disk of an open file without a name that go with the images
 _HOST_DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 
@@ -120,6 +121,12 @@ def external_key(kind: str) -> str:
     return NETNS_KEY if kind == "network" else f"pymigrate-{kind}"
 
 
+def warn_of_config(spec: Spec) -> None:
+    """Say that runc would let CRIU obey another file: with an engine, its name may be an image's."""
+    if spec.annotations.get(CRIU_CONFIG):
+        notices.warn(f"annotations.{CRIU_CONFIG}: is not heeded: CRIU runs what such a file says; give flags instead")
+
+
 class Request(Record):
     """What the flags of `checkpoint` say."""
 
@@ -141,7 +148,8 @@ def checkpoint(store: Store, container_id: str, request: Request) -> None:
         undump.mend_left(state)
         status = state.status
         status.require(container_id, "checkpoint", Status.RUNNING, Status.PAUSED)
-        spec = load(state.bundle, state.annotations)
+        spec = load_kept(state)
+        warn_of_config(spec)
         for directory in (request.images, request.work):
             try:
                 os.makedirs(directory, 0o700, exist_ok=True)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import time
 
-from runtime import handover, hooks, init, monitor, namespaces, processes, sync, syscalls
+from runtime import capabilities, handover, hooks, init, monitor, namespaces, processes, sync, syscalls
 from runtime.cgroups import Cgroup, beside
 from runtime.errors import ContainerError, DeadlineExceeded, SpecError, StartFailed
 from runtime.light import signals
 from runtime.records import Record
 from runtime.resources import Resources
-from runtime.spec import load
+from runtime.spec import keep, load
 from runtime.state import NET, State
 
 TYPE_CHECKING = False
@@ -32,13 +32,15 @@ class Options(Record):
 
     `foreground` is for a caller that stays: the container gets its standard streams, and is its child. A `monitored`
     one gets a monitor of ours in any case, which owns its terminal too if there is no `console_socket`; else a caller
-    who is ready to adopt it, and asks for a `pid_file`, is that. `net` is what --net says (network.py).
+    who is ready to adopt it, and asks for a `pid_file`, is that. `net` is what --net says (network.py). Of the
+    `preserve_fds` the first `listen_fds` are sockets that the program is told of as systemd tells (sd_listen_fds(3)).
     """
 
     pid_file: str | None = None
     console_socket: str | None = None
     pidfd_socket: str | None = None
     preserve_fds: int = 0
+    listen_fds: int = 0
     no_pivot: bool = False
     no_new_keyring: bool = False
     systemd: bool = False
@@ -67,6 +69,9 @@ def create(
 
             departed.require_not_moved(container_id, bundle)
         spec = load_asked(bundle, options.net, options.pid_file)
+        if options.listen_fds:
+            told = (f"LISTEN_FDS={options.listen_fds}", "LISTEN_PID=1")
+            spec = spec.replace(process=spec.process.replace(env=(*spec.process.env, *told)))
         _check(spec, options, connect is not None)
         if spec.network is not None:
             spec = plan_network(store, spec, container_id)
@@ -82,6 +87,7 @@ def create(
         )
         cgroup = Cgroup({})
         try:
+            keep(bundle, directory)
             state, cgroup = make_cgroup(store, state, spec, systemd=options.systemd)
             return _launch(store, state, spec, cgroup, options, connect)
         except BaseException as error:
@@ -225,6 +231,7 @@ def _check(spec: Spec, options: Options, has_console: bool) -> None:
         )
     if options.console_socket is not None and not spec.process.terminal:
         raise SpecError("cannot use console socket if pymigrate will not detach or allocate tty: terminal is false")
+    capabilities.warn(spec.process.capabilities, remapped="user" in spec.namespaces)
     if spec.process.apparmor_profile or spec.process.selinux_label or spec.mount_label:
         from runtime.process import require_labels
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 
-from runtime import foreground, handover, selfexec, sync
+from runtime import capabilities, foreground, handover, selfexec, sync
 from runtime.errors import Conflict
 from runtime.light import signals
 from runtime.records import Record
@@ -31,7 +31,7 @@ _STEP = 0.05  # seconds
 
 
 class Options(Record):
-    """What the flags of `exec` say, beside the program."""
+    """What the flags of `exec` say, beside the program. `cgroups` are --cgroup's: [CONTROLLER,...:]PATH."""
 
     detach: bool = False
     pid_file: str | None = None
@@ -39,7 +39,7 @@ class Options(Record):
     pidfd_socket: str | None = None
     preserve_fds: int = 0
     ignore_paused: bool = False
-    cgroup: str = ""
+    cgroups: tuple[str, ...] = ()
 
 
 def run(store: Store, container_id: str, choose: Callable[[State], tuple[Process, Spec]], options: Options) -> int:
@@ -63,6 +63,7 @@ def run(store: Store, container_id: str, choose: Callable[[State], tuple[Process
             )
         status.require(container_id, "exec", Status.CREATED, Status.RUNNING)
         process, spec = choose(state)
+        capabilities.warn(process.capabilities, remapped="user" in spec.namespaces)
         ours = theirs = None
         if process.terminal:
             if options.console_socket is not None:
@@ -114,7 +115,7 @@ def _begin(
     filter = handover.compile_filter(spec)
     config: dict[str, Any] = {
         "pid": state.pid, "start_time": state.pid_start_time, "process": process.plain(), "detach": options.detach,
-        "cgroups": _below(state.cgroup_paths, options.cgroup), "keep": options.preserve_fds,
+        "cgroups": _below(state.cgroup_paths, options.cgroups), "keep": options.preserve_fds,
         "resident": resident, "streams": streams,
         "personality": spec.personality,
         "console": None if console is None else console.fileno(),
@@ -183,15 +184,20 @@ def _end(child: int, pid: int) -> None:
     _wait(child)
 
 
-def _below(paths: dict[str, str], name: str) -> dict[str, str]:
-    """The container's cgroup, or one below it that exists."""
-    if not name.strip("/"):
-        return paths
-    found = {}
-    for controller, path in paths.items():
-        found[controller] = os.path.realpath(os.path.join(path, name.strip("/")))
-        if not found[controller].startswith(path + "/") or not os.path.isdir(found[controller]):
-            raise Conflict(f"--cgroup {name}: there is no such cgroup below the container's")
+def _below(paths: dict[str, str], wanted: tuple[str, ...]) -> dict[str, str]:
+    """The container's cgroups, or, for all or some controllers, those below them that are `wanted` and exist."""
+    found = dict(paths)
+    for text in wanted:
+        names, colon, place = text.rpartition(":")
+        for controller in names.split(",") if colon else paths:
+            if controller not in paths:
+                raise Conflict(f"--cgroup {text}: the container has no cgroup of a controller {controller!r}")
+            directory = os.path.realpath(os.path.join(paths[controller], place.strip("/")))
+            if not f"{directory}/".startswith(paths[controller] + "/") or not os.path.isdir(directory):
+                raise Conflict(f"--cgroup {text}: there is no such cgroup below the container's")
+            for other in paths:  # controllers of one hierarchy go together
+                if paths[other] == paths[controller]:
+                    found[other] = directory
     return found
 
 

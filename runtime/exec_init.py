@@ -69,7 +69,9 @@ def main(argv: list[str]) -> int:
         if config["filter"]:
             value = {**config["filter"], "program": bytes.fromhex(config["filter"]["program"])}
             load = process.loader(process.Filter(**value), sock)
+        process.use_processors("initial", wanted.initial_cpus)
         Cgroup(config["cgroups"]).add(0, beside=config["pid"])
+        process.use_processors("final", wanted.final_cpus)
         process.tune_self(wanted)
         process.raise_limits(wanted)
         # The container's processes must not reach us, nor through us the host, before we have become one of them;

@@ -6,12 +6,15 @@ tests/unit/test_features.py checks each claim, and each "not enabled", against w
 
 from __future__ import annotations
 
+from runtime.cgroups.systemd import ANNOTATION as PROPERTY
+from runtime.state import NET
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-# Annotations of a config.json that change what the runtime does (a trailing "." would make one a prefix): none yet.
-UNSAFE_ANNOTATIONS: tuple[str, ...] = ()
+# Annotations of a config.json that change what the runtime does; a trailing "." makes one a prefix.
+UNSAFE_ANNOTATIONS = (NET, PROPERTY)
 
 
 def features() -> dict[str, Any]:
@@ -20,7 +23,7 @@ def features() -> dict[str, Any]:
 
     return {
         "ociVersionMin": "1.0.0",
-        "ociVersionMax": "1.2.0",
+        "ociVersionMax": "1.2.1",
         "hooks": list(spec.HOOK_POINTS),
         "mountOptions": sorted((*mount_spec.FLAGS, *mount_spec.PROPAGATIONS, *mount_spec.RECURSIVE, *mount_spec.OTHER)),
         "linux": {

@@ -136,8 +136,8 @@ def parse_options(options: tuple[str, ...]) -> Options:
 
 def parse_mount(entry: Fields, bundle: str | Path) -> Mount:
     """Check one entry of `mounts`; the source of a bind mount may be relative to the bundle. Raises SpecError."""
-    # A relative destination is one below the root: the specification has asked for absolute ones since 1.0.0 only.
-    destination = entry.need("destination", str)
+    # A relative one is one below the root (runtime-spec 1.2, config.md, "Mounts").
+    destination = os.path.join("/", entry.need("destination", str))
     entry.check_path("destination", destination)
     if not destination.strip("/."):
         entry.refuse("destination", "must be below the root: what is mounted on the root is hidden by it")

@@ -76,6 +76,15 @@ def tune_self(process: Process) -> None:
             raise StartFailed(f"process.ioPriority: cannot be set: {os.strerror(error.errno or 0)}") from None
 
 
+def use_processors(name: str, numbers: tuple[int, ...]) -> None:
+    """Run on these processors only; none leaves it to the kernel. Raises StartFailed naming the field."""
+    if numbers:
+        try:
+            os.sched_setaffinity(0, numbers)
+        except OSError as error:
+            raise StartFailed(f"process.execCPUAffinity.{name}: cannot be set: {error.strerror}") from None
+
+
 def schedule_self(process: Process, *, forks: bool = False) -> None:
     """Set the scheduling policy; `forks` tells that a child is to inherit it. Raises StartFailed naming the field."""
     scheduler = process.scheduler
@@ -133,7 +142,7 @@ def find_program(process: Process) -> str:
     if "/" in name:
         candidates = [name if name.startswith("/") else os.path.join(process.cwd, name)]
     else:
-        path = next((entry[5:] for entry in process.env if entry.startswith("PATH=")), os.defpath)
+        path = next((entry[5:] for entry in reversed(process.env) if entry.startswith("PATH=")), os.defpath)
         candidates = [os.path.join(directory or ".", name) for directory in path.split(":")]
     denied = False
     for candidate in candidates:
@@ -242,7 +251,7 @@ def _drop_bounding(keep: int) -> None:
 def _apply(sets: dict[str, frozenset[str]], held: int) -> None:
     """Set effective, permitted, inheritable and ambient, as far as this process holds them itself.
 
-    A capability that we lack cannot be given; runc leaves such ones out as well.
+    A capability that we lack cannot be given: capabilities.warn has said so.
     """
     mask = capabilities.mask
     syscalls.capset(mask(sets["effective"]) & held, mask(sets["permitted"]) & held, mask(sets["inheritable"]) & held)
@@ -259,7 +268,7 @@ def execute(process: Process, program: str) -> NoReturn:
     for entry in process.env:
         name, _, value = entry.partition("=")
         if name:
-            environment.setdefault(name, value)
+            environment[name] = value  # the last one holds, as with runc
     environment.setdefault("HOME", _home(process.uid))
     try:
         os.execve(program, list(process.args), environment)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 LIMIT_MAX = 2**64 - 1
 ID_MAX = 2**32 - 2
+_CPUS = 8192  # CONFIG_NR_CPUS is at most that
 # Names and numbers: linux/resource.h, linux/sched.h, linux/ioprio.h.
 _RLIMITS = "CPU FSIZE DATA STACK CORE RSS NPROC NOFILE MEMLOCK AS LOCKS SIGPENDING MSGQUEUE NICE RTPRIO RTTIME"
 RLIMITS = {f"RLIMIT_{name}": number for number, name in enumerate(_RLIMITS.split())}
@@ -50,8 +51,9 @@ class Scheduler(Record):
 class Process(Record):
     """What runs in the container.
 
-    `capabilities` maps each of the five sets to names; None leaves them alone. `console_size` is rows and columns;
-    `io_priority` class and level.
+    `capabilities` maps each of the five sets to names, also such as nobody knows (capabilities.warn); None leaves them
+    alone. `console_size` is rows and columns; `io_priority` class and level; `initial_cpus` and `final_cpus` are those
+    of execCPUAffinity, of no concern to a container's init.
     """
 
     args: tuple[str, ...]
@@ -71,11 +73,13 @@ class Process(Record):
     selinux_label: str | None = None
     scheduler: Scheduler | None = None
     io_priority: tuple[int, int] | None = None
+    initial_cpus: tuple[int, ...] = ()
+    final_cpus: tuple[int, ...] = ()
 
 
 def parse_process(process: Fields) -> Process:
     """Check a `process` object. Raises SpecError."""
-    process.unsupported("execCPUAffinity", "commandLine")
+    process.unsupported("commandLine")
     args = process.strings("args")
     if not args or not args[0]:
         process.refuse("args", "must be a non-empty array of strings")
@@ -108,6 +112,8 @@ def parse_process(process: Fields) -> Process:
         selinux_label=process.take("selinuxLabel", str, "") or None,
         scheduler=_scheduler(process),
         io_priority=_io_priority(process),
+        initial_cpus=_cpus(process.object("execCPUAffinity"), "initial"),
+        final_cpus=_cpus(process.object("execCPUAffinity"), "final"),
     )
 
 
@@ -125,11 +131,7 @@ def _capabilities(process: Fields) -> dict[str, frozenset[str]] | None:
     sets = process.object("capabilities")
     found = {}
     for name in capabilities.SETS:
-        names = sets.strings(name)
-        for index, capability in enumerate(names):
-            if capability not in capabilities.NUMBERS:
-                sets.refuse(f"{name}[{index}]", f"unknown capability {capability!r}")
-        found[name] = frozenset(names)
+        found[name] = frozenset(sets.strings(name))
     return found
 
 
@@ -169,6 +171,19 @@ def _scheduler(process: Fields) -> Scheduler | None:
         value.refuse("runtime", "runtime, deadline and period belong to SCHED_DEADLINE")
     nice = value.number("nice", 0, smallest=-20, largest=19) or 0
     return Scheduler(SCHED_POLICIES[policy], nice, priority, flags, *times)
+
+
+def _cpus(affinity: Fields, name: str) -> tuple[int, ...]:
+    """The numbers of processors in a list as in "0-3,7"."""
+    found: set[int] = set()
+    text = affinity.take(name, str, "").replace(" ", "")
+    for part in text.split(",") if text else ():
+        first, dash, last = part.partition("-")
+        ends = [first, last if dash else first]
+        if not all(end.isdecimal() and len(end) < 5 for end in ends) or not int(ends[0]) <= int(ends[1]) < _CPUS:
+            affinity.refuse(name, f"{part!r} is no processor, or no range of them as in 0-3")
+        found.update(range(int(ends[0]), int(ends[1]) + 1))
+    return tuple(sorted(found))
 
 
 def _io_priority(process: Fields) -> tuple[int, int] | None:

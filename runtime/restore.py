@@ -35,6 +35,7 @@ def restore(store: Store, container_id: str, bundle: str, request: Request) -> i
     Raises ContainerError, CriuError; nothing of it is left then.
     """
     spec = create.load_asked(os.path.abspath(bundle), request.net, request.pid_file)
+    checkpoint.warn_of_config(spec)
     os.makedirs(request.work, 0o700, exist_ok=True)
     with store.lock(container_id):
         plan = RestorePlan(

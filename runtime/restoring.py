@@ -32,6 +32,7 @@ from runtime.fields import Fields
 from runtime.mount_spec import ATTR_IDMAP, IdMapping
 from runtime.records import Record
 from runtime.resources import parse_resources
+from runtime.spec import keep
 from runtime.state import State
 
 TYPE_CHECKING = False
@@ -127,6 +128,7 @@ class Restoring:
         )
         restoring = cls(store, state, plan, spec)
         try:
+            keep(plan.bundle, directory)
             restoring._state, restoring._cgroup = create.make_cgroup(
                 store, state, spec, systemd=plan.systemd or ":" in (spec.cgroups_path or "")
             )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 
 from runtime import jsonio
-from runtime.errors import NotSupported, SpecError
+from runtime.errors import NotSupported, SpecError, unwritable
 from runtime.fields import Fields
 from runtime.mount_spec import PROPAGATIONS, Device, IdMapping, Mount, parse_device, parse_mappings, parse_mount
 from runtime.process_spec import Process, parse_process
@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 
     from runtime.network import Network
     from runtime.seccomp import Seccomp
+    from runtime.state import State
 
 NAMESPACES = ("pid", "network", "mount", "ipc", "uts", "user", "cgroup", "time")
+FILES = ("config.json", "runtime.json")  # of a bundle; the second in the layout of 2015
 HOOK_POINTS = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")
 PERSONALITIES = {"LINUX": 0x0000, "LINUX32": 0x0008}
 
@@ -75,13 +77,43 @@ class Spec(Record):
         return kind in self.namespaces and self.namespaces[kind] is None
 
 
-def load(bundle: str | Path, annotations: dict[str, str] | None = None, *, net: str | None = None) -> Spec:
+def keep(bundle: str, directory: str) -> None:
+    """Copy a bundle's files to where its container has its state: see `load_kept`. Raises ContainerError."""
+    for name in FILES:
+        try:
+            with open(os.path.join(bundle, name), "rb") as source:
+                data = source.read()
+        except FileNotFoundError:
+            continue
+        path = os.path.join(directory, name)
+        try:
+            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as target:
+                target.write(data)
+        except OSError as error:
+            raise unwritable(path, error) from None
+
+
+def load_kept(state: State) -> Spec:
+    """The spec of a container that is there, as its bundle was when it was made: what is changed there later must not
+    affect it (runtime.md, lifecycle). Raises SpecError."""
+    directory = os.path.dirname(state.log_path)
+    kept = os.path.exists(os.path.join(directory, FILES[0]))  # those of earlier versions have none
+    return load(state.bundle, state.annotations, files=directory if kept else None)
+
+
+def load(
+    bundle: str | Path,
+    annotations: dict[str, str] | None = None,
+    *,
+    net: str | None = None,
+    files: str | None = None,
+) -> Spec:
     """The spec that is in force for a container of a bundle. Raises SpecError naming file and field.
 
     With the `annotations` of its state that of one that is there: they hold what has been decided since, which the
-    bundle does not say. `net` is what --net says.
+    bundle does not say. `net` is what --net says. `files` is where the bundle's files are read, if not in the bundle.
     """
-    spec = _load(bundle)
+    spec = _load(bundle, bundle if files is None else files)
     if annotations is not None:
         spec = spec.replace(annotations=annotations)
     text = spec.annotations.get(NET)
@@ -94,13 +126,13 @@ def load(bundle: str | Path, annotations: dict[str, str] | None = None, *, net: 
     return network.apply(spec, text or "", f"annotations.{NET}")
 
 
-def _load(bundle: str | Path) -> Spec:
-    value = read_json(os.path.join(bundle, "config.json"), "is this the bundle? `pymigrate spec` writes a config.json")
+def _load(bundle: str | Path, files: str | Path) -> Spec:
+    value = read_json(os.path.join(files, "config.json"), "is this the bundle? `pymigrate spec` writes a config.json")
     if isinstance(value, dict) and "ociVersion" not in value:
         from runtime import two_file
 
-        if two_file.is_two_file(bundle):
-            host = read_json(os.path.join(bundle, "runtime.json"), "")
+        if two_file.is_two_file(files):
+            host = read_json(os.path.join(files, "runtime.json"), "")
             merged = two_file.merge(value, host)
             try:
                 return parse(merged, bundle)
@@ -152,7 +184,7 @@ def parse(value: Any, bundle: str | Path) -> Spec:
         mounts=mounts,
         namespaces=spaces,
         hooks={point: tuple(_hook(entry) for entry in top.object("hooks").objects(point)) for point in HOOK_POINTS},
-        annotations=top.string_map("annotations"),
+        annotations=_annotations(top),
         masked_paths=linux.paths("maskedPaths"),
         readonly_paths=linux.paths("readonlyPaths"),
         cgroups_path=_cgroups_path(linux),
@@ -167,6 +199,13 @@ def parse(value: Any, bundle: str | Path) -> Spec:
         personality=_personality(linux),
         mount_label=linux.take("mountLabel", str, "") or None,
     )
+
+
+def _annotations(top: Fields) -> dict[str, str]:
+    found = top.string_map("annotations")
+    if "" in found:
+        top.refuse("annotations", "a key must not be empty")
+    return found
 
 
 def _is_version(text: str) -> bool:

@@ -57,8 +57,9 @@ def options(args: Values) -> dict[str, Any]:
     chosen: dict[str, Any] = {
         name: args.__dict__[name] for name in ("tcp_established", "ext_unix_sk", "shell_job", "file_locks")
     }
-    if args.tcp_close:
-        chosen["tcp_close"] = True
+    for name in ("tcp_close", "auto_dedup"):
+        if args.__dict__[name]:
+            chosen[name] = True
     if args.manage_cgroups_mode:
         from criu_rpc.options import ManageCgroups
 
@@ -77,7 +78,7 @@ def run(args: Values) -> int:
 
     images, work = paths(args)
     chosen = options(args)
-    for name in ("tcp_skip_in_flight", "lazy_pages", "auto_dedup"):
+    for name in ("tcp_skip_in_flight", "lazy_pages"):
         if args.__dict__[name]:
             chosen[name] = True
     if args.status_fd is not None:

@@ -15,7 +15,13 @@ FLAGS = (
     Flag("pid-file", "write the pid of the container's init to FILE", "str", metavar="FILE"),
     Flag("console-socket", "send the master of the container's terminal to this Unix socket", "str", metavar="PATH"),
     Flag("pidfd-socket", "send a pidfd of the container's init to this Unix socket", "str", metavar="PATH"),
-    Flag("preserve-fds", "hand N more descriptors, from 3 on, to the program", "int", metavar="N", default=0),
+    Flag(
+        "preserve-fds",
+        "hand N more descriptors, after those of $LISTEN_FDS, to the program",
+        "int",
+        metavar="N",
+        default=0,
+    ),
     Flag("no-pivot", "do not use pivot_root: for a host whose root is its initial ramdisk"),
     Flag("net", NET_HELP, "str", metavar="NET"),
     Flag("no-new-keyring", "leave the program our session keyring"),
@@ -26,22 +32,40 @@ SYNTAX = Syntax("Create a container from a bundle; `start` lets it run.", FLAGS,
 def options(args: Values) -> Options:
     from runtime.create import Options
 
-    require_open(args.preserve_fds)
-    names = ("pid_file", "console_socket", "pidfd_socket", "preserve_fds", "no_pivot", "no_new_keyring", "net")
-    return Options(**{name: args.__dict__[name] for name in names}, systemd=args.systemd_cgroup)
+    listening = _listening()
+    require_open(args.preserve_fds, listening)
+    names = ("pid_file", "console_socket", "pidfd_socket", "no_pivot", "no_new_keyring", "net")
+    return Options(
+        **{name: args.__dict__[name] for name in names}, preserve_fds=listening + args.preserve_fds,
+        listen_fds=listening, systemd=args.systemd_cgroup,
+    )  # fmt: skip
 
 
-def require_open(count: int) -> None:
-    """Refuse descriptors that the caller has not opened: later ones of our own would be there. Raises UsageError."""
+def _listening() -> int:
+    """How many sockets systemd, or who stands for it, has handed us from 3 on (sd_listen_fds(3))."""
+    import os
+
+    count = os.environ.get("LISTEN_FDS", "")
+    if os.environ.get("LISTEN_PID") != str(os.getpid()) or not count.isdecimal() or len(count) > 5:
+        return 0
+    return int(count)
+
+
+def require_open(count: int, listening: int = 0) -> None:
+    """Refuse descriptors that the caller has not opened: later ones of our own would be there. Raises UsageError.
+
+    `count` is --preserve-fds', `listening` $LISTEN_FDS'.
+    """
     import os
 
     from migrate.errors import UsageError
 
-    for fd in range(3, 3 + count):
+    for fd in range(3, 3 + listening + count):
         try:
             os.fstat(fd)
         except OSError:
-            raise UsageError(f"--preserve-fds {count}: descriptor {fd} is not open") from None
+            said = f"LISTEN_FDS={listening}" if fd < 3 + listening else f"--preserve-fds {count}"
+            raise UsageError(f"{said}: descriptor {fd} is not open") from None
 
 
 def run(args: Values) -> int:

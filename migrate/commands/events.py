@@ -12,22 +12,24 @@ if TYPE_CHECKING:
 SYNTAX = Syntax(
     "Print what happens to a container, and every now and then how much it uses, until it ends.",
     (
-        Flag("interval", "time between two reports, as in 500ms, 5s, 1m", "str", default="5s", metavar="TIME"),
+        Flag("interval", "time between two reports, as in 500ms, 5s, 1m30s", "str", default="5s", metavar="TIME"),
         Flag("stats", "print one report and end"),
     ),
     ("id",),
 )
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 def _seconds(text: str) -> float:
+    """A time as Go writes it, or a plain number of seconds."""
+    import re
+
     from migrate.errors import UsageError
 
-    number = text.rstrip("hms")
-    try:
-        value = float(number) * _UNITS[text[len(number) :] or "s"]
-    except (KeyError, ValueError):
-        value = 0.0
+    text += "s" if text.isdecimal() else ""
+    parts = re.findall(r"([0-9]+\.?[0-9]*|\.[0-9]+)([a-zµ]*)", text)
+    known = "".join(map("".join, parts)) == text and all(unit in _UNITS for _, unit in parts)
+    value = sum(float(number) * _UNITS[unit] for number, unit in parts) if known else 0.0
     if not 0 < value < 1e9:
         raise UsageError(f"--interval {text}: must be a time such as 500ms, 5s or 1m")
     return value

@@ -34,10 +34,11 @@ FLAGS = (
     Flag("no-new-privs", "it may not gain privileges"),
     Flag("apparmor", "its AppArmor profile", "str", metavar="PROFILE"),
     Flag("process-label", "its SELinux label", "str", metavar="LABEL"),
-    Flag("cgroup", "run it in this cgroup below the container's", "str", metavar="PATH", default=""),
+    Flag("cgroup", "run it in this cgroup below the container's (repeatable)", "list", metavar="[CONTROLLER,...:]PATH"),
     Flag("ignore-paused", "do not refuse a paused container; it waits there"),
     Flag("no-subreaper", "accepted for runc's sake"),
 )
+FAILED = 255  # runc's: the smaller ones are the program's own
 SYNTAX = Syntax(
     "Run a program in a running container, with our own stdin, stdout and stderr.", FLAGS, ("id", "command...")
 )
@@ -48,8 +49,8 @@ def run(args: Values) -> int:
     from runtime.state import Store
 
     create.require_open(args.preserve_fds)
-    names = ("detach", "pid_file", "console_socket", "pidfd_socket", "preserve_fds", "ignore_paused", "cgroup")
-    options = execution.Options(**{name: args.__dict__[name] for name in names})
+    names = ("detach", "pid_file", "console_socket", "pidfd_socket", "preserve_fds", "ignore_paused")
+    options = execution.Options(**{name: args.__dict__[name] for name in names}, cgroups=tuple(args.cgroup))
     return execution.run(Store(args.root), args.id, lambda state: _process(args, state), options)
 
 
@@ -59,9 +60,9 @@ def _process(args: Values, state: State) -> tuple[Process, Spec]:
     from runtime.capabilities import NUMBERS, SETS
     from runtime.fields import Fields
     from runtime.process_spec import parse_process
-    from runtime.spec import load, read_json
+    from runtime.spec import load_kept, read_json
 
-    spec = load(state.bundle, state.annotations)
+    spec = load_kept(state)
     if args.process is not None:
         process = parse_process(Fields(read_json(args.process, ""), args.process))
         return process.replace(terminal=process.terminal or args.tty), spec

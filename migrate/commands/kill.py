@@ -16,10 +16,10 @@ SYNTAX = Syntax(
 
 
 def parse_signal(text: str) -> int:
-    """KILL, SIGKILL and 9 are the same. Raises UsageError."""
+    """KILL, SIGKILL and 9 are the same; 0 only asks whether one can be sent. Raises UsageError."""
     from migrate.errors import UsageError
 
-    if text.isdigit() and 0 < int(text) < 65:
+    if text.isdigit() and int(text) < 65:
         return int(text)
     import signal
 

@@ -25,6 +25,8 @@ _LIMITS: dict[str, tuple[str, str, bool, str]] = {
     "memory-swap": ("memory", "swap", True, "memory and swap together"),
     "pids-limit": ("pids", "limit", False, "processes and threads; -1 for no limit"),
 }
+_GONE = ("kernel-memory", "kernel-memory-tcp")
+_RDT = ("l3-cache-schema", "mem-bw-schema")
 _SETS = {"cpuset-cpus": "cpus", "cpuset-mems": "mems"}
 SYNTAX = Syntax(
     "Change the limits of a container; what is not named stays as it is.",
@@ -33,6 +35,8 @@ SYNTAX = Syntax(
         *(Flag(name, text, "str", metavar="N") for name, (_, _, _, text) in _LIMITS.items()),
         Flag("cpuset-cpus", "processors, as in 0-2,7", "str", metavar="LIST"),
         Flag("cpuset-mems", "memory nodes, as in 0-2,7", "str", metavar="LIST"),
+        *(Flag(name, "accepted for runc's sake: kernels have given it up", "str", metavar="N") for name in _GONE),
+        *(Flag(name, "refused: there is no linux.intelRdt", "str", metavar="SCHEMA") for name in _RDT),
     ),
     ("id",),
 )
@@ -66,6 +70,9 @@ def _read(path: str) -> tuple[Any, str]:
 def _from_flags(args: Values) -> dict[str, dict[str, Any]]:
     from migrate.errors import UsageError
 
+    for flag in _RDT:
+        if args.__dict__[flag.replace("-", "_")]:
+            raise UsageError(f"--{flag}: linux.intelRdt is not supported")
     value: dict[str, dict[str, Any]] = {}
     for flag, (group, name, is_size, _) in _LIMITS.items():
         text = args.__dict__[flag.replace("-", "_")]
@@ -74,18 +81,18 @@ def _from_flags(args: Values) -> dict[str, dict[str, Any]]:
     for flag, name in _SETS.items():
         if args.__dict__[flag.replace("-", "_")]:
             value.setdefault("cpu", {})[name] = args.__dict__[flag.replace("-", "_")]
-    if not value:
+    if not value and not any(args.__dict__[flag.replace("-", "_")] for flag in _GONE):
         raise UsageError("nothing to change", remedy="see `pymigrate update --help`")
     return value
 
 
 def _number(flag: str, text: str, *, is_size: bool) -> int:
-    """A number; a size may have a suffix (k, m, g, t: powers of 1024)."""
+    """A number; a size may have a suffix (k, m, g, t: powers of 1024), and a fraction before it."""
     from migrate.errors import UsageError
 
     digits = text.lower().removesuffix("b").removesuffix("i") if is_size else text
     power = "kmgt".find(digits[-1:]) + 1 if is_size and digits[-1:] in tuple("kmgt") else 0
     try:
-        return int(digits[:-1] if power else digits) << 10 * power
-    except ValueError:
+        return int(float(digits[:-1]) * (1 << 10 * power)) if power else int(digits)
+    except (ValueError, OverflowError):
         raise UsageError(f"--{flag} {text}: must be a number") from None

@@ -34,6 +34,10 @@ _V1_IO = {
     "ioTimeRecursive": ("blkio.bfq.time_recursive", "blkio.time_recursive"),
     "sectorsRecursive": ("blkio.bfq.sectors_recursive", "blkio.sectors_recursive"),
 }
+_V1_CPUSET = (
+    "cpu_exclusive", "mem_exclusive", "mem_hardwall", "memory_migrate", "memory_pressure", "memory_spread_page",
+    "memory_spread_slab", "sched_load_balance", "sched_relax_domain_level",
+)  # fmt: skip
 
 
 class _Files:
@@ -52,7 +56,7 @@ class _Files:
 
     def number(self, name: str) -> int:
         text = self.text(name)
-        return _UNLIMITED if text == "max" else int(text) if text.isdecimal() else 0
+        return _UNLIMITED if text == "max" else int(text) if text.removeprefix("-").isdecimal() else 0
 
     def keyed(self, name: str) -> dict[str, int]:
         return flat_keyed(self.text(name))
@@ -85,6 +89,7 @@ def _v1(files: Mapping[str, _Files]) -> dict[str, Any]:
         "cpuset": {
             "cpus": _ids(files["cpuset"].text("cpuset.cpus")),
             "mems": _ids(files["cpuset"].text("cpuset.mems")),
+            **{name: files["cpuset"].number(f"cpuset.{name}") for name in _V1_CPUSET},
         },
         "memory": {
             "cache": raw.get("cache", 0),

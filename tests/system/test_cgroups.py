@@ -378,6 +378,7 @@ def test_stats_tell_what_is_used(v1: Cgroup) -> None:
     assert usage["total"] > 90_000_000
     assert sum(usage["percpu"]) == usage["total"]
     assert stats["cpuset"]["cpus"] == [0]
+    assert (stats["cpuset"]["sched_load_balance"], stats["cpuset"]["sched_relax_domain_level"]) == (1, -1)
     assert 20 * MIB < stats["memory"]["usage"]["usage"] <= stats["memory"]["usage"]["max"] <= 64 * MIB
     assert stats["memory"]["usage"]["limit"] == 64 * MIB
     assert stats["memory"]["swap"]["limit"] == 2**64 - 1

@@ -117,6 +117,28 @@ def test_leave_running_and_a_second_copy(pymigrate: Local, bundle: Path, images:
     assert counted(pymigrate, before, "copy")[0] < before + 500
 
 
+def test_auto_dedup_frees_what_is_restored(pymigrate: Local, bundle: Path, images: Images) -> None:
+    there_and_back(pymigrate, bundle, images, "--auto-dedup")
+    pages = [path.stat() for path in images.images.glob("pages-*.img")]
+    assert pages
+    assert sum(page.st_blocks * 512 for page in pages) < sum(page.st_size for page in pages) / 2
+
+
+def test_a_file_for_criu_is_not_heeded_in_silence(pymigrate: Local, bundle: Path, images: Images) -> None:
+    """CRIU would run a program that such a file names, and with an engine an image may name the file."""
+    config = json.loads((bundle / "config.json").read_text())
+    ran, conf = bundle / "ran", bundle / "conf"
+    conf.write_text(f"action-script {bundle}/script\n")
+    (bundle / "script").write_text(f"#!/bin/sh\ntouch {ran}\n")
+    (bundle / "script").chmod(0o755)
+    (bundle / "config.json").write_text(json.dumps(config | {"annotations": {"org.criu.config": str(conf)}}))
+    pymigrate("run", "-d", "-b", bundle, "ckpt")
+    for argv in (("checkpoint",), ("restore", "-d", "-b", bundle)):
+        done = pymigrate(*argv, *images.flags(), "ckpt")
+        assert "warning: annotations.org.criu.config: is not heeded" in done.stderr
+    assert not ran.exists()
+
+
 def test_a_paused_container(pymigrate: Local, bundle: Path, images: Images) -> None:
     pymigrate("run", "-d", "-b", bundle, "ckpt")
     before = counted(pymigrate, 3)[-1]

@@ -227,7 +227,7 @@ def test_exec(pymigrate: Local, bundle: Path) -> None:
     assert (done.returncode, done.stdout) == (9, "b\n/tmp\n5\n6\n")
     assert pymigrate("exec", "c", "cat", input="x", stdin=None).stdout == "x"
     gone = pymigrate("exec", "c", "nothing", check=False)
-    assert (gone.returncode, "executable file not found" in gone.stderr) == (1, True)
+    assert (gone.returncode, "executable file not found" in gone.stderr) == (255, True)
 
 
 def test_logs(pymigrate: Local, tmp_path: Path) -> None:

@@ -50,6 +50,25 @@ def test_preserved_in_create(pymigrate: Local, tmp_path: Path) -> None:
     assert wait_for(tmp_path / "f3", lines=4).split() == ["0", "1", "2", "3"]
 
 
+def test_sockets_of_systemd_come_first(pymigrate: Local, tmp_path: Path) -> None:
+    """Those of $LISTEN_FDS, of which the program is told, and then those of --preserve-fds."""
+    bundle = make(tmp_path / "b", f"echo $LISTEN_FDS $LISTEN_PID; ({FDS}) 2>&1; echo x >&3; echo y >&4; echo z >&5")
+    argv = pymigrate.argv("run", "-b", bundle, "--preserve-fds", "1", "c")
+
+    def under(setting: str) -> "subprocess.CompletedProcess[str]":
+        script = f'cd {tmp_path}; exec 3<>l0 4<>l1 5<>l2; export {setting}; exec "$@"'
+        return subprocess.run(["bash", "-c", script, "bash", *argv], capture_output=True, text=True)
+
+    done = under("LISTEN_FDS=2 LISTEN_PID=$$")
+    assert done.stdout.split() == ["2", "1", "0", "1", "2", "3", "4", "5"], done
+    assert [(tmp_path / f"l{n}").read_text() for n in range(3)] == ["x\n", "y\n", "z\n"]
+    # What is said to another process is not for us.
+    done = under("LISTEN_FDS=2 LISTEN_PID=1")
+    assert done.stdout.split() == ["0", "1", "2", "3"], done
+    done = under("LISTEN_FDS=1000 LISTEN_PID=$$")
+    assert (done.returncode, "LISTEN_FDS=1000: descriptor " in done.stderr) == (2, True)
+
+
 @pytest.mark.parametrize("verb", ["run", "exec"])
 def test_those_that_are_not_open_are_refused(pymigrate: Local, tmp_path: Path, verb: str) -> None:
     if verb == "exec":

@@ -184,7 +184,7 @@ def test_files_directories_and_nested_places(pymigrate: Local, tmp_path: Path) -
     mounts = [
         bind(tmp_path / "d", "/new/deep/dir"), bind(tmp_path / "f", "/new/deep/dir/x"),
         bind(tmp_path / "f", "/other/new/file"), bind(tmp_path / "f", "/etc/passwd"),
-        {"destination": "/new/deep/dir2", "type": "tmpfs", "source": "tmpfs", "options": ["size=64k", "mode=711"]},
+        {"destination": "new/deep/dir2", "type": "tmpfs", "source": "tmpfs", "options": ["size=64k", "mode=711"]},
     ]  # fmt: skip
     said = output(pymigrate, tmp_path, "cat /new/deep/dir/x /other/new/file /etc/passwd; stat -c %a /new/deep/dir2",
                   {"mounts+": mounts})  # fmt: skip

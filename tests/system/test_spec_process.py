@@ -1,11 +1,14 @@
 """config.json, process: who the program is, what it may do, and what it is given."""
 
+import json
 import os
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from runtime.capabilities import NUMBERS
+from runtime.cgroups.files import number_list
 from tests.hosts import PYMIGRATE
 from tests.system.boxes import Fields, listener, make, output, refusal, run
 from tests.system.conftest import Local
@@ -38,7 +41,7 @@ def test_home_comes_from_the_containers_users(pymigrate: Local, tmp_path: Path) 
 
 
 def test_environment_is_what_the_bundle_says(pymigrate: Local, tmp_path: Path) -> None:
-    said = output(pymigrate, tmp_path, "env", {"process.env": ["PATH=/bin", "A=b=c", "E="]},
+    said = output(pymigrate, tmp_path, "env", {"process.env": ["PATH=/bin", "A=0", "A=b=c", "E="]},
                   env={**os.environ, "LEAK": "1"})  # fmt: skip
     assert set(said.splitlines()) - {"SHLVL=1", "PWD=/"} == {"PATH=/bin", "A=b=c", "E=", "HOME=/root"}
 
@@ -64,7 +67,7 @@ def test_cwd_by_a_preserved_descriptor_of_the_host_is_refused(pymigrate: Local, 
         script = f'exec 3< {tmp_path}; exec "$@"'
         command = ["bash", "-c", script, "bash", *PYMIGRATE, "--root", pymigrate.root, argv[0], "--preserve-fds", "1"]
         done = subprocess.run([*map(str, (*command, *argv[1:]))], capture_output=True, text=True, timeout=60)
-        assert (done.returncode, done.stdout) == (1, "")
+        assert (done.returncode, done.stdout) == (255 if argv[0] == "exec" else 1, "")
         assert "process.cwd: /proc/self/fd/3: is outside of the container" in done.stderr
 
 
@@ -115,6 +118,27 @@ def test_capabilities_of_another_user(pymigrate: Local, tmp_path: Path) -> None:
     assert [status(text, f"Cap{name}") for name in ("Prm", "Eff", "Amb", "Bnd")] == [
         f"{0:016x}", f"{0:016x}", f"{0:016x}", f"{1 << 10:016x}",
     ]  # fmt: skip
+
+
+def test_capabilities_that_cannot_be_given_are_warned_of(pymigrate: Local, counting: Path, tmp_path: Path) -> None:
+    """By name, whether the kernel does not know them or we lack them; the rest is given."""
+    held = int(next(line for line in Path("/proc/self/status").read_text().splitlines() if "CapPrm" in line)[8:], 16)
+    lacking = [name for name, number in NUMBERS.items() if not held >> number & 1]
+    wanted = {key: ["CAP_MAGIC", "CAP_KILL", *lacking] for key in ("bounding", "effective", "permitted")}
+    log = tmp_path / "log"
+    bundle = make(tmp_path / "b", "grep CapEff /proc/self/status", {"process.capabilities": wanted})
+    done = pymigrate("--log", log, "--log-format", "json", "run", "-b", bundle, "c")
+    assert (done.returncode, status(done.stdout, "CapEff")) == (0, f"{1 << 5:016x}")
+    names = ", ".join(sorted(["CAP_MAGIC", *lacking]))
+    words = f"process.capabilities: left out, this host has them not to give: {names}"
+    assert done.stderr == f"pymigrate: warning: {words}\n"
+    assert [(entry["level"], entry["msg"]) for entry in map(json.loads, log.read_text().splitlines())] == [
+        ("warning", words)
+    ]
+    pymigrate("run", "-d", "-b", counting, "c")
+    process = {"args": ["true"], "cwd": "/", "capabilities": wanted}
+    (tmp_path / "process").write_text(json.dumps(process))
+    assert words in pymigrate("exec", "--process", tmp_path / "process", "c").stderr
 
 
 def test_no_capabilities_field_gives_another_user_none(pymigrate: Local, tmp_path: Path) -> None:
@@ -177,6 +201,23 @@ def test_real_time_scheduler_is_set_or_refused(pymigrate: Local, tmp_path: Path,
         assert "process.scheduler: cannot be set" in done.stderr
     else:
         assert done.stdout.split() == [":", number]
+
+
+def test_processors_of_exec(pymigrate: Local, tmp_path: Path) -> None:
+    """`final` holds for what is exec'ed, `initial` until it is in the container's cgroup; init has all."""
+    processors = sorted(os.sched_getaffinity(0))
+    last = str(processors[-1])
+    script = "grep Cpus_allowed_list /proc/self/status; while :; do sleep 0.05; done"
+    affinity = {"initial": str(processors[0]), "final": last}
+    bundle = make(tmp_path / "b", script, {"process.execCPUAffinity": affinity})
+    pymigrate("run", "-d", "-b", bundle, "c")
+    assert status(pymigrate("exec", "c", "cat", "/proc/self/status").stdout, "Cpus_allowed_list") == last
+    while not (logged := pymigrate("logs", "c").stdout):
+        pass
+    assert number_list(status(logged, "Cpus_allowed_list")) == processors
+    (tmp_path / "p").write_text(json.dumps({"args": ["true"], "cwd": "/", "execCPUAffinity": {"initial": "8191"}}))
+    done = pymigrate("exec", "--process", tmp_path / "p", "c", check=False)
+    assert "process.execCPUAffinity.initial: cannot be set: Invalid argument" in done.stderr
 
 
 def test_io_priority(pymigrate: Local, tmp_path: Path) -> None:

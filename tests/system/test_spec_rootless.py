@@ -92,7 +92,8 @@ def test_whole_life(rootless: Rootless) -> None:
     script = "id -u; cat /proc/self/uid_map; touch /made; hostname; echo up; while :; do sleep 0.05; done"
     bundle = rootless.bundle("b", script)
     rootless("create", "-b", bundle, "c")
-    assert json.loads(rootless("state", "c").stdout)["status"] == "created"
+    shown = json.loads(rootless("state", "c").stdout)
+    assert (shown["status"], shown["owner"]) == ("created", "tester")
     rootless("start", "c")
     done = rootless("exec", "c", "sh", "-c", "id -u; ls / | wc -l; exit 4", check=False)
     assert (done.returncode, done.stdout.split()[0]) == (4, "0")

@@ -43,10 +43,19 @@ def test_update(running: Local, tmp_path: Path) -> None:
     assert stats["data"]["pids"]["limit"] == 44
 
 
+def test_update_as_runc_is_asked_to(running: Local) -> None:
+    running("update", "--memory", "0.5g", "--kernel-memory", "1g", "--kernel-memory-tcp", "1g", "verbs")
+    running("update", "--kernel-memory", "1g", "verbs")
+    stats = json.loads(running("events", "--stats", "verbs").stdout)
+    assert stats["data"]["memory"]["usage"]["limit"] == 512 << 20
+
+
 @pytest.mark.parametrize(
     ("flags", "code", "words"),
     [
         ([], 2, "nothing to change"),
+        (["--l3-cache-schema", "L3:0=f"], 2, "--l3-cache-schema: linux.intelRdt is not supported"),
+        (["--mem-bw-schema", "MB:0=70"], 2, "--mem-bw-schema: linux.intelRdt is not supported"),
         (["--memory", "much"], 2, "--memory much: must be a number"),
         (["--memory", "-5"], 6, "update: memory.limit: must be"),
         (["--resources", "/no/such"], 6, "/no/such: no such file"),
@@ -103,6 +112,59 @@ def test_words_that_engines_look_for(pymigrate: Local, tmp_path: Path) -> None:
     assert pymigrate("--version").stdout.startswith("pymigrate version ")
     assert "flag provided but not defined: -what" in pymigrate("start", "-what", "verbs", check=False).stderr
     assert pymigrate("-root", tmp_path / "elsewhere", "list", "-quiet").stdout == ""
+
+
+def test_exec_fails_with_a_number_of_its_own(running: Local) -> None:
+    for number in (4, 6, 128 + 9):
+        assert running("exec", "verbs", "sh", "-c", f"exit {number}", check=False).returncode == number
+    for argv in (
+        ("verbs", "nosuch"),
+        ("verbs",),
+        ("nobody", "true"),
+        ("--nosuch", "verbs", "true"),
+        ("bad/id", "true"),
+    ):
+        done = running("exec", *argv, check=False)
+        assert (done.returncode, done.stderr.startswith("pymigrate: error: ")) == (255, True), argv
+
+
+def test_environment_of_exec(running: Local) -> None:
+    flags = ("-e", "PATH=/nowhere", "-e", "A=1", "-e", "A=2", "-e", "PATH=/bin")
+    assert running("exec", *flags, "verbs", "sh", "-c", "echo $A $PATH").stdout == "2 /bin\n"
+
+
+def test_exec_in_a_cgroup_below(running: Local) -> None:
+    paths = running.state("verbs")["cgroup_paths"]
+    controllers = [name for name in paths if name]
+    below = [Path(paths[name], "x") for name in (*controllers[:1], *([""] if "" in paths else []))]
+    for path in below:
+        path.mkdir(exist_ok=True)
+
+    def cgroups(*flags: str) -> dict[str, str]:
+        lines = running("exec", *flags, "verbs", "cat", "/proc/self/cgroup").stdout.splitlines()
+        return {name: path for line in lines for _, names, path in [line.split(":", 2)] for name in names.split(",")}
+
+    one = controllers[0] if controllers else ""
+    assert cgroups()[one] == "/"
+    found = cgroups("--cgroup", f"{one}:x", "--cgroup", f"{controllers[-1] if controllers else one}:/")
+    assert (found[one], found[controllers[-1] if controllers else one]) == ("/x", "/" if controllers else "/x")
+    for wrong, words in (("nosuch:/x", "no cgroup of a controller 'nosuch'"), (f"{one}:../..", "no such cgroup below")):
+        assert words in running("exec", "--cgroup", wrong, "verbs", "true", check=False).stderr
+    for path in below:
+        path.rmdir()
+
+
+def test_whether_it_lives(running: Local) -> None:
+    running("kill", "verbs", "0")
+    running("kill", "verbs", "KILL")
+    while json.loads(running("state", "verbs").stdout)["status"] != "stopped":
+        pass
+    assert "container not running" in running("kill", "verbs", "0", check=False).stderr
+
+
+def test_help_of_a_verb(pymigrate: Local) -> None:
+    assert pymigrate("help", "exec").stdout == pymigrate("exec", "--help").stdout
+    assert pymigrate("help").stdout == pymigrate("--help").stdout
 
 
 def test_a_log_does_not_grow_without_end(pymigrate: Local, tmp_path: Path) -> None:

@@ -10,11 +10,13 @@ from migrate import __version__
 from migrate.cli import VERBS
 from migrate.commands import features as verb
 from migrate.flags import Values
+from runtime.cgroups.systemd import ANNOTATION as PROPERTY
 from runtime.default_spec import default_spec
 from runtime.errors import SpecError
 from runtime.features import features
 from runtime.mount_spec import parse_options
 from runtime.spec import parse
+from runtime.state import NET
 
 BUNDLE = Path("/bundle")
 LINUX = features()["linux"]
@@ -73,6 +75,12 @@ def test_exactly_the_claimed_namespaces_are_taken() -> None:
             linux |= {"uidMappings": MAPPING, "gidMappings": MAPPING}
         taken += [kind] if accepts("linux", value=linux) else []
     assert taken == LINUX["namespaces"]
+
+
+def test_annotations_that_change_something_are_named() -> None:
+    unsafe = features()["potentiallyUnsafeConfigAnnotations"]
+    for name in (NET, f"{PROPERTY}TimeoutStopUSec"):
+        assert any(name == one or (one[-1] == "." and name.startswith(one)) for one in unsafe)
 
 
 def test_the_claimed_capabilities_are_taken() -> None:

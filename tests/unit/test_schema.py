@@ -1,6 +1,6 @@
 """Every field that the schema of runtime-spec 1.2 has for Linux is read, or refused by its path.
 
-The paths are those of schema/config-schema.json and what it refers to, at tag v1.2.0.
+The paths are those of schema/config-schema.json and what it refers to, at tag v1.2.1.
 """
 
 import json
@@ -49,6 +49,7 @@ FULL: dict[str, Any] = {
         "scheduler": {"policy": "SCHED_DEADLINE", "nice": 0, "priority": 0, "flags": ["SCHED_FLAG_RECLAIM"],
                       "runtime": 1, "deadline": 2, "period": 3},
         "rlimits": [{"type": "RLIMIT_CORE", "soft": 0, "hard": 0}],
+        "execCPUAffinity": {"initial": "0", "final": "0-1, 3"},
     },
     "linux": {
         "devices": [{"type": "c", "path": "/dev/x", "fileMode": 438, "major": 1, "minor": 3, "uid": 0, "gid": 0}],
@@ -119,6 +120,7 @@ process.oomScoreAdj             system/test_spec_process.py::test_oom_score
 process.ioPriority*             system/test_spec_process.py::test_io_priority
 process.noNewPrivileges         system/test_spec_process.py::test_no_new_privileges
 process.scheduler*              system/test_spec_process.py::test_scheduler
+process.execCPUAffinity*        system/test_spec_process.py::test_processors_of_exec
 process.rlimits*                system/test_spec_process.py::test_rlimits
 linux linux.namespaces*         system/test_spec_namespaces.py::test_absent_and_new
 linux.devices*                  system/test_spec_targets.py::test_devices
@@ -155,7 +157,8 @@ mounts[].uidMappings[]: containerID hostID size
 mounts[].gidMappings[]: containerID hostID size
 root: path readonly
 process: args commandLine consoleSize cwd env terminal user capabilities apparmorProfile oomScoreAdj selinuxLabel
-    ioPriority noNewPrivileges scheduler rlimits
+    ioPriority noNewPrivileges scheduler rlimits execCPUAffinity
+process.execCPUAffinity: initial final
 process.consoleSize: height width
 process.user: uid gid umask additionalGids username
 process.capabilities: bounding permitted effective inheritable ambient
@@ -243,7 +246,7 @@ def complaint(config: dict[str, Any]) -> str:
 
 def test_the_whole_is_accepted() -> None:
     assert complaint(FULL) == ""
-    assert len(PATHS) == 218
+    assert len(PATHS) == 221
     assert set(REFUSED) <= set(PATHS)
 
 

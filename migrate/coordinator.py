@@ -29,8 +29,7 @@ from migrate.trees import Owner, Tree
 from migrate.validate import container_blockers, preflight, wait_settled
 from migrate.volumes import Plan
 from runtime import checkpoint, departed, gate, network, undump
-from runtime.spec import Spec
-from runtime.spec import load as load_spec
+from runtime.spec import Spec, load_kept
 from runtime.state import State, Store
 
 LOCK_TIMEOUT = 5.0
@@ -84,7 +83,7 @@ class Coordinator:
                     remedy=f"pymigrate recover {wanted.id}",
                 )
             undump.mend_left(state)
-            spec = load_spec(Path(state.bundle), state.annotations)
+            spec = load_kept(state)
             self._say(Phase.PREFLIGHT, f"checking {wanted.id} and {wanted.host}")
             plan = volumes.plan(state, spec, wanted.volumes)
             blockers = container_blockers(self._store, state, spec, tcp_close=wanted.tcp_close, patience=PATIENCE)
@@ -147,7 +146,7 @@ class Coordinator:
         self._log.record(Phase.SEED)
         self._say(Phase.SEED, "root file system")
         self._discard_leftovers()
-        config = plan.config(volumes.read_config(self._state.bundle))
+        config = plan.config(self._spec.config)
         hints = [self._state.bundle, *self._state.bundle_hints]
         trees = [tree.to_json() for tree in plan.trees]
         call = protocol.OpenBundle(

@@ -14,7 +14,7 @@ from migrate.settlement import call_off, clean_source, settle
 from migrate.trees import Owner
 from runtime import container, departed, netlock, processes, undump, veth
 from runtime.errors import ContainerError
-from runtime.spec import load
+from runtime.spec import load_kept
 from runtime.state import State, Store
 
 LOCK_TIMEOUT = 5.0
@@ -118,4 +118,4 @@ def _end(state: State) -> None:
         veth.take_down(state)  # its peers are to hear of it at the target only
     container.end(state)
     with contextlib.suppress(ContainerError):
-        netlock.ended(load(Path(state.bundle), state.annotations), state.id)
+        netlock.ended(load_kept(state), state.id)

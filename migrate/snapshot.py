@@ -36,7 +36,7 @@ from migrate.validate import require_movable, wait_settled
 from runtime import checkpoint, gate, logs, netlock, supplement, syscalls, undump
 from runtime.dump import Dump
 from runtime.restoring import RestorePlan, Restoring
-from runtime.spec import Spec
+from runtime.spec import Spec, keep, load_kept
 from runtime.spec import load as load_spec
 from runtime.state import State, Store
 
@@ -119,10 +119,11 @@ def save(store: Store, container_id: str, directory: Path, *, allow: frozenset[s
     with store.lock(container_id, LOCK_TIMEOUT):
         state = store.load(container_id)
         undump.mend_left(state)
-        spec = load_spec(Path(state.bundle), state.annotations)
+        spec = load_kept(state)
         require_movable(store, state, spec, allow, PATIENCE)
         watched = watches.names(state.pid)
         with _temporary(directory, state.pid) as place:
+            keep(spec, str(place))
             with gate.closed(state, spec):
                 wait_settled(state, allow, PATIENCE)
                 skip = "tcp-backlog" in allow
@@ -173,7 +174,6 @@ def _dump(state: State, spec: Spec, place: Path, more: dict[str, Any]) -> Iterat
 
 def _seal(state: State, place: Path, directory: Path, connections: list[str]) -> Manifest:
     """Make a whole snapshot of what lies in `place`: manifest, everything on disk, and the name it is to have."""
-    shutil.copyfile(Path(state.bundle) / "config.json", place / "config.json")
     manifest = _describe(state, place, connections)
     _write(place / "manifest.json", json.dumps(dataclasses.asdict(manifest), indent=2).encode() + b"\n")
     _sync_tree(place)

@@ -17,9 +17,10 @@ import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from migrate import files, mountinfo
-from migrate.errors import MigrateError, UsageError
+from migrate.errors import UsageError
 from migrate.hostfacts import overlay_defaults
 from migrate.losses import Finding
 from migrate.mountinfo import is_below
@@ -54,19 +55,17 @@ class Plan:
         own = {mount.destination: mount for mount in self.tmpfs}
         return spec.replace(mounts=tuple(own.get(mount.destination, mount) for mount in spec.mounts))
 
-    def config(self, text: str) -> str:
-        """The container's config.json as the target must have it."""
-        there, changed = dict(self.sources), False
+    def config(self, value: dict[str, Any]) -> str:
+        """The container's config.json, of that value here, as the target must have it."""
+        there = dict(self.sources)
         own = {mount.destination: mount for mount in self.tmpfs}
-        config = json.loads(text)
-        for mount in config.get("mounts", []):
-            source = there.get(_place(str(mount.get("destination"))))
+        mounts = []
+        for mount in value.get("mounts", []):
             if (tmpfs := own.get(mount.get("destination"))) is not None:
-                mount |= {"type": tmpfs.type, "source": tmpfs.source, "options": list(tmpfs.options)}
-                changed = True
-            if source is not None and mount.get("source") != source:
-                mount["source"], changed = source, True
-        return json.dumps(config) if changed else text
+                mount = mount | {"type": tmpfs.type, "source": tmpfs.source, "options": list(tmpfs.options)}
+            source = there.get(_place(str(mount.get("destination"))))
+            mounts.append(mount if source is None else mount | {"source": source})
+        return json.dumps(value | {"mounts": mounts} if mounts else value)
 
     def measured(self) -> "Plan":
         """The same with what the trees take on disk, and the fingerprints of those that do not change."""
@@ -321,12 +320,3 @@ def _layers(mount: Mount) -> dict[str, list[str]]:
         elif kind in ("upperdir", "workdir"):
             found[kind] = [_ESCAPED.sub(r"\1", value)]
     return found
-
-
-def read_config(bundle: str) -> str:
-    """A bundle's config.json as text. Raises MigrateError."""
-    try:
-        with open(os.path.join(bundle, "config.json")) as file:
-            return file.read()
-    except OSError as error:
-        raise MigrateError(f"{bundle}/config.json: cannot be read: {error.strerror}") from None

@@ -87,7 +87,7 @@ def create(
         )
         cgroup = Cgroup({})
         try:
-            keep(bundle, directory)
+            keep(spec, directory)
             state, cgroup = make_cgroup(store, state, spec, systemd=options.systemd)
             return _launch(store, state, spec, cgroup, options, connect)
         except BaseException as error:

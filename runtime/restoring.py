@@ -128,7 +128,7 @@ class Restoring:
         )
         restoring = cls(store, state, plan, spec)
         try:
-            keep(plan.bundle, directory)
+            keep(spec, directory)
             restoring._state, restoring._cgroup = create.make_cgroup(
                 store, state, spec, systemd=plan.systemd or ":" in (spec.cgroups_path or "")
             )

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from runtime.state import State
 
 NAMESPACES = ("pid", "network", "mount", "ipc", "uts", "user", "cgroup", "time")
-FILES = ("config.json", "runtime.json")  # of a bundle; the second in the layout of 2015
+CONFIG = "config.json"
 HOOK_POINTS = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")
 PERSONALITIES = {"LINUX": 0x0000, "LINUX32": 0x0008}
 
@@ -41,12 +41,13 @@ class Hook(Record):
 
 
 class Spec(Record):
-    """One config.json.
+    """One config.json, whose value is `config`.
 
     `namespaces` maps a type to the path to join, or None for a new one; `time_offsets` a clock ("monotonic",
     "boottime") to seconds and nanoseconds; `root` is absolute.
     """
 
+    config: dict[str, Any]
     oci_version: str
     process: Process
     root: str
@@ -77,43 +78,37 @@ class Spec(Record):
         return kind in self.namespaces and self.namespaces[kind] is None
 
 
-def keep(bundle: str, directory: str) -> None:
-    """Copy a bundle's files to where its container has its state: see `load_kept`. Raises ContainerError."""
-    for name in FILES:
-        try:
-            with open(os.path.join(bundle, name), "rb") as source:
-                data = source.read()
-        except FileNotFoundError:
-            continue
-        path = os.path.join(directory, name)
-        try:
-            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as target:
-                target.write(data)
-        except OSError as error:
-            raise unwritable(path, error) from None
-
-
-def load_kept(state: State) -> Spec:
-    """The spec of a container that is there, as its bundle was when it was made: what is changed there later must not
-    affect it (runtime.md, lifecycle). Raises SpecError."""
-    directory = os.path.dirname(state.log_path)
-    kept = os.path.exists(os.path.join(directory, FILES[0]))  # those of earlier versions have none
-    return load(state.bundle, state.annotations, files=directory if kept else None)
-
-
-def load(
-    bundle: str | Path,
-    annotations: dict[str, str] | None = None,
-    *,
-    net: str | None = None,
-    files: str | None = None,
-) -> Spec:
+def load(bundle: str | Path, annotations: dict[str, str] | None = None, *, net: str | None = None) -> Spec:
     """The spec that is in force for a container of a bundle. Raises SpecError naming file and field.
 
     With the `annotations` of its state that of one that is there: they hold what has been decided since, which the
-    bundle does not say. `net` is what --net says. `files` is where the bundle's files are read, if not in the bundle.
+    bundle does not say. `net` is what --net says.
     """
-    spec = _load(bundle, bundle if files is None else files)
+    return _in_force(_load(bundle), annotations, net)
+
+
+def keep(spec: Spec, directory: str) -> None:
+    """Write a new container's config.json to where it has its state; see `load_kept`. Raises ContainerError."""
+    path = os.path.join(directory, CONFIG)
+    try:
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as file:
+            file.write(jsonio.dumps(spec.config))
+    except OSError as error:
+        raise unwritable(path, error) from None
+
+
+def load_kept(state: State) -> Spec:
+    """The spec of a container that is there. Raises SpecError.
+
+    What is changed in its bundle after it was made must not affect it (runtime.md, lifecycle).
+    """
+    path = os.path.join(os.path.dirname(state.log_path), CONFIG)
+    kept = os.path.exists(path)  # not by earlier versions
+    spec = parse(read_json(path, ""), state.bundle) if kept else _load(state.bundle)
+    return _in_force(spec, state.annotations, None)
+
+
+def _in_force(spec: Spec, annotations: dict[str, str] | None, net: str | None) -> Spec:
     if annotations is not None:
         spec = spec.replace(annotations=annotations)
     text = spec.annotations.get(NET)
@@ -126,13 +121,13 @@ def load(
     return network.apply(spec, text or "", f"annotations.{NET}")
 
 
-def _load(bundle: str | Path, files: str | Path) -> Spec:
-    value = read_json(os.path.join(files, "config.json"), "is this the bundle? `pymigrate spec` writes a config.json")
+def _load(bundle: str | Path) -> Spec:
+    value = read_json(os.path.join(bundle, CONFIG), "is this the bundle? `pymigrate spec` writes a config.json")
     if isinstance(value, dict) and "ociVersion" not in value:
         from runtime import two_file
 
-        if two_file.is_two_file(files):
-            host = read_json(os.path.join(files, "runtime.json"), "")
+        if two_file.is_two_file(bundle):
+            host = read_json(os.path.join(bundle, "runtime.json"), "")
             merged = two_file.merge(value, host)
             try:
                 return parse(merged, bundle)
@@ -175,6 +170,7 @@ def parse(value: Any, bundle: str | Path) -> Spec:
         if mount.idmap and not (mount.uid_mappings or uids):
             top.refuse(f"mounts[{index}].options", f"{mount.idmap} needs mappings: there is no new user namespace")
     return Spec(
+        config=top.value,
         oci_version=version,
         process=parse_process(top.object("process")),
         root=os.path.abspath(os.path.join(bundle, rootfs)),

@@ -4,7 +4,7 @@
     state.json      0600, written beside and renamed
     exec.fifo       between create and start: init waits on it
     error.fifo      likewise: init says there what goes wrong after `start`
-    config.json     the bundle's, as it was when the container was made; runtime.json where there is one
+    config.json     the bundle's, as it was when the container was made
     exit.json       once init has ended, when a monitor of ours has seen it
     dump.json       while a dump of it goes on, or was cut short (undump.py)
     attach          the socket of its monitor, when that is ours (attached.py)
@@ -165,7 +165,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
 
 # What states of earlier versions have not, as it is then: empty. Their containers live on under this version.
 _ADDED = ("resources",)
-_FILES = ("state.json", "config.json", "runtime.json", "exec.fifo", "error.fifo", "exit.json", DUMP, "log", "attach")
+_FILES = ("state.json", "config.json", "exec.fifo", "error.fifo", "exit.json", DUMP, "log", "attach")
 _STRINGS = ("cgroup_paths", "namespace_paths", "annotations")
 _PID_MAX = 1 << 22  # PID_MAX_LIMIT (proc(5), pid_max)
 

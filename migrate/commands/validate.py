@@ -13,21 +13,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from pathlib import Path
 
     from migrate.exits import exit_code
     from migrate.rules import check_allowed
     from migrate.validate import check_target, container_blockers, plan_blockers
     from migrate.volumes import plan
     from runtime import network
-    from runtime.spec import load
+    from runtime.spec import load_kept
     from runtime.state import Store
 
     wanted = move_options.wanted(args)
     check_allowed(wanted.allow)
     store = Store(args.root)
     state = store.load(wanted.id)
-    spec = load(Path(state.bundle), state.annotations)
+    spec = load_kept(state)
     there = network.elsewhere(spec, wanted.net)
     trees = plan(state, spec, wanted.volumes)
     blockers = container_blockers(store, state, spec, tcp_close=wanted.tcp_close) + plan_blockers(trees)

@@ -73,6 +73,38 @@ def test_there_and_back_nothing_is_lost(lab: Lab) -> None:
     assert [(entry["role"], entry["phase"]) for entry in journal] == [("source", "resumed"), ("target", "resumed")]
 
 
+def test_what_is_changed_in_the_bundle_later_does_not_go_along(lab: Lab) -> None:
+    lab.run()
+    before = lab.wait_count("host1", 3)
+    bundle = "/var/lib/pymigrate/test/web"
+    lab.sh("host1", f"sed -i 's/PATH=/OTHER=1\", \"PATH=/; s/pymigrate/other/' {bundle}/config.json")
+    assert "OTHER=1" in lab.sh("host1", f"cat {bundle}/config.json")
+    move(lab)
+    lab.wait_count("host2", before)
+    assert "OTHER" not in lab.on("host2", "pymigrate", "exec", "web", "env").stdout
+    lab.sh("host2", "rm /var/lib/pymigrate/bundles/web/config.json")
+    move(lab, source="host2", target="host1")
+    assert lab.state("host1", "web")["bundle"] != bundle
+    assert "OTHER" not in lab.on("host1", "pymigrate", "exec", "web", "env").stdout
+
+
+def test_a_bundle_of_two_files(lab: Lab) -> None:
+    lab.run(start=False)
+    split = (
+        "import json; from runtime.two_file_split import split; "
+        "config, runtime = split(json.load(open('config.json'))); "
+        "json.dump(config, open('config.json', 'w')); json.dump(runtime, open('runtime.json', 'w'))"
+    )
+    bundle = "/var/lib/pymigrate/test/web"
+    lab.sh("host1", f'cd {bundle} && {PYMIGRATE[0]} -c "{split}"')
+    lab.on("host1", "pymigrate", "run", "-d", "-b", bundle, "web")
+    before = lab.wait_count("host1", 3)
+    move(lab)
+    before = lab.wait_count("host2", before)
+    move(lab, source="host2", target="host1")
+    lab.wait_count("host1", before)
+
+
 def test_memory_and_tmpfs_survive(lab: Lab) -> None:
     lab.run(
         script=f"dd if=/dev/urandom of=/tmp/x bs=1M count=20 2>/dev/null; x=$(head -c 3000000 /tmp/x | base64); {COUNT}"

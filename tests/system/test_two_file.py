@@ -62,6 +62,19 @@ def test_it_runs(pymigrate: Local, two_files: tuple[Path, dict[str, Any], dict[s
     ]
 
 
+def test_a_snapshot_of_it(
+    pymigrate: Local, two_files: tuple[Path, dict[str, Any], dict[str, Any]], tmp_path: Path
+) -> None:
+    bundle, config, runtime = two_files
+    del runtime["linux"]["devices"], runtime["mounts"]["data"], config["mounts"][-1]
+    config["process"]["args"] = ["sleep", "1000"]
+    write(bundle, config, runtime)
+    pymigrate("run", "-d", "-b", bundle, "old")
+    pymigrate("snapshot", "save", "--stop", "old", tmp_path / "snapshot")
+    pymigrate("snapshot", "restore", tmp_path / "snapshot", "--id", "new")
+    assert pymigrate("exec", "new", "hostname").stdout == "of-two-files\n"
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -45,12 +45,12 @@ def test_house_rules_and_a_missing_tmp_all_at_once(pymigrate: Local, tmp_path: P
     path = tmp_path / "b" / "config.json"
     config = json.loads(path.read_text())
     config["mounts"] = [mount for mount in config["mounts"] if mount["destination"] != "/tmp"]
-    path.write_text(json.dumps(config))
-    pymigrate("run", "-d", "-b", tmp_path / "b", "c")
-    (tmp_path / "b" / "rootfs" / "tmp").rmdir()
     config["linux"]["seccomp"] = {"defaultAction": "SCMP_ACT_ALLOW"}
     config["process"]["terminal"] = True
     path.write_text(json.dumps(config))
+    pymigrate("run", "-d", "-b", tmp_path / "b", "c")
+    (tmp_path / "b" / "rootfs" / "tmp").rmdir()
+    path.unlink()  # a container is what it was made of
     assert rules(pymigrate) == ["seccomp", "terminal", "writable-rootfs", "rootfs-tmp"]
     assert rules(pymigrate, "--allow", "writable-rootfs") == ["seccomp", "terminal", "rootfs-tmp"]
     text = pymigrate("validate", "c", check=False).stdout

@@ -1,5 +1,6 @@
 """What is decided about mounts from their text alone: network file systems, --volume, places, layers of overlays."""
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -108,9 +109,11 @@ def test_layers_of_an_overlay() -> None:
 
 
 def test_config_names_the_new_source() -> None:
-    text = '{"mounts": [{"destination": "/data/", "source": "/a"}, {"destination": "/x", "source": "/y"}]}'
-    assert Plan(sources=(("/data", "/a"),)).config(text) is text
-    assert Plan(sources=(("/data", "/b"),)).config(text) == text.replace('"/a"', '"/b"')
+    value = {"mounts": [{"destination": "/data/", "source": "/a"}, {"destination": "/x", "source": "/y"}], "other": 1}
+    for source in ("/a", "/b"):
+        mounts = [{"destination": "/data/", "source": source}, {"destination": "/x", "source": "/y"}]
+        assert json.loads(Plan(sources=(("/data", source),)).config(value)) == {"mounts": mounts, "other": 1}
+    assert json.loads(Plan().config({"other": 1})) == {"other": 1}
 
 
 def test_what_changed_within_a_tick_counts_as_changed() -> None:

@@ -81,8 +81,10 @@ def load(bundle: str | Path, annotations: dict[str, str] | None = None, *, net: 
     With the `annotations` of its state that of one that is there: they hold what has been decided since, which the
     bundle does not say. `net` is what --net says.
     """
-    spec = _load(bundle)
-    if annotations is not None:
+    if annotations is None:
+        spec = _load(bundle, "is this the bundle? `pymigrate spec` writes a config.json")
+    else:
+        spec = _load(bundle, "put it back: a container needs its bundle until it is deleted")
         spec = spec.replace(annotations=annotations)
     text = spec.annotations.get(NET)
     if net is None and text is None:
@@ -94,8 +96,9 @@ def load(bundle: str | Path, annotations: dict[str, str] | None = None, *, net: 
     return network.apply(spec, text or "", f"annotations.{NET}")
 
 
-def _load(bundle: str | Path) -> Spec:
-    value = read_json(os.path.join(bundle, "config.json"), "is this the bundle? `pymigrate spec` writes a config.json")
+def _load(bundle: str | Path, remedy: str) -> Spec:
+    """`remedy` is for a config.json that is not there."""
+    value = read_json(os.path.join(bundle, "config.json"), remedy)
     if isinstance(value, dict) and "ociVersion" not in value:
         from runtime import two_file
 

@@ -97,7 +97,9 @@ def test_files_that_are_no_json(tmp_path: Path, text: str, words: str) -> None:
         load(tmp_path)
 
 
-def test_no_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("annotations", "words"), [(None, "is this the bundle?"), ({}, "put it back")])
+def test_no_file(tmp_path: Path, annotations: dict[str, str] | None, words: str) -> None:
+    """With the annotations of a container that is there, its bundle has gone since."""
     with pytest.raises(SpecError, match="no such file") as caught:
-        load(tmp_path)
-    assert caught.value.remedy is not None
+        load(tmp_path, annotations)
+    assert words in str(caught.value.remedy)

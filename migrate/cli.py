@@ -55,9 +55,9 @@ VERBS: dict[str, str] = {
 _WITH_ARGPARSE = frozenset(("move", "validate", "snapshot", "recover", "migrations", "demo", "lab", "logs"))
 
 _GLOBAL = (
-    Flag("root", "state directory", "str", metavar="DIR"),
+    Flag("root", f"state directory (root's default: {DEFAULT_ROOT})", "str", metavar="DIR"),
     Flag("log", "append errors to FILE as well", "str", metavar="FILE"),
-    Flag("log-format", "how they are written there", "str", default="text", choices=("text", "json")),
+    Flag("log-format", "how they are written there: `text` or `json`", "str", default="text", choices=("text", "json")),
     Flag("systemd-cgroup", "let systemd make the cgroups; cgroupsPath is slice:prefix:name then"),
     Flag("debug", "show tracebacks and CRIU's full log tail"),
     Flag("json", "machine-readable output, one JSON object per line"),

@@ -17,7 +17,7 @@ EXIT_CODES: dict[str, tuple[int, str]] = {
     "no-space": (13, "not enough room on a disk"),
     "deadline": (14, "something did not answer in time"),
     "moved": (15, "`attach`: the container was moved to another host"),
-    "interrupted": (130, "Ctrl-C or SIGTERM; what had begun was undone"),
+    "interrupted": (130, "Ctrl-C or SIGTERM; what had begun was undone (of a move that had begun: 10)"),
 }
 
 

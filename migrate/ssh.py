@@ -1,14 +1,17 @@
 """Logging in to another host: OpenSSH's configuration and known_hosts, through paramiko.
 
-Honoured of ~/.ssh/config and /etc/ssh/ssh_config: HostName, User, Port, IdentityFile, IdentitiesOnly, ProxyJump,
-ProxyCommand, HostKeyAlias, UserKnownHostsFile, GlobalKnownHostsFile, ConnectTimeout. A host key that is not in
-known_hosts, or differs from it, is refused; StrictHostKeyChecking cannot lift that.
+Honoured of ~/.ssh/config and /etc/ssh/ssh_config, and of what they include: HostName, User, Port, IdentityFile,
+IdentitiesOnly, ProxyJump, ProxyCommand, HostKeyAlias, UserKnownHostsFile, GlobalKnownHostsFile, ConnectTimeout. A host
+key that is not in known_hosts, or differs from it, is refused; StrictHostKeyChecking cannot lift that.
 """
 
 import base64
 import contextlib
 import getpass
+import glob
 import hashlib
+import io
+import re
 import shlex
 import socket
 from pathlib import Path
@@ -22,6 +25,8 @@ CONNECT_TIMEOUT = 15.0
 KEEPALIVE = 3  # seconds between keep-alives, so that a dead connection is noticed
 DEAD_AFTER = 10  # seconds without acknowledgement after which a connection counts as lost
 _DEFAULT_KNOWN_HOSTS = "~/.ssh/known_hosts ~/.ssh/known_hosts2"
+_SETTING = re.compile(r"\s*(\w+)(?:\s*=\s*|\s+)(.+)")
+_DEEPEST = 16  # files that include each other, as OpenSSH has it
 _DEFAULT_GLOBAL_KNOWN_HOSTS = "/etc/ssh/ssh_known_hosts /etc/ssh/ssh_known_hosts2"
 
 
@@ -126,13 +131,38 @@ def _options(name: str) -> dict[str, Any]:
     config = paramiko.SSHConfig()
     for path in (Path("~/.ssh/config").expanduser(), Path("/etc/ssh/ssh_config")):
         try:
-            with path.open() as file:
-                config.parse(file)
-        except FileNotFoundError:
-            continue
+            _read(config, path, path.parent, name)
         except (OSError, UnicodeDecodeError, paramiko.SSHException) as error:
             raise HostError(f"{path}: cannot be read: {error}") from None
     return dict(config.lookup(name))
+
+
+def _read(config: paramiko.SSHConfig, path: Path, base: Path, name: str, depth: int = 0) -> None:
+    """Add a file's options, and in their place those of the files that it includes, which paramiko passes over.
+
+    The first value of an option counts. An Include in a block of other hosts than `name` says nothing.
+    """
+    if depth > _DEEPEST:
+        raise paramiko.SSHException(f"{path}: is included too deep")
+    try:
+        lines = path.read_text().splitlines()
+    except FileNotFoundError:
+        return
+    header = "Host *"
+    part: list[str] = []
+    for line in lines:
+        keyword, value = match.groups() if (match := _SETTING.match(line)) else ("", "")
+        if keyword.lower() == "include":
+            config.parse(io.StringIO("\n".join(part)))
+            part = [header]
+            if "include" in paramiko.SSHConfig.from_text(f"{header}\n{line}").lookup(name):
+                for pattern in shlex.split(value):
+                    for included in sorted(glob.glob(str(base / Path(pattern).expanduser()))):
+                        _read(config, Path(included), base, name, depth + 1)
+            continue
+        header = line if keyword.lower() in ("host", "match") else header
+        part.append(line)
+    config.parse(io.StringIO("\n".join(part)))
 
 
 def _port(name: str, options: dict[str, Any]) -> int:

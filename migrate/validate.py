@@ -124,7 +124,8 @@ def target_blockers(
     found: list[Blocker] = []
     name = target.name
     if target.id_in_use:
-        found.append(Blocker("id-in-use", f"{name}: container {state.id}", "exists already"))
+        itself = "; the host has the name of this one: is it this one?" if name == source.name else ""
+        found.append(Blocker("id-in-use", f"{name}: container {state.id}", f"exists already{itself}"))
     if (target.machine, target.bits) != (source.machine, source.bits):
         found.append(
             Blocker(

@@ -107,7 +107,7 @@ def delete(store: Store, container_id: str, *, force: bool = False, created: str
         if force:
             store.forget(container_id)
             return
-        raise NotFound(f"container does not exist: {container_id}")
+        raise NotFound.of(container_id)
     with store.lock(container_id):
         try:
             state = store.load(container_id)

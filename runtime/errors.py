@@ -11,8 +11,14 @@ ContainerError (failure)
 +-- DeadlineExceeded (deadline)
 """
 
+from __future__ import annotations
+
 import errno
 import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Self
 
 
 class ContainerError(Exception):
@@ -46,6 +52,11 @@ class NotSupported(SpecError):
 
 class NotFound(ContainerError):
     kind = "not-found"
+
+    @classmethod
+    def of(cls, container_id: str) -> Self:
+        remedy = "`pymigrate list` shows those of this host, `pymigrate migrations` those that have moved"
+        return cls(f"container does not exist: {container_id}", remedy=remedy)
 
 
 class Conflict(ContainerError):

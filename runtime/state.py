@@ -196,9 +196,7 @@ class Store:
             with open(path, "rb") as file:
                 value = jsonio.loads(file.read())
         except FileNotFoundError:
-            raise NotFound(
-                f"container does not exist: {container_id}", remedy="`pymigrate list` shows those of this host"
-            ) from None
+            raise NotFound.of(container_id) from None
         except OSError as error:
             raise StateError(f"{path}: cannot be read: {error.strerror}", remedy=remedy) from None
         except (ValueError, RecursionError) as error:
@@ -284,9 +282,7 @@ class Store:
     def lock_existing(self, container_id: str, timeout: float = 10.0) -> Lock:
         """The lock of a container that is there. Raises NotFound, and makes nothing then."""
         if not os.path.isdir(self.directory(container_id)):
-            raise NotFound(
-                f"container does not exist: {container_id}", remedy="`pymigrate list` shows those of this host"
-            )
+            raise NotFound.of(container_id)
         return self.lock(container_id, timeout)
 
     def forget(self, container_id: str) -> None:

@@ -32,6 +32,9 @@ def build(state: State, network: Network, netns: int) -> None:
     name = host_name(state)
     with Netlink() as host:
         _bridge(host, network)
+        taken = own_address(host, network)
+        if taken:
+            raise Conflict(f"{network.where}: {taken}", remedy="give the container one that nobody has")
         try:
             host.add_veth(name, network.name, netns, mac=network.mac, mtu=network.mtu)
         except OSError as error:
@@ -73,10 +76,14 @@ def bridge_problem(host: Netlink, network: Network) -> str:
 def host_problems(network: Network) -> tuple[str, str]:
     """Why a network's bridge cannot be used here, and which of its addresses is this host's own; in words, or ""."""
     with Netlink() as host:
-        problem = bridge_problem(host, network)
-        own = host.addresses()
+        return bridge_problem(host, network), own_address(host, network)
+
+
+def own_address(host: Netlink, network: Network) -> str:
+    """Which of a network's addresses is this host's own, "" if none: with it on the bridge the host loses its peers."""
+    own = host.addresses()
     taken = [address.text for address in network.addresses if address.text in own]
-    return problem, f"{taken[0]} is an address of the host itself" if taken else ""
+    return f"{taken[0]} is an address of the host itself" if taken else ""
 
 
 def _index(netlink: Netlink, name: str) -> int:

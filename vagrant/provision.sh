@@ -59,7 +59,7 @@ need() {
         chmod 755 "$policy"
     fi
     DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 install -qq -y --no-install-recommends \
-        "${missing[@]}" > /dev/null
+        "${missing[@]}" > /dev/null || die "apt-get cannot install ${missing[*]}: is there a network, and is Debian's archive in apt's sources?"
     if [ -n "$policy" ]; then rm -f "$policy"; policy=; fi
 }
 

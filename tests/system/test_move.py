@@ -60,6 +60,8 @@ def test_there_and_back_nothing_is_lost(lab: Lab) -> None:
     assert sum(report["phases"][name] for name in frozen) == pytest.approx(report["downtime_s"], abs=0.005)
     after = lab.wait_count("host2", before)
     assert lab.ids("host1") == []
+    assert "`pymigrate migrations`" in lab.on("host1", "pymigrate", "logs", "web", check=False).stderr
+    assert " host2 " in lab.on("host1", "pymigrate", "migrations", "--id", "web").stdout
     assert lab.ids("host2") == ["web"]
     assert lab.on("host2", "pymigrate", "exec", "web", "cat", "/proc/1/stat").stdout.split()[:2] == pids
     # Every number is in the log once, across both hosts: no output was lost and none came twice.

@@ -51,6 +51,16 @@ def test_all_are_listed_at_once() -> None:
     assert rules(id_in_use=True, machine="aarch64", images_free=0) == ["id-in-use", "architecture", "no-space"]
 
 
+def test_a_target_that_is_this_host_is_suspected() -> None:
+    """`delete the container there` would be the wrong thing to do then."""
+    here, there = (
+        target_blockers(SOURCE, dataclasses.replace(SOURCE, name=name, id_in_use=True), STATE, 0, send_rootfs=False)
+        for name in (SOURCE.name, "host9")
+    )
+    assert [found.problem for found in here] == ["exists already; the host has the name of this one: is it this one?"]
+    assert [found.problem for found in there] == ["exists already"]
+
+
 def test_newer_criu_is_fine() -> None:
     assert rules(criu="5.0") == []
 

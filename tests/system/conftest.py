@@ -82,6 +82,13 @@ class Lab(Hosts):
         assert not check or done.returncode == 0, done.stderr
         return done
 
+    def up(self) -> None:
+        """Make it, with a client that is not slow to try again."""
+        self.lab("up")
+        # What it has sent to a container in vain it sends again within a second, not after a time that doubles each
+        # time. Linux 6.15; tests only take longer without.
+        self.sh("client", "echo 1000 > /proc/sys/net/ipv4/tcp_rto_max_ms", check=False)
+
     def argv(self, host: str, *argv: object) -> list[str]:
         """What `pymigrate lab exec` does, without its command line: tests run thousands of commands."""
         there = model.find(self.name, host)
@@ -95,10 +102,7 @@ class Lab(Hosts):
 @pytest.fixture(scope="session")
 def lab_session() -> Iterator[Lab]:
     lab = Lab(f"test-{os.getpid()}")
-    lab.lab("up")
-    # What somebody has sent to a container in vain is sent again within a second, not after a time that doubles each
-    # time. Linux 6.15; tests only take longer without.
-    lab.sh("client", "echo 1000 > /proc/sys/net/ipv4/tcp_rto_max_ms", check=False)
+    lab.up()
     yield lab
     lab.lab("down")
 

@@ -20,6 +20,8 @@ from migrate.errors import MigrateError
 _MAIN = """
 import sys
 if __name__ == "__main__":
+    from migrate import zip_cache
+    zip_cache.use()
     if sys.argv[1:] != ["agent"]:
         from migrate.cli import main
         sys.exit(main())

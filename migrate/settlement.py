@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from migrate import protocol
-from migrate.errors import HostError, InDoubt, MigrateError
+from migrate.errors import InDoubt, MigrateError
 from migrate.journal import Entry, Journal
 from migrate.peer import Peer, RemoteFailure, connect
 from migrate.phases import Phase
@@ -15,8 +15,9 @@ from runtime import container, logs
 from runtime.state import State, Store
 
 RECONNECT_TIMEOUT = 30.0
+RETRY_AFTER = 1.0
 SETTLE_TIMEOUT = 180.0
-ABORT_TIMEOUT = 30.0
+ABORT_TIMEOUT = UNDO_TIMEOUT = 30.0
 SHIM_TIMEOUT = 10.0
 LOG_LIMIT = 2 << 20  # bytes of the container's log that go along
 LOGS = Path("/var/lib/pymigrate/logs")
@@ -65,17 +66,16 @@ def call_off(log: Journal, entry: Entry, where: str) -> bool:
 def _ask(host: str, root: str, call: protocol.Settle) -> dict[str, Any]:
     """Have a host end a move, over new connections until one works. Raises the last failure."""
     deadline = time.monotonic() + RECONNECT_TIMEOUT
-    failure: MigrateError = HostError(f"{host}: not asked yet")
-    while time.monotonic() < deadline:
+    while True:
         try:
             with connect(host, root=root) as peer:
                 return peer.call(call, SETTLE_TIMEOUT)
         except RemoteFailure:
             raise
-        except MigrateError as error:
-            failure = error
-            time.sleep(1.0)
-    raise failure
+        except MigrateError:
+            if time.monotonic() + RETRY_AFTER > deadline:
+                raise
+        time.sleep(RETRY_AFTER)
 
 
 def clean_target(peer: Peer, host: str, root: str, migration: str) -> bool:
@@ -87,7 +87,7 @@ def clean_target(peer: Peer, host: str, root: str, migration: str) -> bool:
         peer.close()
     try:
         with connect(host, root=root) as again:
-            again.call(protocol.Settle(migration, "abort"), ABORT_TIMEOUT)
+            again.call(protocol.Settle(migration, "abort"), UNDO_TIMEOUT)
         return True
     except MigrateError:
         return False

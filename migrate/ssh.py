@@ -189,7 +189,10 @@ def _socket(host: str, user: str, address: str, port: int, options: dict[str, An
     try:
         if proxy != "none":
             return paramiko.ProxyCommand(proxy)
-        return socket.create_connection((address, port), timeout=timeout)
+        sock = socket.create_connection((address, port), timeout=timeout)
+        # The log-in says several small things in a row: each would wait for the acknowledgement of the one before.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return sock
     except socket.gaierror:
         raise HostError(f"{host}: the name {address} is unknown", remedy="is it spelled as in ~/.ssh/config?") from None
     except TimeoutError:

@@ -396,10 +396,15 @@ class Restoring:
         self._store.remove(self._state.id)
 
     def _await_criu(self) -> None:
-        """Let CRIU remove the names that it has made among the container's files: the next restore trips over them."""
+        """Let CRIU remove the names that it has made among the container's files: the next restore trips over them.
+
+        A monitor that is stopped does not reap it.
+        """
         deadline = time.monotonic() + ABORT_TIMEOUT
         keeper, own = (self._state.shim_pid, self._state.shim_start_time), {self._state.pid}
-        while processes.children(*keeper) - own and time.monotonic() < deadline:
+        while time.monotonic() < deadline:
+            if all(map(processes.is_dying, processes.children(*keeper) - own)):
+                return
             time.sleep(0.005)
 
     @staticmethod

@@ -6,13 +6,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from pathlib import Path
 from typing import Any
 
 ROOTFS = Path("/var/cache/pymigrate/rootfs/busybox")
 COUNT = "i=0; while :; do i=$((i+1)); echo $i; usleep 20000; done"
-PYMIGRATE = [sys.executable, "-m", "migrate.cli"]
+PYMIGRATE = [str(Path(sys.executable).with_name("pymigrate"))]  # `-m migrate.cli` takes longer than most verbs do
 
 # `pymigrate move web host2` with {body} defined before and something done at one function: {before} when it is reached,
 # {after} when it has done its work.
@@ -35,6 +36,15 @@ sys.exit(cli.main(["--json", "move", "web", "host2"]))
 def driver(where: str, *, before: str = "pass", after: str = "pass", body: str = "") -> str:
     """A Python program for a source; `where` is an (owner, name) pair, as Python text."""
     return _DRIVER.format(where=where, before=before, after=after, body=body)
+
+
+def in_agent(text: str) -> str:
+    """A Python program for a source that ends with a move: its agent runs `text` before it serves."""
+    added = textwrap.indent(text.strip() + "\n", "    ")
+    return (
+        "from migrate import agent_zip\n"
+        f"agent_zip._MAIN = agent_zip._MAIN.replace('    from migrate.agent', {added!r} + '    from migrate.agent')\n"
+    )
 
 
 def write_bundle(bundle: Path, script: str, **changes: Any) -> None:

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import shlex
 from typing import TYPE_CHECKING
 
@@ -47,23 +46,20 @@ def run(args: argparse.Namespace) -> int:
             command = args.command[1:] if args.command[:1] == ["--"] else args.command
             if not command:
                 raise UsageError("no command to run", remedy="pymigrate lab exec HOST -- CMD [ARG...]")
-            return build.enter(model.find(lab, args.host), command, _environment(lab))
+            return _exec(model.find(lab, args.host), command)
         case _:
             print(_ssh_config(lab), end="")
     return 0
 
 
-def _environment(lab: str) -> dict[str, str]:
-    """What a command in a host sees: root's log-in environment, with this pymigrate first on the PATH."""
-    path = f"{relaunch.directory()}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-    return {
-        "PATH": path,
-        "HOME": "/root",
-        "USER": "root",
-        "LANG": "C.UTF-8",
-        "TERM": os.environ.get("TERM", "dumb"),
-        "PYMIGRATE_LAB": lab,
-    }
+def _exec(host: "Host", command: list[str]) -> int:
+    from migrate.lab.enter import enter
+    from migrate.lab.model import LabError, environment
+
+    try:
+        return enter(host.pid, host.cgroups, command, environment(host.lab))
+    except OSError as error:
+        raise LabError(f"host {host.name} is not up: {error.strerror or error}", remedy="pymigrate lab up") from None
 
 
 def _status(hosts: list["Host"], *, as_json: bool) -> None:

@@ -8,6 +8,7 @@ a digest taken before, the counter must have gone on and never back, and the pro
 import hashlib
 import json
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,10 +36,16 @@ wait
 """
 
 
-_LIST_PROCESSES = (
-    'for p in /proc/[0-9]*; do [ "$p" = /proc/$$ ] || '
-    "{ read -r name < $p/comm && echo ${p#/proc/} $name; }; done 2>/dev/null; true"  # the last one may just have ended
-)
+# The counting shell starts a short-lived usleep for each tick: only what is listed each time is meant.
+_LISTINGS = 3
+_LIST_PROCESSES = """
+for turn in 1 2 3; do
+    for p in /proc/[0-9]*; do
+        [ "$p" = /proc/$$ ] || { read -r name < $p/comm && echo ${p#/proc/} $name; } 2> /dev/null
+    done
+    usleep 50000
+done
+"""
 
 
 @dataclass(frozen=True)
@@ -69,12 +76,12 @@ class Demo:
             self._say("redis", f"digest {before.digest[:16]}..., counter at {before.counter}")
             client = hosts.client()
             try:
-                self._move(hosts.source, hosts.target, before, client)
-                self._move(hosts.target, hosts.source, self._look(hosts.target), client)
+                there = self._move(hosts.source, hosts.target, before, client)
+                back = self._move(hosts.target, hosts.source, there, client)
             finally:
                 if client is not None:
                     client.close()
-            self._snapshots()
+            self._snapshots(back)
         finally:
             problems = hosts.down()
             for problem in problems:
@@ -139,12 +146,8 @@ class Demo:
         values = self._on(host, "pymigrate", "exec", self._container, "redis-cli", stdin=f"MGET {names}\n")
         if len(values.split()) != KEYS:
             raise DemoFailed(f"{host}: {len(values.split())} of {KEYS} keys are there")
-        # The counting shell starts a short-lived usleep for each tick: what is seen only once is not meant.
-        listings = [
-            set(self._on(host, "pymigrate", "exec", self._container, "/bin/sh", "-c", _LIST_PROCESSES).splitlines())
-            for _ in range(3)
-        ]
-        processes = tuple(sorted(set.intersection(*listings)))
+        listed = self._on(host, "pymigrate", "exec", self._container, "/bin/sh", "-c", _LIST_PROCESSES).splitlines()
+        processes = tuple(sorted(line for line, times in Counter(listed).items() if times == _LISTINGS))
         return Seen(hashlib.sha256(values.encode()).hexdigest(), processes, self._counter(host))
 
     def _counter(self, host: str) -> int:
@@ -164,7 +167,7 @@ class Demo:
         )
         return now
 
-    def _move(self, source: str, target: str, before: Seen, client: Client | None) -> None:
+    def _move(self, source: str, target: str, before: Seen, client: Client | None) -> Seen:
         if client is not None:
             client.visits()
         self._say("move", f"pymigrate move {self._container} {target}")
@@ -187,12 +190,11 @@ class Demo:
             )
         if self._container in self._on(source, "pymigrate", "list", "-q").split():
             raise DemoFailed(f"{source} still has the container")
-        self._check(target, before, not_before=before.counter)
+        return self._check(target, before, not_before=before.counter)
 
-    def _snapshots(self) -> None:
+    def _snapshots(self, before: Seen) -> None:
         self._say("snapshot", f"pymigrate snapshot save {self._container} {self._snapshot}")
         host = self._hosts.source
-        before = self._look(host)
         self._on(host, "pymigrate", "snapshot", "save", self._container, self._snapshot)
         for line in self._on(host, "pymigrate", "snapshot", "show", self._snapshot).splitlines():
             print(f"             {line}")

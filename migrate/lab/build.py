@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from migrate.lab.model import CLIENT, LARGEST, ROOT, Host, LabError, hosts, lab_cgroups, namespace_flags
-from runtime import processes, selfexec, sync, syscalls
+from migrate.lab.model import CLIENT, LARGEST, ROOT, Host, LabError, hosts, lab_cgroups
+from runtime import processes, selfexec, sync
 from runtime.cgroups.hierarchies import remove_tree
 from runtime.errors import ContainerError
 
@@ -206,37 +206,3 @@ def _pids(groups: list[Path]) -> list[int]:
                     state.write_text("THAWED")
                 found |= {int(pid) for pid in Path(directory, "cgroup.procs").read_text().split()}
     return sorted(found)
-
-
-def enter(host: Host, command: list[str], environment: dict[str, str]) -> int:
-    """Run a command in a host with our stdio; returns its exit status, 128 + n for signal n, 127 if it is not there."""
-    pid = host.pid
-    try:
-        pidfd = os.pidfd_open(pid)
-        for directory in host.cgroups:
-            leaf = Path(directory, "init")
-            procs = leaf if leaf.is_dir() else Path(directory)
-            (procs / "cgroup.procs").write_text("0")
-        syscalls.setns(pidfd, namespace_flags())
-    except OSError as error:
-        raise LabError(f"host {host.name} is not up: {error.strerror or error}", remedy="pymigrate lab up") from None
-    os.chdir("/")
-    child = os.fork()
-    if child == 0:
-        try:
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
-                signal.signal(number, signal.SIG_DFL)
-            os.execvpe(command[0], command, environment)
-        except OSError as error:
-            os.write(2, f"pymigrate: error: {command[0]}: {error.strerror}\n".encode())
-        finally:
-            os._exit(127)
-
-    def forward(number: int, _frame: object) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(child, number)
-
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, forward)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    return code if code >= 0 else 128 - code

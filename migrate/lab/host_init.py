@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from migrate.lab.model import namespace_flags
+from migrate.lab.enter import namespace_flags
 from runtime import mount_spec, sync, syscalls
 from runtime.cgroups.hierarchies import UNIFIED, discover
 

@@ -5,8 +5,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from migrate import relaunch
 from migrate.errors import MigrateError, UsageError
-from runtime import namespaces
 from runtime.cgroups.hierarchies import discover
 
 ROOT = Path("/run/pymigrate/lab")
@@ -73,11 +73,6 @@ class Host:
         return [str(path / self.name) for path in lab_cgroups(self.lab)]
 
 
-def namespace_flags() -> int:
-    """The namespaces that a host has of its own."""
-    return sum(namespaces.FLAGS[kind] for kind in ("mount", "uts", "ipc", "network", "cgroup", "pid", "time"))
-
-
 def lab_cgroups(lab: str) -> list[Path]:
     """The directory of a lab in every hierarchy: all its processes are below."""
     return [Path(hierarchy.mountpoint, f"pymigrate-lab-{lab}") for hierarchy in discover()]
@@ -86,6 +81,18 @@ def lab_cgroups(lab: str) -> list[Path]:
 def current_lab() -> str:
     """The lab that is meant: $PYMIGRATE_LAB, or "lab"."""
     return check_name(os.environ.get("PYMIGRATE_LAB", "lab"), "lab")
+
+
+def environment(lab: str) -> dict[str, str]:
+    """What a command in a host sees: root's log-in environment, with this pymigrate first on the PATH."""
+    return {
+        "PATH": f"{relaunch.directory()}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "HOME": "/root",
+        "USER": "root",
+        "LANG": "C.UTF-8",
+        "TERM": os.environ.get("TERM", "dumb"),
+        "PYMIGRATE_LAB": lab,
+    }
 
 
 def hosts(lab: str) -> list[Host]:

@@ -1,13 +1,12 @@
 """Failures at exact points of the handover: the real `pymigrate move`, with something done at one of its functions."""
 
 import json
-import textwrap
 import time
 from typing import Any
 
 import pytest
 
-from tests.hosts import driver
+from tests.hosts import driver, in_agent
 from tests.system.conftest import Lab
 from tests.system.test_move import assert_soon_clean, assert_still_here
 
@@ -18,11 +17,11 @@ def kill_agents():
     subprocess.run(["ssh", "host2", script], check=True, stdin=subprocess.DEVNULL)
 def cut():
     subprocess.run(["ip", "link", "set", "eth0", "down"], check=True)
-"""
-# Deadlines after which a target is held to be out of reach, in seconds.
-_SOON = """
-from migrate import settlement, ssh
-coordinator.RESUME_TIMEOUT = settlement.RECONNECT_TIMEOUT = ssh.CONNECT_TIMEOUT = 3.0
+    out_of_reach()
+def out_of_reach():
+    # From now on every deadline passes, however long it is.
+    from migrate import coordinator, settlement, ssh
+    coordinator.RESUME_TIMEOUT = settlement.RECONNECT_TIMEOUT = ssh.CONNECT_TIMEOUT = 1.0
 """
 
 
@@ -89,13 +88,9 @@ def test_agent_dies_while_it_resumes(lab: Lab, module: str, owner: str, name: st
     lab.run()
     start = lab.wait_count("host1", 1)
     patch = AGENT_DIES.format(module=module, owner=owner, name=name, condition=condition)
-    driver = (
-        "import sys\nfrom migrate import agent_zip, cli\n"
-        f"agent_zip._MAIN = agent_zip._MAIN.replace('    from migrate.agent', {textwrap.indent(patch, '    ')!r} + "
-        "'    from migrate.agent')\nsys.exit(cli.main(['--json', 'move', 'web', 'host2']))"
-    )
+    move = "import sys\nfrom migrate import cli\nsys.exit(cli.main(['--json', 'move', 'web', 'host2']))"
     try:
-        done = lab.on("host1", "python3", "-c", driver, check=False)
+        done = lab.on("host1", lab.python, "-c", in_agent(patch) + move, check=False)
         lab.sh("host2", "test -e /tmp/died")
     finally:
         lab.sh("host2", "rm -f /tmp/died")
@@ -152,7 +147,7 @@ def test_recover_leaves_another_container_of_the_same_name_alone(lab: Lab) -> No
     lab.run()
     start = lab.wait_count("host1", 1)
     try:
-        assert driven_move(lab, "(departure.Departure, 'give_up')", after="cut()", body=_SOON)[0] == 12
+        assert driven_move(lab, "(departure.Departure, 'give_up')", after="cut()")[0] == 12
     finally:
         lab.sh("host1", "ip link set eth0 up")
     lab.on("host1", "pymigrate", "delete", "--force", "web")
@@ -190,7 +185,9 @@ def test_recover_changes_nothing_when_it_cannot_ask(lab: Lab) -> None:
     assert lab.on("host1", lab.python, "-c", kill, check=False).returncode == 137
     lab.sh("host1", "ip link set eth0 down")
     try:
-        recover = f"import sys\nfrom migrate import cli, coordinator{_SOON}sys.exit(cli.main(['recover', 'web']))"
+        recover = (
+            f"import sys\nfrom migrate import cli\n{_HELPERS}out_of_reach()\nsys.exit(cli.main(['recover', 'web']))"
+        )
         done = lab.on("host1", lab.python, "-c", recover, check=False)
     finally:
         lab.sh("host1", "ip link set eth0 up")
@@ -257,7 +254,7 @@ def test_what_has_gone_on_and_ended_is_not_resurrected(lab: Lab, deleted: bool) 
     assert lab.on("host1", lab.python, "-c", kill, check=False).returncode == 137
     lab.wait_count("host1", lab.count("host1"))
     state = lab.state("host1")
-    lab.sh("host1", f"touch /proc/{state['pid']}/root/tmp/end; tail --pid={state['shim_pid']} -f /dev/null")
+    lab.sh("host1", f"touch /proc/{state['pid']}/root/tmp/end; tail -s 0.02 --pid={state['shim_pid']} -f /dev/null")
     if deleted:
         lab.on("host1", "pymigrate", "delete", "web")
     host1 = lab.sh("host1", "hostname").strip()

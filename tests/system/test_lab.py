@@ -33,8 +33,15 @@ def test_hosts_are_apart_and_reach_each_other(lab: Lab) -> None:
     lab.sh("host1", "echo x > /run/mine; echo y > /var/lib/pymigrate/mine")
     assert lab.sh("host2", "ls /run /var/lib/pymigrate | grep mine", check=False) == ""
     assert not Path("/run/mine").exists()
-    assert lab.on("host1", "sh", "-c", "exit 5", check=False).returncode == 5
-    assert lab.on("host1", "no-such-program", check=False).returncode == 127
+
+
+def test_commands_in_a_host(lab: Lab) -> None:
+    assert lab.lab("exec", "host2", "--", "hostname").stdout == "host2\n"
+    shown = lab.lab("exec", "host1", "--", "sh", "-c", "echo $PYMIGRATE_LAB $HOME; command -v pymigrate").stdout
+    assert shown.split() == [lab.name, "/root", lab.environment["PATH"].partition(":")[0] + "/pymigrate"]
+    assert lab.lab("exec", "host1", "sh", "-c", "exit 5", check=False).returncode == 5
+    assert lab.lab("exec", "host1", "--", "sh", "-c", "kill -9 $$", check=False).returncode == 137
+    assert lab.lab("exec", "host1", "--", "no-such-program", check=False).returncode == 127
 
 
 def test_ssh_from_this_machine(lab: Lab, tmp_path: Path) -> None:
@@ -52,7 +59,7 @@ def test_up_twice_is_refused(lab: Lab) -> None:
 
 
 def test_unknown_host(lab: Lab) -> None:
-    done = lab.on("host9", "true", check=False)
+    done = lab.lab("exec", "host9", "--", "true", check=False)
     assert (done.returncode, "no host host9" in done.stderr) == (4, True)
 
 

@@ -276,9 +276,14 @@ HELD_AT = {
 }
 
 
-def interrupted_move(lab: Lab, phase: str, act: Callable[[int], object]) -> tuple[int, dict[str, Any]]:
-    """Do something in a phase of a move, given its pid on this machine: the move's exit status and last event."""
-    program = driver(HELD_AT[phase], before="os.kill(os.getpid(), signal.SIGSTOP)")
+def interrupted_move(
+    lab: Lab, phase: str, act: Callable[[int], object], *, then: str = "pass"
+) -> tuple[int, dict[str, Any]]:
+    """Do something in a phase of a move, given its pid on this machine: the move's exit status and last event.
+
+    `then` is what the move itself does next.
+    """
+    program = driver(HELD_AT[phase], before=f"os.kill(os.getpid(), signal.SIGSTOP); {then}")
     process = lab.start("host1", lab.python, "-c", program)
     pid = stopped(lab)
     act(pid)
@@ -344,8 +349,11 @@ def test_cut_network_is_noticed_while_frozen(lab: Lab) -> None:
     lab.run()
     before = lab.wait_count("host1", 1)
     started = time.monotonic()
+    # That the container goes on waits for no new connection; the end of the move does, in vain.
+    then = "from migrate import ssh; ssh.CONNECT_TIMEOUT = 1.0"
     try:
-        code, last = interrupted_move(lab, "stop-and-copy", lambda _: lab.sh("host2", "ip link set eth0 down"))
+        cut = "ip link set eth0 down"
+        code, last = interrupted_move(lab, "stop-and-copy", lambda _: lab.sh("host2", cut), then=then)
     finally:
         lab.sh("host2", "ip link set eth0 up")
     assert (code, last["workload"]) == (10, "SOURCE"), last

@@ -14,9 +14,9 @@ pytestmark = pytest.mark.system
 
 SHARED = "ns:/run/netns/shared"
 SPEAK = """
-import socket
+import socket, sys
 listener = socket.create_server(("127.0.0.1", 0))
-socket.create_connection(listener.getsockname(), 3)
+socket.create_connection(listener.getsockname(), float(sys.argv[1]))
 """
 
 
@@ -53,15 +53,15 @@ def tables(lab: Lab, host: str, *, of: str = "ip netns exec shared") -> list[str
     return [line.split()[-1] for line in lab.sh(host, f"{of} nft list tables").splitlines()]
 
 
-def speak(lab: Lab, host: str, *within: str) -> None:
-    lab.on(host, *within, "python3", "-c", SPEAK)
+def speak(lab: Lab, host: str, *, patience: float = 3.0) -> None:
+    lab.on(host, "ip", "netns", "exec", "shared", "python3", "-c", SPEAK, patience)
 
 
 def test_a_joined_namespace_serves_others_and_the_container_again(lab: Lab) -> None:
     with shared(lab), watched(lab, SHARED) as seen:
         for source, target in (("host1", "host2"), ("host2", "host1")):
             lab.on(source, "pymigrate", "move", "web", target)
-            speak(lab, source, "ip", "netns", "exec", "shared")
+            speak(lab, source)
             (table,) = tables(lab, source)
             assert table.startswith("CRIU-")
             assert tables(lab, target) == []
@@ -84,10 +84,10 @@ def test_a_killed_coordinator_leaves_it_to_recover(lab: Lab) -> None:
     with shared(lab), watched(lab, SHARED):
         body = "departure.netlock.ended = lambda *_: os.kill(os.getpid(), 9)"
         assert lab.on("host1", lab.python, "-c", driver(GIVEN_UP, body=body), check=False).returncode == 137
-        with pytest.raises(AssertionError):
-            speak(lab, "host1", "ip", "netns", "exec", "shared")
+        with pytest.raises(AssertionError, match="TimeoutError"):
+            speak(lab, "host1", patience=1.0)
         lab.on("host1", "pymigrate", "recover", "web")
-        speak(lab, "host1", "ip", "netns", "exec", "shared")
+        speak(lab, "host1")
         connect(lab, "host2")
         assert_in_order(lab, "host2")
 
@@ -102,7 +102,7 @@ def test_images_of_a_container_that_ended(lab: Lab, way: str) -> None:
             lab.on("host1", "pymigrate", "delete", "--force", "web")
         else:
             lab.on("host1", "pymigrate", "checkpoint", "--image-path", place, "--tcp-established", "web")
-        speak(lab, "host1", "ip", "netns", "exec", "shared")
+        speak(lab, "host1")
         assert len(tables(lab, "host1")) == 1
         if way == "snapshot":
             lab.on("host1", "pymigrate", "snapshot", "restore", place, "--tcp-established")

@@ -52,8 +52,13 @@ def machines(machines_session: Machines, request: pytest.FixtureRequest) -> Iter
     if FAILED in request.node.stash:
         machines_session.power_off()
     machines_session.up()
-    for host, command in machines_session.pymigrate.items():
-        machines_session.sh(host, _CLEAN.format(shlex.join(command)))
+    cleaning = [
+        machines_session.start(host, "sh", "-c", _CLEAN.format(shlex.join(command)))
+        for host, command in machines_session.pymigrate.items()
+    ]
+    for process in cleaning:  # both at once: each has a processor of its own
+        said = process.communicate(timeout=machines_session.timeout)
+        assert process.returncode == 0, said
 
 
 @pytest.fixture

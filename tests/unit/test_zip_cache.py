@@ -1,0 +1,73 @@
+"""What the agent's modules are loaded from."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from migrate import zip_cache
+
+MAIN = """
+from top import zip_cache
+zip_cache.use()
+import plain, package.inner
+print(plain.__file__.rpartition("/")[2], package.inner.WORD, package.__path__[0].rpartition("/")[2])
+"""
+FOUND = "plain.py inner package\n"
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    path = tmp_path / "agent-1.pyz"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("__main__.py", MAIN)
+        file.writestr("top/__init__.py", "")
+        file.writestr("top/zip_cache.py", Path(zip_cache.__file__).read_text())
+        file.writestr("plain.py", "")
+        file.writestr("package/__init__.py", "")
+        file.writestr("package/inner.py", "WORD = 'inner'")
+    return path
+
+
+def run(path: Path) -> str:
+    done = subprocess.run([sys.executable, "-I", "-S", path], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def kept(archive: Path) -> Path:
+    (directory,) = archive.parent.glob("agent-1.*/")
+    return directory
+
+
+def test_a_second_start_compiles_nothing(archive: Path, tmp_path: Path) -> None:
+    assert run(archive) == FOUND
+    directory = kept(archive)
+    assert sorted(path.name for path in directory.iterdir()) == ["package", "package.inner", "plain"]
+    assert {path.stat().st_mode & 0o777 for path in (directory, *directory.iterdir())} == {0o700, 0o600}
+    (directory / "package.inner").write_bytes((directory / "package.inner").read_bytes().replace(b"inner", b"taken"))
+    link = tmp_path / "pymigrate.pyz"
+    link.symlink_to(archive)
+    for path in (archive, link):
+        assert run(path) == FOUND.replace("inner", "taken")
+
+
+@pytest.mark.parametrize("rest", [b"", b"\xe3", b"damaged"])
+def test_what_is_damaged_is_made_anew(archive: Path, rest: bytes) -> None:
+    run(archive)
+    whole = (kept(archive) / "plain").read_bytes()
+    (kept(archive) / "plain").write_bytes(rest)
+    assert run(archive) == FOUND
+    assert (kept(archive) / "plain").read_bytes() == whole
+
+
+def test_no_room(archive: Path) -> None:
+    run(archive)
+    directory = kept(archive)
+    for path in directory.iterdir():
+        path.unlink()
+    directory.rmdir()
+    directory.touch()
+    assert run(archive) == FOUND

@@ -55,7 +55,7 @@ def pause(store: Store, container_id: str) -> None:
     """Freeze all processes of a running container."""
     with store.lock_existing(container_id):
         state = store.load(container_id)
-        state.status.require(container_id, "pause", Status.RUNNING, Status.CREATED)
+        state.status.require(container_id, "pause", Status.RUNNING)  # `start` would wait for one that is frozen
         Cgroup.of(state).freeze()
 
 

@@ -69,7 +69,7 @@ def create(
         spec = load_asked(bundle, options.net, options.pid_file)
         _check(spec, options, connect is not None)
         if spec.network is not None:
-            spec = plan_network(store, spec, container_id)
+            spec = plan_network(spec)
         directory = store.create(container_id)
         state = State(
             id=container_id,
@@ -80,6 +80,8 @@ def create(
             annotations=spec.annotations,
             hooks=later_hooks(spec),
         )
+        if spec.network is not None:
+            claim_network(store, state, spec.network)
         cgroup = Cgroup({})
         try:
             state, cgroup = make_cgroup(store, state, spec, systemd=options.systemd)
@@ -169,14 +171,33 @@ def kill_cgroup(cgroup: Cgroup) -> None:
         pass
 
 
-def plan_network(store: Store, spec: Spec, container_id: str) -> Spec:
-    """The spec with all that its network is to have; raises Conflict when another container has that."""
+def plan_network(spec: Spec) -> Spec:
+    """The spec with all that its network is to have."""
     from runtime import network
 
-    spec = network.with_mac(spec)
-    assert spec.network is not None
-    network.require_free(store, spec.network, container_id)
-    return spec
+    return network.with_mac(spec)
+
+
+def claim_network(store: Store, state: State, wanted: Network) -> None:
+    """Save a new container's state, which says what network it has.
+
+    Raises Conflict when another container has that, and removes the new one. Of two that ask at the same time one has
+    saved its state before the other one looks.
+    """
+    import fcntl
+
+    from runtime import network
+
+    root = os.open(store.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(root, fcntl.LOCK_EX)
+        network.require_free(store, wanted, state.id)
+        store.save(state)
+    except BaseException:
+        store.remove(state.id)
+        raise
+    finally:
+        os.close(root)
 
 
 def remove_network(state: State) -> None:

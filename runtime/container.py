@@ -107,11 +107,13 @@ def delete(store: Store, container_id: str, *, force: bool = False, created: str
             cgroup = Cgroup.of(state)
             cgroup.require_own()
         except (NotFound, StateError) as error:
-            if not force:
-                remedy = f"`pymigrate delete --force {container_id}` removes its directory, and nothing else"
-                raise type(error)(str(error), remedy=remedy) from None
-            store.remove(container_id)
-            return
+            if force:
+                store.remove(container_id)
+                return
+            if not os.path.isdir(store.directory(container_id)):
+                raise  # another one was faster
+            remedy = f"`pymigrate delete --force {container_id}` removes its directory, and nothing else"
+            raise type(error)(str(error), remedy=remedy) from None
         if state.bundle_hints:
             from runtime import departed
 

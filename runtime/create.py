@@ -339,7 +339,7 @@ def _launch(
             _connect(state, spec.network, again=not options.foreground)
         for point in ("prestart", "createRuntime"):
             hooks.run(point, spec.hooks[point], state.oci("creating"))
-        sync.send(ours, {})
+        sync.tell(ours, {})
         handover.await_ready(ours, spec, pid, state.oci("creating"), "the container's init")
         if keeper is not None:
             if kept is not None:
@@ -371,7 +371,7 @@ def _receive(ours: socket.socket, spec: Spec) -> dict[str, Any]:
         from runtime import idmaps
 
         idmaps.write(int(message["map"]), spec.uid_mappings, spec.gid_mappings)
-        sync.send(ours, {})
+        sync.tell(ours, {})
         message = sync.receive(ours, handover.TIMEOUT, "the container's init")
     return message
 

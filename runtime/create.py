@@ -215,7 +215,10 @@ def _connect(state: State, wanted: Network, *, again: bool) -> None:
     """Build the network of an init that waits, and announce it, `again` and again."""
     from runtime import announce, veth
 
-    netns = os.open(f"/proc/{state.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        netns = os.open(f"/proc/{state.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise StartFailed("the container's init ended while it was being set up") from None
     try:
         veth.build(state, wanted, netns)
         veth.attach(state, wanted)

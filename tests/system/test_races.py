@@ -10,6 +10,7 @@ import pytest
 
 from runtime.default_spec import default_spec
 from tests.hosts import COUNT
+from tests.leaks import BRIDGE, leaks, left, own_network
 from tests.system.boxes import PATIENCE, make
 from tests.system.conftest import Local
 from tests.system.test_spec_lifecycle import await_output, await_status, status
@@ -70,6 +71,17 @@ def test_start_of_one_that_is_killed(pymigrate: Local, tmp_path: Path, where: st
     pymigrate("create", "-b", make(tmp_path / "b", COUNT), "c")
     code, said = run(command(pymigrate, where, END, "start", "c", when=when))
     assert (code, said) == (5, "pymigrate: error: cannot start a container that has stopped: c\n")
+
+
+def test_create_of_one_that_is_killed(pymigrate: Local, tmp_path: Path) -> None:
+    make(tmp_path / "b", COUNT)
+    argv = ["create", "-b", str(tmp_path / "b"), "--net", f"bridge={BRIDGE},ip=10.99.0.5/24", "c"]
+    with own_network():
+        before = leaks(pymigrate.root)
+        meanwhile, when = "container.end(store.load('c'))", "str(args[0]).endswith('/ns/net') and 'self' not in args[0]"
+        code, said = run(command(pymigrate, "os, 'open'", meanwhile, *argv, when=when))
+        assert (code, said) == (1, "pymigrate: error: the container's init ended while it was being set up\n")
+        assert left(before, pymigrate.root) == []
 
 
 @pytest.mark.parametrize("flags", [[], ["--detach"]], ids=["", "detached"])

@@ -14,7 +14,7 @@ import time
 
 from runtime import terminal
 from runtime.attached import NAME, PACKET
-from runtime.errors import Conflict, ContainerError, DeadlineExceeded
+from runtime.errors import Conflict, ContainerError, DeadlineExceeded, NotFound
 from runtime.spec import load_kept
 from runtime.state import Status
 
@@ -62,8 +62,11 @@ class DetachKeys:
 
 
 def connect(state: State) -> socket.socket:
-    """A connection to the container's monitor. Raises Conflict when nobody listens there, DeadlineExceeded."""
-    place = os.open(os.path.dirname(state.log_path), os.O_PATH | os.O_CLOEXEC)
+    """A connection to the container's monitor. Raises NotFound, Conflict if nobody listens there, DeadlineExceeded."""
+    try:
+        place = os.open(os.path.dirname(state.log_path), os.O_PATH | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise NotFound(f"container does not exist: {state.id}") from None
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         sock.settimeout(TIMEOUT)
@@ -103,11 +106,14 @@ def receive(sock: socket.socket) -> bytes:
 def attach(store: Store, container_id: str, keys: bytes, *, stdin: bool) -> Ended:
     """Connect our standard streams with a container until it ends, it is moved, or the detach keys are typed.
 
-    With a terminal that is ours too: raw, and of the same size. Raises Conflict, DeadlineExceeded.
+    With a terminal that is ours too: raw, and of the same size. Raises NotFound, Conflict, DeadlineExceeded.
     """
-    state = store.load(container_id)
-    state.status.require(container_id, "attach to", Status.CREATED, Status.RUNNING, Status.PAUSED)
-    sock, hello = _open(state)
+    state = _load(store, container_id)
+    try:
+        sock, hello = _open(state)
+    except ContainerError:
+        _load(store, container_id)  # the cause may be that it has ended meanwhile
+        raise
     stdin = stdin and hello[:1] == b"T"
     try:
         with terminal.Raw(0 if stdin else -1):
@@ -122,10 +128,20 @@ def attach(store: Store, container_id: str, keys: bytes, *, stdin: bool) -> Ende
         sock.close()
 
 
+def _load(store: Store, container_id: str) -> State:
+    """The state of a container that can be attached to."""
+    state = store.load(container_id)
+    state.status.require(container_id, "attach to", Status.CREATED, Status.RUNNING, Status.PAUSED)
+    return state
+
+
 def _open(state: State) -> tuple[socket.socket, bytes]:
     sock = connect(state)
     try:
-        sock.send(b"a")
+        try:
+            sock.send(b"a")
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # it has just ended: then nothing comes either
         hello = receive(sock)
         if not hello:
             raise ContainerError(f"container {state.id}: its monitor serves as many as it can already, or it has ended")

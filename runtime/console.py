@@ -57,7 +57,10 @@ def _mount_console(slave: int) -> None:
     try:
         target = os.open("/dev/console", flags)
     except FileNotFoundError:
-        os.close(os.open("/dev/console", os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        try:
+            os.close(os.open("/dev/console", os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        except FileExistsError:
+            pass  # /dev can be one that another container has as well
         target = os.open("/dev/console", flags)
     if stat.S_ISLNK(os.fstat(target).st_mode):
         raise OSError(errno.ELOOP, "/dev/console is a symbolic link")

@@ -47,24 +47,15 @@ def kill(store: Store, container_id: str, number: int, *, everyone: bool = False
 
 
 def open_init(state: State) -> int | None:
-    """A pidfd of the container's init; None when it is gone. A reused pid is not taken for it."""
-    if not state.pid:
-        return None
-    try:
-        pidfd = os.pidfd_open(state.pid)
-    except OSError:
-        return None
-    if processes.start_time(state.pid) == state.pid_start_time:
-        return pidfd
-    os.close(pidfd)
-    return None
+    """A pidfd of the container's init; None when it is gone."""
+    return processes.open_process(state.pid, state.pid_start_time)
 
 
 def pause(store: Store, container_id: str) -> None:
     """Freeze all processes of a running container."""
     with store.lock_existing(container_id):
         state = store.load(container_id)
-        state.status.require(container_id, "pause", Status.RUNNING, Status.CREATED)
+        state.status.require(container_id, "pause", Status.RUNNING)  # `start` would wait for one that is frozen
         Cgroup.of(state).freeze()
 
 
@@ -116,11 +107,13 @@ def delete(store: Store, container_id: str, *, force: bool = False, created: str
             cgroup = Cgroup.of(state)
             cgroup.require_own()
         except (NotFound, StateError) as error:
-            if not force:
-                remedy = f"`pymigrate delete --force {container_id}` removes its directory, and nothing else"
-                raise type(error)(str(error), remedy=remedy) from None
-            store.remove(container_id)
-            return
+            if force:
+                store.remove(container_id)
+                return
+            if not os.path.isdir(store.directory(container_id)):
+                raise  # another one was faster
+            remedy = f"`pymigrate delete --force {container_id}` removes its directory, and nothing else"
+            raise type(error)(str(error), remedy=remedy) from None
         if state.bundle_hints:
             from runtime import departed
 
@@ -174,14 +167,11 @@ def end(state: State, cgroup: Cgroup | None = None) -> None:
 
 def wait_monitor(state: State, timeout: float) -> None:
     """Wait until the monitor has written all there is to write; end it if it does not by itself."""
-    if not state.shim_pid:
+    pidfd = processes.open_process(state.shim_pid, state.shim_start_time)
+    if pidfd is None:
         return
     try:
-        pidfd = os.pidfd_open(state.shim_pid)
-    except OSError:
-        return
-    try:
-        if processes.start_time(state.shim_pid) == state.shim_start_time and not processes.wait_exit(pidfd, timeout):
+        if not processes.wait_exit(pidfd, timeout):
             signals.pidfd_send_signal(pidfd, signals.SIGKILL)
             processes.wait_exit(pidfd, timeout)
     finally:

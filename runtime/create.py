@@ -74,7 +74,7 @@ def create(
             spec = spec.replace(process=spec.process.replace(env=(*spec.process.env, *told)))
         _check(spec, options, connect is not None)
         if spec.network is not None:
-            spec = plan_network(store, spec, container_id)
+            spec = plan_network(spec)
         directory = store.create(container_id)
         state = State(
             id=container_id,
@@ -85,6 +85,8 @@ def create(
             annotations=spec.annotations,
             hooks=later_hooks(spec),
         )
+        if spec.network is not None:
+            claim_network(store, state, spec.network)
         cgroup = Cgroup({})
         try:
             keep(spec, directory)
@@ -175,14 +177,33 @@ def kill_cgroup(cgroup: Cgroup) -> None:
         pass
 
 
-def plan_network(store: Store, spec: Spec, container_id: str) -> Spec:
-    """The spec with all that its network is to have; raises Conflict when another container has that."""
+def plan_network(spec: Spec) -> Spec:
+    """The spec with all that its network is to have."""
     from runtime import network
 
-    spec = network.with_mac(spec)
-    assert spec.network is not None
-    network.require_free(store, spec.network, container_id)
-    return spec
+    return network.with_mac(spec)
+
+
+def claim_network(store: Store, state: State, wanted: Network) -> None:
+    """Save a new container's state, which says what network it has.
+
+    Raises Conflict when another container has that, and removes the new one. Of two that ask at the same time one has
+    saved its state before the other one looks.
+    """
+    import fcntl
+
+    from runtime import network
+
+    root = os.open(store.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(root, fcntl.LOCK_EX)
+        network.require_free(store, wanted, state.id)
+        store.save(state)
+    except BaseException:
+        store.remove(state.id)
+        raise
+    finally:
+        os.close(root)
 
 
 def remove_network(state: State) -> None:
@@ -200,7 +221,10 @@ def _connect(state: State, wanted: Network, *, again: bool) -> None:
     """Build the network of an init that waits, and announce it, `again` and again."""
     from runtime import announce, veth
 
-    netns = os.open(f"/proc/{state.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        netns = os.open(f"/proc/{state.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise StartFailed("the container's init ended while it was being set up") from None
     try:
         veth.build(state, wanted, netns)
         veth.attach(state, wanted)
@@ -325,7 +349,7 @@ def _launch(
             _connect(state, spec.network, again=not options.foreground)
         for point in ("prestart", "createRuntime"):
             hooks.run(point, spec.hooks[point], state.oci("creating"))
-        sync.send(ours, {})
+        sync.tell(ours, {})
         handover.await_ready(ours, spec, pid, state.oci("creating"), "the container's init")
         if keeper is not None:
             if kept is not None:
@@ -357,7 +381,7 @@ def _receive(ours: socket.socket, spec: Spec) -> dict[str, Any]:
         from runtime import idmaps
 
         idmaps.write(int(message["map"]), spec.uid_mappings, spec.gid_mappings)
-        sync.send(ours, {})
+        sync.tell(ours, {})
         message = sync.receive(ours, handover.TIMEOUT, "the container's init")
     return message
 

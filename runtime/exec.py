@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 import time
 
-from runtime import capabilities, foreground, handover, selfexec, sync
-from runtime.errors import Conflict
+from runtime import capabilities, foreground, handover, processes, selfexec, sync
+from runtime.errors import Conflict, StartFailed
 from runtime.light import signals
 from runtime.records import Record
 from runtime.state import State, Status
@@ -51,32 +51,21 @@ def run(store: Store, container_id: str, choose: Callable[[State], tuple[Process
     """
     if options.detach:
         _fill_standard_streams()
-    while options.ignore_paused and store.load(container_id).status is Status.PAUSED:
-        # Without the lock, which `resume` needs; of a freezer of cgroup version 1 there is no event to wait for.
-        time.sleep(_STEP)
-    with store.lock(container_id):
-        state = store.load(container_id)
-        status = state.status
-        if status is Status.PAUSED:
-            raise Conflict(
-                f"cannot exec in a paused container ({container_id})", remedy="use --ignore-paused, or resume it"
-            )
-        status.require(container_id, "exec", Status.CREATED, Status.RUNNING)
-        process, spec = choose(state)
-        capabilities.warn(process.capabilities, remapped="user" in spec.namespaces)
-        ours = theirs = None
-        if process.terminal:
-            if options.console_socket is not None:
-                theirs = handover.connect_console(options.console_socket)
-            elif options.detach:
-                raise Conflict("cannot allocate tty if pymigrate will detach without setting console socket")
-            else:
-                ours, theirs = sync.pair()
-                # It has the size of ours from the beginning; later changes are copied (terminal.copy_size).
-                process = process.replace(console_size=process.console_size or terminal_size())
-        resident = options.detach and theirs is None and options.pid_file is None
-        resident = resident and bool(state.shim_pid) and spec.is_new("pid")
-        child, pid, handshake = _begin(state, process, spec, options, theirs, resident=resident)
+    while True:
+        while options.ignore_paused and store.load(container_id).status is Status.PAUSED:
+            # Without the lock, which `resume` needs; of a freezer of cgroup version 1 there is no event to wait for.
+            time.sleep(_STEP)
+        with store.lock(container_id):
+            state = store.load(container_id)
+            status = state.status
+            if status is not Status.PAUSED:
+                status.require(container_id, "exec", Status.CREATED, Status.RUNNING)
+                child, pid, handshake, ours, spec = _prepare(state, choose, options)
+                break
+            if not options.ignore_paused:
+                raise Conflict(
+                    f"cannot exec in a paused container ({container_id})", remedy="use --ignore-paused, or resume it"
+                )
     try:
         _finish(handshake, state, spec, pid, options)
         if options.detach:
@@ -86,9 +75,38 @@ def run(store: Store, container_id: str, choose: Callable[[State], tuple[Process
             if ours is not None:
                 return foreground.with_terminal(ours, lambda: None, lambda: _wait(child))
             return _wait(child)
-    except BaseException:
+    except BaseException as error:
         _end(child, pid)
+        _refuse_ended(state, error)
         raise
+
+
+def _prepare(
+    state: State, choose: Callable[[State], tuple[Process, Spec]], options: Options
+) -> tuple[int, int, socket.socket, socket.socket | None, Spec]:
+    """What `_begin` returns, our end of the connection that takes the terminal's master, and the container's spec."""
+    process, spec = choose(state)
+    capabilities.warn(process.capabilities, remapped="user" in spec.namespaces)
+    ours = theirs = None
+    if process.terminal:
+        if options.console_socket is not None:
+            theirs = handover.connect_console(options.console_socket)
+        elif options.detach:
+            raise Conflict("cannot allocate tty if pymigrate will detach without setting console socket")
+        else:
+            ours, theirs = sync.pair()
+            # It has the size of ours from the beginning; later changes are copied (terminal.copy_size).
+            process = process.replace(console_size=process.console_size or terminal_size())
+    resident = options.detach and theirs is None and options.pid_file is None
+    resident = resident and bool(state.shim_pid) and spec.is_new("pid")
+    return *_begin(state, process, spec, options, theirs, resident=resident), ours, spec
+
+
+def _refuse_ended(state: State, error: BaseException) -> None:
+    """Raise Conflict where the container's end is the cause of a failure: `kill` waits for no lock."""
+    alive = processes.is_alive(state.pid, state.pid_start_time) and not processes.is_dying(state.pid)
+    if isinstance(error, StartFailed) and not alive:
+        Status.STOPPED.require(state.id, "exec")
 
 
 def terminal_size() -> tuple[int, int] | None:
@@ -131,12 +149,13 @@ def _begin(
     if console is not None:
         console.close()
     try:
-        sync.send(ours, {"config": config})
+        sync.tell(ours, {"config": config})
         pid = sync.receive_pid(ours, handover.TIMEOUT, _WHO) if resident else None
         return child, pid or int(sync.receive(ours, handover.TIMEOUT, _WHO)["pid"]), ours
-    except BaseException:
+    except BaseException as error:
         ours.close()
         _end(child, 0)
+        _refuse_ended(state, error)
         raise
 
 
@@ -151,11 +170,15 @@ def _log_stream(state: State, number: int) -> int:
     """The pipe that is the container's stdout or stderr, as far as its monitor still reads from it; else -1."""
     table = f"/proc/{state.shim_pid}/fd"
     try:
-        for name in os.listdir(table):
-            if state.stdio[number].startswith("pipe:") and os.readlink(f"{table}/{name}") == state.stdio[number]:
-                return os.open(f"{table}/{name}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        names = os.listdir(table) if state.stdio[number].startswith("pipe:") else []
     except OSError:
-        pass  # it is about to end
+        return -1  # it has ended
+    for name in names:
+        try:
+            if os.readlink(f"{table}/{name}") == state.stdio[number]:
+                return os.open(f"{table}/{name}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            continue  # closed since, as when who was attached has left
     return -1
 
 
@@ -166,7 +189,7 @@ def _finish(ours: socket.socket, state: State, spec: Spec, pid: int, options: Op
             handover.send_pidfd(options.pidfd_socket, pid)
         if options.pid_file is not None:
             handover.write_pid(options.pid_file, pid)
-        sync.send(ours, {})
+        sync.tell(ours, {})
         handover.await_ready(ours, spec, pid, state.oci(), _WHO)
         sync.await_end(ours, handover.TIMEOUT, _WHO)
     finally:

@@ -33,7 +33,7 @@ def await_ready(ours: socket.socket, spec: Spec, pid: int, state: dict[str, Any]
             seccomp_load.send_listener(agent, fd, pid, state, metadata=spec.seccomp.listener_metadata)
         finally:
             os.close(fd)
-        sync.send(ours, {})
+        sync.tell(ours, {})
         sync.receive(ours, TIMEOUT, what)
 
 

@@ -3,8 +3,10 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from runtime import processes
+from runtime.errors import NotFound
 from runtime.state import State
 
 _INTERVAL = 0.1  # seconds between two looks at a log that is followed
@@ -15,35 +17,60 @@ def parts(path: str | Path) -> list[Path]:
     return [part for part in map(Path, (f"{path}.1", f"{path}.0", str(path))) if part.exists()]
 
 
-def read(path: str | Path) -> list[bytes]:
-    """All entries: those that came from another host first."""
-    return [entry for part in parts(path) for entry in part.read_bytes().splitlines()]
+class Log:
+    """A log, opened: `read` returns what it holds, once, and `follow` goes on from there."""
+
+    def __init__(self, state: State) -> None:
+        """Raises NotFound when the container has been deleted meanwhile."""
+        self._state = state
+        # The newest first: when it is put aside before the next one is opened, it is found twice, and not missed.
+        self._current = _open(state.log_path)
+        self._older = [file for end in (".0", ".1") if (file := _open(state.log_path + end)) is not None]
+        if self._current is not None:
+            here = os.fstat(self._current.fileno())
+            self._older = [file for file in self._older if not os.path.samestat(os.fstat(file.fileno()), here)]
+        if not os.path.isdir(os.path.dirname(state.log_path)):
+            raise NotFound(f"container does not exist: {state.id}")
+        self._rest = b""
+
+    def read(self) -> list[bytes]:
+        """All entries: those that came from another host first."""
+        entries = []
+        for file in reversed(self._older):
+            with file:
+                entries += file.read().splitlines()
+        return entries + self._more()
+
+    def follow(self) -> Iterator[bytes]:
+        """Entries written from then on, until the container's monitor has ended."""
+        monitor = processes.open_process(self._state.shim_pid, self._state.shim_start_time)
+        try:
+            ended = monitor is None
+            while True:
+                was_put_aside = self._current is None or _is_other(self._state.log_path, self._current.fileno())
+                yield from self._more()
+                if was_put_aside and (new := _open(self._state.log_path)) is not None:
+                    self._current = new  # what came before that has been read to its end
+                elif ended or monitor is None:
+                    return
+                else:
+                    ended = processes.wait_exit(monitor, _INTERVAL)
+        finally:
+            if monitor is not None:
+                os.close(monitor)
+
+    def _more(self) -> list[bytes]:
+        if self._current is None:
+            return []
+        *entries, self._rest = (self._rest + self._current.read()).split(b"\n")
+        return entries
 
 
-def follow(state: State) -> Iterator[bytes]:
-    """Entries written from now on, until the container's monitor has ended."""
+def _open(path: str) -> BinaryIO | None:
     try:
-        pidfd = os.pidfd_open(state.shim_pid)
-    except OSError:
-        return
-    file = open(state.log_path, "rb")
-    try:
-        file.seek(0, os.SEEK_END)
-        rest, ended = b"", False
-        while True:
-            was_put_aside = _is_other(state.log_path, file.fileno())
-            *entries, rest = (rest + file.read()).split(b"\n")
-            yield from entries
-            if was_put_aside:  # what came before that has been read to its end
-                file.close()
-                file = open(state.log_path, "rb")
-            elif ended:
-                return
-            else:
-                ended = processes.wait_exit(pidfd, _INTERVAL)
-    finally:
-        file.close()
-        os.close(pidfd)
+        return open(path, "rb")
+    except FileNotFoundError:
+        return None
 
 
 def _is_other(path: str, fd: int) -> bool:

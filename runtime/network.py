@@ -233,12 +233,13 @@ def conflict(store: Store, network: Network, container_id: str) -> str | None:
             other = of_annotations(state.annotations)
         except ContainerError:
             continue  # what is broken has no network, or cannot tell
-        if other is None or state.status == "stopped":
+        status = store.status(state)
+        if other is None or status == "stopped":
             continue
         taken = {address.packed: address.text for address in other.addresses}
         for address in network.addresses:
             if address.packed in taken:
-                return f"{address.text} is the address of container {other_id}, which is {state.status}"
+                return f"{address.text} is the address of container {other_id}, which is {status}"
         if network.mac is not None and network.mac == other.mac:
-            return f"{network.mac} is the hardware address of container {other_id}, which is {state.status}"
+            return f"{network.mac} is the hardware address of container {other_id}, which is {status}"
     return None

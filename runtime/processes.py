@@ -48,6 +48,20 @@ def start_time(pid: int) -> int | None:
     return int(fields[19]) if fields else None
 
 
+def open_process(pid: int, started: int | None) -> int | None:
+    """A pidfd of a process; None when it is gone. A reused pid is not taken for it."""
+    if not pid:
+        return None
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError:
+        return None
+    if start_time(pid) == started:
+        return pidfd
+    os.close(pidfd)
+    return None
+
+
 def is_alive(pid: int, started: int | None) -> bool:
     """Whether the process is there and no zombie."""
     fields = _stat(pid)

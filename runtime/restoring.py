@@ -108,7 +108,7 @@ class Restoring:
         process without threads. Raises Conflict when the id is in use; a failure leaves nothing.
         """
         if spec.network is not None:
-            spec = create.plan_network(store, spec, plan.id)
+            spec = create.plan_network(spec)
         carried = plan.carried
         updated: dict[str, Any] = dict(carried.get("resources", {}))
         limits = parse_resources(Fields(updated, "update"))
@@ -126,6 +126,8 @@ class Restoring:
             move=plan.move,
             resources=updated,
         )
+        if spec.network is not None:
+            create.claim_network(store, state, spec.network)
         restoring = cls(store, state, plan, spec)
         try:
             keep(spec, directory)

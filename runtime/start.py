@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 
+from runtime import processes
 from runtime.errors import ContainerError, DeadlineExceeded, StartFailed
 from runtime.state import Status
 
@@ -24,15 +25,17 @@ def start(store: Store, container_id: str) -> State:
         try:
             errors = os.open(errors_fifo, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             fd = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            # Saved before init goes on: a program that ends at once must not be taken for one that was never started.
+            state = state.replace(started=True)
+            store.save(state)
+            os.write(fd, b"0")
+            os.close(fd)
         except OSError as error:
+            if processes.is_dying(state.pid):  # `kill` does not wait for the lock
+                Status.STOPPED.require(container_id, "start", Status.CREATED)
             raise ContainerError(
                 f"container {container_id}: its init does not wait any more: {error.strerror}"
             ) from None
-        # Saved before init goes on: a program that ends at once must not be taken for one that was never started.
-        state = state.replace(started=True)
-        store.save(state)
-        os.write(fd, b"0")
-        os.close(fd)
         _await_program(errors)
         os.unlink(fifo)
         os.unlink(errors_fifo)

@@ -279,6 +279,24 @@ class Store:
                 f"{directory}: cannot be removed: {error.strerror}", remedy="is it a container's? see what it holds"
             ) from None
 
+    def status(self, state: State) -> Status:
+        """As a bystander sees it: what another invocation is making at this moment has not stopped."""
+        return Status.CREATING if not state.pid and self.is_busy(state.id) else state.status
+
+    def is_busy(self, container_id: str) -> bool:
+        """Whether somebody holds the container's lock: what is there of it may be half made, or half removed."""
+        try:
+            fd = os.open(os.path.join(self.root, f".{check_id(container_id)}.lock"), os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(fd)
+        return False
+
     def lock_existing(self, container_id: str, timeout: float = 10.0) -> Lock:
         """The lock of a container that is there. Raises NotFound, and makes nothing then."""
         if not os.path.isdir(self.directory(container_id)):

@@ -46,6 +46,14 @@ def send(sock: socket.socket, message: dict[str, Any]) -> None:
     os.write(sock.fileno(), jsonio.dumps(message).encode())
 
 
+def tell(sock: socket.socket, message: dict[str, Any]) -> None:
+    """The starter's `send`: that the other side has ended shows, with its words if it left any, in what is received."""
+    try:
+        send(sock, message)
+    except (BrokenPipeError, ConnectionResetError):
+        pass
+
+
 def receive(sock: socket.socket, timeout: float, what: str) -> dict[str, Any]:
     """The next message. Raises StartFailed with the other side's own words, or when it is gone; DeadlineExceeded."""
     message = _next(sock, timeout, f"{what} did not get ready")
@@ -66,6 +74,8 @@ def receive_pid(sock: socket.socket, timeout: float, what: str) -> int:
         data, ancillary, _, _ = sock.recvmsg(_LIMIT, sockets.CMSG_SPACE(12))
     except TimeoutError:
         raise DeadlineExceeded(f"{what} did not get ready within {timeout:g} s") from None
+    except OSError:
+        data, ancillary = b"", []  # reset: as good as closed
     finally:
         sock.settimeout(None)
     message = jsonio.loads(data) if data else {"error": f"{what} ended while it was being set up"}

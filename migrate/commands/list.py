@@ -9,6 +9,7 @@ from migrate.flags import Flag, Syntax
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from migrate.flags import Values
+    from runtime.state import State, Store
 
 FORMAT = Flag("format", "how it is shown", "str", short="f", default="table", choices=("table", "json"))
 SYNTAX = Syntax("List the containers of this host.", (FORMAT, Flag("quiet", "only the ids", short="q")))
@@ -24,7 +25,9 @@ def run(args: Values) -> int:
     states = []
     for container_id in store.ids():
         try:
-            states.append(store.load(container_id).oci())
+            state = _load(store, container_id)
+            if state is not None:
+                states.append(state.oci(store.status(state)))
         except ContainerError as error:  # one that is broken must not hide the others
             print(f"pymigrate: warning: {error}", file=sys.stderr)
     if args.quiet:
@@ -36,3 +39,17 @@ def run(args: Values) -> int:
         rows = [tuple(str(state[name]) for name in names) for state in states]
         print(*table(tuple(name.upper() for name in names), rows), sep="\n")
     return 0
+
+
+def _load(store: Store, container_id: str) -> State | None:
+    """The state of a container; None for one that another invocation has just begun to make, or is removing."""
+    import os
+
+    from runtime.errors import NotFound
+
+    try:
+        return store.load(container_id)
+    except NotFound:
+        if store.is_busy(container_id) or not os.path.isdir(store.directory(container_id)):
+            return None
+    return store.load(container_id)  # it was made between the two looks; or this is what a killed one has left

@@ -15,12 +15,12 @@ def run(args: argparse.Namespace) -> int:
     from runtime import logs
     from runtime.state import Store
 
-    state = Store(args.root).load(args.id)
-    entries = logs.read(state.log_path)
+    log = logs.Log(Store(args.root).load(args.id))
+    entries = log.read()
     for entry in entries[-args.tail :] if args.tail else [] if args.tail == 0 else entries:
         _print(entry, timestamps=args.timestamps)
     if args.follow:
-        for entry in logs.follow(state):
+        for entry in log.follow():
             _print(entry, timestamps=args.timestamps)
     return 0
 

@@ -15,6 +15,8 @@ def run(args: Values) -> int:
     from runtime import jsonio
     from runtime.state import Store
 
-    state = Store(args.root).load(args.id).oci()
+    store = Store(args.root)
+    found = store.load(args.id)
+    state = found.oci(store.status(found))
     print("{\n" + ",\n".join(f"  {jsonio.dumps(name)}: {jsonio.dumps(value)}" for name, value in state.items()) + "\n}")
     return 0

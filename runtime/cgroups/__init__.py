@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import time
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from typing import Any, Self
 
+    from runtime.cgroups.hierarchies import Hierarchy
     from runtime.resources import Resources
     from runtime.state import State
 
@@ -42,6 +44,7 @@ class Cgroup:
         self.unit = unit
         self._told: Resources | None = None  # what the unit was started with
         self._placeholder = 0
+        self._lock = -1  # on the first directory, while nobody is in it yet
         self._claimed = paths  # what the state names, another container's included
         self._is_own = False  # seen by require_own
 
@@ -113,7 +116,7 @@ class Cgroup:
         try:
             for hierarchy in hierarchies:
                 path = f"{hierarchy.mountpoint.rstrip('/')}/{relative}"
-                new = hierarchy.make(path)
+                new = hierarchy.make(path) if systemd or made else cgroup._claim(hierarchy, path)
                 made[path] = new
                 for controller in hierarchy.controllers:
                     paths[controller] = path
@@ -135,6 +138,34 @@ class Cgroup:
             raise
         return cgroup
 
+    def _claim(self, hierarchy: Hierarchy, path: str) -> bool:
+        """Make the first directory, and lock it up to `occupied`; returns whether it is new.
+
+        Of two containers that are to have the same cgroup, and are made at the same time, one is refused: until there
+        is a process in it, it looks free. Raises Conflict, OSError.
+        """
+        while True:
+            new = hierarchy.make(path)
+            try:
+                lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                continue  # who had it has removed it
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.path.samestat(os.stat(path), os.fstat(lock)):
+                    self._lock, lock = lock, -1
+                    return new
+            except BlockingIOError:
+                raise Conflict(
+                    f"linux.cgroupsPath: {path} is to be another container's, which is just being made",
+                    remedy="set it to another path",
+                ) from None
+            except FileNotFoundError:
+                continue
+            finally:
+                if lock >= 0:
+                    os.close(lock)
+
     @staticmethod
     def _relative(container_id: str, cgroups_path: str | None) -> str:
         return os.path.normpath((cgroups_path or f"/pymigrate/{container_id}").strip("/"))
@@ -150,7 +181,11 @@ class Cgroup:
         }
 
     def occupied(self) -> None:
-        """There is a process in it: the one that has held its place may end."""
+        """There is a process in it: the one that has held its place may end, and who looks at it sees whose it is."""
+        if self._lock >= 0:
+            fcntl.flock(self._lock, fcntl.LOCK_UN)  # a process forked meanwhile may still have the descriptor
+            os.close(self._lock)
+            self._lock = -1
         if self._placeholder:
             from runtime.cgroups import systemd as driver
 

@@ -37,8 +37,12 @@ def hold(paths: dict[str, str]) -> None:
 
 
 def thaw(paths: dict[str, str]) -> None:
-    """Let the processes go on. Raises ContainerError."""
-    _write(paths, "THAWED", "0")
+    """Let the processes go on; harmless when nothing is frozen, or not any more. Raises ContainerError."""
+    try:
+        _write(paths, "THAWED", "0")
+    except ContainerError:
+        if is_frozen(paths):
+            raise
 
 
 def _write(paths: dict[str, str], v1_state: str, v2_state: str) -> None:

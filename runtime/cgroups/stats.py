@@ -6,6 +6,7 @@ bytes.
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import time
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 _UNLIMITED = 2**64 - 1
 _TICKS = 10**9 // os.sysconf("SC_CLK_TCK")  # nanoseconds in one tick of cpuacct.stat
 _ALIVE_INTERVAL = 1.0
+_GONE = (errno.ENOENT, errno.ENODEV)  # the cgroup has been removed: its container has ended
 # Key of runc's blkio, and the version 1 files that may hold it: BFQ's, then what all schedulers count.
 _V1_IO = {
     "ioServiceBytesRecursive": ("blkio.bfq.io_service_bytes_recursive", "blkio.throttle.io_service_bytes_recursive"),
@@ -213,7 +215,11 @@ def _v2_io(text: str) -> dict[str, list[dict[str, Any]]]:
 
 def _hugepages(files: _Files, suffix: str) -> Iterator[tuple[str, str]]:
     """Page size and the beginning of its files' names: those of reservations where the kernel has them."""
-    for name in sorted(os.listdir(files.directory)) if files.directory is not None else ():
+    try:
+        names = sorted(os.listdir(files.directory)) if files.directory is not None else []
+    except FileNotFoundError:
+        names = []  # the container has been deleted
+    for name in names:
         if name.startswith("hugetlb.") and name.endswith(suffix) and not name.endswith(f".rsvd{suffix}"):
             plain = name.removesuffix(suffix)
             reserved = os.path.exists(f"{files.directory}/{plain}.rsvd{suffix}")
@@ -253,6 +259,8 @@ def _v1_oom(cgroup: Cgroup, directory: str, interval: float | None) -> Iterator[
             finally:
                 os.close(control)
         except OSError as error:
+            if error.errno in _GONE:
+                return
             raise ContainerError(f"{directory}: cannot be watched: {error.strerror}") from None
         poll = select.poll()
         poll.register(event, select.POLLIN)
@@ -280,13 +288,15 @@ def _v2_oom(directory: str, interval: float | None) -> Iterator[bool]:
                 os.open(f"{directory}/{name}", os.O_RDONLY | os.O_CLOEXEC)
                 for name in ("memory.events", "cgroup.events")
             ]
+            seen = flat_keyed(read_again(fds[0])).get("oom_kill", 0)
         except OSError as error:
+            if error.errno in _GONE:
+                return
             raise ContainerError(f"{directory}: cannot be watched: {error.strerror}") from None
         poll = select.poll()
         for fd in fds:
             poll.register(fd, select.POLLPRI)
         due = _Due(interval)
-        seen = flat_keyed(read_again(fds[0])).get("oom_kill", 0)
         while True:
             try:
                 # In this order: what ended the last process is in memory.events by then.

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from runtime.cgroups import Cgroup, devices
-from runtime.cgroups.hierarchies import UNIFIED, discover
+from runtime.cgroups.hierarchies import UNIFIED, discover, owner_of
 from runtime.errors import Conflict, ContainerError, DeadlineExceeded, StartFailed
 from runtime.fields import Fields
 from runtime.resources import DeviceRule, Resources, parse_resources
@@ -29,6 +29,7 @@ def parsed(**resources: Any) -> Resources:
 @pytest.fixture
 def cgroup() -> Iterator[Cgroup]:
     made = Cgroup.create(NAME, None)
+    made.occupied()
     yield made
     made.kill()
     made.remove()
@@ -313,6 +314,19 @@ def test_a_cgroup_in_use_is_not_taken(cgroup: Cgroup) -> None:
     with pytest.raises(Conflict, match="frozen"):
         Cgroup.create(NAME, None)
     cgroup.thaw()
+
+
+def test_one_that_another_container_is_about_to_enter_is_not_taken() -> None:
+    """Both would believe it theirs, and the first to be deleted would kill the other."""
+    first = Cgroup.create(NAME, None, owner=b"first")
+    try:
+        with pytest.raises(Conflict, match="is to be another container's, which is just being made"):
+            Cgroup.create(NAME, None, owner=b"second")
+        assert {owner_of(path) for path in first.directories()} == {b"first"}
+    finally:
+        first.remove()
+    Cgroup.create(NAME, None, owner=b"second").remove()
+    assert not any(map(os.path.exists, first.directories()))
 
 
 def test_names_of_systemd_need_systemd() -> None:

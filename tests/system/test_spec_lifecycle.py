@@ -88,7 +88,7 @@ STEPS: dict[str, list[tuple[str, ...]]] = {
     "stopped": [("start",), ("kill", "KILL")],
 }  # fmt: skip
 REFUSED = {
-    "created": ("resume",), "running": ("start", "resume", "delete"), "paused": ("start", "pause", "delete"),
+    "created": ("pause", "resume"), "running": ("start", "resume", "delete"), "paused": ("start", "pause", "delete"),
     "stopped": ("start", "pause", "resume", "kill"),
 }  # fmt: skip
 

@@ -1,7 +1,10 @@
 """Finding cgroup hierarchies in mount tables of other machines than this one."""
 
+from pathlib import Path
+
 import pytest
 
+from runtime.cgroups import freezer
 from runtime.cgroups.hierarchies import UNIFIED, Hierarchy, discover
 
 DEBIAN_13 = """\
@@ -36,3 +39,9 @@ ODD_PLACE = r"9 1 0:28 / /srv/my\040cgroups rw - cgroup2 none rw"
 )
 def test_each_hierarchy_once_where_it_is_mounted(table: str, expected: list[tuple[str, tuple[str, ...]]]) -> None:
     assert discover(table) == [Hierarchy(place, controllers) for place, controllers in expected]
+
+
+def test_what_is_gone_need_not_be_thawed(tmp_path: Path) -> None:
+    """`kill` waits for no lock: a container can be deleted between its look at the freezer and the thaw."""
+    freezer.thaw({"freezer": str(tmp_path / "gone")})
+    freezer.thaw({"": str(tmp_path / "gone")})

@@ -3,16 +3,20 @@
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime import network
+from runtime.create import claim_network
 from runtime.default_spec import default_spec
-from runtime.errors import SpecError
+from runtime.errors import Conflict, SpecError
 from runtime.spec import Spec, load
+from runtime.state import NET, State, Store
 
 FULL = "bridge=br0,ip=10.88.0.5/24,ip=fd88::5/64,gw=10.88.0.1,gw=fe80::1,mac=02:00:00:00:00:05,name=net0,mtu=1400"
 
@@ -120,3 +124,29 @@ def test_only_the_messages_of_pyroute2_are_imported() -> None:
     code = "import sys, runtime.netlink; print({'asyncio', 'sqlite3', 'pyroute2.iproute'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+def test_of_two_that_ask_for_an_address_at_once_one_gets_it(tmp_path: Path) -> None:
+    """Neither is seen to live yet, and each could find it free before the other has said that it takes it."""
+    store = Store(tmp_path)
+    wanted = network.parse("bridge=br0,ip=10.88.0.5/24", "--net")
+    together = Barrier(2)
+
+    def ask(container_id: str) -> bool:
+        with store.lock(container_id):
+            store.create(container_id)
+            state = State(container_id, "/b", "/b/r", "now", "/log", annotations={NET: wanted.text()})
+            together.wait(10)
+            try:
+                claim_network(store, state, wanted)
+                return True
+            except Conflict:
+                return False
+            finally:
+                together.wait(10)  # who was refused has nothing left; the other one is still being made
+
+    with ThreadPoolExecutor(2) as pool:
+        for number in range(100):
+            assert sorted(pool.map(ask, (f"a{number}", f"b{number}"))) == [False, True]
+            assert len(store.ids()) == 1
+            store.remove(store.ids()[0])

@@ -1,6 +1,7 @@
 """state.json over versions: what this one has added is what it is by default; all else is refused."""
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 
 from runtime.errors import StateError
 from runtime.state import State, Store
+from tests.hosts import PYMIGRATE
 
 # As version 0.1.0 has written it before there were limits of `update` in it.
 OLD = {
@@ -42,3 +44,18 @@ def test_what_every_version_has_must_be_there(tmp_path: Path, name: str) -> None
 def test_what_only_a_later_version_knows(tmp_path: Path) -> None:
     with pytest.raises(StateError, match="is no state of this version"):
         load(tmp_path, OLD | {"more": 1})
+
+
+def test_what_is_half_made_is_not_listed(tmp_path: Path) -> None:
+    """Nor is there a warning, as there is of what somebody who was killed has left."""
+    store = Store(tmp_path)
+    with store.lock("c"):
+        store.create("c")
+        assert _list(tmp_path) == ("", "")
+    shown, said = _list(tmp_path)
+    assert (shown, said) == ("", "pymigrate: warning: container does not exist: c\n")
+
+
+def _list(root: Path) -> tuple[str, str]:
+    done = subprocess.run([*PYMIGRATE, "--root", root, "list", "-q"], capture_output=True, text=True)
+    return done.stdout, done.stderr

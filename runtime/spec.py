@@ -83,8 +83,8 @@ def keep(bundle: str, directory: str) -> None:
         try:
             with open(os.path.join(bundle, name), "rb") as source:
                 data = source.read()
-        except FileNotFoundError:
-            continue
+        except OSError:
+            continue  # what counts has just been read
         path = os.path.join(directory, name)
         try:
             with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as target:

@@ -128,6 +128,17 @@ def test_exec_fails_with_a_number_of_its_own(running: Local) -> None:
         assert (done.returncode, done.stderr.startswith("pymigrate: error: ")) == (255, True), argv
 
 
+@pytest.mark.parametrize("number", ["x", "-1", "4294967295", "9" * 5000, "\u00b2"])
+def test_numbers_that_are_none(running: Local, number: str) -> None:
+    for argv in (("exec", "-u", number, "verbs", "true"), ("exec", "-u", f"1:{number}", "verbs", "true"),
+                 ("exec", "-g", number, "verbs", "true"), ("kill", "verbs", number)):  # fmt: skip
+        done = running(*argv, check=False)
+        assert (done.returncode, number[:9] in done.stderr or "--additional-gids" in done.stderr) == (
+            255 if argv[0] == "exec" else 2, True
+        ), done  # fmt: skip
+        assert "internal error" not in done.stderr
+
+
 def test_environment_of_exec(running: Local) -> None:
     flags = ("-e", "PATH=/nowhere", "-e", "A=1", "-e", "A=2", "-e", "PATH=/bin")
     assert running("exec", *flags, "verbs", "sh", "-c", "echo $A $PATH").stdout == "2 /bin\n"

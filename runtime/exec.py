@@ -121,8 +121,7 @@ def _begin(
         "console": None if console is None else console.fileno(),
         "filter": filter and {**filter.plain(), "program": filter.program.hex()},
     }  # fmt: skip
-    if resident:
-        sync.ask_for_pids(ours)
+    sync.ask_for_pids(ours)
     child = selfexec.spawn_sealed(selfexec.command("runtime.exec_init", str(theirs.fileno())), keep)
     theirs.close()
     for fd in streams:
@@ -132,8 +131,7 @@ def _begin(
         console.close()
     try:
         sync.send(ours, {"config": config})
-        pid = sync.receive_pid(ours, handover.TIMEOUT, _WHO) if resident else None
-        return child, pid or int(sync.receive(ours, handover.TIMEOUT, _WHO)["pid"]), ours
+        return child, sync.receive_pid(ours, handover.TIMEOUT, _WHO), ours
     except BaseException:
         ours.close()
         _end(child, 0)

@@ -3,7 +3,7 @@
 create                          init
   | <--- {"map": n} ------------- |   only with a new user namespace: write the id maps of process n
   | ---- {} --------------------> |   they are written
-  | <--- {"pid": n} ------------- |   the container's init, as create sees it
+  | <--- {} --------------------- |   it is the container's init: its pid is read off the message (receive_pid)
   | ---- {} --------------------> |   its pid is in the state, hooks of the host have run
   | <--- {"listener": n} -------- |   only with a seccomp filter that notifies: a descriptor of init
   | ---- {} --------------------> |   create has taken it out, and its agent has it
@@ -66,6 +66,8 @@ def receive_pid(sock: socket.socket, timeout: float, what: str) -> int:
         data, ancillary, _, _ = sock.recvmsg(_LIMIT, sockets.CMSG_SPACE(12))
     except TimeoutError:
         raise DeadlineExceeded(f"{what} did not get ready within {timeout:g} s") from None
+    except OSError:
+        data, ancillary = b"", []  # reset: as good as closed
     finally:
         sock.settimeout(None)
     message = jsonio.loads(data) if data else {"error": f"{what} ended while it was being set up"}

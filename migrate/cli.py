@@ -94,7 +94,7 @@ def _run(argv: list[str], glob: Values) -> int:
     """Run the verb of a command line; `glob` takes the global options, for whoever reports an error."""
     found, rest = scan(argv, _GLOBAL, "pymigrate", stop=True)
     glob.__dict__.update(found.__dict__)
-    glob.root = found.root or _default_root()
+    glob.root = os.path.abspath(found.root or _default_root())  # monitors have another working directory
     glob.systemd_cgroup = found.systemd_cgroup or found.cgroup_manager == "systemd"
     if found.version:
         from runtime.state import OCI_VERSION

@@ -40,7 +40,7 @@ def warn(sets: dict[str, frozenset[str]] | None, *, remapped: bool) -> None:
     held = 2**_UNKNOWN - 1 if remapped else permitted()
     left_out = sorted(name for name in wanted if not held >> NUMBERS.get(name, _UNKNOWN) & 1)
     if left_out:
-        notices.warn(f"process.capabilities: left out, this host has them not to give: {', '.join(left_out)}")
+        notices.warn(f"process.capabilities: left out: this host does not have them to give: {', '.join(left_out)}")
 
 
 def permitted() -> int:

@@ -158,6 +158,7 @@ def checkpoint(store: Store, container_id: str, request: Request) -> None:
         if request.parent is not None and not os.path.isdir(os.path.join(request.images, request.parent)):
             raise SpecError(f"--parent-path {request.parent}: there is no such directory, seen from {request.images}")
         cgroup = Cgroup.of(state)
+        cgroup.require_own()
         if status is Status.PAUSED:
             cgroup.thaw()  # CRIU freezes by itself; what the freezer holds cannot be dumped
         gone = False

@@ -85,7 +85,9 @@ def update(store: Store, container_id: str, resources: dict[str, Any], name: str
     with store.lock_existing(container_id):
         state = store.load(container_id)
         state.status.require(container_id, "update", Status.CREATED, Status.RUNNING, Status.PAUSED)
-        Cgroup.of(state).apply(parsed)
+        cgroup = Cgroup.of(state)
+        cgroup.require_own()
+        cgroup.apply(parsed)
         store.save(state.replace(resources=merge(state.resources, resources)))
 
 

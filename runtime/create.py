@@ -280,6 +280,7 @@ def _launch(
     except OSError as error:
         raise ContainerError(f"{directory}: cannot be written to: {error.strerror}") from None
     ours, theirs = sync.pair()
+    sync.ask_for_pids(ours)
     kept: socket.socket | None = None  # takes the master of a terminal that is the monitor's
     (out_r, out_w), (err_r, err_w) = ((-1, -1),) * 2 if options.foreground else (os.pipe(), os.pipe())
     setup = init.Setup(
@@ -336,8 +337,7 @@ def _launch(
         state = state.replace(
             shim_pid=shim, shim_start_time=processes.start_time(shim) if shim else None, stdio=stdio,
         )  # fmt: skip
-        message = _receive(ours, spec)
-        pid = int(message["pid"])
+        pid = _receive_pid(ours, spec)
         cgroup.occupied()
         if adopted:
             os.waitpid(adopted, 0)
@@ -374,16 +374,15 @@ def _launch(
             kept.close()
 
 
-def _receive(ours: socket.socket, spec: Spec) -> dict[str, Any]:
-    """The message with the init's pid; the maps of a user namespace are written on the way."""
-    message = sync.receive(ours, handover.TIMEOUT, "the container's init")
-    if "map" in message:
+def _receive_pid(ours: socket.socket, spec: Spec) -> int:
+    """The init's pid; the maps of a new user namespace are written on the way."""
+    if spec.is_new("user"):
         from runtime import idmaps
 
+        message = sync.receive(ours, handover.TIMEOUT, "the container's init")
         idmaps.write(int(message["map"]), spec.uid_mappings, spec.gid_mappings)
         sync.tell(ours, {})
-        message = sync.receive(ours, handover.TIMEOUT, "the container's init")
-    return message
+    return sync.receive_pid(ours, handover.TIMEOUT, "the container's init")
 
 
 def _streams(*fds: int) -> Any:

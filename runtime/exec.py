@@ -139,8 +139,7 @@ def _begin(
         "console": None if console is None else console.fileno(),
         "filter": filter and {**filter.plain(), "program": filter.program.hex()},
     }  # fmt: skip
-    if resident:
-        sync.ask_for_pids(ours)
+    sync.ask_for_pids(ours)
     child = selfexec.spawn_sealed(selfexec.command("runtime.exec_init", str(theirs.fileno())), keep)
     theirs.close()
     for fd in streams:
@@ -150,8 +149,7 @@ def _begin(
         console.close()
     try:
         sync.tell(ours, {"config": config})
-        pid = sync.receive_pid(ours, handover.TIMEOUT, _WHO) if resident else None
-        return child, pid or int(sync.receive(ours, handover.TIMEOUT, _WHO)["pid"]), ours
+        return child, sync.receive_pid(ours, handover.TIMEOUT, _WHO), ours
     except BaseException as error:
         ours.close()
         _end(child, 0)

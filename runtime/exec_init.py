@@ -83,7 +83,8 @@ def main(argv: list[str]) -> int:
         if pid:
             return _wait(pid, sock, config)
         if config["resident"]:
-            _settle(sock)
+            _settle()
+        sync.send(sock, {})  # our starter reads our pid off it
         sync.receive(sock, init.STEP_TIMEOUT, "exec")
         # A session of its own: the caller's terminal, if it is on 0 to 2, is not to be the program's to control.
         os.setsid()
@@ -114,14 +115,13 @@ def main(argv: list[str]) -> int:
     os._exit(1)
 
 
-def _settle(sock: socket.socket) -> None:
-    """Go on as a child of the pid namespace's init; our starter reads our pid off the message."""
+def _settle() -> None:
+    """Go on as a child of the pid namespace's init."""
     parent = os.getpid()
     if os.fork():
         os._exit(0)
     while os.getppid() == parent:
         os.sched_yield()
-    sync.send(sock, {})
 
 
 def _use(streams: list[int]) -> None:
@@ -135,12 +135,10 @@ def _use(streams: list[int]) -> None:
 
 
 def _wait(pid: int, sock: socket.socket, config: dict[str, Any]) -> int:
-    """In the process that stays outside: tell the program's pid, wait for it, end as it did."""
-    if config["resident"]:
-        sock.close()
-        os._exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) & 0xFF)
-    sync.send(sock, {"pid": pid})
+    """In the process that stays outside: wait for the program, end as it did."""
     sock.close()
+    if config["resident"]:
+        os._exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) & 0xFF)
     if config["detach"]:
         os._exit(0)
     for number in (signals.SIGINT, signals.SIGQUIT, signals.SIGHUP, signals.SIGTERM):

@@ -155,13 +155,14 @@ def _stage_one(setup: Setup, sock: socket.socket) -> tuple[dict[int, int], froze
     separate = namespaces.enter(spec, map_ids, leave_out="cgroup" if born >= 0 else "")
     pid = _fork(cgroup, born)
     if pid:
-        sync.send(sock, {"pid": pid})
         os._exit(0)
     if born >= 0:
         os.close(born)
         # Not before the cgroup is joined: the namespace's root is then the container's own cgroup.
         if spec.is_new("cgroup"):
             syscalls.unshare(syscalls.CLONE_NEWCGROUP)
+    # From here and not from our parent: if that was killed, nobody would hear of us, and we would wait for an answer.
+    sync.send(sock, {})
     return trees, separate, fifo
 
 

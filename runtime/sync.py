@@ -3,7 +3,7 @@
 create                          init
   | <--- {"map": n} ------------- |   only with a new user namespace: write the id maps of process n
   | ---- {} --------------------> |   they are written
-  | <--- {"pid": n} ------------- |   the container's init, as create sees it
+  | <--- {} --------------------- |   it is the container's init: its pid is read off the message (receive_pid)
   | ---- {} --------------------> |   its pid is in the state, hooks of the host have run
   | <--- {"listener": n} -------- |   only with a seccomp filter that notifies: a descriptor of init
   | ---- {} --------------------> |   create has taken it out, and its agent has it

@@ -79,11 +79,11 @@ def _process(args: Values, state: State) -> tuple[Process, Spec]:
         changes["cwd"] = args.cwd
     if args.user is not None:
         uid, _, gid = args.user.partition(":")
-        if not uid.isdigit() or (gid and not gid.isdigit()):
+        if not _is_id(uid) or (gid and not _is_id(gid)):
             raise UsageError(f"--user {args.user}: must be UID or UID:GID, in numbers")
         changes |= {"uid": int(uid), "gid": int(gid or process.gid)}
     if args.additional_gids:
-        if not all(gid.isdigit() for gid in args.additional_gids):
+        if not all(map(_is_id, args.additional_gids)):
             raise UsageError("--additional-gids: must be numbers")
         changes["additional_gids"] = (*process.additional_gids, *map(int, args.additional_gids))
     if args.cap:
@@ -100,3 +100,9 @@ def _process(args: Values, state: State) -> tuple[Process, Spec]:
     changes |= {"apparmor_profile": args.apparmor} if args.apparmor else {}
     changes |= {"selinux_label": args.process_label} if args.process_label else {}
     return process.replace(**changes), spec
+
+
+def _is_id(text: str) -> bool:
+    from runtime.process_spec import ID_MAX
+
+    return text.isdecimal() and len(text) < 11 and int(text) <= ID_MAX

@@ -19,7 +19,7 @@ def parse_signal(text: str) -> int:
     """KILL, SIGKILL and 9 are the same; 0 only asks whether one can be sent. Raises UsageError."""
     from migrate.errors import UsageError
 
-    if text.isdigit() and int(text) < 65:
+    if text.isdecimal() and len(text) < 3 and int(text) < 65:
         return int(text)
     import signal
 

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -143,6 +144,35 @@ def test_pid_of_somebody_else_is_never_killed(pymigrate: Local, tmp_path: Path) 
         pymigrate("delete", "--force", "c")
         assert bystander.poll() is None
         bystander.kill()
+
+
+# `pymigrate ARG...` in which the process that makes the namespaces is killed as soon as it has forked the init.
+_KILLED = """
+import os, signal, sys
+from migrate import cli
+from runtime import init
+fork = init._fork
+def fork_and_die(*args):
+    pid = fork(*args)
+    if pid:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return pid
+init._fork = fork_and_die
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("detached", [True, False])
+def test_init_tells_of_itself(pymigrate: Local, tmp_path: Path, detached: bool) -> None:
+    """Its parent told its pid: when that was killed, create and init waited for each other for a minute."""
+    bundle = make(tmp_path / "b", "echo ran")
+    argv = [sys.executable, "-c", _KILLED, "--root", pymigrate.root, "run", *(["-d"] if detached else []), "-b", bundle]
+    done = subprocess.run([*map(str, argv), "c"], capture_output=True, text=True, timeout=PATIENCE)
+    assert (done.returncode, done.stderr) == (0, "")
+    if detached:
+        await_output(pymigrate, "ran\n")
+    else:
+        assert done.stdout == "ran\n"
 
 
 def test_what_is_changed_in_the_bundle_later_is_not_the_containers(pymigrate: Local, tmp_path: Path) -> None:

@@ -1,13 +1,17 @@
 """The verbs that look at a container or change its limits: flags, formats, and words as runc has them."""
 
 import json
+import os
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.hosts import COUNT, write_bundle
+from tests.hosts import COUNT, PYMIGRATE, write_bundle
 from tests.system.conftest import Local
+
+# For a pymigrate in another directory: this one's code, not what is installed.
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
 
 
 @pytest.fixture
@@ -128,6 +132,17 @@ def test_exec_fails_with_a_number_of_its_own(running: Local) -> None:
         assert (done.returncode, done.stderr.startswith("pymigrate: error: ")) == (255, True), argv
 
 
+@pytest.mark.parametrize("number", ["x", "-1", "4294967295", "9" * 5000, "\u00b2"])
+def test_numbers_that_are_none(running: Local, number: str) -> None:
+    for argv in (("exec", "-u", number, "verbs", "true"), ("exec", "-u", f"1:{number}", "verbs", "true"),
+                 ("exec", "-g", number, "verbs", "true"), ("kill", "verbs", number)):  # fmt: skip
+        done = running(*argv, check=False)
+        assert (done.returncode, number[:9] in done.stderr or "--additional-gids" in done.stderr) == (
+            255 if argv[0] == "exec" else 2, True
+        ), done  # fmt: skip
+        assert "internal error" not in done.stderr
+
+
 def test_environment_of_exec(running: Local) -> None:
     flags = ("-e", "PATH=/nowhere", "-e", "A=1", "-e", "A=2", "-e", "PATH=/bin")
     assert running("exec", *flags, "verbs", "sh", "-c", "echo $A $PATH").stdout == "2 /bin\n"
@@ -165,6 +180,15 @@ def test_whether_it_lives(running: Local) -> None:
 def test_help_of_a_verb(pymigrate: Local) -> None:
     assert pymigrate("help", "exec").stdout == pymigrate("exec", "--help").stdout
     assert pymigrate("help").stdout == pymigrate("--help").stdout
+
+
+def test_a_relative_root(pymigrate: Local, tmp_path: Path) -> None:
+    bundle = tmp_path / "b"
+    write_bundle(bundle, "sleep 60")
+    argv = [*PYMIGRATE, "--root", os.path.relpath(pymigrate.root, tmp_path), "run", "-d", "-b", str(bundle), "verbs"]
+    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, timeout=30, env=ENVIRONMENT)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(pymigrate("state", "verbs").stdout)["status"] == "running"
 
 
 def test_a_log_does_not_grow_without_end(pymigrate: Local, tmp_path: Path) -> None:

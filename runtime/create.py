@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from runtime.spec import Spec
     from runtime.state import Store
 
+_CLAIM_TIMEOUT = 10.0
 _LATER = ("poststart", "poststop")
 
 
@@ -190,13 +191,11 @@ def claim_network(store: Store, state: State, wanted: Network) -> None:
     Raises Conflict when another container has that, and removes the new one. Of two that ask at the same time one has
     saved its state before the other one looks.
     """
-    import fcntl
-
     from runtime import network
 
     root = os.open(store.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.flock(root, fcntl.LOCK_EX)
+        _lock(root, store.root)
         network.require_free(store, wanted, state.id)
         store.save(state)
     except BaseException:
@@ -204,6 +203,20 @@ def claim_network(store: Store, state: State, wanted: Network) -> None:
         raise
     finally:
         os.close(root)
+
+
+def _lock(root: int, path: str) -> None:
+    """Raises DeadlineExceeded."""
+    import fcntl
+
+    deadline = time.monotonic() + _CLAIM_TIMEOUT
+    while True:
+        try:
+            return fcntl.flock(root, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise DeadlineExceeded(f"{path}: another pymigrate is about to give a container a network") from None
+            time.sleep(0.005)
 
 
 def remove_network(state: State) -> None:

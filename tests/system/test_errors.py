@@ -251,9 +251,11 @@ def test_a_container_with_a_damaged_state_runs_on(pymigrate: Local, bundle: Path
     hierarchy = next(one for one in discover() if "name=" not in one.controllers[0])
     forged = {hierarchy.controllers[0]: hierarchy.mountpoint}
     path.write_text(json.dumps({**json.loads(good), "cgroup_paths": forged}))
-    for argv in (("update", "--pids-limit", "5"), ("checkpoint", "--image-path", tmp_path / "images")):
-        assert "is no cgroup of a container" in error_of(pymigrate(*argv, OWN, check=False), "invalid")
-    path.write_text(good)
+    try:
+        for argv in (("update", "--pids-limit", "5"), ("checkpoint", "--image-path", tmp_path / "images")):
+            assert "is no cgroup of a container" in error_of(pymigrate(*argv, OWN, check=False), "invalid")
+    finally:
+        path.write_text(good)
     assert json.loads(pymigrate("state", OWN).stdout)["status"] == "running"
 
 

@@ -184,8 +184,9 @@ def entry() -> NoReturn:
     gc.disable()
     code = main()
     try:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:  # it was closed when we were started
+                stream.flush()
     except OSError:
         code = code or 1
     os._exit(code)

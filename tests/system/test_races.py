@@ -89,7 +89,7 @@ def test_create_of_one_that_is_killed(pymigrate: Local, tmp_path: Path) -> None:
 def test_exec_in_one_that_is_killed(pymigrate: Local, tmp_path: Path, where: str, flags: list[str]) -> None:
     pymigrate("run", "-d", "-b", make(tmp_path / "b", COUNT), "c")
     code, said = run(command(pymigrate, where, END, "exec", *flags, "c", "true"))
-    assert (code, said) == (5, "pymigrate: error: container not running: cannot exec c, it has stopped\n")
+    assert (code, said) == (255, "pymigrate: error: container not running: cannot exec c, it has stopped\n")
 
 
 def test_exec_that_is_to_wait_for_who_pauses(pymigrate: Local, tmp_path: Path) -> None:

@@ -2,26 +2,32 @@
 
 import argparse
 from types import ModuleType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from migrate.errors import UsageError
 from migrate.flags import Values
 
 
 class _Parser(argparse.ArgumentParser):
-    """Reports a bad command line as one line through the same path as every other error."""
+    """Of a verb, or of an action of one; the global --debug and --json may follow either.
+
+    Reports a bad command line as one line through the same path as every other error.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        for name in ("debug", "json"):
+            self.add_argument(f"--{name}", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(message, remedy=f"see `{self.prog} --help`")
 
 
 def parse(command: ModuleType, program: str, text: str, argv: list[str], glob: Values) -> argparse.Namespace:
-    """The arguments of a verb, with the global options, which --debug and --json may also follow."""
+    """The arguments of a verb, with the global options."""
     parser = _Parser(prog=program, description=text[0].upper() + text[1:] + ".")
-    for name in ("debug", "json"):
-        parser.add_argument(f"--{name}", action="store_true", default=getattr(glob, name), help=argparse.SUPPRESS)
     command.add_arguments(parser)
-    args = parser.parse_args(argv)
+    args = parser.parse_args(argv, argparse.Namespace(debug=glob.debug, json=glob.json))
     glob.json = args.json
     args.root, args.log, args.log_format = glob.root, glob.log, glob.log_format
     return args

@@ -34,6 +34,8 @@ def test_the_container_goes_on_and_the_snapshot_can_be_restored_twice(pymigrate:
     wait_beyond(pymigrate, "c", numbers(pymigrate, "c")[-1])
     shown = pymigrate("snapshot", "show", snapshot).stdout
     assert "all intact" in shown
+    assert json.loads(pymigrate("snapshot", "show", snapshot, "--json").stdout)["id"] == "c"
+    assert json.loads(pymigrate("snapshot", "--json", "show", snapshot).stdout)["id"] == "c"
     for name in ("one", "two"):
         pymigrate("snapshot", "restore", snapshot, "--id", name)
         wait_beyond(pymigrate, name, 3)

@@ -36,7 +36,7 @@ from migrate.validate import require_movable, wait_settled
 from runtime import checkpoint, gate, logs, netlock, supplement, syscalls, undump
 from runtime.dump import Dump
 from runtime.restoring import RestorePlan, Restoring
-from runtime.spec import Spec, keep, load_kept
+from runtime.spec import Spec, load_kept
 from runtime.spec import load as load_spec
 from runtime.state import State, Store
 
@@ -123,7 +123,7 @@ def save(store: Store, container_id: str, directory: Path, *, allow: frozenset[s
         require_movable(store, state, spec, allow, PATIENCE)
         watched = watches.names(state.pid)
         with _temporary(directory, state.pid) as place:
-            keep(spec, str(place))
+            _write(place / "config.json", json.dumps(spec.config, indent=4).encode())
             with gate.closed(state, spec):
                 wait_settled(state, allow, PATIENCE)
                 skip = "tcp-backlog" in allow

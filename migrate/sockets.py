@@ -93,15 +93,20 @@ def bound(init_pid: int) -> list[Bound]:
             look.close()
 
 
-def settled(init_pid: int, patience: float, allow: frozenset[str]) -> list[Finding]:
-    """Wait until nothing is on its way that CRIU cannot carry, unless it is in `allow`; what still is after `patience`
-    seconds."""
+def settled(init_pid: int, patience: float, allow: frozenset[str] = frozenset()) -> Survey:
+    """The first survey with nothing on its way that CRIU cannot carry, unless it is in `allow`; after `patience`
+    seconds what there is."""
     deadline = time.monotonic() + patience
     while True:
-        passing = [finding for finding in survey(init_pid).findings if finding.rule in PASSING - allow]
-        if not passing or time.monotonic() >= deadline:
-            return passing
+        found = survey(init_pid)
+        if not passing(found, allow) or time.monotonic() >= deadline:
+            return found
         time.sleep(0.01)
+
+
+def passing(found: Survey, allow: frozenset[str]) -> list[Finding]:
+    """What will be over by itself, as a rule."""
+    return [finding for finding in found.findings if finding.rule in PASSING - allow]
 
 
 class _Look:

@@ -68,8 +68,7 @@ def container_blockers(
         if path.startswith("/proc/")
     ]
     found += _submounts(state, spec)
-    sockets.settled(state.pid, patience, frozenset())
-    survey = sockets.survey(state.pid)
+    survey = sockets.settled(state.pid, patience)
     if "network" not in spec.namespaces and not tcp_close:
         found += _host_connections(survey)
     found += _blockers(survey.findings)
@@ -187,8 +186,8 @@ def _version(text: str) -> tuple[int, ...]:
 
 def wait_settled(state: State, allow: frozenset[str], patience: float) -> None:
     """Right before a dump: wait until nothing is on its way that CRIU cannot carry. Raises Blocked."""
-    left = sockets.settled(state.pid, patience, allow)
-    raise_blocked(state, [Blocker(finding.rule, finding.where, finding.problem) for finding in left], allow, "")
+    left = sockets.passing(sockets.settled(state.pid, patience, allow), allow)
+    raise_blocked(state, _blockers(left), allow, "")
 
 
 def require_movable(store: Store, state: State, spec: Spec, allow: frozenset[str], patience: float) -> None:

@@ -98,7 +98,7 @@ def test_a_bundle_of_two_files(lab: Lab) -> None:
         "json.dump(config, open('config.json', 'w')); json.dump(runtime, open('runtime.json', 'w'))"
     )
     bundle = "/var/lib/pymigrate/test/web"
-    lab.sh("host1", f'cd {bundle} && {PYMIGRATE[0]} -c "{split}"')
+    lab.sh("host1", f'cd {bundle} && {lab.python} -c "{split}"')
     lab.on("host1", "pymigrate", "run", "-d", "-b", bundle, "web")
     before = lab.wait_count("host1", 3)
     move(lab)

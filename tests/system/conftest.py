@@ -88,7 +88,10 @@ class Lab(Hosts):
         self.lab("up")
         # What it has sent to a container in vain it sends again within a second, not after a time that doubles each
         # time. Linux 6.15; tests only take longer without.
-        self.sh("client", "echo 1000 > /proc/sys/net/ipv4/tcp_rto_max_ms", check=False)
+        # As patient as ever otherwise: it is numbers of attempts that end in ETIMEDOUT.
+        settings = {"tcp_rto_max_ms": 1000, "tcp_syn_retries": 120, "tcp_retries2": 120}
+        script = "; ".join(f"echo {value} > /proc/sys/net/ipv4/{name}" for name, value in settings.items())
+        self.sh("client", script, check=False)
 
     def argv(self, host: str, *argv: object) -> list[str]:
         """What `pymigrate lab exec` does, without its command line: tests run thousands of commands."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.boxes import Fields, make, namespaces, output, refusal, run, running
+from tests.system.boxes import Fields, make, namespaces, output, refusal, run, running, wait_for
 from tests.system.conftest import Local
 
 FILES = {"uts": "uts", "ipc": "ipc", "network": "net", "cgroup": "cgroup", "time": "time", "pid": "pid", "user": "user"}
@@ -68,7 +68,7 @@ def test_all_joined_with_the_user_namespace_that_owns_them(pymigrate: Local, tmp
     both = refusal(pymigrate, tmp_path, {**BARE, "linux.namespaces": namespaces(**paths)})
     assert "linux.namespaces: joining a pid namespace together with a user namespace is not supported" in both
     del paths["pid"]
-    bundle = make(tmp_path / "b", "for n in /proc/self/ns/*; do readlink $n; done; id -u; hostname; touch /x; sleep 60",
+    bundle = make(tmp_path / "b", "for n in /proc/self/ns/*; do readlink $n; done; id -u; hostname; echo > /x; sleep 60",
                   {**BARE, "linux.namespaces": namespaces("pid", **paths)})  # fmt: skip
     os.chown(bundle / "rootfs", 100000, 100000)
     os.chown(bundle / "rootfs/proc", 100000, 100000)
@@ -77,6 +77,7 @@ def test_all_joined_with_the_user_namespace_that_owns_them(pymigrate: Local, tmp
         pid = pymigrate.state("c")["pid"]
         assert {link(kind, pid) for kind in paths} == {link(kind, other) for kind in paths}
         assert pymigrate("exec", "c", "sh", "-c", "id -u; hostname").stdout.split() == ["0", "joined"]
+        wait_for(bundle / "rootfs/x")
         assert (bundle / "rootfs/x").stat().st_uid == 100000
     finally:
         pymigrate("delete", "-f", "c")

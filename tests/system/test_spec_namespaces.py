@@ -68,7 +68,7 @@ def test_all_joined_with_the_user_namespace_that_owns_them(pymigrate: Local, tmp
     both = refusal(pymigrate, tmp_path, {**BARE, "linux.namespaces": namespaces(**paths)})
     assert "linux.namespaces: joining a pid namespace together with a user namespace is not supported" in both
     del paths["pid"]
-    bundle = make(tmp_path / "b", "for n in /proc/self/ns/*; do readlink $n; done; id -u; hostname; echo > /x; sleep 60",
+    bundle = make(tmp_path / "b", "for n in /proc/self/ns/*; do readlink $n; done; id -u; hostname; echo > /x; sleep 9",
                   {**BARE, "linux.namespaces": namespaces("pid", **paths)})  # fmt: skip
     os.chown(bundle / "rootfs", 100000, 100000)
     os.chown(bundle / "rootfs/proc", 100000, 100000)

@@ -73,7 +73,7 @@ def _here(entry: Entry, state: State | None) -> str:
     Who kills it says so in the journal at once; between the two its monitor sees it end frozen (attached.py). When the
     machine has been started anew since the decision, it may have ended with it.
     """
-    if state is not None and _runs(state):
+    if state is not None and processes.runs(state.pid, state.pid_start_time):
         return _RUNS
     if entry.fields.get("killed") or entry.fields.get("boot") != boot_id():
         return ""
@@ -105,10 +105,6 @@ def undecided(store: Store, container_id: str) -> Entry | None:
         and entry.phase in (Phase.COMMITTED, Phase.IN_DOUBT)
     ]
     return found[-1] if found else None
-
-
-def _runs(state: State) -> bool:
-    return processes.is_alive(state.pid, state.pid_start_time) and not processes.is_dying(state.pid)
 
 
 def _end(state: State) -> None:

@@ -22,7 +22,7 @@ MONITOR_TIMEOUT = 10.0
 
 
 def kill(store: Store, container_id: str, number: int, *, everyone: bool = False) -> None:
-    """Send a signal to the container's init, or to all its processes.
+    """Send a signal to the container's init, or to all its processes. With SIGKILL all end, in any case.
 
     It does not wait for the container's lock: whoever holds that may be waiting for the container.
     """
@@ -36,12 +36,15 @@ def kill(store: Store, container_id: str, number: int, *, everyone: bool = False
         pidfd = open_init(state)
         if pidfd is None:
             raise Conflict(f"container not running: cannot kill {container_id}, it has stopped")
+        alone = number == signals.SIGKILL and not processes.is_first(state.pid)
         try:
             signals.pidfd_send_signal(pidfd, number)
         except ProcessLookupError:
             raise Conflict(f"container not running: cannot kill {container_id}, it has stopped") from None
         finally:
             os.close(pidfd)
+        if alone:
+            cgroup.signal(number)  # the others would stay, with nobody to end them
     if number == signals.SIGKILL and cgroup.frozen:
         cgroup.thaw()  # what a version 1 freezer holds does not die
 

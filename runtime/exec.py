@@ -104,8 +104,7 @@ def _prepare(
 
 def _refuse_ended(state: State, error: BaseException) -> None:
     """Raise Conflict where the container's end is the cause of a failure: `kill` waits for no lock."""
-    alive = processes.is_alive(state.pid, state.pid_start_time) and not processes.is_dying(state.pid)
-    if isinstance(error, StartFailed) and not alive:
+    if isinstance(error, StartFailed) and not processes.runs(state.pid, state.pid_start_time):
         Status.STOPPED.require(state.id, "exec")
 
 

@@ -81,6 +81,20 @@ def is_dying(pid: int) -> bool:
     return any(signals_ >> signals.SIGKILL - 1 & 1 for signals_ in pending)
 
 
+def runs(pid: int, started: int | None) -> bool:
+    """Whether the process is there, and is not about to end."""
+    return is_alive(pid, started) and not is_dying(pid)
+
+
+def is_first(pid: int) -> bool:
+    """Whether it is process 1 of its pid namespace: when it ends, the kernel ends all others there."""
+    try:
+        with open(f"/proc/{pid}/status", "rb") as file:
+            return any(line.startswith(b"NSpid:") and line.split()[-1] == b"1" for line in file)
+    except OSError:
+        return True  # it is gone, and who was with it
+
+
 def is_stopped(pid: int) -> bool:
     """Whether it was stopped by a signal, or by a tracer."""
     return _stat(pid)[:1] in ([b"T"], [b"t"])

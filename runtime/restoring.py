@@ -357,6 +357,8 @@ class Restoring:
             veth.attach(self._state, self._spec.network)
             self._announcer.send()
             self._announcer.ask()
+        self._state = self._state.replace(releasing=True)
+        self._store.save(self._state)
         # CRIU unlocks, and says so, only a network that is not the host's.
         self._session.run_until("network-unlock" if "network" in self._spec.namespaces else "pre-resume")
         if "network" in checkpoint.joined(self._spec):
@@ -364,7 +366,7 @@ class Restoring:
 
             netlock.back(self._spec, self._state.id)
         self._released = True
-        self._state = self._state.replace(started=True)
+        self._state = self._state.replace(started=True, releasing=False)
         self._store.save(self._state)
         self._session.finish()
         self._session = None
@@ -427,8 +429,9 @@ class Restoring:
             if time.monotonic() > deadline:
                 raise DeadlineExceeded(f"the restore of {container_id} for migration {move} does not end")
             time.sleep(0.02)
-        if not state.started and state.pid and processes.is_alive(state.pid, state.pid_start_time):
-            state = state.replace(started=True)
+        # One that lives without CRIU was not let run for that: its monitor may be about to kill it.
+        if state.releasing and processes.runs(state.pid, state.pid_start_time):
+            state = state.replace(started=True, releasing=False)
             store.save(state)
         if state.started:
             return state

@@ -37,6 +37,7 @@ from runtime.light import signals, sockets
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Iterator
     from typing import NoReturn
 
 _LINE_LIMIT = 16 << 10
@@ -167,13 +168,16 @@ class _Shim:
         return True
 
     def _give_up(self) -> None:
-        """Kill all children, theirs become ours and are killed too, until there are none."""
+        """Kill all children and theirs, until there are none.
+
+        What CRIU holds is killed before it: without it that would run.
+        """
         while True:
-            with open(f"/proc/self/task/{os.getpid()}/children") as file:
-                children = [int(pid) for pid in file.read().split()]
-            for pid in children:
-                # CRIU undoes its work when its own socket closes, and then ends by itself.
-                os.kill(pid, signals.SIGKILL)
+            for pid in _below(os.getpid()):
+                try:
+                    os.kill(pid, signals.SIGKILL)
+                except ProcessLookupError:
+                    continue  # its parent has reaped it
             try:
                 os.waitpid(-1, 0)
             except ChildProcessError:
@@ -249,6 +253,18 @@ class _Shim:
             os.rename(path + ".new", path)
         except OSError:
             return  # the container was deleted under us
+
+
+def _below(pid: int) -> Iterator[int]:
+    """The children of a process, the youngest first, and each after its own."""
+    try:
+        with open(f"/proc/{pid}/task/{pid}/children") as file:
+            children = [int(child) for child in file.read().split()]
+    except OSError:
+        return  # it has ended
+    for child in reversed(children):
+        yield from _below(child)
+        yield child
 
 
 def _exit_status(status: int) -> int:

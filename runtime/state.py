@@ -80,7 +80,8 @@ class State(Record):
     `cgroup_paths` maps a v1 controller (or "" for v2) to the directory; `systemd_unit` the unit that they belong to, if
     systemd made them; `shim_pid` is the pid of the monitor, 0 when the caller of `create` is it; `stdio` are the init's
     descriptors 0 to 2 as /proc shows them; `bundle_hints` are where the bundle lay on hosts it came from; `move` is the
-    id of a migration that is going on, None otherwise; `resources` is what `update` has changed of linux.resources.
+    id of a migration that is going on, None otherwise; `releasing` says that CRIU, which holds it, is being told to let
+    it run, and may do so whatever becomes of us; `resources` is what `update` has changed of linux.resources.
     """
 
     id: str
@@ -93,6 +94,7 @@ class State(Record):
     shim_pid: int = 0
     shim_start_time: int | None = None
     started: bool = False
+    releasing: bool = False
     hooks: dict[str, list[dict[str, Any]]] = {}
     cgroup_paths: dict[str, str] = {}
     systemd_unit: str | None = None
@@ -157,14 +159,14 @@ _KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("id", "bundle", "rootfs", "created", "log_path"), (str,)),
     **dict.fromkeys(("pid", "shim_pid"), (int,)),
     **dict.fromkeys(("pid_start_time", "shim_start_time"), (int, type(None))),
-    "started": (bool,),
+    **dict.fromkeys(("started", "releasing"), (bool,)),
     **dict.fromkeys(("hooks", "cgroup_paths", "namespace_paths", "annotations", "resources"), (dict,)),
     **dict.fromkeys(("stdio", "bundle_hints"), (list,)),
     **dict.fromkeys(("move", "systemd_unit"), (str, type(None))),
 }
 
-# What states of earlier versions have not, as it is then: empty. Their containers live on under this version.
-_ADDED = ("resources",)
+# What states of earlier versions have not, as it is then. Their containers live on under this version.
+_ADDED: dict[str, Any] = {"resources": {}, "releasing": False}
 _FILES = ("state.json", "config.json", "exec.fifo", "error.fifo", "exit.json", DUMP, "log", "attach")
 _STRINGS = ("cgroup_paths", "namespace_paths", "annotations")
 _PID_MAX = 1 << 22  # PID_MAX_LIMIT (proc(5), pid_max)
@@ -202,8 +204,7 @@ class Store:
         except (ValueError, RecursionError) as error:
             raise StateError(f"{path}: is no JSON: {error}", remedy=remedy) from None
         if isinstance(value, dict):
-            for name in _ADDED:
-                value.setdefault(name, {})
+            value = _ADDED | value
         if not isinstance(value, dict) or value.pop("ociVersion", None) != OCI_VERSION or set(value) != set(_KINDS):
             raise StateError(f"{path}: is no state of this version", remedy=remedy)
         for name, kinds in _KINDS.items():

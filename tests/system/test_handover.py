@@ -1,6 +1,7 @@
 """Failures at exact points of the handover: the real `pymigrate move`, with something done at one of its functions."""
 
 import json
+import textwrap
 import time
 from typing import Any
 
@@ -56,6 +57,40 @@ def test_agent_dies_after_the_source_has_given_up(lab: Lab) -> None:
     lab.wait_count("host2", start)
     assert lab.ids("host1") == []
     assert lab.sh("host2", "ls -A /var/lib/pymigrate/incoming") == ""
+
+
+# The restored tree lives without CRIU, and its monitor has not killed it yet: a moment of every agent's death.
+_MOMENT = """
+script = '''
+for p in /proc/[0-9]*; do
+    case "$(tr '\\\\0' ' ' < $p/cmdline 2>/dev/null)" in
+    *runtime.[s]him*) kill -STOP ${p#/proc/}; read -r criu init < $p/task/${p#/proc/}/children ;;
+    esac
+done
+kill -9 $criu
+while [ -e /proc/$criu/exe ]; do :; done
+'''
+subprocess.run(["ssh", "host2", script], check=True, stdin=subprocess.DEVNULL)
+kill_agents()
+"""
+
+
+@pytest.mark.parametrize("given_up", [False, True], ids=["held", "source-has-given-up"])
+def test_agent_dies_and_its_monitor_is_slow(lab: Lab, given_up: bool) -> None:
+    """A tree that nobody has let run is not taken for the container, which then has gone on at neither host."""
+    lab.run()
+    start = lab.wait_count("host1", 1)
+    where = "(departure.Departure, 'give_up')" if given_up else "(coordinator.Coordinator, '_stop_and_copy')"
+    after = "moment()" if given_up else "moment(); raise OSError('test')"
+    moment = "def moment():\n" + textwrap.indent(_MOMENT, "    ")
+    code, event = driven_move(lab, where, after=after, body=moment)
+    if given_up:
+        assert (code, event["workload"]) == (0, "TARGET"), event
+        lab.wait_count("host2", start)
+        assert lab.ids("host1") == []
+    else:
+        assert (code, event["workload"]) == (10, "SOURCE"), event
+        assert_still_here(lab, start)
 
 
 # Goes into the zipapp that is sent: the first agent dies where `condition` holds.

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from runtime import processes
 from tests.hosts import COUNT
 from tests.system.boxes import PATIENCE, Fields, foreground, make, namespaces, wait_for
 from tests.system.conftest import Local
@@ -123,6 +124,18 @@ def test_kill_all(pymigrate: Local, tmp_path: Path) -> None:
     assert select.select([pidfd], [], [], PATIENCE)[0]
     os.close(pidfd)
     pymigrate("delete", "c")
+
+
+def test_kill_for_good_ends_all_of_a_container_without_a_pid_namespace(pymigrate: Local, tmp_path: Path) -> None:
+    bundle = make(tmp_path / "b", "sleep 77 & echo $!; wait", {"linux.namespaces": namespaces("ipc", "uts", "network")})
+    pymigrate("run", "-d", "-b", bundle, "c")
+    child = int(wait_for(pymigrate.root / "c/log").split()[-1])
+    pidfd = os.pidfd_open(child)
+    try:
+        pymigrate("kill", "c", "KILL")
+        assert processes.wait_exit(pidfd, PATIENCE)
+    finally:
+        os.close(pidfd)
 
 
 def test_pid_of_somebody_else_is_never_killed(pymigrate: Local, tmp_path: Path) -> None:

@@ -140,8 +140,8 @@ def test_kill_for_good_ends_all_of_a_container_without_a_pid_namespace(pymigrate
 
 def test_pid_of_somebody_else_is_never_killed(pymigrate: Local, tmp_path: Path) -> None:
     """The number in state.json may be another process's by now: its start time tells."""
-    pymigrate("run", "-d", "-b", make(tmp_path / "b", STUBBORN), "c")
-    with subprocess.Popen(["sleep", "60"]) as bystander:
+    with subprocess.Popen(["sleep", "60"]) as bystander:  # before: not in the same tick of the clock
+        pymigrate("run", "-d", "-b", make(tmp_path / "b", STUBBORN), "c")
         path = pymigrate.root / "c/state.json"
         before = path.read_text()
         pid = pymigrate.state("c")["pid"]

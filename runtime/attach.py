@@ -66,7 +66,7 @@ def connect(state: State) -> socket.socket:
     try:
         place = os.open(os.path.dirname(state.log_path), os.O_PATH | os.O_CLOEXEC)
     except FileNotFoundError:
-        raise NotFound(f"container does not exist: {state.id}") from None
+        raise NotFound.of(state.id) from None
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         sock.settimeout(TIMEOUT)

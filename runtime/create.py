@@ -75,7 +75,9 @@ def create(
             spec = spec.replace(process=spec.process.replace(env=(*spec.process.env, *told)))
         _check(spec, options, connect is not None)
         if spec.network is not None:
-            spec = plan_network(spec)
+            from runtime import network
+
+            spec = network.with_mac(spec)
         directory = store.create(container_id)
         state = State(
             id=container_id,
@@ -176,13 +178,6 @@ def kill_cgroup(cgroup: Cgroup) -> None:
         cgroup.kill()
     except ContainerError:
         pass
-
-
-def plan_network(spec: Spec) -> Spec:
-    """The spec with all that its network is to have."""
-    from runtime import network
-
-    return network.with_mac(spec)
 
 
 def claim_network(store: Store, state: State, wanted: Network) -> None:

@@ -30,7 +30,7 @@ class Log:
             here = os.fstat(self._current.fileno())
             self._older = [file for file in self._older if not os.path.samestat(os.fstat(file.fileno()), here)]
         if not os.path.isdir(os.path.dirname(state.log_path)):
-            raise NotFound(f"container does not exist: {state.id}")
+            raise NotFound.of(state.id)
         self._rest = b""
 
     def read(self) -> list[bytes]:

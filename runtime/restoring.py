@@ -108,7 +108,9 @@ class Restoring:
         process without threads. Raises Conflict when the id is in use; a failure leaves nothing.
         """
         if spec.network is not None:
-            spec = create.plan_network(spec)
+            from runtime import network
+
+            spec = network.with_mac(spec)
         carried = plan.carried
         updated: dict[str, Any] = dict(carried.get("resources", {}))
         limits = parse_resources(Fields(updated, "update"))

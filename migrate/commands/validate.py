@@ -13,7 +13,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-
     from migrate.exits import exit_code
     from migrate.rules import check_allowed
     from migrate.validate import check_target, container_blockers, plan_blockers

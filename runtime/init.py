@@ -190,6 +190,8 @@ def _stage_two(setup: Setup, sock: socket.socket, trees: dict[int, int], separat
         hooks.preload()
     if setup.console is not None:
         from runtime import console
+    if setup.move_root:
+        from runtime import no_pivot  # noqa: F401 (for mounts.pivot, where nothing can be loaded)
     load_filter = process.loader(setup.filter, sock) if setup.filter is not None else None
     selfexec.forbid_imports()
     mounts.pivot(spec, move=setup.move_root)

@@ -16,7 +16,6 @@ from runtime.errors import StartFailed
 from runtime.mount_spec import (
     ATTR_IDMAP,
     MS_BIND,
-    MS_MOVE,
     MS_PRIVATE,
     MS_RDONLY,
     MS_REC,
@@ -175,14 +174,14 @@ def _detach(spec: Spec, *, private: bool) -> None:
 def pivot(spec: Spec, *, move: bool) -> None:
     """Make the container's root the root; the old one is gone afterwards.
 
-    It is the working directory. With `move` by MS_MOVE and chroot, for a host whose root is the initial ramdisk, which
-    pivot_root(2) does not take.
+    It is the working directory. `move` is for a host whose root is the initial ramdisk, which pivot_root(2) does not
+    take.
     """
     old = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     if move:
-        if os.getcwd() != "/":  # over the host's root already: _mount_root
-            syscalls.mount(".", "/", None, MS_MOVE)
-        os.chroot(".")
+        from runtime import no_pivot  # loaded already: init.py
+
+        no_pivot.enter(old)
     else:
         syscalls.pivot_root(".", ".")
         # The old root now lies over the new one (pivot_root(2), notes). The host is not to see it being taken away.

@@ -95,7 +95,7 @@ def _check(result: int, what: str) -> int:
     return result
 
 
-def _bytes(path: str | os.PathLike[str] | None) -> bytes | None:
+def _bytes(path: str | bytes | os.PathLike[str] | None) -> bytes | None:
     return None if path is None else os.fsencode(path)
 
 
@@ -131,7 +131,7 @@ def setns(fd: int, flags: int = 0) -> None:
 
 def mount(
     source: str | os.PathLike[str] | None,
-    target: str | os.PathLike[str],
+    target: str | bytes | os.PathLike[str],
     fstype: str | None,
     flags: int,
     data: str | None = None,
@@ -140,12 +140,12 @@ def mount(
     result = _function("mount")(
         _bytes(source), _bytes(target), _bytes(fstype), ctypes.c_ulong(flags), _bytes(data)
     )  # fmt: skip
-    _check(result, f"mount {fstype or source or ''} on {os.fspath(target)}")
+    _check(result, f"mount {fstype or source or ''} on {os.fsdecode(target)}")
 
 
-def umount(target: str | os.PathLike[str], flags: int = 0) -> None:
+def umount(target: str | bytes | os.PathLike[str], flags: int = 0) -> None:
     """umount2(2)"""
-    _check(_function("umount2")(_bytes(target), ctypes.c_int(flags)), f"umount {os.fspath(target)}")
+    _check(_function("umount2")(_bytes(target), ctypes.c_int(flags)), f"umount {os.fsdecode(target)}")
 
 
 def birth_time(path: str | os.PathLike[str]) -> int:

@@ -1,0 +1,58 @@
+"""The attacks of runc's security advisories, each against the verbs that it could hit here.
+
+Nothing is written where an attack must not get: a file is opened for writing and closed.
+"""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.system.boxes import Fields, make, output
+from tests.system.conftest import Local
+from tests.system.test_spec_users import user_bundle
+
+SETS = ("bounding", "effective", "permitted")
+# What runc gives to nobody and docker to everybody: root of the container may make a user namespace with it.
+ABLE: Fields = {"process.capabilities": {name: ["CAP_SETFCAP"] for name in SETS}}
+# A proc and a sysfs without the covers of the container's own, if the kernel lets a user namespace mount them.
+BARE = """
+unshare -Urmpf sh -c '
+  mount -t proc none /proc && { echo proc; : >> /proc/sys/kernel/core_pattern; } && echo open
+  unshare -n sh -c "mount -t sysfs none /sys && echo sysfs"
+' 2>/dev/null; echo done
+"""
+
+
+@pytest.mark.parametrize("flag", [(), ("--no-pivot",)], ids=["pivot", "no-pivot"])
+def test_no_mount_of_the_host_lets_a_bare_proc_be_mounted(
+    pymigrate: Local, tmp_path: Path, flag: tuple[str, ...]
+) -> None:
+    """A user namespace may mount proc where one without covers is mounted already, seen or not."""
+    assert output(pymigrate, tmp_path, BARE, ABLE, *flag) == "done\n"
+
+
+@pytest.mark.parametrize("flag", [(), ("--no-pivot",)], ids=["pivot", "no-pivot"])
+def test_no_bare_proc_in_a_user_namespace(pymigrate: Local, tmp_path: Path, flag: tuple[str, ...]) -> None:
+    bundle = user_bundle(tmp_path / "b", BARE, ABLE)
+    assert pymigrate("run", "-b", bundle, *flag, "c").stdout == "done\n"
+
+
+@pytest.mark.parametrize("propagation", ["rshared", "rslave", "rprivate"])
+def test_the_hosts_mounts_stay_at_the_host(pymigrate: Local, tmp_path: Path, propagation: str) -> None:
+    """On a host like systemd's, where everything is shared: what is unmounted for the container stays mounted there."""
+    bundle = make(tmp_path / "b", "cat /proc/self/mountinfo", {"linux.rootfsPropagation": propagation})
+    script = """
+    set -e
+    mount --bind "$1/b" "$1/b"
+    mount --make-rshared /
+    mkdir "$1/a b"; mount -t tmpfs over "$1/a b"; mkdir "$1/a b/sub"; mount -t proc sub "$1/a b/sub"
+    cat /proc/self/mountinfo > "$1/before"
+    shift; "$@"; cat /proc/self/mountinfo > "$0/after"
+    """
+    command = ["unshare", "-m", "--propagation", "private", "sh", "-c", script]
+    run = pymigrate.argv("run", "--no-pivot", "-b", bundle, "c")
+    done = subprocess.run([*command, tmp_path, tmp_path, *run], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "before").read_text() == (tmp_path / "after").read_text()
+    assert str(tmp_path / "a") not in done.stdout

@@ -29,10 +29,24 @@ def find(path: str | None = None) -> str:
     for place in _PLACES:
         if os.access(place, os.X_OK):
             return place
-    found = shutil.which("criu", path=f"{os.environ.get('PATH', '')}:{_SEARCH}")
+    places = [
+        place for place in os.environ.get("PATH", "").split(":") if place.startswith("/")
+    ]  # not the directory we are in
+    found = shutil.which("criu", path=":".join([*places, _SEARCH]))
     if found is None:
         raise CriuNotFound("criu is not installed", remedy="apt-get install criu, or run vagrant/provision.sh")
     return found
+
+
+def _environment(base: dict[str, str]) -> dict[str, str]:
+    """The same without another user's HOME (`su -m`): CRIU reads a configuration there, which can name programs."""
+    home = base.get("HOME", "")
+    try:
+        if os.stat(home).st_uid in (0, os.geteuid()):
+            return base
+    except OSError:
+        pass
+    return {name: value for name, value in base.items() if name != "HOME"}
 
 
 class Swrk:
@@ -54,7 +68,7 @@ class Swrk:
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,
                     cwd="/",
-                    env=tar.environment(env),
+                    env=_environment(tar.environment(env)),
                     start_new_session=True,  # Ctrl-C at a terminal is ours to handle, not CRIU's
                 )
         except OSError as error:

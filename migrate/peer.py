@@ -29,17 +29,22 @@ _NOISE_LIMIT = 256 << 10
 
 # Runs at the target under `python3 -I -S -c`; no single quotes inside, for the login shell's sake.
 _FIRST_STAGE = """
-import hashlib, os, sys
+import hashlib, os, stat, sys
 digest, size, token, have, temporary = sys.argv[1], int(sys.argv[2]), sys.argv[3], False, ""
 if sys.version_info < (3, 11): sys.exit(70)
 if os.geteuid() != 0: sys.exit(71)
-path = "/run/pymigrate/agent-" + digest + ".pyz"
+top = "/run/pymigrate"
+path = top + "/agent-" + digest + ".pyz"
+def others(info): return info.st_uid or info.st_mode & 0o22
 try:
-    os.makedirs("/run/pymigrate", 0o700, exist_ok=True)
-    if os.stat("/run/pymigrate").st_uid != 0: sys.exit(72)
-    os.chmod("/run/pymigrate", 0o700)
-    if os.path.exists(path):
-        with open(path, "rb") as f: have = hashlib.sha256(f.read()).hexdigest() == digest
+    if not os.path.lexists(top): os.mkdir(top, 0o700)
+    there = os.open(top, os.O_DIRECTORY | os.O_NOFOLLOW)
+    if others(os.fstat(there)): sys.exit(75)
+    os.fchmod(there, 0o700)
+    if os.path.lexists(path):
+        info = os.lstat(path)
+        if stat.S_ISREG(info.st_mode) and info.st_size == size and not others(info):
+            with open(path, "rb") as f: have = hashlib.sha256(f.read()).hexdigest() == digest
     if not have:
         temporary = path + "." + str(os.getpid())
         out = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o700)
@@ -70,6 +75,7 @@ _START_FAILURES: dict[int, tuple[str, str]] = {
     72: ("/run/pymigrate cannot be written", "make room or remove what is in the way there"),
     73: ("the connection ended while the agent was being sent", "try again"),
     74: ("the agent arrived damaged", "try again; if it stays so, look at the network between the hosts"),
+    75: ("/run/pymigrate can be changed by other users than root", "remove it there, with all that is in it"),
     126: ("python3 cannot be executed", "install python3 there (apt-get install python3)"),
     127: ("python3 is not installed", "install python3 there (apt-get install python3)"),
 }

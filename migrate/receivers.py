@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from migrate.errors import DeadlineExceeded
-from runtime import processes
+from runtime import processes, trusted
 
 DIRECTORY = Path("/run/pymigrate/receiving")
 VARIABLE = "PYMIGRATE_MIGRATION"
@@ -34,7 +34,8 @@ def within(migration: str, cgroup: str = "") -> tuple[str, ...]:
 
 def allow(migration: str) -> None:
     """From here on receivers may start, and `end` is needed. Raises OSError."""
-    DIRECTORY.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for directory in (DIRECTORY.parent, DIRECTORY):
+        os.close(trusted.make_directory(str(directory)))
     os.close(os.open(DIRECTORY / migration, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
 

@@ -1,12 +1,13 @@
 """Logging in to another host: OpenSSH's configuration and known_hosts, through paramiko.
 
 Honoured of ~/.ssh/config and /etc/ssh/ssh_config, and of what they include: HostName, User, Port, IdentityFile,
-IdentitiesOnly, ProxyJump, ProxyCommand, HostKeyAlias, UserKnownHostsFile, GlobalKnownHostsFile, ConnectTimeout. A host
-key that is not in known_hosts, or differs from it, is refused; StrictHostKeyChecking cannot lift that.
+IdentitiesOnly, ProxyJump, ProxyCommand, HostKeyAlias, UserKnownHostsFile, GlobalKnownHostsFile, RevokedHostKeys,
+ConnectTimeout. A host key that is revoked, is not in known_hosts, or differs from it is refused; StrictHostKeyChecking
+cannot lift that.
 """
 
 import base64
-import contextlib
+import functools
 import getpass
 import glob
 import hashlib
@@ -19,7 +20,9 @@ from typing import Any, NoReturn
 
 import paramiko
 
+from migrate import known_hosts
 from migrate.errors import HostError, UsageError
+from migrate.known_hosts import Key, Known
 
 CONNECT_TIMEOUT = 15.0
 KEEPALIVE = 3  # seconds between keep-alives, so that a dead connection is noticed
@@ -44,11 +47,12 @@ def login(host: str) -> paramiko.SSHClient:
     timeout = float(options["connecttimeout"]) if options.get("connecttimeout", "").isdigit() else CONNECT_TIMEOUT
     # As ssh does it: an alias stands for host and port.
     key_name = options.get("hostkeyalias") or (address if port == 22 else f"[{address}]:{port}")
+    known = known_hosts.look(_known_hosts_files(options), key_name)
+    if not known.keys and key_name != address and "hostkeyalias" not in options:
+        plain = known_hosts.look(_known_hosts_files(options), address)  # whatever its port, as ssh has it
+        known = Known(plain.keys, plain.revoked | known.revoked)
     client = paramiko.SSHClient()
-    for path in _known_hosts_files(options):
-        with contextlib.suppress(FileNotFoundError):
-            client.load_system_host_keys(str(path))
-    client.set_missing_host_key_policy(_Refuse(host))
+    client.set_missing_host_key_policy(_Verify(host, key_name, known, _paths(options, "revokedhostkeys", "none")))
     sock = _socket(host, user, address, port, options, timeout)
     try:
         client.connect(
@@ -58,7 +62,7 @@ def login(host: str) -> paramiko.SSHClient:
             look_for_keys=options.get("identitiesonly", "no") != "yes",
             allow_agent=options.get("identitiesonly", "no") != "yes",
             sock=sock,
-            transport_factory=_transport,
+            transport_factory=functools.partial(_transport, known),
             timeout=timeout,
             banner_timeout=timeout,
             auth_timeout=timeout,
@@ -66,7 +70,7 @@ def login(host: str) -> paramiko.SSHClient:
     except BaseException as error:
         client.close()
         sock.close()
-        _explain(host, user, key_name, error)
+        _explain(host, user, error)
     transport = client.get_transport()
     if transport is not None:
         transport.set_keepalive(KEEPALIVE)
@@ -76,43 +80,63 @@ def login(host: str) -> paramiko.SSHClient:
     return client
 
 
-def _transport(sock: Any, **options: Any) -> paramiko.Transport:
-    """A transport that prefers ciphers with authentication built in: they carry up to twice as much here."""
+def _transport(known: Known, sock: Any, **options: Any) -> paramiko.Transport:
+    """A transport that asks for a host key of a known type.
+
+    It prefers ciphers with authentication built in: they carry up to twice as much here.
+    """
     transport = paramiko.Transport(sock, **options)
     security = transport.get_security_options()
     security.ciphers = sorted(security.ciphers, key=lambda name: "gcm" not in name)
+    types = {key.type for key in known.keys}
+    security.key_types = sorted(security.key_types, key=lambda name: _RSA.sub("ssh-rsa", name) not in types)
     return transport
 
 
-class _Refuse(paramiko.MissingHostKeyPolicy):
-    """A host whose key is not known is refused, with the sentence that tells how to add it."""
+class _Verify(paramiko.MissingHostKeyPolicy):
+    """Compares the key that a host shows with known_hosts (paramiko itself is told of none), and refuses any other."""
 
-    def __init__(self, host: str) -> None:
-        self._host = host
+    def __init__(self, host: str, key_name: str, known: Known, revoked: list[Path]) -> None:
+        self._host, self._key_name, self._known, self._revoked = host, key_name, known, revoked
 
-    def missing_host_key(self, client: paramiko.SSHClient, hostname: str, key: paramiko.PKey) -> NoReturn:
+    def missing_host_key(self, client: paramiko.SSHClient, hostname: str, key: paramiko.PKey) -> None:
+        shown = Key(key.get_name(), key.asbytes())
+        what = f"{shown.type} {_fingerprint(shown.blob)}"
+        if shown.blob in self._known.revoked or any(known_hosts.is_revoked(path, shown) for path in self._revoked):
+            raise HostError(
+                f"{self._host}: its host key is marked as revoked ({what}); somebody may be in between",
+                remedy="give the host a new key; if this one was revoked by mistake, remove the line with @revoked "
+                f"for '{self._key_name}' from known_hosts",
+            )
+        if shown in self._known.keys:
+            return
+        same = [known for known in self._known.keys if known.type == shown.type]
+        if same:
+            raise HostError(
+                f"{self._host}: its host key has changed: known_hosts has {_fingerprint(same[0].blob)}, "
+                f"the host shows {_fingerprint(shown.blob)}; somebody may be in between",
+                remedy=f"if the host was installed anew: `ssh-keygen -R '{self._key_name}'`, "
+                f"then `ssh {self._host} true`",
+            )
         raise HostError(
-            f"{self._host}: its host key is not in known_hosts ({key.get_name()} {_fingerprint(key)})",
+            f"{self._host}: its host key is not in known_hosts ({what})",
             remedy=f"compare it with the key at the host, then add it: `ssh {self._host} true`",
         )
 
 
-def _fingerprint(key: paramiko.PKey) -> str:
-    """The key's fingerprint as OpenSSH shows it: SHA256:..."""
-    return "SHA256:" + base64.b64encode(hashlib.sha256(key.asbytes()).digest()).decode().rstrip("=")
+_RSA = re.compile(r"rsa-sha2-(256|512)")
 
 
-def _explain(host: str, user: str, key_name: str, error: BaseException) -> NoReturn:
+def _fingerprint(blob: bytes) -> str:
+    """A key's fingerprint as OpenSSH shows it: SHA256:..."""
+    return "SHA256:" + base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip("=")
+
+
+def _explain(host: str, user: str, error: BaseException) -> NoReturn:
     """Turn what paramiko raised into one sentence that names the cause."""
     match error:
         case HostError():
             raise error
-        case paramiko.BadHostKeyException():
-            raise HostError(
-                f"{host}: its host key has changed: known_hosts has {_fingerprint(error.expected_key)}, "
-                f"the host shows {_fingerprint(error.key)}; somebody may be in between",
-                remedy=f"if the host was installed anew: `ssh-keygen -R '{key_name}'`, then `ssh {host} true`",
-            ) from None
         case paramiko.AuthenticationException() | paramiko.PasswordRequiredException():
             raise HostError(
                 f"{host}: it refuses to let {user} log in ({error})",
@@ -132,9 +156,12 @@ def _options(name: str) -> dict[str, Any]:
     for path in (Path("~/.ssh/config").expanduser(), Path("/etc/ssh/ssh_config")):
         try:
             _read(config, path, path.parent, name)
-        except (OSError, UnicodeDecodeError, paramiko.SSHException) as error:
+        except (OSError, ValueError, RuntimeError, paramiko.SSHException) as error:
             raise HostError(f"{path}: cannot be read: {error}") from None
-    return dict(config.lookup(name))
+    try:
+        return dict(config.lookup(name))
+    except (OSError, ValueError, ImportError, paramiko.SSHException) as error:
+        raise HostError(f"~/.ssh/config: cannot be understood for {name}: {error}") from None
 
 
 def _read(config: paramiko.SSHConfig, path: Path, base: Path, name: str, depth: int = 0) -> None:
@@ -173,9 +200,19 @@ def _port(name: str, options: dict[str, Any]) -> int:
 
 
 def _known_hosts_files(options: dict[str, Any]) -> list[Path]:
-    files = shlex.split(options.get("userknownhostsfile", _DEFAULT_KNOWN_HOSTS))
-    files += shlex.split(options.get("globalknownhostsfile", _DEFAULT_GLOBAL_KNOWN_HOSTS))
-    return [Path(file).expanduser() for file in files if file != "none"]
+    files = _paths(options, "userknownhostsfile", _DEFAULT_KNOWN_HOSTS)
+    return files + _paths(options, "globalknownhostsfile", _DEFAULT_GLOBAL_KNOWN_HOSTS)
+
+
+def _paths(options: dict[str, Any], option: str, default: str) -> list[Path]:
+    """The files that an option names. Raises HostError for a value that cannot be understood."""
+    value = options.get(option, default)
+    if "%" in value or "${" in value:
+        raise HostError(f"~/.ssh/config: {option} {value}: tokens are not known here", remedy="write the path in full")
+    try:
+        return [Path(file).expanduser() for file in shlex.split(value) if file != "none"]
+    except (ValueError, RuntimeError) as error:  # a quote that does not end; a home directory that is unknown
+        raise HostError(f"~/.ssh/config: {option} {value}: {error}") from None
 
 
 def _socket(host: str, user: str, address: str, port: int, options: dict[str, Any], timeout: float) -> Any:

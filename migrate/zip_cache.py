@@ -1,6 +1,7 @@
 """Modules of the zip file that we run from, as an earlier start has compiled them: that is most of what a start costs.
 
-zipimport keeps nothing. They lie beside the zip file, which is named by its digest, and are root's alone, as it is.
+zipimport keeps nothing. They are kept beside a zip file that is named by its digest, as the first stage of a move names
+it (peer.py), and only where no other user can put anything: whoever can write there could run code as root.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import os
 import sys
 import zipimport
 from _frozen_importlib_external import MAGIC_NUMBER
+
+from runtime import trusted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,32 +25,46 @@ class _Importer(zipimport.zipimporter):
         return f"{self.archive}/{name}{'/__init__' if self.is_package(fullname) else ''}.py"
 
     def get_code(self, fullname: str) -> CodeType:
-        path = f"{_directory(self.archive)}/{fullname}"
+        directory = _directory(self.archive)
         try:
-            with open(path, "rb") as file:
-                found: CodeType = marshal.load(file)
-            return found
-        except (OSError, EOFError, ValueError, TypeError):
-            code = super().get_code(fullname)
-        _keep(path, code)
-        return code
+            if directory is None:
+                return super().get_code(fullname)
+            try:
+                with open(trusted.open_file(fullname, directory), "rb") as file:
+                    found: CodeType = marshal.load(file)
+                return found
+            except (OSError, EOFError, ValueError, TypeError):
+                code = super().get_code(fullname)
+            _keep(directory, fullname, code)
+            return code
+        finally:
+            if directory is not None:
+                os.close(directory)
 
 
-def _directory(archive: str) -> str:
-    """For the modules of a zip file, and for this very interpreter's kind of code."""
-    return f"{os.path.realpath(archive).removesuffix('.pyz')}.{MAGIC_NUMBER[:2].hex()}"
-
-
-def _keep(path: str, code: CodeType) -> None:
-    new = f"{path}.{os.getpid()}"
+def _directory(archive: str) -> int | None:
+    """A descriptor of the directory for a zip file's modules and this interpreter's kind of code, if it is safe."""
+    path = os.path.realpath(archive)
+    name = os.path.basename(path).removesuffix(".pyz").rpartition("-")[2]
+    if len(name) != 64 or name.strip("0123456789abcdef"):
+        return None  # another file can come in its place, which these were not made of
     try:
-        os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
-        with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        os.close(trusted.open_directory(os.path.dirname(path)))
+        return trusted.make_directory(f"{path.removesuffix('.pyz')}.{MAGIC_NUMBER[:2].hex()}")
+    except OSError:
+        return None
+
+
+def _keep(directory: int, name: str, code: CodeType) -> None:
+    new = f"{name}.{os.getpid()}"
+    try:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        with open(os.open(new, flags, 0o600, dir_fd=directory), "wb") as file:
             marshal.dump(code, file)
-        os.rename(new, path)
+        os.rename(new, name, src_dir_fd=directory, dst_dir_fd=directory)
     except OSError:  # no room: the next start compiles it again
         try:
-            os.unlink(new)
+            os.unlink(new, dir_fd=directory)
         except OSError:
             return
 

@@ -76,6 +76,8 @@ class DumpOptions(_Common):
 
     `irmap_scan_paths` are names of watched files that CRIU cannot find by their handles.
 
+    `seize_timeout` is in seconds: so long CRIU tries to stop all threads (criu/seize.c; CRIU's own default is 10).
+
     `status_fd` gets a null byte when a lazy dump's page server is ready; it is a number in the CRIU process.
     """
 
@@ -92,6 +94,7 @@ class DumpOptions(_Common):
     parent_img: str | None = None
     track_mem: bool = False
     irmap_scan_paths: tuple[str, ...] = ()
+    seize_timeout: int | None = None
 
     def fill(self, opts: Any) -> None:
         super().fill(opts)
@@ -104,6 +107,8 @@ class DumpOptions(_Common):
         for name in ("parent_img", "status_fd", "freeze_cgroup"):
             if getattr(self, name) is not None:
                 setattr(opts, name, getattr(self, name))
+        if self.seize_timeout is not None:
+            opts.timeout = self.seize_timeout
         if self.irmap_scan_paths:
             opts.force_irmap = True
             opts.irmap_scan_paths.extend(self.irmap_scan_paths)

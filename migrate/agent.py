@@ -19,6 +19,7 @@ from migrate.errors import Interrupted, MigrateError, ProtocolError
 from migrate.incoming import Incoming
 from migrate.protocol import Call, FrameDecoder, FrameType
 from migrate.space import explained
+from runtime.descriptors import write_all
 
 PULSE_INTERVAL = 5.0  # seconds
 COMMAND_LINE = "/run/pymigrate/pymigrate.pyz"
@@ -150,9 +151,7 @@ class Agent:
         self._write(FrameType.FAILURE, protocol.dumps(message))
 
     def _write(self, kind: FrameType, payload: bytes) -> None:
-        data = memoryview(protocol.header(kind, len(payload)) + payload)
-        while data:
-            data = data[os.write(self._writer, data) :]
+        write_all(self._writer, protocol.header(kind, len(payload)) + payload)
 
 
 def _terminate(signum: int, _frame: StackFrame | None) -> NoReturn:

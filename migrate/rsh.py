@@ -1,17 +1,23 @@
 """What rsync takes for its remote shell: hands the remote command, then the byte stream, to whoever runs rsync.
 
 argv: DESCRIPTOR HOST COMMAND...; the descriptor is an inherited stream socket. First goes one line, the remote
-command as JSON; what follows is relayed both ways between the socket and rsync. Even stopped it does not outlive rsync.
+command as JSON; what follows is relayed between the socket and rsync. Even stopped it does not outlive rsync.
+
+Each way has a thread of its own: rsync may read nothing until what it writes has been taken, and so may its other half.
 """
 
+import contextlib
 import json
 import os
-import select
 import signal
 import socket
+import sys
+import threading
 
 from runtime import syscalls
+from runtime.descriptors import read_some, write_all
 
+NAME = "rsync's remote shell"
 _CHUNK = 1 << 18
 
 
@@ -19,21 +25,23 @@ def main(argv: list[str]) -> int:
     syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
     number, _host, *command = argv
     sock = socket.socket(fileno=int(number))
-    sock.sendall(json.dumps(command).encode() + b"\n")
-    sources = {0, sock.fileno()}
-    while sock.fileno() in sources:
-        ready, _, _ = select.select(list(sources), [], [])
-        if 0 in ready:
-            data = os.read(0, _CHUNK)
-            if data:
-                sock.sendall(data)
-            else:
-                sources.discard(0)
-                sock.shutdown(socket.SHUT_WR)
-        if sock.fileno() in ready:
-            view = memoryview(sock.recv(_CHUNK))
-            if not view:
-                sources.discard(sock.fileno())
-            while view:
-                view = view[os.write(1, view) :]
-    return 0
+    try:
+        write_all(sock.fileno(), json.dumps(command).encode() + b"\n")
+        threading.Thread(target=_send, args=(sock,), daemon=True).start()
+        _pour(sock.fileno(), 1)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            print(f"{NAME}: {error}", file=sys.stderr, flush=True)
+        os._exit(1)
+    os._exit(0)  # at once: the other thread may still wait for rsync
+
+
+def _send(sock: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # then the socket is at its end for both ways
+        _pour(0, sock.fileno())
+        sock.shutdown(socket.SHUT_WR)
+
+
+def _pour(source: int, destination: int) -> None:
+    while data := read_some(source, _CHUNK):
+        write_all(destination, data)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from migrate import receivers
+from migrate import receivers, rsh
 from migrate.errors import DeadlineExceeded, HostError, MigrateError, NoSpace
 from runtime import processes, selfexec
 
@@ -27,6 +27,7 @@ _WATCH_INTERVAL = 0.5
 _CHUNK = 1 << 18
 _STOP_TIMEOUT = 10.0
 _STATUS_TIMEOUT = 3.0
+_WORDS_TIMEOUT = 2.0  # for what the target says of a run that has failed: the container may be frozen
 
 
 class Channel(Protocol):
@@ -166,12 +167,14 @@ class Rsync:
             self._started = time.monotonic()
         said, words = self._communicate(deadline, names)
         relay, status = self._relay, self._process.returncode
-        relay.join(min(_STOP_TIMEOUT, max(0.1, deadline - time.monotonic())))
-        if status >= 0 and relay.failure is not None:
-            raise relay.failure
+        relay.join(min(_WORDS_TIMEOUT if status else _STOP_TIMEOUT, max(0.1, deadline - time.monotonic())))
         text = words.decode(errors="replace") + relay.errors
+        if status >= 0 and relay.failure is not None and not relay.ended_here:
+            raise relay.failure
         if status != 0 and not (living and status in _PARTIAL and _is_life(text)):
             raise self._explain(status, text)
+        if relay.failure is not None:
+            raise relay.failure
         if relay.exit_status is None:
             raise DeadlineExceeded(f"rsync of {self._source} did not end at {self._target.name}")
         count = _TRANSFERRED.search(said)
@@ -241,8 +244,10 @@ class Rsync:
             return MigrateError("rsync is not installed at the target", remedy="apt-get install rsync there")
         if remote == receivers.REFUSED:
             return MigrateError(f"{there} takes no files of this move")
+        if failed := [line for line in lines if line.startswith(f"{rsh.NAME}: ")]:
+            return MigrateError(f"rsync of {source} failed: {failed[0]}")
         if status in _BROKEN and self._relay.ended_here:
-            return MigrateError(f"rsync's remote shell for {source} was killed")
+            return MigrateError(f"{rsh.NAME} for {source} was killed")
         if remote is not None and (remote < 0 or remote > 128):
             return MigrateError(f"rsync at {there} was killed{f' by {_signal(remote - 128)}' if remote > 0 else ''}")
         what = f"rsync of {source} failed with status {status}"
@@ -340,12 +345,12 @@ class _Relay:
             self._channel = channel = self._target.open_channel(shlex.join([*self._within, *command]))
             back = threading.Thread(target=self._back, args=(channel,), name="rsync-relay-back", daemon=True)
             back.start()
-            data = rest or self._sock.recv(_CHUNK)
+            data = rest or self._from_rsync()
             while data:
                 channel.sendall(data)
                 self.sent += len(data)
                 self._on_progress(self.sent)
-                data = self._sock.recv(_CHUNK)
+                data = self._from_rsync()
             self.ended_here = not self._ended_there
             channel.shutdown_write()
             back.join()
@@ -368,12 +373,19 @@ class _Relay:
         """The remote command that rsync asks for, and what has come after it; None when rsync failed before."""
         line = b""
         while b"\n" not in line:
-            data = self._sock.recv(_CHUNK)
+            data = self._from_rsync()
             if not data:
                 return None, b""
             line += data
         first, _, rest = line.partition(b"\n")
         return json.loads(first), rest
+
+    def _from_rsync(self) -> bytes:
+        """What comes from the remote shell, b"" at its end; one that dies with something unread resets the socket."""
+        try:
+            return self._sock.recv(_CHUNK)
+        except ConnectionResetError:
+            return b""
 
     def _back(self, channel: Channel) -> None:
         with contextlib.suppress(OSError):

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from migrate.errors import Blocked, UsageError
+from runtime import unfreezable
 from runtime.state import State
 
 
@@ -45,6 +46,7 @@ RULES: dict[str, Rule] = {
     ),
     "ghost-file": Rule("close it, let it get smaller, or give it a name (linkat)"),
     "traced": Rule("detach the debugger"),
+    "unfreezable": Rule(unfreezable.REMEDY),
     "other-uid": Rule(
         "CRIU needs CAP_SYS_RESOURCE to carry processes of other users and groups; this host's root lacks it"
     ),

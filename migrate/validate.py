@@ -14,7 +14,7 @@ from migrate.hostfacts import FactsQuery, HostFacts, can_carry_any_uid, gather
 from migrate.pages import has_wide_records
 from migrate.rules import RULES, Blocker, raise_blocked
 from migrate.volumes import Plan
-from runtime import checkpoint, processes
+from runtime import checkpoint, processes, unfreezable
 from runtime.spec import Spec
 from runtime.state import State, Status, Store
 
@@ -30,7 +30,8 @@ def container_blockers(
 ) -> list[Blocker]:
     """What speaks against moving this container anywhere.
 
-    What may pass by itself (sockets.PASSING) is given `patience` seconds to; `tcp_close`: its connections may be lost.
+    What may pass by itself (sockets.PASSING, unfreezable) is given `patience` seconds to. `tcp_close`: its connections
+    may be lost.
     """
     found: list[Blocker] = []
     if spec.seccomp:
@@ -72,6 +73,7 @@ def container_blockers(
     if "network" not in spec.namespaces and not tcp_close:
         found += _host_connections(survey)
     found += _blockers(survey.findings)
+    found += _unfreezable(state, patience)
     if not spec.is_new("ipc"):
         problem = "has no new ipc namespace: System V and POSIX IPC objects would stay behind"
         found.append(Blocker("host-ipc", "config.json: linux.namespaces", problem))
@@ -83,6 +85,10 @@ def container_blockers(
         known.add("seccomp")  # said of the container already
     found += _blockers(finding for finding in procscan.scan(state.pid) if finding.rule not in known)
     return found
+
+
+def _unfreezable(state: State, patience: float) -> list[Blocker]:
+    return [Blocker("unfreezable", stuck.who, stuck.problem) for stuck in unfreezable.find(state.pid, patience)]
 
 
 def _host_connections(survey: sockets.Survey) -> list[Blocker]:
@@ -186,8 +192,8 @@ def _version(text: str) -> tuple[int, ...]:
 
 def wait_settled(state: State, allow: frozenset[str], patience: float) -> None:
     """Right before a dump: wait until nothing is on its way that CRIU cannot carry. Raises Blocked."""
-    left = sockets.passing(sockets.settled(state.pid, patience, allow), allow)
-    raise_blocked(state, _blockers(left), allow, "")
+    left = _blockers(sockets.passing(sockets.settled(state.pid, patience, allow), allow))
+    raise_blocked(state, left + _unfreezable(state, patience), allow, "")
 
 
 def require_movable(store: Store, state: State, spec: Spec, allow: frozenset[str], patience: float) -> None:

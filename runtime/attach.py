@@ -14,6 +14,7 @@ import time
 
 from runtime import terminal
 from runtime.attached import NAME, PACKET
+from runtime.descriptors import read_some, write_all
 from runtime.errors import Conflict, ContainerError, DeadlineExceeded, NotFound
 from runtime.spec import load_kept
 from runtime.state import Status
@@ -201,7 +202,7 @@ class _Session:
             raise Ended("ended", int(data))
         if kind == b"m":
             raise Ended("moved", host=data.decode(errors="replace"))
-        _write(2 if kind == b"e" else 1, _QUERY.sub(b"", data) if again else data)
+        write_all(2 if kind == b"e" else 1, _QUERY.sub(b"", data) if again else data)
 
     def _send(self, packet: bytes) -> bool:
         try:
@@ -237,11 +238,6 @@ def _size() -> bytes:
 
 def _read(fd: int) -> bytes:
     try:
-        return os.read(fd, PACKET)
+        return read_some(fd, PACKET)
     except OSError:
         return b""  # there is none, or our terminal was hung up
-
-
-def _write(fd: int, data: bytes) -> None:
-    while data:
-        data = data[os.write(fd, data) :]

@@ -19,7 +19,7 @@ import time
 
 from criu_rpc import images
 from criu_rpc.options import DumpOptions
-from runtime import container, jsonio, namespaces, netlock, notices, syscalls, undump
+from runtime import container, jsonio, namespaces, netlock, notices, syscalls, undump, unfreezable
 from runtime.cgroups import Cgroup
 from runtime.cgroups.hierarchies import UNIFIED, discover
 from runtime.dump import Dump, pre_dump
@@ -104,7 +104,8 @@ def dump_options(state: State, spec: Spec, carried: Iterable[str] = (), **more: 
         external.append(images.tty_external(os.stat(f"/proc/{state.pid}/root/dev/tty").st_dev))
     except OSError:
         pass  # it has none
-    options = common_options(spec) | {"ghost_limit": GHOST_LIMIT} | more
+    own = {"ghost_limit": GHOST_LIMIT, "seize_timeout": unfreezable.seize_timeout(state.pid)}
+    options = common_options(spec) | own | more
     return DumpOptions(
         pid=state.pid, root=state.rootfs, external=tuple(external), orphan_pts_master=spec.process.terminal, **options
     )  # fmt: skip
@@ -182,6 +183,7 @@ def _dump(state: State, spec: Spec, request: Request, *, paused: bool) -> None:
             state, spec, images_dir_fd=directory, work_dir_fd=work, leave_running=request.leave_running,
             parent_img=request.parent, track_mem=request.pre_dump or request.parent is not None, **request.options,
         )  # fmt: skip
+        unfreezable.require_none(state)
         if request.pre_dump:
             pre_dump(state, options, timeout=DUMP_TIMEOUT, paused=paused)
         else:

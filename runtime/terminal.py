@@ -11,6 +11,8 @@ import struct
 import termios
 import tty
 
+from runtime.descriptors import read_some, write_all
+
 _CHUNK = 1 << 16
 
 
@@ -55,13 +57,13 @@ def pump(master: int) -> None:
         for fd, event in poll.poll():
             if fd == 0:
                 poll.unregister(0)
-                pending = os.read(0, _CHUNK)
+                pending = read_some(0, _CHUNK)
                 if not pending:
                     is_over, pending = True, b"\x04"  # the end of our input is the end of the terminal's
                 continue
             if event & select.POLLIN:
                 try:
-                    _write(1, os.read(master, _CHUNK))
+                    write_all(1, os.read(master, _CHUNK))
                 except BlockingIOError:
                     pass  # another one has read it
                 except OSError as error:
@@ -83,8 +85,3 @@ def _is_over(fd: int) -> bool:
     except OSError:
         return True
     return False
-
-
-def _write(fd: int, data: bytes) -> None:
-    while data:
-        data = data[os.write(fd, data) :]

@@ -320,14 +320,12 @@ def _launch(
             syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
             adopted = processes.fork()
             if adopted == 0:
-                init.become(setup.replace(guarded=True), theirs)
+                init.become(setup, theirs)
             stdio = _streams(0, 1, 2)
         else:
             keeper = monitor.spawn(
                 directory,
-                lambda own: init.become(
-                    setup if own else setup.replace(stdio=(None, out_w, err_w), guarded=True), theirs
-                ),
+                lambda own: init.become(setup if own else setup.replace(stdio=(None, out_w, err_w)), theirs),
                 cgroup=cgroup, stdout=out_r, stderr=err_r, fresh=False,
                 adoptable=options.pid_file is not None and not options.monitored,
             )  # fmt: skip

@@ -30,8 +30,7 @@ class Setup(Record):
     `cgroups` maps controllers to directories (Cgroup.paths); `fifo` is the path that `start` writes to; `stdio` the
     descriptors to become 0, 1 and 2, None for the container's own /dev/null; `errors` one that takes what goes wrong
     after `start`; `keep` how many from 3 on the program gets; `console` the descriptor of a connection that takes the
-    terminal's master; `keyring` the name of a new session keyring; `guarded` says that a process of ours runs the
-    interpreter for as long as the container lives.
+    terminal's master; `keyring` the name of a new session keyring.
     """
 
     spec: Spec
@@ -45,7 +44,6 @@ class Setup(Record):
     filter: Filter | None = None
     keyring: str | None = None
     move_root: bool = False
-    guarded: bool = False
 
 
 def become(setup: Setup, sock: socket.socket, *, sealed: bool = False) -> NoReturn:
@@ -53,7 +51,7 @@ def become(setup: Setup, sock: socket.socket, *, sealed: bool = False) -> NoRetu
     try:
         process.reset_signals()
         close_all_but({sock.fileno(), *_given(setup)}, setup.keep)
-        if not sealed and not (setup.guarded and setup.spec.is_new("pid") and selfexec.is_write_protected()):
+        if not sealed and not selfexec.is_sealed():
             _become_sealed(setup, sock)
         _stage_two(setup, sock, *_stage_one(setup, sock))
     except BaseException as error:
@@ -104,8 +102,7 @@ def _become_sealed(setup: Setup, sock: socket.socket) -> NoReturn:
         pickle.dump(setup, file)
     for fd in (memory, sock.fileno(), *_given(setup)):
         os.set_inheritable(fd, True)
-    argv = selfexec.command("runtime.init", str(memory), str(sock.fileno()))
-    os.execv(f"/proc/self/fd/{selfexec.sealed()}", argv)
+    selfexec.execute(selfexec.command("runtime.init", str(memory), str(sock.fileno())))
 
 
 def main(argv: list[str]) -> int:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from runtime.cgroups import Cgroup
 
 START_TIMEOUT = 20.0
+_OOM_NEVER = -1000
 
 
 class Monitor:
@@ -144,6 +145,29 @@ def _fork(cgroup: Cgroup, birthplace: int) -> int:
         return pid
 
 
+def _outlive_shortage() -> None:
+    """Be the last process that the kernel kills when memory runs out, or as close to that as it lets us.
+
+    Without CAP_SYS_RESOURCE it takes no value below the lowest that a privileged process has set for us or for the
+    process that we inherit from (proc(5), oom_score_adj), and does not say which one that is. A container is born
+    before, and keeps what its config.json says, or its caller has.
+    """
+    try:
+        fd = os.open("/proc/self/oom_score_adj", os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return
+    wanted = lowest = _OOM_NEVER
+    known = int(os.read(fd, 16))
+    while lowest < known:
+        try:
+            os.write(fd, b"%d" % wanted)
+            known = wanted
+        except OSError:
+            lowest = wanted + 1
+        wanted = (lowest + known) // 2
+    os.close(fd)
+
+
 def _await_end(child: int, control: socket.socket) -> None:
     """Wait until a child has ended, or the starter gives up.
 
@@ -186,6 +210,7 @@ def _run(
         first = os.fork()
         if first == 0:
             child(False)
+        _outlive_shortage()
         if not fresh:
             _await_end(first, control)
         if cgroup.unit is None:  # systemd is told by the caller, who knows its language already
@@ -207,8 +232,7 @@ def _run(
             shim.watch(directory, *keep)
         for fd in keep:
             os.set_inheritable(fd, True)
-        argv = selfexec.command("runtime.shim", directory, *map(str, keep))
-        os.execv(argv[0], argv)
+        selfexec.execute(selfexec.command("runtime.shim", directory, *map(str, keep)))
     except ContainerError as error:
         control.send(str(error).encode())
     finally:

@@ -171,7 +171,7 @@ class Restoring:
                 for fd in inherited:
                     if fd >= 0:
                         os.set_inheritable(fd, True)
-                os.execv(argv[0], argv)
+                selfexec.execute(argv)
 
             if self._plan.foreground:
                 syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)

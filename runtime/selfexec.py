@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import NoReturn
+
+PLACE = "/opt/pymigrate/sealed"  # vagrant/provision.sh makes it
 
 
 def _origin() -> str:
@@ -21,26 +25,55 @@ def command(module: str, *args: str) -> list[str]:
     return [sys.executable or "/usr/bin/python3", "-I", "-S", "-c", start, *args]
 
 
-def is_write_protected() -> bool:
-    """Whether the kernel refuses to write to a program that runs (ETXTBSY; Linux 6.11 and 6.12 had given that up).
+def is_sealed() -> bool:
+    """Whether nobody can write to our interpreter's file through /proc/PID/exe, even when no process runs it any more.
 
-    A container can name the runtime's interpreter as /proc/self/exe while it is set up, and wait for a moment to write
-    to it. As long as its monitor, or whoever waits for it, runs the same file, the kernel does not let it. Nobody does
-    where an engine is the monitor: then the interpreter has to be a sealed one.
+    A container can name the interpreter of its init as /proc/self/exe while it is set up, and keep it open. As long as
+    some process runs the file the kernel refuses to write to it (ETXTBSY), but the monitor may be killed.
     """
+    path = os.readlink("/proc/self/exe")
+    if path.startswith(PLACE + "/"):
+        return bool(os.statvfs("/proc/self/exe").f_flag & os.ST_RDONLY)
+    return os.geteuid() != 0 and _is_out_of_reach("/proc/self/exe")
+
+
+def _is_out_of_reach(path: str) -> bool:
+    return os.stat(path).st_uid == 0 and not os.access(path, os.W_OK)
+
+
+def _seal_launcher() -> None:
+    """Let the next start of the command come from a sealed interpreter at once.
+
+    The launcher names PLACE/python3, a symbolic link to the host's interpreter; a read-only mount of that one's
+    directory covers it from the first container after boot on. A directory, because a new version that is installed
+    later appears in it, and because the file itself cannot be replaced while something is mounted on it.
+    """
+    import fcntl
+
+    from runtime import syscalls
+    from runtime.mount_spec import ATTR_RDONLY
+
+    there = os.open(PLACE, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.close(os.open("/proc/self/exe", os.O_WRONLY | os.O_CLOEXEC))
-    except OSError:
-        return True
-    return False
+        fcntl.flock(there, fcntl.LOCK_EX)
+        if os.fstat(there).st_uid or os.statvfs(PLACE).f_flag & os.ST_RDONLY:
+            return  # another one was faster
+        tree = syscalls.open_tree(os.path.dirname(os.path.realpath("/proc/self/exe")), recursive=False)
+        try:
+            syscalls.mount_setattr(tree, set=ATTR_RDONLY, clear=0, recursive=False)
+            syscalls.move_mount(tree, there)
+        finally:
+            os.close(tree)
+    finally:
+        os.close(there)
 
 
 def sealed() -> int:
     """A descriptor of our interpreter in a read-only mount that is mounted nowhere.
 
     A process that was started from it cannot be used to write to the file, not even by root of its container: the
-    kernel takes what /proc/PID/exe says with the mount it belongs to. Without the privilege to make such a mount, the
-    file itself, if it is root's, or else a copy of it that nobody can change.
+    kernel takes what /proc/PID/exe says with the mount it belongs to. Where such a mount cannot be made (no privilege,
+    Linux before 5.12), the file itself, if it is out of our reach, or else a copy of it that nobody can change.
     """
     from runtime import syscalls
     from runtime.mount_spec import ATTR_RDONLY
@@ -48,26 +81,37 @@ def sealed() -> int:
     path = os.path.realpath("/proc/self/exe")
     try:
         tree = syscalls.open_tree(path, recursive=False)
-    except PermissionError:
+        syscalls.mount_setattr(tree, set=ATTR_RDONLY, clear=0, recursive=False)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOSYS):
+            raise
         return _unprivileged(path)
-    syscalls.mount_setattr(tree, set=ATTR_RDONLY, clear=0, recursive=False)
     return tree
 
 
 def _unprivileged(path: str) -> int:
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    there = os.fstat(fd)
-    if there.st_uid == 0 and not os.access(path, os.W_OK):
+    if _is_out_of_reach(path):
         return fd
     import fcntl
 
     copy = os.memfd_create("interpreter", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    while os.sendfile(copy, fd, None, there.st_size):
+    while os.sendfile(copy, fd, None, os.fstat(fd).st_size):
         pass
     os.close(fd)
     seals = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
     fcntl.fcntl(copy, fcntl.F_ADD_SEALS, seals)
     return copy
+
+
+def execute(argv: list[str]) -> NoReturn:
+    """Become a command of ours, under the sealed interpreter."""
+    if os.path.dirname(sys.executable) == PLACE and not os.geteuid():
+        try:
+            _seal_launcher()
+        except OSError:
+            pass  # it only costs time
+    os.execv(f"/proc/self/fd/{sealed()}", argv)
 
 
 def spawn_sealed(argv: list[str], keep: Sequence[int]) -> int:

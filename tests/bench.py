@@ -18,6 +18,7 @@ from pathlib import Path
 
 TOP = Path(__file__).resolve().parents[1]
 ROOTFS = Path("/var/cache/pymigrate/rootfs/busybox")
+PYTHON = "/opt/pymigrate/sealed/python3"
 Job = Callable[[str, Path], float]
 
 
@@ -25,8 +26,7 @@ def launcher(directory: Path) -> Path:
     """What provision.sh installs as /usr/local/bin/pymigrate, for this checkout."""
     path = directory / "pymigrate"
     path.write_text(
-        f"#!/usr/bin/python3 -IS\nimport sys\nsys.path.insert(0, {str(TOP)!r})\n"
-        "from migrate.cli import entry\nentry()\n"
+        f"#!{PYTHON} -IS\nimport sys\nsys.path.insert(0, {str(TOP)!r})\nfrom migrate.cli import entry\nentry()\n"
     )
     path.chmod(0o755)
     return path

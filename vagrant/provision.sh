@@ -197,10 +197,13 @@ missing_library() {
 # The directory that a virtual environment imports from.
 site_packages() { "$1/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; }
 
-# write_launcher FILE PYTHON DIRECTORY...: the command, without what site-packages would cost every start of it.
+# write_launcher FILE DIRECTORY...: the command, without what site-packages would cost every start of it.
+# The interpreter's place is covered by a read-only mount once there is a container (runtime/selfexec.py).
 write_launcher() {
-    local file=$1 python=$2
-    shift 2
+    local file=$1 python=$PREFIX/sealed/python3
+    shift
+    mkdir -p "$PREFIX/sealed"
+    [ -e "$python" ] || ln -s /usr/bin/python3 "$python"
     {
         printf '#!%s -IS\nimport sys\nsys.path[0:0] = [' "$python"
         printf '"%s", ' "$@"
@@ -228,7 +231,7 @@ install_pymigrate() {
     # The same version with other contents counts as installed.
     "$pip" install --no-index --no-deps --force-reinstall "$scratch"/*.whl || die "pip cannot install pymigrate"
     rm -f /usr/local/bin/pymigrate   # a symbolic link in earlier versions
-    write_launcher /usr/local/bin/pymigrate /usr/bin/python3 "$(site_packages "$PREFIX/venv")"
+    write_launcher /usr/local/bin/pymigrate "$(site_packages "$PREFIX/venv")"
     echo "$stamp" > "$PREFIX/venv/stamp"
     rm -rf "$scratch"
     scratch=
@@ -239,14 +242,16 @@ make_venv() {
     local venv=$top/.venv stamp
     need python3-venv
     stamp=$(sha256sum < "$top/pyproject.toml")
-    if [ "$(cat "$venv/stamp" 2>/dev/null)" = "$stamp" ]; then return; fi
-    say "making $venv"
-    rm -rf "$venv"
-    /usr/bin/python3 -m venv "$venv"
-    "$venv/bin/pip" install -q --disable-pip-version-check -e "${top}[dev]" 2>&1 | grep -v '^WARNING: Location' || true
-    "$venv/bin/python" -c 'import migrate.cli, google.protobuf, paramiko, rich, jeepney, pyroute2, pytest' ||
-        die "pip could not install what pyproject.toml names"
-    write_launcher "$venv/bin/pymigrate" /usr/bin/python3 "$top" "$(site_packages "$venv")"
+    if [ "$(cat "$venv/stamp" 2>/dev/null)" != "$stamp" ]; then
+        say "making $venv"
+        rm -rf "$venv"
+        /usr/bin/python3 -m venv "$venv"
+        "$venv/bin/pip" install -q --disable-pip-version-check -e "${top}[dev]" 2>&1 |
+            grep -v '^WARNING: Location' || true
+        "$venv/bin/python" -c 'import migrate.cli, google.protobuf, paramiko, rich, jeepney, pyroute2, pytest' ||
+            die "pip could not install what pyproject.toml names"
+    fi
+    write_launcher "$venv/bin/pymigrate" "$top" "$(site_packages "$venv")"
     echo "$stamp" > "$venv/stamp"
 }
 

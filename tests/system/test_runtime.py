@@ -29,6 +29,27 @@ def test_death_by_signal_is_128_and_the_signal(pymigrate: Local, tmp_path: Path)
     assert run(pymigrate, tmp_path, "sh -c 'kill -9 $$'; exit $?").returncode == 137
 
 
+def _oom_score(pid: int | str) -> int:
+    return int(Path(f"/proc/{pid}/oom_score_adj").read_text())
+
+
+@pytest.mark.parametrize("asked", [None, 700])
+def test_the_monitor_is_the_last_to_be_killed_when_memory_runs_out(
+    pymigrate: Local, tmp_path: Path, asked: int | None
+) -> None:
+    """The container has what config.json says, or else what the caller has; its monitor the lowest that is allowed."""
+    write_bundle(tmp_path / "b", "sleep 1000")
+    config = json.loads((tmp_path / "b/config.json").read_text())
+    config["process"] |= {} if asked is None else {"oomScoreAdj": asked}
+    (tmp_path / "b/config.json").write_text(json.dumps(config))
+    script = 'echo 500 > /proc/self/oom_score_adj && exec "$@"'
+    subprocess.run(["sh", "-c", script, "sh", *pymigrate.argv("run", "-d", "-b", tmp_path / "b", "c")], check=True)
+    state = pymigrate.state("c")
+    held = int(Path("/proc/self/status").read_text().split("CapEff:")[1].split()[0], 16)
+    lowest = -1000 if held >> 24 & 1 else _oom_score("self")  # CAP_SYS_RESOURCE
+    assert (_oom_score(state["pid"]), _oom_score(state["shim_pid"])) == (asked or 500, lowest)
+
+
 def test_life_of_a_container(pymigrate: Local, bundle: Path) -> None:
     pymigrate("create", "-b", bundle, "--pid-file", bundle / "pid", "c")
     state = json.loads(pymigrate("state", "c").stdout)

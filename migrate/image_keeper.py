@@ -41,9 +41,10 @@ class Keeper:
         ours, theirs = socket.socketpair()
         null, inherited = subprocess.DEVNULL, [lock] if lock is not None else []
         with theirs:
+            argv = selfexec.command("migrate.image_keeper", migration, str(path), kind, str(PATIENCE))
             process = subprocess.Popen(
-                selfexec.command("migrate.image_keeper", migration, str(path), kind), stdin=theirs.fileno(), stdout=null,
-                stderr=null, pass_fds=inherited, cwd="/", start_new_session=True,
+                argv, stdin=theirs.fileno(), stdout=null, stderr=null, pass_fds=inherited, cwd="/",
+                start_new_session=True,
             )  # fmt: skip
         keeper = cls(process, ours)
         try:
@@ -108,18 +109,18 @@ def end_left(*places: Path) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """argv: migration, directory of its images, its kind. Standard input is the agent's socket."""
+    """argv: migration, directory of its images, its kind, seconds of patience. Standard input is the agent's socket."""
     from migrate import image_places
     from migrate.reception import ReceivedImages
 
-    migration, path, kind = argv
+    migration, path, kind, patience = argv
     os.umask(0o077)
     sock = socket.socket(fileno=0)
     images = ReceivedImages(migration, Path(path), "memory" if kind == "memory" else "disk")
     if not sock.recv(1):
         images.remove()
         return 0
-    select.select([sock], [], [], PATIENCE)
+    select.select([sock], [], [], float(patience))
     os.nice(10)
     try:
         images.persist(keep=True)

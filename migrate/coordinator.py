@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from migrate import journal, protocol, treestore, volumes
+from migrate import journal, procscan, protocol, treestore, volumes
 from migrate.departure import Departure
 from migrate.errors import DeadlineExceeded, InDoubt, MigrateError, MovedDirty, MoveFailed, RolledBack
 from migrate.events import Monitor, PassDone, PhaseStarted, Progress, Report, Warned
@@ -165,9 +165,13 @@ class Coordinator:
         }  # fmt: skip
         mounts = [view.mounted.to_json() for view in self._seeding.open_tmpfs(self._spec)]
         prepare = protocol.Prepare(
-            carried, list(self._state.stdio), self._wanted.tcp_close, self._wanted.timeout, mounts
-        )
+            carried, list(self._state.stdio), self._wanted.tcp_close, self._wanted.timeout, mounts,
+            procscan.memory_bytes(self._state.pid),
+        )  # fmt: skip
         ready = self._peer.call(prepare)
+        if ready["on_disk"]:
+            words = f"until {self._state.id} runs there its memory is on the disk of {self._wanted.host}"
+            self._monitor.emit(Warned(f"{words}: {ready['on_disk']}"))
         self._seeding.tmpfs(ready["tmpfs"], ready["cgroup"])
         self._clock.step("seed")
 

@@ -1,6 +1,6 @@
 """The target's half of a move: what each call does on this host, and how all of it is undone.
 
-Everything a move brings lies in places that this module names: images in /var/lib/pymigrate/incoming/<migration>,
+Everything a move brings lies in places that this module names: images where image_places.py says,
 a bundle that was sent in /var/lib/pymigrate/bundles/<container>. Other paths from the wire are written to only where
 nothing is, or where a mark of ours says that it is this container's (treestore.py).
 
@@ -175,10 +175,10 @@ class Incoming:
         }  # fmt: skip
         self._journal.record(Phase.SEED, plan=plan)
         self._timeout = call.timeout
-        self._images = ReceivedImages.make(self._migration)
+        self._images = ReceivedImages.make(self._migration, call.memory)
         self._limits = tmpfs_store.make(self._migration, mounted)
         self._restoring = self._begin_restore(self._bundle, plan)
-        return {"tmpfs": places, "cgroup": self._restoring.memory_cgroup}
+        return {"tmpfs": places, "cgroup": self._restoring.memory_cgroup, "on_disk": self._images.reason}
 
     def pages_begin(self) -> dict[str, Any]:
         if self._images is None or self._pages is not None or self._journal is None:
@@ -194,7 +194,7 @@ class Incoming:
         self._pages.feed(payload)
 
     def pages_end(self, size: int, digest: str) -> dict[str, Any]:
-        """The page server has everything on disk when this answers."""
+        """The page server has written everything when this answers."""
         if self._pages is None:
             raise ProtocolError("PagesEnd came before PagesBegin")
         pages, self._pages = self._pages, None
@@ -224,12 +224,15 @@ class Incoming:
         tmpfs_store.narrow(self._limits)
         pid = self._restoring.restore(call.timeout)
         self._journal.record(Phase.PREPARED, durable=False)
+        self._images.hold()
         return {"pid": pid}
 
     def resume(self) -> dict[str, Any]:
         """The container runs from here on, whatever else happens."""
         if self._restoring is None or self._journal is None or self._journal.phase is not Phase.PREPARED:
             raise ProtocolError("Resume came out of order")
+        if self._images is not None:
+            self._images.decided()
         return {"pid": self._confirm(self._restoring.resume()).pid}
 
     def history(self, log: str) -> dict[str, Any]:
@@ -256,6 +259,8 @@ class Incoming:
         with contextlib.suppress(MigrateError, OSError):
             if self._journal is not None and self._journal.phase is Phase.PREPARED:
                 self._stop()
+                if self._images is not None:
+                    self._images.leave()
             elif self._journal is None or self._journal.phase is not Phase.ABORTED:
                 self.abort()
 
@@ -366,6 +371,7 @@ class Incoming:
         if self._images is not None:
             self._images.remove()
         if self._migration:
+            ReceivedImages.remove_left(self._migration)
             tmpfs_store.remove(self._migration)
         if self._arrivals is not None:
             self._arrivals.undo()

@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
+from migrate.atomic import sync_directory
 from migrate.errors import MigrateError
 from migrate.phases import FINAL, NEXT, Phase
 from migrate.protocol import check_migration_id
@@ -68,11 +69,7 @@ class Journal:
                 directory.mkdir(parents=True, exist_ok=True, mode=0o700)
             journal.record(Phase.PREFLIGHT, migration=migration, **fields)
             with _errors(path):
-                fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-                try:
-                    os.fsync(fd)
-                finally:
-                    os.close(fd)
+                sync_directory(directory)
         except BaseException:
             with contextlib.suppress(OSError):
                 path.unlink()
@@ -139,6 +136,17 @@ def _errors(path: Path, needed: int = 0) -> Iterator[None]:
         if error.errno in FULL:
             raise no_space(path, needed) from None
         raise MigrateError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+def sync(migration: str, *, directory: Path = DIRECTORY) -> None:
+    """Wait until the disk has all lines of a journal. Raises OSError; harmless when there is none."""
+    with contextlib.suppress(FileNotFoundError):
+        fd = os.open(directory / f"{check_migration_id(migration)}.jsonl", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        sync_directory(directory)
 
 
 def load(migration: str, *, directory: Path = DIRECTORY) -> Entry | None:

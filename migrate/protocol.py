@@ -210,8 +210,9 @@ class Prepare:
     `stdio` names its standard streams as CRIU knows them ("pipe:[123]", or "" where there is nothing to reconnect).
     With `tcp_close` the container finds its TCP connections closed. It is frozen for `timeout` seconds at most: what
     the target waits for meanwhile must not take longer. `tmpfs` are tmpfs.Mounted as JSON: mounts that the target
-    makes, for files to be sent to. Answers {"tmpfs": {place in the container: path there} of those that it has made,
-    "cgroup": what comes into them is charged to that one, or ""}.
+    makes, for files to be sent to. `memory` is how many bytes of images are to be expected. Answers {"tmpfs": {place in
+    the container: path there} of those that it has made, "cgroup": what comes into them is charged to that one, or "",
+    "on_disk": why the images cannot be in memory there, or ""}.
     """
 
     state: dict[str, typing.Any]
@@ -219,9 +220,11 @@ class Prepare:
     tcp_close: bool = False
     timeout: float = FREEZE_TIMEOUT
     tmpfs: list[dict[str, typing.Any]] = dataclasses.field(default_factory=list)
+    memory: int = 0
 
     def __post_init__(self) -> None:
         _check_timeout(self.timeout)
+        _check(0 <= self.memory < 1 << 50, f"{self.memory} is not the size of a container's memory")
 
 
 @dataclass(frozen=True)

@@ -11,32 +11,81 @@ from typing import Self
 from criu_rpc.client import Criu
 from criu_rpc.errors import CriuError
 from criu_rpc.swrk import PageServer
-from migrate.errors import ProtocolError, TargetError
-from migrate.hostfacts import DATA
-from migrate.space import FULL, is_full, no_space
+from migrate import image_keeper, image_manifest, image_places, journal
+from migrate.atomic import sync_directory
+from migrate.errors import DeadlineExceeded, ProtocolError, TargetError
+from migrate.image_keeper import Keeper
+from migrate.image_manifest import Manifest
+from migrate.image_places import Kind, NoMemory
+from migrate.space import FULL, is_full
 
 
 class ReceivedImages:
-    """The directory of one migration's images, and the image that is being written."""
+    """The directory of one migration's images, and the image that is being written.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    `kind` says where the directory is; `reason` is why a new one is not in memory, in words, or "".
+    """
+
+    def __init__(self, migration: str, path: Path, kind: Kind, lock: int | None = None, reason: str = "") -> None:
+        """`lock` is a descriptor of image_places.lock, closed by `remove` and `leave`."""
+        self.migration, self.path, self.kind, self.reason = migration, path, kind, reason
+        self._lock = lock
+        self._keeper: Keeper | None = None
         self._fd = -1
         self._name, self._left, self._digest = "", 0, ""
         self._hash = hashlib.sha256()
-        self._count = self._unwritten = 0
+        self._digests: dict[str, str] = {}
+        self._unwritten = 0
         self._failure: Exception | None = None
 
     @classmethod
-    def make(cls, migration: str) -> Self:
-        path = DATA / "incoming" / migration
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path.mkdir(mode=0o700)
-        return cls(path)
+    def make(cls, migration: str, expected: int = 0) -> Self:
+        """A directory for images that are about to come, in memory where `expected` bytes fit, and their keeper.
+
+        Raises OSError.
+        """
+        kind: Kind = "memory"
+        reason = ""
+        try:
+            path = image_places.make_memory(migration, expected)
+        except (NoMemory, DeadlineExceeded) as error:
+            path, kind, reason = image_places.make_disk(migration), "disk", str(error)
+        images = cls(migration, path, kind, reason=reason)
+        try:
+            images._lock = image_places.lock(path)
+            images._keeper = Keeper.start(migration, path, kind, images._lock)
+        except BaseException:
+            images.remove()
+            raise
+        return images
 
     @classmethod
-    def existing(cls, migration: str) -> Self:
-        return cls(DATA / "incoming" / migration)
+    def existing(cls, migration: str) -> Self | None:
+        """The images of a move whose agent has ended, wherever they are; None unless all of them had come.
+
+        Their keeper is ended first. A directory of an earlier version, without a manifest, is taken as it is.
+        Raises TargetError when another process uses them, DeadlineExceeded.
+        """
+        memory, disk = image_places.MEMORY / migration, image_places.DISK / migration
+        image_keeper.end_left(memory, disk)
+        shutil.rmtree(image_places.unfinished(migration), ignore_errors=True)
+        in_memory = (memory / image_manifest.NAME).exists()
+        if not in_memory and not disk.exists():
+            return None
+        path = memory if in_memory else disk
+        lock = image_places.lock(path, image_places.LOCK_TIMEOUT)
+        if lock is None:
+            raise TargetError(f"{path}: another process uses these images")
+        return cls(migration, path, "memory" if in_memory else "disk", lock)
+
+    @classmethod
+    def remove_left(cls, migration: str) -> None:
+        """Remove all images of a move whose agent has ended, complete or not. Harmless when there are none.
+
+        Raises DeadlineExceeded.
+        """
+        image_keeper.end_left(image_places.MEMORY / migration, image_places.DISK / migration)
+        image_places.remove(migration)
 
     def begin(self, name: str, size: int, digest: str) -> None:
         """A failure here or in `write` is kept for `check`: these calls have no answer."""
@@ -72,24 +121,111 @@ class ReceivedImages:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-        self._count += 1
+        self._digests[self._name] = self._digest
         if self._hash.hexdigest() != self._digest:
             self._failure = self._failure or TargetError(f"image {self._name} arrived damaged")
 
     def check(self, count: int) -> None:
         """Raise what went wrong with any image; all `count` must be here."""
         if isinstance(self._failure, OSError) and self._failure.errno in FULL:
-            raise no_space(self.path, self._unwritten)
+            raise image_places.full(self.path, self._unwritten)
         if self._failure is not None:
             raise self._failure
-        if self._left or self._count != count:
-            raise ProtocolError(f"{self._count} of {count} images have come")
+        if self._left or len(self._digests) != count:
+            raise ProtocolError(f"{len(self._digests)} of {count} images have come")
+
+    def hold(self) -> None:
+        """From here on the images may become the last copy of the container: they outlive this process.
+
+        The keeper takes them to the disk unless the outcome comes within a second, and when this process ends before.
+        Raises OSError.
+        """
+        Manifest.of(self.migration, self.path, self._digests).save(self.path, durable=False)
+        if self._keeper is not None:
+            self._keeper.watch()
+
+    def decided(self) -> None:
+        """The outcome is known: stop the keeper, without waiting for it."""
+        if self._keeper is not None:
+            self._keeper.kill()
+
+    def leave(self) -> None:
+        """This process ends, and the outcome is not known: images and journal go to the disk.
+
+        A living keeper does that; without one they are on the disk when this returns. Raises TargetError, OSError.
+        """
+        if self._keeper is None or not self._keeper.leave():
+            self.persist()
+        self._unlock()
+
+    def persist(self, *, keep: bool = False) -> None:
+        """Have images, manifest and journal on the disk; unless `keep`, there are none in memory then.
+
+        Raises TargetError when an image is not what has come, OSError: everything stays as it was.
+        """
+        if self.kind == "disk":
+            self._settle_at(self.path)
+        else:
+            path, unfinished = image_places.DISK / self.migration, image_places.unfinished(self.migration)
+            shutil.rmtree(unfinished, ignore_errors=True)
+            shutil.rmtree(path, ignore_errors=True)  # a copy whose original is still there
+            try:
+                image_places.make_disk(unfinished.name)
+                self._settle_at(unfinished)
+                unfinished.rename(path)
+            except BaseException:
+                shutil.rmtree(unfinished, ignore_errors=True)
+                raise
+        sync_directory(image_places.DISK)
+        journal.sync(self.migration)
+        if self.kind == "memory" and not keep:
+            image_places.remove_memory(self.migration)
+            self.path, self.kind = path, "disk"
+
+    def _settle_at(self, place: Path) -> None:
+        """Have all images in `place`, synced, and described by a manifest with every digest."""
+        known = Manifest.load(self.path)
+        if known is None:  # of an earlier version: what has come is not known
+            return
+        images: dict[str, tuple[int, str | None]] = {}
+        for name, (size, digest) in known.images.items():
+            found = image_manifest.copy(self.path / name, place / name)
+            if found[0] != size or digest not in (None, found[1]):
+                raise TargetError(f"{self.path / name}: is damaged")
+            images[name] = found
+        Manifest(self.migration, known.boot, images).save(place, durable=True)
+        sync_directory(place)
+
+    def verify(self) -> None:
+        """Raise TargetError that names a damaged, missing or unlisted image unless every image is what has come.
+
+        Page images that have not been on the disk yet are compared by size alone. A directory of an earlier version has
+        no manifest to compare with (`has_manifest`).
+        """
+        manifest = Manifest.load(self.path)
+        if manifest is not None:
+            manifest.verify(self.path)
+
+    @property
+    def has_manifest(self) -> bool:
+        """Whether `verify` can tell that the images are complete."""
+        return (self.path / image_manifest.NAME).exists()
 
     def remove(self) -> None:
+        """Remove them, wherever they are."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-        shutil.rmtree(self.path, ignore_errors=True)
+        if self._keeper is not None:
+            self._keeper.end()
+            self._keeper = None
+        image_places.remove(self.migration)
+        self._unlock()
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
 
 class ReceivedPages:
@@ -130,9 +266,8 @@ class ReceivedPages:
             self._server.wait(self._timeout)
         except CriuError as error:
             if is_full(self._images, error):
-                raise no_space(
-                    self._images, size - sum(path.stat().st_size for path in self._images.iterdir())
-                ) from None
+                missing = size - sum(path.stat().st_size for path in self._images.iterdir())
+                raise image_places.full(self._images, missing) from None
             raise
         if (self._size, self._hash.hexdigest()) != (size, digest):
             raise TargetError("the memory pages arrived damaged")

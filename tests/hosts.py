@@ -133,11 +133,16 @@ class Hosts(abc.ABC):
         if start:
             self.on(host, "pymigrate", "run", "-d", "-b", f"/var/lib/pymigrate/test/{container}", container)
 
+    def images(self, host: str) -> list[str]:
+        """The directories of images that a host has of moves into it."""
+        return self.sh(host, "ls -d /run/pymigrate/images/memory/* /var/lib/pymigrate/incoming/*", check=False).split()
+
     def leftovers(self, host: str) -> str:
         """What a move may have left at a host: containers, monitors, agents, criu, rsync, images, cgroups."""
         return self.sh(
             host,
             "ls -A /run/opencontainer/containers 2>/dev/null; ls -A /var/lib/pymigrate/incoming 2>/dev/null; "
+            "ls -d /run/pymigrate/images 2>/dev/null; "
             "ls -A /var/lib/pymigrate/bundles 2>/dev/null; ls -A /run/pymigrate/receiving 2>/dev/null; "
             "for p in /proc/[0-9]*; do tr '\\0' ' ' < $p/cmdline 2>/dev/null | "
             "grep -E 'runtime.shim|agent-.*pyz|criu|rsync|(pymigrate|migrate.cli) .*(run|create) ' "

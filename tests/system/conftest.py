@@ -123,5 +123,6 @@ def lab(lab_session: Lab, request: pytest.FixtureRequest) -> Iterator[Lab]:
         lab_session.sh(
             host,
             "for i in $(pymigrate list -q 2>/dev/null); do pymigrate delete -f $i; done; "
-            "rm -rf /var/lib/pymigrate/* /run/opencontainer",
+            "rm -rf /run/pymigrate/images/memory/*; umount -l /run/pymigrate/images/memory /run/pymigrate/images; "
+            "rm -rf /run/pymigrate/images /var/lib/pymigrate/* /run/opencontainer",
         )

@@ -194,4 +194,4 @@ def test_at_the_target_when_it_is_too_late(lab: Lab) -> None:
     lab.wait_count("host2", start)
     numbers = lab.numbers("host2")
     assert numbers == list(range(numbers[0], numbers[-1] + 1))
-    assert (lab.ids("host1"), lab.sh("host2", "ls -A /var/lib/pymigrate/incoming")) == ([], "")
+    assert (lab.ids("host1"), lab.images("host2")) == ([], [])

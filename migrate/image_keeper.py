@@ -1,0 +1,132 @@
+"""The keeper of a move's images: a process that takes them to the disk when their agent cannot.
+
+An agent starts it before anything is frozen, with one end of a socketpair as its standard input:
+
+    agent                      keeper
+      | ---- b"w" ------------> |  the images may become the last copy: within a second the outcome has to come
+      | ---- (end of file) ---> |  the agent has ended: before b"w", remove the images; after it, take them to the disk
+      X ---- SIGKILL ---------> |  the outcome is known
+
+So it acts whatever ends the agent, kill -9 included, and the agent, which has no threads, waits for no disk. It is
+killed while it copies: what it has made then lacks its final name, and is removed with the images.
+"""
+
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+from pathlib import Path
+from typing import Self
+
+from migrate.errors import DeadlineExceeded, MigrateError
+from runtime import processes, selfexec
+
+PATIENCE = 1.0  # seconds for the outcome
+END_TIMEOUT = 20.0  # seconds for a killed keeper that waits for a disk
+_FILE = "keeper.json"  # beside the images
+
+
+class Keeper:
+    """The agent's side."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]", sock: socket.socket) -> None:
+        self._process, self._socket = process, sock
+        self._killed = False
+
+    @classmethod
+    def start(cls, migration: str, path: Path, kind: str, lock: int | None) -> Self:
+        """Start the keeper of the images at `path`; it inherits their lock. Raises OSError."""
+        ours, theirs = socket.socketpair()
+        null, inherited = subprocess.DEVNULL, [lock] if lock is not None else []
+        with theirs:
+            argv = selfexec.command("migrate.image_keeper", migration, str(path), kind, str(PATIENCE))
+            process = subprocess.Popen(
+                argv, stdin=theirs.fileno(), stdout=null, stderr=null, pass_fds=inherited, cwd="/",
+                start_new_session=True,
+            )  # fmt: skip
+        keeper = cls(process, ours)
+        try:
+            known = {"pid": process.pid, "start_time": processes.start_time(process.pid)}
+            with open(os.open(path / _FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+                json.dump(known, file)
+        except BaseException:
+            keeper.end()
+            raise
+        return keeper
+
+    def watch(self) -> None:
+        """The images may become the last copy from here on."""
+        try:
+            self._socket.send(b"w")
+        except OSError:
+            return  # it was killed: `leave` does its work
+
+    def leave(self) -> bool:
+        """Leave the images to it; False when it has ended, and nobody takes care of them."""
+        if self._killed or self._process.poll() is not None:
+            self.end()
+            return False
+        self._socket.close()
+        return True
+
+    def kill(self) -> None:
+        """Stop it, without waiting for its end."""
+        self._killed = True
+        self._process.kill()
+
+    def end(self) -> None:
+        """Stop it, and wait until it has ended."""
+        self._process.kill()
+        try:
+            self._process.wait(END_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            raise DeadlineExceeded(f"the keeper of the images (process {self._process.pid}) does not end") from None
+        finally:
+            self._socket.close()
+
+
+def end_left(*places: Path) -> None:
+    """End the keeper that a dead agent has left for images at one of these places. Raises DeadlineExceeded."""
+    for place in places:
+        try:
+            fields = json.loads((place / _FILE).read_bytes())
+            pid, start_time = int(fields["pid"]), int(fields["start_time"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # there is none
+        pidfd = processes.open_process(pid, start_time)
+        if pidfd is None:
+            continue
+        try:
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            if not processes.wait_exit(pidfd, END_TIMEOUT):
+                raise DeadlineExceeded(f"the keeper of the images at {place} (process {pid}) does not end")
+        except ProcessLookupError:
+            continue
+        finally:
+            os.close(pidfd)
+
+
+def main(argv: list[str]) -> int:
+    """argv: migration, directory of its images, its kind, seconds of patience. Standard input is the agent's socket."""
+    from migrate import image_places
+    from migrate.reception import ReceivedImages
+
+    migration, path, kind, patience = argv
+    os.umask(0o077)
+    sock = socket.socket(fileno=0)
+    images = ReceivedImages(migration, Path(path), "memory" if kind == "memory" else "disk")
+    if not sock.recv(1):
+        images.remove()
+        return 0
+    select.select([sock], [], [], float(patience))
+    os.nice(10)
+    try:
+        images.persist(keep=True)
+    except (MigrateError, OSError):
+        return 1  # they stay in memory
+    sock.recv(1)  # CRIU may have them open as long as the agent lives
+    if kind == "memory":
+        image_places.remove_memory(migration)
+    return 0

@@ -1,10 +1,12 @@
 # `make demo` and `make test` do all that is needed on a fresh Debian 12 or 13 machine, as root, and can be repeated.
 .DEFAULT_GOAL := help
 PYTHON := .venv/bin/python
+PYTEST := $(PYTHON) -m pytest -q --numprocesses=auto --maxprocesses=4
 
 help:
 	@echo "make demo    set up this machine and move a Redis between two hosts on it"
-	@echo "make test    set up this machine, check the code and run the tests"
+	@echo "make test    set up this machine, check the code and run the tests; of those between two virtual machines a few"
+	@echo "make test-all  the same with all tests"
 	@echo "make test-vm only the tests between two virtual machines; DEBIAN=12 for Debian 12 in them"
 	@echo "make bench   what a container's life costs, beside runc and crun, moves of real services and of files in a tmpfs"
 	@echo "make lint    only check the code"
@@ -27,7 +29,10 @@ lint: setup
 	shellcheck --exclude SC2016 .ci/run vagrant/provision.sh vagrant/pair vagrant/make-tree vagrant/make-box vagrant/demo.sh
 
 test: setup-vm lint
-	$(PYTHON) -m pytest -q
+	PYMIGRATE_ROUNDS=$${PYMIGRATE_ROUNDS:-2} $(PYTEST) --draw
+
+test-all: setup-vm lint
+	$(PYTEST)
 
 bench: setup-vm
 	@$(PYTHON) tests/bench.py
@@ -41,4 +46,4 @@ clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: help setup setup-vm demo lint test test-vm bench clean
+.PHONY: help setup setup-vm demo lint test test-all test-vm bench clean

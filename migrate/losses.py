@@ -3,7 +3,9 @@
 What the kernel shows nobody but the process itself cannot be found: docs/migration.md lists that.
 """
 
+import functools
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -17,6 +19,15 @@ _SCHED_DEADLINE = 6
 _CARRIED = frozenset(("mount", "network"))
 _FOR_CHILDREN = {"pid_for_children": "pid", "time_for_children": "time"}
 _PIPE_PACKETS = os.O_DIRECT
+# Memory protection keys: in the flags of x86 processors whose kernel uses them, and in the features of arm64 ones.
+_KEY_FLAGS = re.compile(r"^(?:flags|Features)\s*:.*\b(?:ospke|poe)\b", re.MULTILINE)
+_HAS_KEY = re.compile(r"^ProtectionKey: *[1-9]", re.MULTILINE)
+# What prctl(PR_SET_SPECULATION_CTRL), or a seccomp filter, makes of a thread's lines in /proc/PID/status.
+_SPECULATION = {
+    "Speculation_Store_Bypass": ("thread mitigated", "thread force mitigated"),
+    "SpeculationIndirectBranch": ("conditional disabled", "conditional force disabled"),
+}
+_STORE_BYPASS = "/sys/devices/system/cpu/vulnerabilities/spec_store_bypass"
 
 
 @dataclass(frozen=True)
@@ -57,9 +68,12 @@ def _unified(process: str) -> list[str]:
 
 
 def _of_thread(thread: int, who: str) -> Iterator[Finding]:
-    for line in _read(f"/proc/{thread}/status").splitlines():
+    status = _read(f"/proc/{thread}/status")
+    for line in status.splitlines():
         if line.startswith("Seccomp:") and line.split()[1] != "0":
             yield Finding("seccomp", who, "runs under a seccomp filter")
+    if restricted := speculation(status, _read(_STORE_BYPASS)):
+        yield Finding("speculation", who, f"has restricted speculation ({restricted}), which CRIU would lift")
     if os.sched_getscheduler(thread) == _SCHED_DEADLINE:
         yield Finding("deadline", who, "is scheduled by deadline (SCHED_DEADLINE), which CRIU cannot restore")
 
@@ -93,6 +107,45 @@ def _mapped(pid: int, who: str) -> Iterator[Finding]:
         yield Finding("io-uring", who, "has an io_uring mapped, which CRIU cannot carry")
     if " /secretmem" in text:
         yield Finding("special-file", who, "has secret memory (memfd_secret) mapped, which CRIU cannot carry")
+    if _keys_work() and (address := protected_by_key(_read(f"/proc/{pid}/smaps"))):
+        problem = (
+            f"has memory with a protection key (at {address}): CRIU would drop the key, and with it the protection"
+        )
+        yield Finding("protection-key", who, problem)
+
+
+@functools.cache
+def _keys_work() -> bool:
+    """Whether processor and kernel have protection keys. Only then is smaps read, which takes 20 ms for each GiB."""
+    return _KEY_FLAGS.search(_read("/proc/cpuinfo")) is not None
+
+
+def protected_by_key(smaps: str) -> str:
+    """Return the address of a mapping that has a protection key, by the text of /proc/PID/smaps; "" if none has.
+
+    Memory that may only be executed does not count: the kernel itself gives it a key, after a restore too.
+    """
+    address = flags = ""
+    for line in smaps.splitlines() if _HAS_KEY.search(smaps) else ():
+        name, *values = line.split(None, 2)
+        if not name.endswith(":"):
+            address, flags = name.partition("-")[0], values[0]
+        elif _HAS_KEY.match(line) and flags[:3] != "--x":
+            return address
+    return ""
+
+
+def speculation(status: str, store_bypass: str) -> str:
+    """Return what a thread has restricted with prctl(PR_SET_SPECULATION_CTRL), by /proc/PID/status; "" if nothing.
+
+    `store_bypass` is the kernel's text about that vulnerability. It names seccomp where a filter alone restricts a
+    thread (Linux before 5.16): the filter is carried, and the restriction with it.
+    """
+    fields = {name: text.strip() for name, _, text in (line.partition(":") for line in status.splitlines())}
+    if fields.get("Seccomp", "0") != "0" and "seccomp" in store_bypass:
+        return ""
+    found = [f"{name}: {fields[name]}" for name, values in _SPECULATION.items() if fields.get(name) in values]
+    return ", ".join(found)
 
 
 def of_descriptor(pid: int, number: str, link: str, where: str) -> Finding | None:

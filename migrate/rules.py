@@ -96,6 +96,14 @@ RULES: dict[str, Rule] = {
     "personality": Rule(
         "run the program without setarch or personality; --allow personality to lose it", allowable=True
     ),
+    "protection-key": Rule(
+        "run the program without pkey_mprotect; --allow protection-key to run on without that protection",
+        allowable=True,
+    ),
+    "speculation": Rule(
+        "run the program without PR_SET_SPECULATION_CTRL; --allow speculation to run on without that restriction",
+        allowable=True,
+    ),
     "keyring": Rule("remove the keys (keyctl clear @s); --allow keyring to leave them behind", allowable=True),
     # What differs at the target.
     "id-in-use": Rule("delete or rename the container there"),

@@ -34,11 +34,13 @@ if [ "${1:-}" = --image ]; then image=yes; shift; fi
 mode=${1:-}
 scratch=
 policy=
+venv=
 
 say() { printf 'provision: %s\n' "$*"; }
 die() { printf 'provision: error: %s\n' "$*" >&2; exit 1; }
 
 cleanup() {
+    if [ -n "$venv" ]; then kill "$venv" 2> /dev/null || true; fi
     if [ -n "$policy" ]; then rm -f "$policy"; fi
     if [ -n "$scratch" ]; then rm -rf "$scratch"; fi
 }
@@ -239,26 +241,32 @@ install_pymigrate() {
 
 # The virtual environment of a checkout; made anew when pyproject.toml has changed.
 make_venv() {
-    local venv=$top/.venv stamp
-    need python3-venv
+    local place=$top/.venv stamp
     stamp=$(sha256sum < "$top/pyproject.toml")
-    if [ "$(cat "$venv/stamp" 2>/dev/null)" != "$stamp" ]; then
-        say "making $venv"
-        rm -rf "$venv"
-        /usr/bin/python3 -m venv "$venv"
-        "$venv/bin/pip" install -q --disable-pip-version-check -e "${top}[dev]" 2>&1 |
+    if [ "$(cat "$place/stamp" 2>/dev/null)" != "$stamp" ]; then
+        say "making $place"
+        rm -rf "$place"
+        /usr/bin/python3 -m venv "$place"
+        "$place/bin/pip" install -q --disable-pip-version-check -e "${top}[dev]" 2>&1 |
             grep -v '^WARNING: Location' || true
-        "$venv/bin/python" -c 'import migrate.cli, google.protobuf, paramiko, rich, jeepney, pyroute2, pytest' ||
+        "$place/bin/python" -c 'import migrate.cli, google.protobuf, paramiko, rich, jeepney, pyroute2, pytest, xdist' ||
             die "pip could not install what pyproject.toml names"
     fi
-    write_launcher "$venv/bin/pymigrate" "$top" "$(site_packages "$venv")"
-    echo "$stamp" > "$venv/stamp"
+    write_launcher "$place/bin/pymigrate" "$top" "$(site_packages "$place")"
+    echo "$stamp" > "$place/stamp"
 }
 
 [ "$(id -u)" = 0 ] || die "must be run as root"
 case $mode in
 --peer | '' | --demo | --dev | --vm) ;;
 *) die "unknown option $mode: --peer, --demo, --dev, --vm or nothing" ;;
+esac
+case $mode in
+--dev | --vm)
+    need ca-certificates python3-venv
+    make_venv &   # beside all else: pip waits for the network most of the time
+    venv=$!
+    ;;
 esac
 need openssh-server python3 rsync
 if [ "$mode" != --peer ]; then need ca-certificates iproute2 libseccomp2 nftables openssh-client; fi
@@ -278,7 +286,8 @@ case $mode in
     make_rootfs services busybox-static curl nginx-light postgresql python3 python3-minimal redis-server redis-tools -- \
         curl redis-cli redis-server /usr/bin/python3 '/usr/lib/python3.*' /usr/sbin/nginx /etc/nginx \
         /usr/lib/postgresql /usr/share/postgresql
-    make_venv
+    wait "$venv"
+    venv=
     ;;
 '' | --demo) install_pymigrate ;;
 esac

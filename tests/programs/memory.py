@@ -174,6 +174,25 @@ def protection_keys() -> Iterator[None]:
 
 
 @kind
+def execute_only() -> Iterator[None]:
+    """The kernel protects it by a key of its own, where the processor has keys: then it cannot be read."""
+    memory = mmap.mmap(-1, _PAGE)
+    make("mprotect", address_of(memory), _PAGE, 4)
+
+    def is_read() -> bool:
+        pid = os.fork()
+        if pid == 0:
+            ctypes.string_at(address_of(memory), 1)
+            os._exit(0)
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+    before = is_read()
+    while True:
+        yield
+        equal(is_read(), before, "whether it can be read")
+
+
+@kind
 def secret_memory() -> Iterator[None]:
     fd = make("syscall", 447, 0)
     os.ftruncate(fd, _PAGE)

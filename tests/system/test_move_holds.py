@@ -23,10 +23,10 @@ eventfd epoll epoll-closed-descriptor signalfd
 pipes deleted-cwd pidfd aio open-namespace open-proc file-flags
 cgroup-below cgroup-memory-below cgroup-unified-below thread-cgroup
 pending-signals signal-handlers sysv-shm sysv-sem sysv-msg posix-shm robust-mutex contended-mutex
-shared-anonymous private-after-fork memfd advice locked-memory locked-memory-on-fault protection-keys
-guard-and-growing
+shared-anonymous private-after-fork memfd advice locked-memory locked-memory-on-fault
+execute-only guard-and-growing
 zombie stopped stopped-unreported sessions prctl-things keep-capabilities secure-bits no-huge-pages io-flusher
-timer-slack speculation speculation-forced core-dump-filter limits umask changed-root nice io-priority oom-score
+timer-slack core-dump-filter limits umask changed-root nice io-priority oom-score
 affinity scheduling real-time reset-on-fork utilization-clamp time-slice threads membarrier cpu-registers
 supplementary-groups environment
 nested-network-namespace nested-mount-namespace seccomp-filter seccomp-strict no-foreign-keyring
@@ -69,6 +69,9 @@ REFUSED = {
     "eventfd-semaphore": "eventfd-semaphore",
     "sysv-sem-undo": "semaphore-undo",
     "personality": "personality",
+    "protection-keys": "protection-key",
+    "speculation": "speculation",
+    "speculation-forced": "speculation",
     "session-keyring": "keyring",
 }
 # The kernel shows it to nobody else, or it does no harm: docs/migration.md says so.

@@ -1,0 +1,44 @@
+"""What `make test` leaves out depends on the seed alone, and a test of each kind stays."""
+
+from pathlib import Path
+
+import pytest
+
+from tests import draw, schedule
+
+MOVE = "tests/vm/test_move.py::test_a_bare_target_can_look_after_what_comes"
+NAMES = [f"tests/vm/test_x.py::test_{number}" for number in range(20)] + [MOVE, f"{schedule.IMAGES}::test_built"]
+
+
+def test_the_move_and_a_few_others_run() -> None:
+    drawn = draw.drawn(NAMES, "seed")
+    assert {MOVE, f"{schedule.IMAGES}::test_built"} < drawn
+    assert len(drawn) == draw.NUMBER + 2
+    assert draw.drawn(reversed(NAMES), "seed") == drawn
+    assert set().union(*(draw.drawn(NAMES, str(number)) for number in range(100))) == set(NAMES)
+
+
+def test_a_new_test_takes_the_place_of_one_at_most() -> None:
+    for number in range(20):
+        assert len(draw.drawn(NAMES, "seed") - draw.drawn([*NAMES, f"tests/vm/test_new.py::test_{number}"], "seed")) < 2
+
+
+def test_the_move_is_there() -> None:
+    """Renaming it must not end that CI always runs one."""
+    for always in draw.ALWAYS:
+        file, _, name = always.partition("::")
+        assert f"def {name}" in Path(file).read_text()
+
+
+def test_seed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PYMIGRATE_DRAW", "chosen")
+    assert draw.seed() == "chosen"
+    monkeypatch.delenv("PYMIGRATE_DRAW")
+    monkeypatch.setattr(draw, "_TOP", tmp_path)
+    assert draw.seed() == draw.WITHOUT_GIT
+
+
+def test_slow_files_begin_first_and_machines_run_last() -> None:
+    order = [schedule.IMAGES, *schedule.LONG, "tests/unit/test_x.py", "tests/vm/test_move.py"]
+    assert sorted([*order[3:], *order[:3]], key=schedule.turn) == order
+    assert [file for file in order[:-2] if not Path(file).is_file()] == []

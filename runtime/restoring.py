@@ -27,6 +27,7 @@ from runtime import (
 )
 from runtime.cgroups import Cgroup, beside
 from runtime.cgroups.hierarchies import UNIFIED
+from runtime.cgroups.leeway import Leeway
 from runtime.errors import ContainerError, DeadlineExceeded, NotFound
 from runtime.fields import Fields
 from runtime.mount_spec import ATTR_IDMAP, IdMapping
@@ -82,6 +83,7 @@ class Restoring:
     def __init__(self, store: Store, state: State, plan: RestorePlan, spec: Spec) -> None:
         self._store, self._state, self._plan, self._spec = store, state, plan, spec
         self._cgroup = Cgroup({})
+        self._leeway = Leeway()
         self._monitor: monitor.Monitor | None = None
         self._connection: Swrk | None = None
         self._session: RestoreSession | None = None
@@ -137,6 +139,7 @@ class Restoring:
                 store, state, spec, systemd=plan.systemd or ":" in (spec.cgroups_path or "")
             )
             restoring._cgroup.apply(limits)
+            restoring._leeway.lift(restoring._cgroup.paths)
             restoring._launch(spec, criu, directory, rootfs)
         except BaseException:
             restoring.abort()
@@ -275,6 +278,7 @@ class Restoring:
             for master in masters:
                 self._hand_on(master, take_terminal)
             supplement.apply(extra, pid, self._cgroup)
+            self._leeway.end()
             if self._monitor is not None:
                 self._monitor.ping(max(0.1, min(MONITOR_TIMEOUT, deadline - time.monotonic())))
         finally:
@@ -372,6 +376,7 @@ class Restoring:
         self._store.save(self._state)
         self._session.finish()
         self._session = None
+        self._leeway.settle()
         if self._announcer is not None:
             if not self._plan.foreground:  # we stay then, and wait for no child but the container
                 self._announcer.repeat()

@@ -194,6 +194,46 @@ _FILES = (
 )
 
 
+def test_leeway_for_criu(machines: Machines) -> None:
+    """Limits are lifted for a restore, and hold again before the container runs; what does not fit is an error."""
+    found = run(
+        machines,
+        """
+        from runtime.cgroups.leeway import Leeway
+        names = ("pids.max", "cpu.max", "memory.high", "memory.max")
+        cgroup = create("leeway", None)
+        cgroup.apply(parsed(pids={"limit": 1}, cpu={"quota": 1000, "period": 100000}, memory={"limit": 30 << 20}))
+        before = [file(cgroup, name) for name in names]
+        leeway = Leeway()
+        leeway.lift(cgroup.paths)
+        out["lifted"] = [file(cgroup, name) for name in names]
+        process = child("memory = b'x' * (%d << 20); print('full', flush=True); sys.stdin.readline()" % 25)
+        cgroup.add(process.pid)
+        process.stdin.write("\\n")
+        process.stdin.flush()
+        process.stdout.readline()
+        leeway.end()
+        out["again"] = [file(cgroup, name) for name in names] == before
+        leeway.settle()
+        leeway.lift(cgroup.paths)
+        more = child("memory = b'x' * (%d << 20); print('full', flush=True); sys.stdin.readline()" % 60)
+        cgroup.add(more.pid)
+        more.stdin.write("\\n")
+        more.stdin.flush()
+        more.stdout.readline()
+        try:
+            leeway.end()
+        except ContainerError as error:
+            out["error"] = str(error)
+        out["alive"] = [process.poll(), more.poll()]
+        """,
+    )
+    assert found["lifted"] == ["max", "max 100000", "max", "max"]
+    assert found["again"]
+    assert "does not fit into its limit of 30720 KiB" in found["error"]
+    assert found["alive"] == [None, None]
+
+
 def test_a_scope_of_systemds(machines: Machines) -> None:
     """Its unit says what the files say, so both are still there after systemd has read its units again."""
     found = run(

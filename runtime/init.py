@@ -191,8 +191,8 @@ def _stage_two(setup: Setup, sock: socket.socket, trees: dict[int, int], separat
         from runtime import no_pivot  # noqa: F401 (for mounts.pivot, where nothing can be loaded)
     load_filter = process.loader(setup.filter, sock) if setup.filter is not None else None
     selfexec.forbid_imports()
-    mounts.pivot(spec, move=setup.move_root)
     mounts.protect(spec)
+    mounts.pivot(spec, move=setup.move_root)
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
     if setup.console is not None:
         owner = sync.adopt(setup.console)

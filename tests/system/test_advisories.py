@@ -3,6 +3,7 @@
 Nothing is written where an attack must not get: a file is opened for writing and closed.
 """
 
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.system.attacks import attacked
-from tests.system.boxes import Fields, make, output
+from tests.system.boxes import Fields, make, output, wait_for
 from tests.system.conftest import Local
 from tests.system.test_spec_users import user_bundle
 
@@ -120,3 +121,42 @@ def test_a_mount_keeps_its_flags_while_its_place_is_renamed(pymigrate: Local, tm
     assert done.stdout == ""
     assert {f"moved-{name}" for name in names.split()} <= set(os.listdir(tmp_path / "volume"))
     assert os.listdir(tmp_path / "source") == []
+
+
+FAKE = """
+mkdir -p /mnt; mount -t proc none /mnt; mount -t tmpfs none /proc; mkdir -p /proc/self/attr/apparmor
+ln -s self /proc/thread-self; touch /proc/self/attr/apparmor/exec
+ln -s /mnt/self/comm /proc/self/attr/exec
+echo ready > /state; sleep 60
+"""
+
+
+def test_a_label_is_not_written_into_a_proc_of_the_container(pymigrate: Local, tmp_path: Path) -> None:
+    """CVE-2019-16884, CVE-2019-19921, CVE-2025-52881: into a file of the container, or another one of the kernel's."""
+    able = {"process.capabilities": {name: ["CAP_SYS_ADMIN"] for name in SETS}}
+    bundle = make(tmp_path / "b", FAKE, able)
+    pymigrate("run", "-d", "-b", bundle, "c")
+    wait_for(bundle / "rootfs/state")
+    for flag, field in (("--apparmor", "apparmorProfile"), ("--process-label", "selinuxLabel")):
+        # This kernel runs no such module, and says so where the label arrives.
+        done = pymigrate("exec", flag, "label", "c", "echo", "ran", check=False)
+        assert (done.stdout, f"process.{field}: cannot be set to" in done.stderr) == ("", True), done
+    assert pymigrate("exec", "c", "cat", "/proc/self/attr/apparmor/exec").stdout == ""
+
+
+NO_CHECK = """
+from runtime import process
+process.require_labels = lambda *args: None
+"""
+
+
+def test_a_label_is_not_written_into_a_proc_of_the_image(pymigrate: Local, tmp_path: Path) -> None:
+    bundle = make(tmp_path / "b", "echo ran", {"process.apparmorProfile": "label"})
+    config = json.loads((bundle / "config.json").read_text())
+    config["mounts"] = [entry for entry in config["mounts"] if entry["destination"] != "/proc"]
+    (bundle / "config.json").write_text(json.dumps(config))
+    (bundle / "rootfs/proc/self/attr").mkdir(parents=True)
+    (bundle / "rootfs/proc/self/attr/exec").touch()
+    done = attacked(pymigrate, NO_CHECK, "run", "-b", bundle, "c", check=False)
+    assert (done.stdout, "process.apparmorProfile: cannot be set to" in done.stderr) == ("", True), done
+    assert (bundle / "rootfs/proc/self/attr/exec").read_text() == ""

@@ -14,6 +14,7 @@ from runtime import init, namespaces, process, processes, selfexec, sync, syscal
 from runtime.cgroups import Cgroup
 from runtime.errors import Conflict
 from runtime.light import signals
+from runtime.own_proc import OwnProc
 from runtime.process_spec import Process, Rlimit, Scheduler
 
 TYPE_CHECKING = False
@@ -78,9 +79,11 @@ def main(argv: list[str]) -> int:
         # nor may a module be loaded from its files.
         syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
         selfexec.forbid_imports()
+        own = OwnProc()
         remapped = _join(config["pid"], config["start_time"], wanted)
         pid = os.fork()
         if pid:
+            own.close()
             return _wait(pid, sock, config)
         if config["resident"]:
             _settle()
@@ -99,8 +102,10 @@ def main(argv: list[str]) -> int:
                 process.own_null(fd)
                 if not config["resident"]:  # else they are others' as well
                     process.own_stream(fd, wanted.uid)
+        process.label_next_exec(wanted, own)
+        process.join_groups(wanted, own)
+        own.close()
         process.enter_cwd(wanted)
-        process.label_next_exec(wanted)
         process.reset_signals()
         process.limit_self(wanted)
         if not remapped:

@@ -11,6 +11,7 @@ import os
 
 from runtime import hooks, mounts, namespaces, process, selfexec, sync, syscalls
 from runtime.cgroups import Cgroup
+from runtime.own_proc import OwnProc
 from runtime.records import Record
 
 TYPE_CHECKING = False
@@ -191,8 +192,9 @@ def _stage_two(setup: Setup, sock: socket.socket, trees: dict[int, int], separat
         from runtime import no_pivot  # noqa: F401 (for mounts.pivot, where nothing can be loaded)
     load_filter = process.loader(setup.filter, sock) if setup.filter is not None else None
     selfexec.forbid_imports()
-    mounts.pivot(spec, move=setup.move_root)
+    own = OwnProc()
     mounts.protect(spec)
+    mounts.pivot(spec, move=setup.move_root)
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
     if setup.console is not None:
         owner = sync.adopt(setup.console)
@@ -200,8 +202,10 @@ def _stage_two(setup: Setup, sock: socket.socket, trees: dict[int, int], separat
         owner.close()
     else:
         _connect_stdio(setup)
+    process.label_next_exec(spec.process, own)
+    process.join_groups(spec.process, own)
+    own.close()
     process.enter_cwd(spec.process)
-    process.label_next_exec(spec.process)
     process.limit_self(spec.process)
     if "user" not in spec.namespaces:
         process.schedule_self(spec.process)

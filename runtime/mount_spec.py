@@ -56,6 +56,11 @@ RECURSIVE: dict[str, tuple[int, int]] = {
     "ratime": (0, ATTR_ATIME), "rstrictatime": (ATTR_STRICTATIME, ATTR_ATIME),
     "rnostrictatime": (0, ATTR_ATIME), "rnosymfollow": (ATTR_NOSYMFOLLOW, 0), "rsymfollow": (0, ATTR_NOSYMFOLLOW),
 }  # fmt: skip
+# Flag of mount(2) -> attribute; the access-time modes, which are values of one field, are `attributes`'s own.
+_ATTRIBUTES = {
+    MS_RDONLY: ATTR_RDONLY, MS_NOSUID: ATTR_NOSUID, MS_NODEV: ATTR_NODEV, MS_NOEXEC: ATTR_NOEXEC,
+    MS_NODIRATIME: ATTR_NODIRATIME, MS_NOSYMFOLLOW: ATTR_NOSYMFOLLOW,
+}  # fmt: skip
 OTHER = ("tmpcopyup", "idmap", "ridmap")
 ID_MAX = 2**32 - 2
 
@@ -111,6 +116,17 @@ class Options(Record):
     clear: int
     copy_up: bool
     data: str
+
+
+def attributes(flags: int, cleared: int) -> tuple[int, int]:
+    """What mount_setattr(2) has to set and to clear in a mount for flags of mount(2) to set and to clear in it."""
+    to_set = sum(attribute for flag, attribute in _ATTRIBUTES.items() if flags & flag)
+    to_clear = sum(attribute for flag, attribute in _ATTRIBUTES.items() if cleared & flag)
+    if flags & (MS_NOATIME | MS_RELATIME | MS_STRICTATIME) or cleared & MS_NOATIME:
+        strict = flags & MS_STRICTATIME  # the others are no modes beside it
+        to_set |= ATTR_STRICTATIME if strict else ATTR_NOATIME if flags & MS_NOATIME else 0
+        to_clear |= ATTR_ATIME
+    return to_set, to_clear
 
 
 def parse_options(options: tuple[str, ...]) -> Options:

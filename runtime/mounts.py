@@ -1,4 +1,4 @@
-"""The container's file system tree: the order of things, pivot_root, masked and read-only paths (rootfs.py: the rest).
+"""The container's file system tree: the order of things, masked and read-only paths, pivot_root (rootfs.py: the rest).
 
 Everything is private to the container's mount namespace, and nothing of the host stays visible, which CRIU needs to be
 able to dump it.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 
 from runtime import syscalls
 from runtime.errors import StartFailed
@@ -25,7 +26,8 @@ from runtime.mount_spec import (
     Device,
     Mount,
 )
-from runtime.rootfs import Root, remount
+from runtime.rootfs import Root
+from runtime.stage import Change
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,7 +54,7 @@ def prepare(spec: Spec) -> dict[int, int]:
     for index, mount in enumerate(spec.mounts):
         if mount.is_bind and (mount.idmap or entering):
             try:
-                trees[index] = syscalls.open_tree(os.path.realpath(mount.source), recursive=mount.recursive)
+                trees[index] = syscalls.open_tree(mount.source, recursive=mount.recursive)
                 if mount.idmap:
                     _map_ids(trees[index], mount, spec)
             except OSError as error:
@@ -171,6 +173,67 @@ def _detach(spec: Spec, *, private: bool) -> None:
             path = os.path.dirname(path)
 
 
+def protect(spec: Spec) -> None:
+    """Read-only paths, masked paths, and a read-only root; the root is the working directory.
+
+    Raises StartFailed naming the field.
+    """
+    root = Root(".")
+    field, null = "", -1
+    try:
+        for index, path in enumerate(spec.readonly_paths):
+            field = f"linux.readonlyPaths[{index}] ({path})"
+            if (place := _find(root, path)) >= 0:
+                tree = syscalls.open_tree("", dir_fd=place, recursive=True)
+                root.stage.change(tree, Change(flags=MS_RDONLY))
+                syscalls.move_mount(tree, place)
+                os.close(tree)
+                os.close(place)
+        for index, path in enumerate(spec.masked_paths):
+            field = f"linux.maskedPaths[{index}] ({path})"
+            if (place := _find(root, path)) < 0:
+                continue
+            if stat.S_ISDIR(os.fstat(place).st_mode):
+                syscalls.mount("tmpfs", f"/proc/self/fd/{place}", "tmpfs", MS_RDONLY, "size=0k")
+            else:
+                null = null if null >= 0 else _null(root)
+                tree = syscalls.open_tree("", dir_fd=null, recursive=False)
+                syscalls.move_mount(tree, place)
+                os.close(tree)
+            os.close(place)
+        field = "root.readonly"
+        if spec.readonly:
+            root.protect()
+    except OSError as error:
+        raise StartFailed(f"{field}: {error.strerror or error}") from None
+    finally:
+        root.close()
+        if null >= 0:
+            os.close(null)
+
+
+def _find(root: Root, path: str) -> int:
+    """An O_PATH descriptor of a path that is to be protected, -1 if nobody inside can reach it."""
+    try:
+        return root.open(path)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return -1
+
+
+def _null(root: Root) -> int:
+    """An O_PATH descriptor of the container's null device: an image's /dev/null could be a link to anywhere."""
+    directory = root.open("/dev")
+    try:
+        fd = os.open("null", os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+    finally:
+        os.close(directory)
+    there = os.fstat(fd)
+    if not stat.S_ISCHR(there.st_mode) or there.st_rdev != os.makedev(1, 3):
+        os.close(fd)
+        raise OSError(errno.ENODEV, "/dev/null is not the null device")
+    return fd
+
+
 def pivot(spec: Spec, *, move: bool) -> None:
     """Make the container's root the root; the old one is gone afterwards.
 
@@ -192,40 +255,3 @@ def pivot(spec: Spec, *, move: bool) -> None:
     os.chdir("/")
     if spec.rootfs_propagation:
         syscalls.mount(None, "/", None, PROPAGATIONS[spec.rootfs_propagation])
-
-
-def protect(spec: Spec) -> None:
-    """After pivot: read-only paths, masked paths, and a read-only root. Raises StartFailed naming the field."""
-    field = ""
-    try:
-        for index, path in enumerate(spec.readonly_paths):
-            field = f"linux.readonlyPaths[{index}] ({path})"
-            if os.path.exists(path):
-                syscalls.mount(path, path, None, MS_BIND | MS_REC)
-                remount(path, MS_RDONLY, 0)
-        for index, path in enumerate(spec.masked_paths):
-            field = f"linux.maskedPaths[{index}] ({path})"
-            if os.path.isdir(path):
-                syscalls.mount("tmpfs", path, "tmpfs", MS_RDONLY, "size=0k")
-            elif os.path.exists(path):
-                _cover(path)
-        field = "root.readonly"
-        if spec.readonly:
-            remount("/", MS_RDONLY, 0)
-    except OSError as error:
-        raise StartFailed(f"{field}: {error.strerror or error}") from None
-
-
-def _cover(path: str) -> None:
-    """Put the null device over a file, by descriptors: an image's /dev/null could be a link to anywhere."""
-    null = os.open("/dev/null", os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
-    target = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    try:
-        if os.fstat(null).st_rdev != os.makedev(1, 3):
-            raise OSError(errno.ENODEV, "/dev/null is not the null device")
-        tree = syscalls.open_tree("", dir_fd=null, recursive=False)
-        syscalls.move_mount(tree, target)
-        os.close(tree)
-    finally:
-        os.close(target)
-        os.close(null)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import NoReturn
 
+    from runtime.own_proc import OwnProc
     from runtime.process_spec import Process
 
 
@@ -68,7 +69,7 @@ def _limit(kind: str, soft: int, hard: int) -> None:
 def tune_self(process: Process) -> None:
     """Set the OOM score and I/O priority, which forks inherit. Raises StartFailed naming the field."""
     if process.oom_score_adj is not None:
-        _set("process.oomScoreAdj", "/proc/self/oom_score_adj", str(process.oom_score_adj))
+        _set("process.oomScoreAdj", write_kernel, "/proc/self/oom_score_adj", str(process.oom_score_adj))
     if process.io_priority is not None:
         try:
             syscalls.ioprio_set(*process.io_priority)
@@ -119,19 +120,18 @@ def require_labels(process: Process, mount_label: str | None) -> None:
             raise NotSupported(f"config.json: {field}: this kernel does not run {module}")
 
 
-def label_next_exec(process: Process) -> None:
+def label_next_exec(process: Process, own: OwnProc) -> None:
     """Have the next exec take the AppArmor profile and SELinux label. Raises StartFailed naming the field."""
     if process.apparmor_profile and process.apparmor_profile != "unconfined":
-        own = "/proc/self/attr/apparmor/exec"
-        path = own if os.path.exists(own) else "/proc/self/attr/exec"
-        _set("process.apparmorProfile", path, f"exec {process.apparmor_profile}")
+        name = "attr/apparmor/exec" if own.has("attr/apparmor/exec") else "attr/exec"
+        _set("process.apparmorProfile", own.write, name, f"exec {process.apparmor_profile}")
     if process.selinux_label:
-        _set("process.selinuxLabel", "/proc/self/attr/exec", process.selinux_label)
+        _set("process.selinuxLabel", own.write, "attr/exec", process.selinux_label)
 
 
-def _set(field: str, path: str, value: str) -> None:
+def _set(field: str, write: Callable[[str, str], None], name: str, value: str) -> None:
     try:
-        write_kernel(path, value)
+        write(name, value)
     except OSError as error:
         raise StartFailed(f"{field}: cannot be set to {value!r}: {error.strerror}") from None
 
@@ -181,8 +181,26 @@ def enter_cwd(process: Process) -> None:
         raise StartFailed(f"process.cwd: {process.cwd}: {error.strerror}") from None
 
 
+def join_groups(process: Process, own: OwnProc) -> None:
+    """Take the additional groups, and give up those that we have. Raises StartFailed."""
+    try:
+        os.setgroups(process.additional_gids)
+    except OSError as error:
+        # An unprivileged user namespace denies it; that matters only when groups were asked for.
+        if process.additional_gids or error.errno != errno.EPERM or _may_set_groups(own):
+            message = f"process.user.additionalGids: cannot be set: {error.strerror}"
+            raise StartFailed(message) from None
+
+
+def _may_set_groups(own: OwnProc) -> bool:
+    try:
+        return own.read("setgroups") == "allow"
+    except OSError:
+        return True
+
+
 def become_user(process: Process, seccomp: Callable[[], None] | None) -> str:
-    """Change user, groups, capabilities and no_new_privs for good; returns the program, as that user finds it.
+    """Change user, group, capabilities and no_new_privs for good; returns the program, as that user finds it.
 
     `seccomp` loads a filter: without no_new_privs that needs CAP_SYS_ADMIN, and so comes before the capabilities are
     given up. Raises StartFailed naming the field.
@@ -194,12 +212,6 @@ def become_user(process: Process, seccomp: Callable[[], None] | None) -> str:
             _drop_bounding(capabilities.mask(sets["bounding"]))
         syscalls.prctl(syscalls.PR_SET_KEEPCAPS, 1)
         field = f"process.user: cannot become {process.uid}:{process.gid}"
-        try:
-            os.setgroups(process.additional_gids)
-        except PermissionError:
-            # An unprivileged user namespace denies it; that matters only when groups were asked for.
-            if process.additional_gids or _may_set_groups():
-                raise
         os.setresgid(process.gid, process.gid, process.gid)
         os.setresuid(process.uid, process.uid, process.uid)
         if process.umask is not None:
@@ -225,14 +237,6 @@ def become_user(process: Process, seccomp: Callable[[], None] | None) -> str:
     except OSError as error:
         raise StartFailed(f"{field}: {error.strerror or error}") from None
     return program
-
-
-def _may_set_groups() -> bool:
-    try:
-        with open("/proc/self/setgroups") as file:
-            return file.read().strip() == "allow"
-    except OSError:
-        return True
 
 
 def _drop_bounding(keep: int) -> None:

@@ -1,7 +1,7 @@
 """The root file system of a container while it is being set up: its mounts, devices and links.
 
 Every destination is resolved inside of it (openat2, RESOLVE_IN_ROOT): a symbolic link in an image cannot make us mount
-over the host.
+over the host. It is resolved once: from then on a descriptor stands for it (stage.py).
 """
 
 from __future__ import annotations
@@ -12,21 +12,12 @@ import stat
 
 from runtime import syscalls
 from runtime.cgroups.hierarchies import UNIFIED, discover
-from runtime.mount_spec import (
-    MS_BIND,
-    MS_NOATIME,
-    MS_NOSYMFOLLOW,
-    MS_PRIVATE,
-    MS_RDONLY,
-    MS_REC,
-    MS_RELATIME,
-    MS_REMOUNT,
-    parse_options,
-)
+from runtime.mount_spec import MS_BIND, MS_PRIVATE, MS_RDONLY, MS_REC, MS_REMOUNT, parse_options
+from runtime.stage import Change, Stage
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from runtime.mount_spec import Device, Mount
+    from runtime.mount_spec import Device, Mount, Options
 
 _DEVICE_LINKS = {
     "/dev/fd": "/proc/self/fd", "/dev/stdin": "/proc/self/fd/0", "/dev/stdout": "/proc/self/fd/1",
@@ -35,8 +26,6 @@ _DEVICE_LINKS = {
 _KINDS = {"c": stat.S_IFCHR, "b": stat.S_IFBLK, "p": stat.S_IFIFO}
 
 
-# What statvfs(3) says of a mount -> the flag of mount(2)
-_KEPT = {1: 1, 2: 2, 4: 4, 8: 8, 1024: 1024, 2048: 2048, 4096: MS_RELATIME, 8192: MS_NOSYMFOLLOW}
 _MAX_LINKS = 40  # as the kernel counts them: path_resolution(7)
 
 
@@ -45,6 +34,7 @@ class Root:
 
     def __init__(self, path: str) -> None:
         self._fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.stage = Stage(self._fd)
 
     def enter(self) -> None:
         """Make it the working directory."""
@@ -53,9 +43,13 @@ class Root:
     def close(self) -> None:
         os.close(self._fd)
 
-    def open(self, path: str) -> int:
-        """An O_PATH descriptor of `path` inside the root."""
-        return syscalls.open_in_root(self._fd, path.lstrip("/") or ".", os.O_PATH)
+    def protect(self) -> None:
+        """Make it read-only."""
+        self.stage.protect(self._fd)
+
+    def open(self, path: str, links: int = _MAX_LINKS) -> int:
+        """An O_PATH descriptor of `path` inside the root; a symbolic link in it is refused if `links` is 0."""
+        return syscalls.open_in_root(self._fd, path.lstrip("/") or ".", os.O_PATH, links=links > 0)
 
     def make_directory(self, path: str, links: int = _MAX_LINKS) -> int:
         """An O_PATH descriptor of the directory `path`, which is made, parents included, where it is missing.
@@ -65,7 +59,7 @@ class Root:
         missing: list[str] = []
         while True:
             try:
-                fd = self.open(path)
+                fd = self.open(path, links)
                 break
             except FileNotFoundError:
                 path, name = os.path.split(path.rstrip("/"))
@@ -75,17 +69,18 @@ class Root:
             try:
                 os.mkdir(name, 0o755, dir_fd=fd)
             except FileExistsError:
-                os.close(self.make_directory(_behind(path, name, fd, links), links - 1))
+                if links:
+                    os.close(self.make_directory(_behind(path, name, fd, links), links - 1))
             finally:
                 os.close(fd)
             path = os.path.join(path, name)
-            fd = self.open(path)
+            fd = self.open(path, links)
         return fd
 
     def make_file(self, path: str, links: int = _MAX_LINKS) -> int:
         """An O_PATH descriptor of the file `path`, made empty where it is missing; see `make_directory`."""
         try:
-            return self.open(path)
+            return self.open(path, links)
         except FileNotFoundError:
             parent, name = os.path.split(path)
             parent_fd = self.make_directory(parent)
@@ -99,160 +94,167 @@ class Root:
 
     def mount(self, mount: Mount, tree: int | None, own_cgroups: dict[str, str] | None) -> None:
         """Do one entry of `mounts`; `tree` is what `prepare` has made of it. See `build` for the cgroups."""
-        if mount.type == "cgroup":
-            self._mount_cgroups(mount, own_cgroups)
-            return
         options = parse_options(mount.options)
         if mount.is_bind:
-            self._bind(mount, tree, options.flags)
-            rest, cleared = options.flags & ~(MS_BIND | MS_REC), options.cleared & ~(MS_BIND | MS_REC)
-            if rest or cleared:
-                self._remount(mount.destination, rest, cleared)
-        else:
-            if mount.type in ("proc", "sysfs"):
-                self._refuse_links(mount.destination)
-            below = fd = self.make_directory(mount.destination)
-            if options.copy_up:
-                below = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            late = options.flags & MS_RDONLY if options.copy_up else 0
-            self._attach(fd, mount.source or mount.type, mount.type, options.flags & ~late, options.data)
-            if options.copy_up:
-                self._copy_up(below, mount.destination)
-                if late:
-                    self._remount(mount.destination, options.flags, 0)
-        # What the bundle does not say stays separate from the host: CRIU cannot save mounts that are tied to others.
-        for change in options.propagation or ((MS_PRIVATE | MS_REC,) if mount.is_bind else ()):
-            self._again(mount.destination, change)
-        if options.set or options.clear:
-            with_all = self.open(mount.destination)
-            try:
-                syscalls.mount_setattr(with_all, set=options.set, clear=options.clear, recursive=True)
-            finally:
-                os.close(with_all)
-
-    def _bind(self, mount: Mount, tree: int | None, flags: int) -> None:
-        if tree is None and not os.path.exists(mount.source):
-            raise OSError(errno.ENOENT, f"the source {mount.source} does not exist")
-        is_directory = stat.S_ISDIR((os.stat(mount.source) if tree is None else os.fstat(tree)).st_mode)
-        fd = self.make_directory(mount.destination) if is_directory else self.make_file(mount.destination)
-        if tree is None:
-            self._attach(fd, mount.source, None, MS_BIND | flags & MS_REC, None)
+            self._bind(mount, tree, options)
             return
+        target = self._place(mount, is_directory=True)
         try:
-            syscalls.move_mount(tree, fd)
+            if mount.type == "cgroup":
+                self._mount_cgroups(target, options.flags, own_cgroups)
+            else:
+                self._mount_new(target, mount, options)
         finally:
+            os.close(target)
+
+    def _place(self, mount: Mount, *, is_directory: bool) -> int:
+        """An O_PATH descriptor of a mount's destination, which is made where it is missing.
+
+        An image must not put its own files in the place of the kernel's, which others and we ourselves trust: /proc and
+        /sys stand where the bundle says, and nothing gets into /proc that `parse_mount` has not seen.
+        """
+        parts = [part for part in mount.destination.split("/") if part not in ("", ".")]
+        links = 0 if mount.type in ("proc", "sysfs") or parts in (["proc"], ["sys"]) else _MAX_LINKS
+        make = self.make_directory if is_directory else self.make_file
+        try:
+            fd = make(mount.destination, links)
+        except OSError as error:
+            if links or error.errno != errno.ELOOP:
+                raise
+            message = f"{mount.destination} is a symbolic link in the root file system, or behind one"
+            raise OSError(errno.ELOOP, message) from None
+        if parts[0] != "proc" and syscalls.is_procfs(fd):
             os.close(fd)
+            raise OSError(errno.EPERM, "leads into a proc file system, which is the kernel's")
+        if os.path.samestat(os.fstat(fd), os.fstat(self._fd)):
+            os.close(fd)
+            raise OSError(errno.EINVAL, "leads to the root itself, which it would hide")
+        return fd
+
+    def _bind(self, mount: Mount, tree: int | None, options: Options) -> None:
+        if tree is None:
+            try:
+                tree = syscalls.open_tree(mount.source, recursive=mount.recursive)
+            except FileNotFoundError:
+                raise OSError(errno.ENOENT, f"the source {mount.source} does not exist") from None
+        flags, cleared = options.flags & ~(MS_BIND | MS_REC), options.cleared & ~(MS_BIND | MS_REC)
+        # What the bundle does not say stays separate from the host: CRIU cannot save mounts that are tied to others.
+        propagation = options.propagation or (MS_PRIVATE | MS_REC,)
+        try:
+            target = self._place(mount, is_directory=stat.S_ISDIR(os.fstat(tree).st_mode))
+            try:
+                change = Change(flags, cleared, options.set, options.clear, propagation)
+                self.stage.change(tree, change, single=not mount.recursive)
+                syscalls.move_mount(tree, target)
+            finally:
+                os.close(target)
+        finally:
             os.close(tree)
 
-    def _remount(self, path: str, flags: int, cleared: int) -> None:
-        fd = self.open(path)
+    def _mount_new(self, target: int, mount: Mount, options: Options) -> None:
+        change = Change(set=options.set, clear=options.clear, propagation=options.propagation)
+        if options.copy_up:
+            change = change.replace(flags=options.flags & MS_RDONLY)
+        source, flags = mount.source or mount.type, options.flags & ~change.flags
+        if options.flags & MS_REMOUNT or not (options.copy_up or change != Change()):
+            syscalls.mount(source, f"/proc/self/fd/{target}", mount.type, flags, options.data or None)
+            return
+        made = self.stage.new(source, mount.type, flags, options.data or None)
         try:
-            remount(f"/proc/self/fd/{fd}", flags, cleared)
+            if options.copy_up:
+                _copy_up(target, made)
+            self.stage.change(made, change, staged=True, single=True)
+            syscalls.move_mount(made, target)
         finally:
-            os.close(fd)
+            os.close(made)
 
-    def _refuse_links(self, path: str) -> None:
-        """proc and sysfs stand where the image says, or an image could put its own files in their place."""
-        current = ""
-        for part in filter(None, path.split("/")):
-            current = os.path.join(current, part)
-            try:
-                fd = syscalls.open_in_root(self._fd, current, os.O_PATH | os.O_NOFOLLOW)
-            except FileNotFoundError:
-                return
-            is_link = stat.S_ISLNK(os.fstat(fd).st_mode)
-            os.close(fd)
-            if is_link:
-                raise OSError(errno.ELOOP, f"/{current} is a symbolic link in the root file system")
-
-    def _copy_up(self, below: int, path: str) -> None:
-        fd = self.open(path)
-        try:
-            above = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            _copy_tree(below, above)
-            os.close(above)
-        finally:
-            os.close(fd)
-            os.close(below)
-
-    def _attach(self, fd: int, source: str, fstype: str | None, flags: int, data: str | None) -> None:
-        """Mount on the directory or file behind an O_PATH descriptor, which is closed."""
-        try:
-            syscalls.mount(source, f"/proc/self/fd/{fd}", fstype, flags, data or None)
-        finally:
-            os.close(fd)
-
-    def _again(self, path: str, flags: int) -> None:
-        """Change what is mounted at `path`."""
-        fd = self.open(path)
-        try:
-            syscalls.mount(None, f"/proc/self/fd/{fd}", None, flags)
-        finally:
-            os.close(fd)
-
-    def _mount_cgroups(self, mount: Mount, own: dict[str, str] | None) -> None:
+    def _mount_cgroups(self, target: int, flags: int, own: dict[str, str] | None) -> None:
         """/sys/fs/cgroup as the container is to see it: version 2, or each version 1 hierarchy.
 
         In a cgroup namespace that is a mount of its own; without one, the container's own directories are bound.
         """
-        flags = parse_options(mount.options).flags
         hierarchies = discover()
-        place = mount.destination
         if [hierarchy.controllers for hierarchy in hierarchies] == [(UNIFIED,)]:
-            self._mount_hierarchy(place, "cgroup2", "", flags, own.get(UNIFIED) if own else None)
+            self._mount_hierarchy(target, "cgroup2", "", flags, own.get(UNIFIED) if own else None)
             return
-        self._attach(self.make_directory(place), "tmpfs", "tmpfs", flags & ~MS_RDONLY, "mode=755")
-        for hierarchy in hierarchies:
-            if hierarchy.controllers == (UNIFIED,):
-                continue
-            names = ",".join(hierarchy.controllers)
-            name = os.path.basename(hierarchy.mountpoint)
-            options = names if not names.startswith("name=") else f"none,{names}"
-            below = f"{place}/{name}"
-            self._mount_hierarchy(below, "cgroup", options, flags, own.get(hierarchy.controllers[0]) if own else None)
-            parent = self.open(place)
-            for controller in hierarchy.controllers:
-                if controller != name and "=" not in controller:  # cpu -> cpu,cpuacct
-                    os.symlink(name, controller, dir_fd=parent)
-            os.close(parent)
-        if flags & MS_RDONLY:
-            self._remount(place, flags, 0)
+        top = self.stage.new("tmpfs", "tmpfs", flags & ~MS_RDONLY, "mode=755")
+        try:
+            for hierarchy in hierarchies:
+                if hierarchy.controllers == (UNIFIED,):
+                    continue
+                names = ",".join(hierarchy.controllers)
+                name = os.path.basename(hierarchy.mountpoint)
+                options = names if not names.startswith("name=") else f"none,{names}"
+                os.mkdir(name, 0o755, dir_fd=top)
+                place = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=top)
+                try:
+                    ours = own.get(hierarchy.controllers[0]) if own else None
+                    self._mount_hierarchy(place, "cgroup", options, flags, ours)
+                finally:
+                    os.close(place)
+                for controller in hierarchy.controllers:
+                    if controller != name and "=" not in controller:  # cpu -> cpu,cpuacct
+                        os.symlink(name, controller, dir_fd=top)
+            self.stage.change(top, Change(flags=flags & MS_RDONLY), staged=True)
+            syscalls.move_mount(top, target)
+        finally:
+            os.close(top)
 
-    def _mount_hierarchy(self, place: str, kind: str, options: str, flags: int, own: str | None) -> None:
-        fd = self.make_directory(place)
+    def _mount_hierarchy(self, target: int, kind: str, options: str, flags: int, own: str | None) -> None:
         if own is None:
-            self._attach(fd, "cgroup", kind, flags, options)
-        else:
-            self._attach(fd, own, None, MS_BIND, None)
-            self._remount(place, flags, 0)
+            syscalls.mount("cgroup", f"/proc/self/fd/{target}", kind, flags, options)
+            return
+        tree = syscalls.open_tree(own, recursive=False)
+        try:
+            self.stage.change(tree, Change(flags=flags))
+            syscalls.move_mount(tree, target)
+        finally:
+            os.close(tree)
 
     def bind_device(self, device: Device) -> None:
         """The host's own node in the place of one that a user namespace may not make."""
         if device.type == "p":
             self.make_device(device)
             return
-        there = os.stat(device.path)
-        if (stat.S_IFMT(there.st_mode), there.st_rdev) != (_KINDS[device.type], os.makedev(device.major, device.minor)):
-            raise OSError(errno.ENODEV, "a user namespace can only have the host's devices, and this one is another")
-        self._attach(self.make_file(device.path), device.path, None, MS_BIND, None)
+        tree = syscalls.open_tree(device.path, recursive=False)
+        try:
+            if not _is_node(tree, device):
+                raise OSError(
+                    errno.ENODEV, "a user namespace can only have the host's devices, and this one is another"
+                )  # fmt: skip
+            target = self.make_file(device.path)
+            try:
+                syscalls.move_mount(tree, target)
+            finally:
+                os.close(target)
+        finally:
+            os.close(tree)
 
     def make_device(self, device: Device) -> None:
-        """Make a device node; one that is there already with the same numbers is left alone."""
+        """Make a device node; one that is there already with the same numbers is left alone.
+
+        Owner and mode are set by descriptor: who else can write to the directory may have put a link in its place.
+        """
         parent, name = os.path.split(device.path)
         parent_fd = self.make_directory(parent)
         try:
-            number = os.makedev(device.major, device.minor)
+            exists = None
             try:
+                number = os.makedev(device.major, device.minor)
                 os.mknod(name, _KINDS[device.type] | device.mode, number, dir_fd=parent_fd)
-            except FileExistsError:
-                there = os.stat(name, dir_fd=parent_fd, follow_symlinks=False)
-                if there.st_rdev == number and stat.S_IFMT(there.st_mode) == _KINDS[device.type]:
-                    return
-                raise
-            os.chown(name, device.uid, device.gid, dir_fd=parent_fd, follow_symlinks=False)
-            os.chmod(name, device.mode, dir_fd=parent_fd)
+            except FileExistsError as error:
+                exists = error
+            fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent_fd)
         finally:
             os.close(parent_fd)
+        try:
+            if not _is_node(fd, device):
+                raise exists or FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+            if exists is None:
+                os.chown(f"/proc/self/fd/{fd}", device.uid, device.gid)
+                os.chmod(f"/proc/self/fd/{fd}", device.mode)
+        finally:
+            os.close(fd)
 
     def make_links(self) -> None:
         """/dev/fd and its kind, where nothing has these names yet."""
@@ -267,6 +269,11 @@ class Root:
                 os.close(parent_fd)
 
 
+def _is_node(fd: int, device: Device) -> bool:
+    there = os.fstat(fd)
+    return (stat.S_IFMT(there.st_mode), there.st_rdev) == (_KINDS[device.type], os.makedev(device.major, device.minor))
+
+
 def _behind(parent: str, name: str, parent_fd: int, links: int) -> str:
     """What `name` in the directory `parent` is, as a path inside the root: where a symbolic link leads, or itself.
 
@@ -278,13 +285,15 @@ def _behind(parent: str, name: str, parent_fd: int, links: int) -> str:
     return os.path.join(parent, os.readlink(name, dir_fd=parent_fd) if is_link else name)
 
 
-def remount(path: str, flags: int, cleared: int) -> None:
-    """Change flags of the one mount at `path`; others stay, which a user namespace demands of those it inherited."""
-    there = os.statvfs(path).f_flag
-    kept = sum(flag for bit, flag in _KEPT.items() if there & bit) & ~cleared
-    if cleared & MS_NOATIME:
-        kept |= MS_RELATIME  # without any of these flags the kernel leaves them as they are
-    syscalls.mount(None, path, None, MS_REMOUNT | MS_BIND | flags | kept)
+def _copy_up(below: int, above: int) -> None:
+    """Copy what is in the directory of one O_PATH descriptor into that of another one."""
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    source, target = os.open(f"/proc/self/fd/{below}", flags), os.open(f"/proc/self/fd/{above}", flags)
+    try:
+        _copy_tree(source, target)
+    finally:
+        os.close(source)
+        os.close(target)
 
 
 def _copy_tree(source: int, target: int) -> None:

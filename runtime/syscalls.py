@@ -49,7 +49,7 @@ _MOVE_MOUNT_F_EMPTY_PATH, _MOVE_MOUNT_T_EMPTY_PATH = 0x4, 0x40
 _KEYCTL_JOIN_SESSION_KEYRING = 1
 _IOPRIO_WHO_PROCESS, _IOPRIO_CLASS_SHIFT = 1, 13
 _KCMP_SYSVSEM = 6
-_RESOLVE_NO_MAGICLINKS = 0x02
+_RESOLVE_NO_XDEV, _RESOLVE_NO_MAGICLINKS, _RESOLVE_NO_SYMLINKS, _RESOLVE_BENEATH = 0x01, 0x02, 0x04, 0x08
 _RESOLVE_IN_ROOT = 0x10
 _OPEN_ATTEMPTS = 1000
 # System call numbers are the same on all architectures from 424 on (pidfd_send_signal and later).
@@ -68,6 +68,7 @@ _SYS = {
     "s390x": (217, 280, 282, 283, 343, 345, 346, 348, 351),
 }
 _SOL_SOCKET, _SO_GET_FILTER = 1, 26
+_PROC_SUPER_MAGIC = 0x9FA0
 _FSOPEN_CLOEXEC = 1
 _FSMOUNT_CLOEXEC = 1
 _FSCONFIG_SET_STRING = 1
@@ -159,6 +160,13 @@ def birth_time(path: str | os.PathLike[str]) -> int:
     return int.from_bytes(seconds, sys.byteorder, signed=True) * 1_000_000_000 + int.from_bytes(rest, sys.byteorder)
 
 
+def is_procfs(fd: int) -> bool:
+    """fstatfs(2): whether a descriptor is of a file in a proc file system."""
+    buffer = (ctypes.c_char * 256)()  # struct statfs; f_type is its first field
+    _check(_function("fstatfs")(ctypes.c_int(fd), buffer), "fstatfs")
+    return int.from_bytes(buffer.raw[0:4], sys.byteorder) == _PROC_SUPER_MAGIC
+
+
 def syncfs(fd: int) -> None:
     """syncfs(2): wait until the disk has all of the file system that `fd` lies on."""
     _check(_function("syncfs")(ctypes.c_int(fd)), "syncfs")
@@ -236,17 +244,27 @@ def capget() -> tuple[int, int, int]:
     return data[0] | data[3] << 32, data[1] | data[4] << 32, data[2] | data[5] << 32
 
 
-def open_in_root(root_fd: int, path: str, flags: int, mode: int = 0) -> int:
+def open_in_root(root_fd: int, path: str, flags: int, *, links: bool = True) -> int:
     """openat2(2) with RESOLVE_IN_ROOT: no symbolic link in `path` leads out of the directory `root_fd`.
 
-    The kernel gives up (EAGAIN) at a ".." when anything on this machine is mounted or renamed meanwhile.
+    Without `links` a symbolic link anywhere in `path` is an error, ELOOP.
     """
+    return _openat2(root_fd, path, flags, _RESOLVE_IN_ROOT | (0 if links else _RESOLVE_NO_SYMLINKS))
+
+
+def open_below(directory_fd: int, path: str, flags: int) -> int:
+    """openat2(2) on the mount of the directory `directory_fd`, and nowhere else (EXDEV)."""
+    return _openat2(directory_fd, path, flags, _RESOLVE_BENEATH | _RESOLVE_NO_XDEV)
+
+
+def _openat2(directory_fd: int, path: str, flags: int, resolve: int) -> int:
+    """The kernel gives up (EAGAIN) at a ".." when anything on this machine is mounted or renamed meanwhile."""
     # struct open_how
-    how = (ctypes.c_uint64 * 3)(flags | os.O_CLOEXEC, mode, _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS)
+    how = (ctypes.c_uint64 * 3)(flags | os.O_CLOEXEC, 0, resolve | _RESOLVE_NO_MAGICLINKS)
     name = ctypes.c_char_p(os.fsencode(path))
     for _ in range(_OPEN_ATTEMPTS):
         try:
-            return _syscall(_SYS_OPENAT2, f"open {path}", root_fd, name, ctypes.byref(how), ctypes.sizeof(how))
+            return _syscall(_SYS_OPENAT2, f"open {path}", directory_fd, name, ctypes.byref(how), ctypes.sizeof(how))
         except BlockingIOError as error:
             failure = error
     raise failure
@@ -295,15 +313,15 @@ def open_tree(path: str | os.PathLike[str], *, recursive: bool, dir_fd: int = _A
 
 
 def move_mount(tree_fd: int, target_fd: int) -> None:
-    """move_mount(2): mount what open_tree has copied on the directory or file behind an O_PATH descriptor."""
+    """move_mount(2): move a mount, or mount what open_tree has copied, onto what an O_PATH descriptor stands for."""
     empty = ctypes.c_char_p(b"")
     flags = _MOVE_MOUNT_F_EMPTY_PATH | _MOVE_MOUNT_T_EMPTY_PATH
     _syscall(_SYS_MOVE_MOUNT, "move_mount", tree_fd, empty, target_fd, empty, flags)
 
 
-def mount_setattr(fd: int, *, set: int, clear: int, recursive: bool, userns_fd: int = 0) -> None:
+def mount_setattr(fd: int, *, set: int, clear: int, recursive: bool, propagation: int = 0, userns_fd: int = 0) -> None:
     """mount_setattr(2) on the mount behind a descriptor (and all below it)."""
-    attributes = (ctypes.c_uint64 * 4)(set, clear, 0, userns_fd)  # struct mount_attr
+    attributes = (ctypes.c_uint64 * 4)(set, clear, propagation, userns_fd)  # struct mount_attr
     flags = _AT_EMPTY_PATH | (_AT_RECURSIVE if recursive else 0)
     empty = ctypes.c_char_p(b"")
     _syscall(_SYS_MOUNT_SETATTR, "mount_setattr", fd, empty, flags, ctypes.byref(attributes), 32)

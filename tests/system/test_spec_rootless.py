@@ -186,4 +186,4 @@ def test_groups_cannot_be_given_with_a_single_id(rootless: Rootless) -> None:
     config["process"]["user"]["additionalGids"] = [5]
     (bundle / "config.json").write_text(json.dumps(config))
     done = rootless("run", "-b", bundle, "c", check=False)
-    assert (done.returncode, "process.user: cannot become" in done.stderr) == (1, True), done
+    assert (done.returncode, "process.user.additionalGids: cannot be set" in done.stderr) == (1, True), done

@@ -1,0 +1,114 @@
+"""Mounts that get all their flags out of sight, before they are moved to where the container finds them.
+
+By its path a mount point could be another one at each step, because a hostile container can rename directories on a
+volume that it shares. So every step is by descriptor, and what must not be seen unfinished is made
+- detached: a copy by open_tree(2), which mount_setattr(2) changes;
+- or, as mount(2) and a kernel before 5.12 need it, on the root itself: a lookup that starts at the root never gets to
+  what is mounted on it, but its ".." does.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from runtime import syscalls
+from runtime.mount_spec import (
+    ATTR_RDONLY,
+    MS_BIND,
+    MS_NOATIME,
+    MS_NOSYMFOLLOW,
+    MS_RDONLY,
+    MS_REC,
+    MS_RELATIME,
+    MS_REMOUNT,
+    attributes,
+)
+from runtime.records import Record
+
+# What statvfs(3) says of a mount -> the flag of mount(2)
+_KEPT = {1: 1, 2: 2, 4: 4, 8: 8, 1024: 1024, 2048: 2048, 4096: MS_RELATIME, 8192: MS_NOSYMFOLLOW}
+
+
+class Change(Record):
+    """What to change of a mount: flags of mount(2) to set and to clear in itself, attributes of mount_setattr(2) to
+    set and to clear in its whole tree, and changes of propagation."""
+
+    flags: int = 0
+    cleared: int = 0
+    set: int = 0
+    clear: int = 0
+    propagation: tuple[int, ...] = ()
+
+
+class Stage:
+    """Makes mounts below a root: `root` is an O_PATH descriptor of it, in a mount that others do not share."""
+
+    def __init__(self, root: int) -> None:
+        self._root = root
+
+    def new(self, source: str, kind: str, flags: int, data: str | None) -> int:
+        """A new file system on the stage; returns a descriptor of the mount. Raises OSError."""
+        syscalls.mount(source, f"/proc/self/fd/{self._root}", kind, flags, data)
+        return syscalls.open_in_root(self._root, "..", os.O_PATH)
+
+    def change(self, tree: int, change: Change, *, staged: bool = False, single: bool = False) -> None:
+        """Change a mount that is detached or, if `staged`, on the stage; `single` tells that there is none below it.
+
+        On a kernel that cannot change a detached one it gets on the stage. Raises OSError.
+        """
+        try:
+            for to_set, to_clear, recursive, propagation in _calls(change, single=single):
+                syscalls.mount_setattr(
+                    tree, set=to_set, clear=to_clear, recursive=recursive, propagation=propagation
+                )  # fmt: skip
+        except OSError as error:
+            if error.errno != errno.ENOSYS or change.set or change.clear:
+                raise
+            if not staged:
+                syscalls.move_mount(tree, self._root)
+            _change_attached(tree, change)
+
+    def protect(self, fd: int) -> None:
+        """Make a mount read-only that is in its place already. Raises OSError."""
+        try:
+            syscalls.mount_setattr(fd, set=ATTR_RDONLY, clear=0, recursive=False)
+        except OSError as error:
+            if error.errno != errno.ENOSYS:
+                raise
+            remount(f"/proc/self/fd/{fd}", MS_RDONLY, 0)
+
+
+def _change_attached(tree: int, change: Change) -> None:
+    """For Linux 5.6 to 5.11, which has no mount_setattr."""
+    path = f"/proc/self/fd/{tree}"
+    if change.flags or change.cleared:
+        remount(path, change.flags, change.cleared)
+    for propagation in change.propagation:
+        syscalls.mount(None, path, None, propagation)
+
+
+def _calls(change: Change, *, single: bool) -> list[tuple[int, int, bool, int]]:
+    """The calls of mount_setattr: set, clear, whether in the whole tree, propagation."""
+    found = []
+    to_set, to_clear = attributes(change.flags, change.cleared)
+    if to_set or to_clear:
+        found.append((to_set, to_clear, False, 0))
+    if change.set or change.clear:
+        found.append((change.set, change.clear, True, 0))
+    for kind in change.propagation:
+        recursive = bool(kind & MS_REC)
+        if found and not found[-1][3] and (single or found[-1][2] == recursive):
+            found[-1] = (*found[-1][:3], kind & ~MS_REC)
+        else:
+            found.append((0, 0, recursive, kind & ~MS_REC))
+    return found
+
+
+def remount(path: str, flags: int, cleared: int) -> None:
+    """Change flags of the one mount at `path`; others stay, which a user namespace demands of those it inherited."""
+    there = os.statvfs(path).f_flag
+    kept = sum(flag for bit, flag in _KEPT.items() if there & bit) & ~cleared
+    if cleared & MS_NOATIME:
+        kept |= MS_RELATIME  # without any of these flags the kernel leaves them as they are
+    syscalls.mount(None, path, None, MS_REMOUNT | MS_BIND | flags | kept)

@@ -7,6 +7,7 @@ import time
 
 from runtime import capabilities, handover, hooks, init, monitor, namespaces, processes, sync, syscalls
 from runtime.cgroups import Cgroup, beside
+from runtime.cgroups.limits import denied_by_default
 from runtime.errors import ContainerError, DeadlineExceeded, SpecError, StartFailed
 from runtime.light import signals
 from runtime.records import Record
@@ -138,7 +139,8 @@ def make_cgroup(store: Store, state: State, spec: Spec, *, systemd: bool) -> tup
 
     The state is saved before anything is made, so that whoever finds it after we were killed can remove all.
     """
-    if os.geteuid() and spec.resources == Resources():
+    resources = denied_by_default(spec.resources) if _may_deny_devices() else spec.resources
+    if os.geteuid() and resources == Resources():
         store.save(state)  # without privileges, and without limits to set, there is none
         return state, Cgroup({})
     if not systemd:
@@ -150,17 +152,25 @@ def make_cgroup(store: Store, state: State, spec: Spec, *, systemd: bool) -> tup
     else:
         store.save(state)
         cgroup = Cgroup.create(
-            state.id, spec.cgroups_path, systemd=True, resources=spec.resources, annotations=spec.annotations,
+            state.id, spec.cgroups_path, systemd=True, resources=resources, annotations=spec.annotations,
             owner=state.owner,
         )  # fmt: skip
         state = state.replace(cgroup_paths=cgroup.paths, systemd_unit=cgroup.unit)
         store.save(state)
     try:
-        cgroup.apply(spec.resources)
+        cgroup.apply(resources)
     except BaseException:
         remove_cgroup(cgroup)
         raise
     return state, cgroup
+
+
+def _may_deny_devices() -> bool:
+    """Whether the kernel lets us hold a cgroup to device rules: not a user, nor root of a user namespace."""
+    if os.geteuid():
+        return False
+    with open("/proc/self/uid_map") as file:
+        return file.read().split() == ["0", "0", "4294967295"]
 
 
 def remove_cgroup(cgroup: Cgroup) -> None:

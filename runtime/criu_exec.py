@@ -7,7 +7,6 @@ onto itself in a mount namespace of its own, which CRIU needs as a mount point a
 Runs under `python3 -I -S` as a child of the monitor, so that the restored init becomes the monitor's child.
 """
 
-import errno
 import os
 import sys
 
@@ -25,7 +24,8 @@ def main(argv: list[str]) -> int:
         for directory in cgroups:
             with open(os.path.join(directory, "cgroup.procs"), "w") as procs:
                 procs.write("0")
-        _leave_keyring(keyring)
+        # What CRIU restores has CRIU's session keyring: it must not be that of whoever has logged in here.
+        syscalls.join_session_keyring(keyring)
         syscalls.unshare(syscalls.CLONE_NEWNS | (syscalls.CLONE_NEWCGROUP if cgroupns else 0))
         syscalls.mount(None, "/", None, MS_REC | MS_PRIVATE)
         syscalls.mount(rootfs, rootfs, None, MS_BIND | MS_REC)
@@ -34,12 +34,3 @@ def main(argv: list[str]) -> int:
     except OSError as error:
         print(f"cannot prepare the restore: {error}", file=sys.stderr)
     return 1
-
-
-def _leave_keyring(name: str) -> None:
-    """What CRIU restores has CRIU's session keyring: it must not be that of whoever has logged in here."""
-    try:
-        syscalls.join_session_keyring(name)
-    except OSError as error:
-        if error.errno != errno.ENOSYS:
-            raise

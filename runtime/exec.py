@@ -131,7 +131,8 @@ def _begin(
         keep.append(console.fileno())
     filter = handover.compile_filter(spec)
     config: dict[str, Any] = {
-        "pid": state.pid, "start_time": state.pid_start_time, "process": process.plain(), "detach": options.detach,
+        "id": state.id, "pid": state.pid, "start_time": state.pid_start_time,
+        "process": process.plain(), "detach": options.detach,
         "cgroups": _below(state.cgroup_paths, options.cgroups), "keep": options.preserve_fds,
         "resident": resident, "streams": streams,
         "personality": spec.personality,

@@ -70,6 +70,7 @@ def main(argv: list[str]) -> int:
         if config["filter"]:
             value = {**config["filter"], "program": bytes.fromhex(config["filter"]["program"])}
             load = process.loader(process.Filter(**value), sock)
+        syscalls.join_session_keyring(f"_ses.{config['id']}")  # the caller's may hold his secrets
         process.use_processors("initial", wanted.initial_cpus)
         Cgroup(config["cgroups"]).add(0, beside=config["pid"])
         process.use_processors("final", wanted.final_cpus)

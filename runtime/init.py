@@ -181,7 +181,7 @@ def _stage_two(setup: Setup, sock: socket.socket, trees: dict[int, int], separat
     namespaces.set_up(spec, separate)
     before = os.umask(0o022)
     mounts.build(spec, trees, setup.cgroups)
-    os.umask(before)  # the specification: without process.user.umask that of the caller
+    os.umask(before)  # for process.become_user
     state = dict(setup.state, status="creating", pid=os.getpid())
     hooks.run("createContainer", spec.hooks["createContainer"], state)
     if spec.hooks["startContainer"]:

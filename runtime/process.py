@@ -205,17 +205,16 @@ def become_user(process: Process, seccomp: Callable[[], None] | None) -> str:
     `seccomp` loads a filter: without no_new_privs that needs CAP_SYS_ADMIN, and so comes before the capabilities are
     given up. Raises StartFailed naming the field.
     """
-    sets = process.capabilities
+    sets = capabilities.NONE if process.capabilities is None else process.capabilities
     try:
         field = "process.capabilities"
-        if sets is not None:
-            _drop_bounding(capabilities.mask(sets["bounding"]))
+        _drop_bounding(capabilities.mask(sets["bounding"]))
         syscalls.prctl(syscalls.PR_SET_KEEPCAPS, 1)
         field = f"process.user: cannot become {process.uid}:{process.gid}"
         os.setresgid(process.gid, process.gid, process.gid)
         os.setresuid(process.uid, process.uid, process.uid)
-        if process.umask is not None:
-            os.umask(process.umask)
+        # The specification leaves the caller's; runc always sets 022, because callers have 0.
+        os.umask(os.umask(0o022) | 0o022 if process.umask is None else process.umask)
         program = find_program(process)
         field = "process.capabilities"
         _, held, _ = syscalls.capget()  # without a descriptor: the limit of them may be 0
@@ -224,10 +223,7 @@ def become_user(process: Process, seccomp: Callable[[], None] | None) -> str:
             field = "linux.seccomp"
             seccomp()
         field = "process.capabilities"
-        if sets is not None:
-            _apply(sets, held)
-        elif process.uid:
-            syscalls.capset(0, 0, 0)
+        _apply(sets, held)
         field = "process.noNewPrivileges"
         if process.no_new_privileges:
             syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)

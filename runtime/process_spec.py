@@ -51,9 +51,10 @@ class Scheduler(Record):
 class Process(Record):
     """What runs in the container.
 
-    `capabilities` maps each of the five sets to names, also such as nobody knows (capabilities.warn); None leaves them
-    alone. `console_size` is rows and columns; `io_priority` class and level; `initial_cpus` and `final_cpus` are those
-    of execCPUAffinity, of no concern to a container's init.
+    `capabilities` maps each of the five sets to names, also such as nobody knows (capabilities.warn); None says
+    nothing: a container has none then, and what `exec` starts has the container's. `console_size` is rows and columns;
+    `io_priority` class and level; `initial_cpus` and `final_cpus` are those of execCPUAffinity, of no concern to a
+    container's init.
     """
 
     args: tuple[str, ...]

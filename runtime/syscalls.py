@@ -328,8 +328,12 @@ def mount_setattr(fd: int, *, set: int, clear: int, recursive: bool, propagation
 
 
 def join_session_keyring(name: str) -> None:
-    """keyctl(2): a new session keyring for this process."""
-    _syscall(_number("keyctl"), "keyctl", _KEYCTL_JOIN_SESSION_KEYRING, ctypes.c_char_p(os.fsencode(name)))
+    """keyctl(2): a new session keyring for this process; harmless where the kernel has none."""
+    try:
+        _syscall(_number("keyctl"), "keyctl", _KEYCTL_JOIN_SESSION_KEYRING, ctypes.c_char_p(os.fsencode(name)))
+    except OSError as error:
+        if error.errno != errno.ENOSYS:
+            raise
 
 
 def ioprio_set(io_class: int, level: int, thread: int = 0) -> None:

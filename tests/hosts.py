@@ -11,8 +11,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+from runtime import capabilities
+
 ROOTFS = Path("/var/cache/pymigrate/rootfs/busybox")
 COUNT = "i=0; while :; do i=$((i+1)); echo $i; usleep 20000; done"
+# All that a root without CAP_SYS_RESOURCE can give.
+ABLE = dict.fromkeys(("bounding", "effective", "permitted"), sorted(capabilities.NUMBERS.keys() - {"CAP_SYS_RESOURCE"}))
 PYMIGRATE = [str(Path(sys.executable).with_name("pymigrate"))]  # `-m migrate.cli` takes longer than most verbs do
 
 # `pymigrate move web host2` with {body} defined before and something done at one function: {before} when it is reached,

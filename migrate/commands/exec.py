@@ -38,6 +38,8 @@ FLAGS = (
     Flag("ignore-paused", "do not refuse a paused container; it waits there"),
     Flag("no-subreaper", "accepted for runc's sake"),
 )
+# What a process has of its container where --process leaves it open.
+_INHERITED = ("capabilities", "apparmor_profile", "selinux_label", "rlimits", "oom_score_adj", "umask")
 FAILED = 255  # runc's: the smaller ones are the program's own
 SYNTAX = Syntax(
     "Run a program in a running container, with our own stdin, stdout and stderr.", FLAGS, ("id", "command...")
@@ -65,7 +67,8 @@ def _process(args: Values, state: State) -> tuple[Process, Spec]:
     spec = load_kept(state)
     if args.process is not None:
         process = parse_process(Fields(read_json(args.process, ""), args.process))
-        return process.replace(terminal=process.terminal or args.tty), spec
+        own = {name: getattr(spec.process, name) for name in _INHERITED if not _says(getattr(process, name))}
+        return process.replace(**own, terminal=process.terminal or args.tty), spec
     if not args.command:
         raise UsageError("no program to run", remedy="pymigrate exec ID CMD [ARG...]")
     for entry in args.env:
@@ -100,6 +103,10 @@ def _process(args: Values, state: State) -> tuple[Process, Spec]:
     changes |= {"apparmor_profile": args.apparmor} if args.apparmor else {}
     changes |= {"selinux_label": args.process_label} if args.process_label else {}
     return process.replace(**changes), spec
+
+
+def _says(value: object) -> bool:
+    return value is not None and value not in ("", ())
 
 
 def _is_id(text: str) -> bool:

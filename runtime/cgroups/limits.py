@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     Paths = dict[str, str]
 
+_DENY_ALL = DeviceRule(False, "a", None, None, "rwm")
 # What every container can use (runtime-spec, default devices; runc allows the same): these come after the
 # config.json's own rules. A node can always be made: of what it stands for, nothing can be opened.
 DEFAULT_DEVICES = tuple(
@@ -41,7 +42,18 @@ def apply(paths: Paths, resources: Resources) -> None:
         _write_all(paths, v1.writes(resources, paths))
     _write_all(paths, ((f"unified.{key}", UNIFIED, key, value) for key, value in resources.unified.items()))
     if resources.devices:
-        _apply_devices(paths, [*resources.devices, *DEFAULT_DEVICES])
+        _apply_devices(paths, device_rules(resources.devices))
+
+
+def device_rules(rules: Sequence[DeviceRule]) -> tuple[DeviceRule, ...]:
+    """The rules that hold where a config.json has these: all is denied that none of them allows, as by runc."""
+    closed = any(rule.type == "a" for rule in rules)
+    return (*(() if closed else (_DENY_ALL,)), *rules, *DEFAULT_DEVICES)
+
+
+def denied_by_default(resources: Resources) -> Resources:
+    """The limits of a new container: without device rules it may use the default devices only."""
+    return resources if resources.devices else resources.replace(devices=(_DENY_ALL,))
 
 
 def _apply_devices(paths: Paths, rules: Sequence[DeviceRule]) -> None:

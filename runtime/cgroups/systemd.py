@@ -11,7 +11,7 @@ import os
 from runtime.cgroups import v1, v2
 from runtime.cgroups.dbus import Refused, Systemd
 from runtime.cgroups.files import read
-from runtime.cgroups.limits import DEFAULT_DEVICES
+from runtime.cgroups.limits import device_rules
 from runtime.errors import Conflict, ContainerError, NotSupported, SpecError, StartFailed
 from runtime.light import signals
 from runtime.records import Record
@@ -221,9 +221,12 @@ def resource_properties(resources: Resources, directory: str | None) -> Properti
 
 def _device_properties(rules: Sequence[DeviceRule]) -> Properties:
     """The device rules as a list of what is allowed. Raises NotSupported."""
+    if not rules:
+        return {}
+    rules = device_rules(rules)
     if all(rule.allow for rule in rules):
         return {}
-    allowed = v1.allow_list([*rules, *DEFAULT_DEVICES])
+    allowed = v1.allow_list(rules)
     if allowed is None:
         raise NotSupported("linux.resources.devices: systemd cannot deny some devices only", remedy="deny all first")
     entries = []

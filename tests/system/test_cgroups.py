@@ -192,8 +192,14 @@ def test_version_2_rules_replace_those_before(unified: str) -> None:
         devices.apply(unified, rules(*given))
         found = opened(cgroup)
         assert len(found) == expected if isinstance(expected, int) else found == expected
-    cgroup.apply(parsed(devices=[DENY_ALL]))  # with what every container may use
-    assert opened(cgroup) == ["zero0", "full0", "full2"]
+    usual = ["zero0", "full0", "full2"]  # what every container may use
+    for given, expected in (
+        ([DENY_ALL], usual), ([KMSG], [*usual, "kmsg0"]), ([{**KMSG, "allow": False}], usual), ([{"allow": True}], 4),
+        ([{**FULL_R, "allow": False}], usual),
+    ):  # fmt: skip
+        cgroup.apply(parsed(devices=given))
+        found = opened(cgroup)
+        assert len(found) == expected if isinstance(expected, int) else found == expected
 
 
 def test_the_verifiers_words_are_in_the_error(unified: str, monkeypatch: pytest.MonkeyPatch) -> None:

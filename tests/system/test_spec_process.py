@@ -3,13 +3,16 @@
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from runtime import syscalls
 from runtime.capabilities import NUMBERS
 from runtime.cgroups.files import number_list
 from tests.hosts import PYMIGRATE
+from tests.pybox import write_python_bundle
 from tests.system.boxes import Fields, listener, make, output, refusal, run
 from tests.system.conftest import Local
 
@@ -141,9 +144,60 @@ def test_capabilities_that_cannot_be_given_are_warned_of(pymigrate: Local, count
     assert words in pymigrate("exec", "--process", tmp_path / "process", "c").stderr
 
 
-def test_no_capabilities_field_gives_another_user_none(pymigrate: Local, tmp_path: Path) -> None:
-    text = output(pymigrate, tmp_path, "cat /proc/self/status", {"process.capabilities": None, **NOBODY})
-    assert (status(text, "CapEff"), status(text, "CapPrm")) == (f"{0:016x}", f"{0:016x}")
+def held(text: str) -> set[str]:
+    """The capabilities of a /proc/PID/status, each of the five sets."""
+    return {status(text, f"Cap{name}") for name in ("Bnd", "Prm", "Eff", "Inh", "Amb")}
+
+
+@pytest.mark.parametrize("user", [{}, NOBODY], ids=["root", "another"])
+def test_no_capabilities_field_gives_none(pymigrate: Local, tmp_path: Path, user: dict[str, object]) -> None:
+    """As with runc; what `exec` starts has those of the container unless it is told otherwise."""
+    fields = {"process.capabilities": None, "process.noNewPrivileges": False, **user}
+    assert held(output(pymigrate, tmp_path, "cat /proc/self/status", fields)) == {f"{0:016x}"}
+    pymigrate("run", "-d", "-b", make(tmp_path / "exec", "sleep 1000", fields), "c")
+    assert held(pymigrate("exec", "c", "cat", "/proc/self/status").stdout) == {f"{0:016x}"}
+    (tmp_path / "process").write_text(json.dumps({"args": ["cat", "/proc/self/status"], "cwd": "/"}))
+    assert held(pymigrate("exec", "--process", tmp_path / "process", "c").stdout) == {f"{0:016x}"}
+    text = pymigrate("exec", "--cap", "CAP_KILL", "c", "cat", "/proc/self/status").stdout
+    assert status(text, "CapBnd") == f"{1 << 5:016x}"
+
+
+def test_what_a_process_file_leaves_open_is_the_containers(pymigrate: Local, tmp_path: Path) -> None:
+    fields = {
+        "process.rlimits": [{"type": "RLIMIT_NOFILE", "soft": 77, "hard": 88}], "process.oomScoreAdj": 321,
+        "process.user": {"uid": 0, "gid": 0, "umask": 0o27},
+    }  # fmt: skip
+    pymigrate("run", "-d", "-b", make(tmp_path / "b", "sleep 1000", fields), "c")
+    script = "cat /proc/self/status /proc/self/oom_score_adj; ulimit -n; umask"
+    (tmp_path / "process").write_text(json.dumps({"args": ["sh", "-c", script], "cwd": "/"}))
+    text = pymigrate("exec", "--process", tmp_path / "process", "c").stdout
+    assert status(text, "CapBnd") == f"{1 << 29 | 1 << 5 | 1 << 10:016x}"  # those of `spec`
+    assert text.splitlines()[-3:] == ["321", "77", "0027"]
+
+
+def test_an_open_umask_of_the_caller_is_not_the_containers(pymigrate: Local, tmp_path: Path) -> None:
+    """Services have 0 as often as not. One that is narrower than runc's 022 stays."""
+    for caller, inside in ((0, "0022"), (0o77, "0077")):
+        bundle = make(tmp_path / str(caller), "umask; sleep 1000")
+        umask = {"preexec_fn": lambda caller=caller: os.umask(caller) and None}
+        pymigrate("run", "-d", "-b", bundle, f"c{caller}", **umask)
+        assert pymigrate("exec", f"c{caller}", "sh", "-c", "umask", **umask).stdout == f"{inside}\n"
+        assert pymigrate("logs", f"c{caller}").stdout == f"{inside}\n"
+
+
+def test_exec_does_not_hand_on_the_callers_session_keyring(pymigrate: Local, tmp_path: Path) -> None:
+    """It may hold what unlocks the caller's files and tickets."""
+    keyring = "import ctypes; print(ctypes.CDLL(None).syscall({}, 0, -3, 0))"  # KEYCTL_GET_KEYRING_ID, of the session
+    write_python_bundle(tmp_path / "b", "import time; time.sleep(1000)")
+    name = f"keys-{os.getpid()}"  # others may have a container of any other one
+    pymigrate("run", "-d", "-b", tmp_path / "b", name)
+    number = syscalls._number("keyctl")
+    code = "from runtime import syscalls; syscalls.join_session_keyring('callers'); import subprocess, sys; "
+    code += f"{keyring.format(number)}; sys.stdout.flush(); subprocess.run(sys.argv[1:], check=True)"
+    argv = pymigrate.argv("exec", name, "python3", "-ISc", keyring.format(number))
+    done = subprocess.run([sys.executable, "-c", code, *argv], stdout=subprocess.PIPE, text=True, check=True)
+    callers, inside = map(int, done.stdout.split())
+    assert (callers > 0, inside > 0, inside != callers) == (True, True, True)
 
 
 @pytest.mark.parametrize("value", [True, False])

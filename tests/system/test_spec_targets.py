@@ -149,6 +149,29 @@ def test_devices(pymigrate: Local, tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("rules", "readable"),
+    [
+        (None, ["zero"]),
+        ([], ["zero"]),
+        ([{"allow": True, "type": "c", "major": 10, "minor": 229, "access": "rwm"}], ["zero"]),
+        ([{"allow": False, "type": "c", "major": 1, "minor": 5, "access": "rwm"}], ["zero"]),
+        ([{"allow": True, "type": "c", "major": 1, "minor": 11, "access": "r"}], ["zero", "kmsg"]),
+        ([{"allow": True}], ["zero", "kmsg"]),
+    ],
+)  # fmt: skip
+def test_only_what_rules_allow_can_be_opened(
+    pymigrate: Local, tmp_path: Path, rules: list[dict[str, Any]] | None, readable: list[str]
+) -> None:
+    """Without rules, and where they do not begin with one for all devices, everything else is denied, as by runc."""
+    node = {"path": "/dev/kmsg", "type": "c", "major": 1, "minor": 11}
+    script = "for f in zero kmsg; do dd if=/dev/$f of=/dev/null bs=9000 count=1 2>/dev/null && echo $f; done; true"
+    fields: Fields = {"linux.devices": [node], "linux.resources": None if rules is None else {"devices": rules}}
+    fields["process.capabilities"] = {key: ["CAP_SYSLOG"] for key in ("bounding", "effective", "permitted")}
+    said = output(pymigrate, tmp_path, script, fields)
+    assert said.split() == readable
+
+
 def test_device_in_the_place_of_something_else(pymigrate: Local, tmp_path: Path) -> None:
     device = {"path": "/etc/passwd", "type": "c", "major": 1, "minor": 3}
     assert "linux.devices (/etc/passwd): " in refusal(pymigrate, tmp_path, {"linux.devices": [device]})

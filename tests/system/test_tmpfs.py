@@ -12,7 +12,7 @@ import pytest
 
 from migrate import mountinfo, tmpfs
 from runtime import syscalls
-from tests.hosts import driver
+from tests.hosts import ABLE, driver
 from tests.pybox import write_python_bundle
 from tests.system.conftest import Lab
 
@@ -151,7 +151,7 @@ def start(lab: Lab, program: str = PROGRAM) -> None:
     with tempfile.TemporaryDirectory() as directory:
         write_python_bundle(Path(directory, "web"), program, mounts=mounts)
         config = json.loads(Path(directory, "web/config.json").read_text())
-        del config["process"]["capabilities"]  # it keeps all of root's
+        config["process"]["capabilities"] = ABLE
         Path(directory, "web/config.json").write_text(json.dumps(config))
         lab.put("host1", Path(directory, "web"), "/var/lib/pymigrate/test/web")
     lab.on("host1", "pymigrate", "run", "-d", "-b", "/var/lib/pymigrate/test/web", "web")

@@ -12,7 +12,7 @@ from migrate import sockets
 from migrate.validate import container_blockers
 from runtime.spec import load_kept
 from runtime.state import Store
-from tests.hosts import COUNT, write_bundle
+from tests.hosts import ABLE, COUNT, write_bundle
 from tests.pybox import write_python_bundle
 from tests.system.conftest import PYMIGRATE, Local
 
@@ -123,7 +123,7 @@ def test_descriptors(pymigrate: Local, tmp_path: Path, make: str, rule: str | No
     for place, source in (("/usr", "/usr"), ("/lib", "/usr/lib"), ("/lib64", "/usr/lib64")):
         config["mounts"].append({"destination": place, "source": source, "type": "bind", "options": ["bind", "ro"]})
     (tmp_path / "b" / "rootfs" / "lib64").unlink()
-    del config["process"]["capabilities"]  # it keeps all of root's
+    config["process"]["capabilities"] = ABLE
     config["linux"]["devices"] = [{"path": "/dev/hwdev", "type": "c", "major": 1, "minor": 11}]
     config["linux"]["resources"]["devices"].append({"allow": True, "type": "c", "major": 1, "minor": 11, "access": "r"})
     path.write_text(json.dumps(config))
@@ -167,7 +167,7 @@ def test_an_init_that_changed_its_user_is_hidden_once_it_was_restored(pymigrate:
     config["linux"]["namespaces"].append({"type": "user"})
     for kind in ("uidMappings", "gidMappings"):
         config["linux"][kind] = [{"containerID": 0, "hostID": 100000, "size": 1000}]
-    del config["process"]["capabilities"]  # it keeps all of root's
+    config["process"]["capabilities"] = ABLE
     path.write_text(json.dumps(config))
     subprocess.run(["chown", "-Rh", "100000:100000", tmp_path / "b" / "rootfs"], check=True)
     pymigrate("run", "-d", "-b", tmp_path / "b", "c")

@@ -228,7 +228,7 @@ def test_limits_as_properties() -> None:
     properties = systemd.resource_properties(parsed(devices=[DENY_ALL, KVM]), None)
     assert properties["DevicePolicy"] == ("s", "strict")
     assert {("/dev/char/10:232", "rw"), ("char-136", "mrw"), ("block-*", "m")} < set(properties["DeviceAllow"][1])
-    for rules in ([KVM | {"allow": False}], [DENY_ALL, {"allow": True, "type": "c", "minor": 7}]):
+    for rules in ([{"allow": True}, KVM | {"allow": False}], [DENY_ALL, {"allow": True, "type": "c", "minor": 7}]):
         with pytest.raises(NotSupported, match=r"linux\.resources\.devices: systemd"):
             systemd.resource_properties(parsed(devices=rules), None)
     with pytest.raises(ContainerError, match=r"linux\.resources\.unified"):

@@ -30,7 +30,7 @@ def installed_on_both(machines_session: Machines) -> Iterator[None]:
     """host2 has what host1 has, for moves that start there; it is bare again afterwards, all of it put aside."""
     machines_session.up()
     pycriu = "/usr/lib/python3/dist-packages/pycriu"
-    ours = "rsync -a --exclude=/pymigrate/sealed /opt/pymigrate host2:/opt/"
+    ours = "rsync -a --exclude=/pymigrate/sealed /opt/pymigrate host2:/opt/"  # a mount of /usr/bin
     copy = f"{ours} && rsync -a {pycriu} host2:/opt/pymigrate/lib/"
     try:
         machines_session.sh("host2", "[ ! -e /opt/aside ] || mv -T /opt/aside /opt/pymigrate")

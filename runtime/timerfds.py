@@ -19,11 +19,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-_ABSOLUTE = 1  # TFD_TIMER_ABSTIME
+_ABSOLUTE, _CANCEL_ON_SET = 1, 2  # TFD_TIMER_ABSTIME, TFD_TIMER_CANCEL_ON_SET
 _WALL_CLOCKS = (0, 8)  # CLOCK_REALTIME, CLOCK_REALTIME_ALARM
 _SET_TICKS = 0x40085400  # TFD_IOC_SET_TICKS
 _BILLION = 1_000_000_000
-_FIELDS = ("process", "fd", "ticks", "value", "interval", "absolute")
+_LARGEST = (1 << 64) - 1  # of ticks; of nanoseconds the kernel makes 2^63 - 1 where there are more (KTIME_MAX)
+_FIELDS = {"process", "fd", "ticks", "value", "interval", "absolute"}
+_NEWER = {"cancel"}  # not in older images
 _MOST = 100_000
 
 
@@ -64,8 +66,9 @@ def _note(pid: int, number: int) -> dict[str, int] | None:
         return None
     absolute = flags & _ABSOLUTE and clock in _WALL_CLOCKS
     return {
-        "ticks": ticks, "value": value + time.time_ns() if absolute else max(value, 1), "interval": interval,
-        "absolute": int(bool(absolute)),
+        "ticks": ticks, "interval": interval, "absolute": int(bool(absolute)),
+        "value": value + time.time_ns() if absolute else max(value, 1),
+        "cancel": int(bool(absolute and flags & _CANCEL_ON_SET)),
     }  # fmt: skip
 
 
@@ -87,10 +90,10 @@ def _describe(pid: int, number: int) -> tuple[int, int, int, int, int]:
 def check(noted: list[Any]) -> None:
     """Raise ContainerError unless this is a list that `save` could have made."""
     for entry in noted[:_MOST]:
-        if not isinstance(entry, dict) or set(entry) != set(_FIELDS):
+        if not isinstance(entry, dict) or set(entry) - _NEWER != _FIELDS:
             raise ContainerError("timers: an entry is malformed")
-        if not all(type(number) is int and 0 <= number < 1 << 62 for number in entry.values()):
-            raise ContainerError("timers: an entry holds what is no number")
+        if not all(type(number) is int and 0 <= number <= _LARGEST for number in entry.values()):
+            raise ContainerError("timers: an entry holds a value that is not a number from 0 to 2^64 - 1")
     if len(noted) > _MOST:
         raise ContainerError(f"timers: more than {_MOST}")
 
@@ -105,7 +108,8 @@ def restore(noted: list[dict[str, int]], outside: dict[int, int]) -> None:
             finally:
                 os.close(pidfd)
             try:
-                syscalls.timerfd_settime(fd, entry["absolute"] * _ABSOLUTE, entry["value"], entry["interval"])
+                flags = bool(entry["absolute"]) * _ABSOLUTE | bool(entry.get("cancel")) * _CANCEL_ON_SET
+                syscalls.timerfd_settime(fd, flags, entry["value"], entry["interval"])
                 if entry["ticks"]:
                     fcntl.ioctl(fd, _SET_TICKS, entry["ticks"].to_bytes(8, sys.byteorder))
             finally:

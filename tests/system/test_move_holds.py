@@ -32,7 +32,8 @@ supplementary-groups environment
 nested-network-namespace nested-mount-namespace seccomp-filter seccomp-strict no-foreign-keyring
 unix-stream unix-datagram unix-seqpacket unix-listening-stream unix-listening-seqpacket unix-datagram-bound
 udp udp-ipv6 tcp tcp-ipv6
-clocks timerfd timerfd-absolute timerfd-wall-clock timerfd-unread posix-timer interval-timer sleeping
+clocks timerfd timerfd-absolute timerfd-wall-clock timerfd-never
+timerfd-unread posix-timer interval-timer sleeping
 """)
 # By what rule `validate` refuses it.
 REFUSED = {

@@ -75,6 +75,9 @@ RULES: dict[str, Rule] = {
     "host-network": Rule(
         "give the container a network namespace of its own; --tcp-close to have it find its connections closed"
     ),
+    "file-system": Rule(
+        "unmount it, or have the container see it by a bind mount of the host's (`mounts` with the option bind)"
+    ),
     "submount": Rule("bind the submount by an entry of its own in `mounts`"),
     "nested-namespace": Rule(
         "run the program without a namespace of its own (mount and network namespaces are carried)"

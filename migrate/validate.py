@@ -105,7 +105,7 @@ def _host_connections(survey: sockets.Survey) -> list[Blocker]:
 
 
 def _blockers(findings: Iterable[losses.Finding]) -> list[Blocker]:
-    return [Blocker(finding.rule, finding.where, finding.problem) for finding in findings]
+    return [Blocker(finding.rule, finding.where, finding.problem, finding.remedy) for finding in findings]
 
 
 def _submounts(state: State, spec: Spec) -> list[Blocker]:

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from migrate import special_files
 from runtime import namespaces, syscalls
 
 _SCHED_DEADLINE = 6
@@ -32,11 +33,15 @@ _STORE_BYPASS = "/sys/devices/system/cpu/vulnerabilities/spec_store_bypass"
 
 @dataclass(frozen=True)
 class Finding:
-    """A rule that a process breaks: `where` names the process and the object, as seen from this host."""
+    """A rule that a process breaks: `where` names the process and the object, as seen from this host.
+
+    `remedy` is what to do about this one, "" where the rule says it.
+    """
 
     rule: str
     where: str
     problem: str
+    remedy: str = ""
 
 
 def of_process(pid: int, init: int, who: str) -> Iterator[Finding]:
@@ -106,7 +111,8 @@ def _mapped(pid: int, who: str) -> Iterator[Finding]:
     if "anon_inode:[io_uring]" in text:
         yield Finding("io-uring", who, "has an io_uring mapped, which CRIU cannot carry")
     if " /secretmem" in text:
-        yield Finding("special-file", who, "has secret memory (memfd_secret) mapped, which CRIU cannot carry")
+        text = "has secret memory (memfd_secret) mapped, which CRIU cannot carry"
+        yield Finding("special-file", who, text, special_files.remedy("secretmem"))
     if _keys_work() and (address := protected_by_key(_read(f"/proc/{pid}/smaps"))):
         problem = (
             f"has memory with a protection key (at {address}): CRIU would drop the key, and with it the protection"
@@ -155,7 +161,8 @@ def of_descriptor(pid: int, number: str, link: str, where: str) -> Finding | Non
     if link.startswith("pipe:") and int(_info(pid, number).get("flags", "0"), 8) & _PIPE_PACKETS:
         return Finding("packet-pipe", where, "is a pipe of packets (O_DIRECT), which CRIU cannot carry")
     if link.startswith("/secretmem"):
-        return Finding("special-file", where, "is secret memory (memfd_secret), which CRIU cannot carry")
+        text = "is secret memory (memfd_secret), which CRIU cannot carry"
+        return Finding("special-file", where, text, special_files.remedy("secretmem"))
     return None
 
 

@@ -6,7 +6,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from migrate import losses, mountinfo
+from migrate import losses, mountinfo, special_files
 from migrate.losses import Finding
 from migrate.watches import LINKS, Watches
 from runtime import processes, syscalls
@@ -200,7 +200,7 @@ def _descriptors(
             if link == "anon_inode:[io_uring]":
                 yield Finding("io-uring", place, "is an io_uring, which CRIU cannot carry")
             elif not _ANON_KNOWN.match(link):
-                yield Finding("special-file", place, f"is {link}, which CRIU cannot carry")
+                yield Finding("special-file", place, f"is {link}, which CRIU cannot carry", special_files.remedy(link))
         elif stat.S_ISCHR(info.st_mode) or stat.S_ISBLK(info.st_mode):
             finding = _device(info, link, place, terminals)
             if finding is not None:
@@ -209,7 +209,8 @@ def _descriptors(
                 yield Finding("host-file", place, f"is {path} of the host, opened outside the container's mounts")
         elif link.startswith("/memfd:"):
             if not losses.is_memfd(info.st_dev):
-                yield Finding("special-file", place, "is a memfd of huge pages, which is not carried")
+                text = "is a memfd of huge pages, which is not carried"
+                yield Finding("special-file", place, text, special_files.remedy("hugepages"))
         elif link.startswith("/") and (path := _foreign(pid, int(number), mounts)):
             if losses.is_message_queue(pid, number):
                 continue  # losses.ipc names it

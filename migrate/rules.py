@@ -40,7 +40,7 @@ RULES: dict[str, Rule] = {
     "host-file": Rule("start the program with stdin, stdout and stderr of the container's own"),
     "device": Rule("close the device before the move"),
     "io-uring": Rule("run the program without io_uring (MariaDB: innodb_use_native_aio=0; Node.js: UV_USE_IO_URING=0)"),
-    "special-file": Rule("close it before the move"),
+    "special-file": Rule("close it before the move, or run the program without it (what helps depends on its kind)"),
     "watch": Rule(
         "remove the watch before the move, and set it again afterwards (inotify_rm_watch, or close the descriptor)"
     ),
@@ -74,6 +74,9 @@ RULES: dict[str, Rule] = {
     ),
     "host-network": Rule(
         "give the container a network namespace of its own; --tcp-close to have it find its connections closed"
+    ),
+    "file-system": Rule(
+        "unmount it, or have the container see it by a bind mount of the host's (`mounts` with the option bind)"
     ),
     "submount": Rule("bind the submount by an entry of its own in `mounts`"),
     "nested-namespace": Rule(
@@ -146,15 +149,16 @@ RULES: dict[str, Rule] = {
 
 @dataclass(frozen=True)
 class Blocker:
-    """One reason: which rule, which field or object, what is wrong with it."""
+    """One reason: which rule, which field or object, what is wrong with it; `advice` is a remedy for this one alone."""
 
     rule: str
     where: str
     problem: str
+    advice: str = ""
 
     @property
     def remedy(self) -> str:
-        return RULES[self.rule].remedy
+        return self.advice or RULES[self.rule].remedy
 
     @property
     def allowable(self) -> bool:

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from criu_rpc.errors import CriuError
-from migrate import files, losses, mountinfo, openfiles, procscan, protocol, sockets
+from migrate import files, filesystems, losses, mountinfo, openfiles, procscan, protocol, sockets
 from migrate.errors import ProtocolError
 from migrate.hostfacts import FactsQuery, HostFacts, can_carry_any_uid, gather
 from migrate.pages import has_wide_records
@@ -69,6 +69,9 @@ def container_blockers(
         if path.startswith("/proc/")
     ]
     found += _submounts(state, spec)
+    known = {blocker.where for blocker in found if blocker.rule == "submount"}
+    external = checkpoint.mount_points(state, spec).values()
+    found += [blocker for blocker in _blockers(filesystems.findings(state.pid, external)) if blocker.where not in known]
     survey = sockets.settled(state.pid, patience)
     if "network" not in spec.namespaces and not tcp_close:
         found += _host_connections(survey)
@@ -102,13 +105,14 @@ def _host_connections(survey: sockets.Survey) -> list[Blocker]:
 
 
 def _blockers(findings: Iterable[losses.Finding]) -> list[Blocker]:
-    return [Blocker(finding.rule, finding.where, finding.problem) for finding in findings]
+    return [Blocker(finding.rule, finding.where, finding.problem, finding.remedy) for finding in findings]
 
 
 def _submounts(state: State, spec: Spec) -> list[Blocker]:
     """Mounts below a recursive bind mount: CRIU wants each named."""
-    binds = checkpoint.bind_mounts(spec)
-    known = {mount.destination.rstrip("/") for mount in spec.mounts}
+    places = checkpoint.mount_points(state, spec)
+    binds = [places[destination] for destination in checkpoint.bind_mounts(spec)]
+    known = {places.get(place, place) for place in (mount.destination.rstrip("/") for mount in spec.mounts)}
     return [
         Blocker("submount", mount.place, "is mounted below a bind mount")
         for mount in mountinfo.read(state.pid)

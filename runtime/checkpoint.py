@@ -88,13 +88,42 @@ def _cgroup_binds(place: str, paths: dict[str, str]) -> dict[str, str]:
     }
 
 
+def mount_points(state: State, spec: Spec) -> dict[str, str]:
+    """Where what is external is mounted: destination in the bundle -> mount point, which is what CRIU goes by.
+
+    They differ where a destination leads through a symbolic link, as /var/run does. A link that does not lead to what
+    was mounted has been changed by the container since: it does not count.
+    """
+    root = os.open(f"/proc/{state.pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        outside = external_mounts(spec, state.cgroup_paths)
+        return {destination: _mount_point(root, destination, source) for destination, source in outside.items()}
+    finally:
+        os.close(root)
+
+
+def _mount_point(root: int, destination: str, source: str) -> str:
+    try:
+        fd = syscalls.open_in_root(root, destination, os.O_PATH)
+    except OSError:
+        return destination
+    try:
+        place = os.readlink(f"/proc/self/fd/{fd}")
+        same = place == destination or os.path.samestat(os.fstat(fd), os.stat(source))
+        return place if same else destination
+    except OSError:
+        return destination
+    finally:
+        os.close(fd)
+
+
 def dump_options(state: State, spec: Spec, carried: Iterable[str] = (), **more: Any) -> DumpOptions:
     """What CRIU must know to dump this container; `more` are further DumpOptions. The descriptors are the caller's.
 
     What lies in the mounts at `carried` goes along by other ways than the images.
     """
-    outside = [*external_mounts(spec, state.cgroup_paths), *carried]
-    external = [f"mnt[{destination}]:{destination}" for destination in outside]
+    external = [f"mnt[{place}]:{destination}" for destination, place in mount_points(state, spec).items()]
+    external += [f"mnt[{place}]:{place}" for place in carried]
     foreign = set(joined(spec)) | ({"network"} if is_own_network(spec) else set())
     for kind in sorted(foreign):
         file = namespaces.FILES[kind]

@@ -229,6 +229,27 @@ def test_garbage_images(pymigrate: Local, bundle: Path, images: Images) -> None:
     assert (done.returncode, "descriptors.json" in done.stderr) == (6, True)
 
 
+def test_a_volume_below_a_symbolic_link(pymigrate: Local, bundle: Path, images: Images, tmp_path: Path) -> None:
+    """As /var/run is one to /run: CRIU knows it by where it is mounted."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "file").touch()
+    config = json.loads((bundle / "config.json").read_text())
+    for destination in ("/link/x", "//srv/./y/"):
+        volume = {"destination": destination, "source": str(tmp_path / "data"), "options": ["bind", "ro"]}
+        config["mounts"].append({"type": "none", **volume})
+    (bundle / "config.json").write_text(json.dumps(config))
+    (bundle / "rootfs" / "srv").mkdir(exist_ok=True)
+    (bundle / "rootfs" / "link").symlink_to("srv")
+    pymigrate("run", "-d", "-b", bundle, "ckpt")
+    before = counted(pymigrate, 3)[-1]
+    pymigrate("validate", "ckpt", "--volume", "/link/x=shared", "--volume", "/srv/y=shared")
+    for _ in range(2):
+        pymigrate("checkpoint", *images.flags(), "ckpt")
+        pymigrate("restore", "-d", "-b", bundle, *images.flags("ckpt"))
+        before = counted(pymigrate, before)[-1]
+    assert pymigrate("exec", "ckpt", "ls", "/link/x", "/srv/y").stdout.split().count("file") == 2
+
+
 def test_engines_probe_these(pymigrate: Local) -> None:
     assert pymigrate("checkpoint", "--help").returncode == 0
     asked = pymigrate("restore", "--lsm-mount-context", check=False)

@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,63 @@ def test_what_is_mounted_below_a_bind_mount(pymigrate: Local, tmp_path: Path, na
     finally:
         pymigrate("delete", "--force", "c")
         subprocess.run(["umount", below], check=True)
+
+
+def test_file_systems(pymigrate: Local, tmp_path: Path) -> None:
+    """What CRIU cannot mount again is named by its place and type; all that is not named can be dumped and restored."""
+    program = """
+import os, subprocess, time
+libc = __import__("ctypes").CDLL(None, use_errno=True)
+def mount(source, place, kind, flags=0):
+    os.makedirs(place, exist_ok=True)
+    if libc.mount(source.encode(), place.encode(), kind.encode(), flags, None):
+        print("cannot mount", kind, os.strerror(__import__("ctypes").get_errno()), flush=True)
+for kind in ("tmpfs", "proc", "sysfs", "mqueue", "securityfs", "debugfs", "cgroup2"):
+    mount(kind, "/tmp/" + kind, kind)
+os.makedirs("/tmp/tmpfs/a/b")
+mount("/tmp/tmpfs/a/b", "/tmp/part", "none", 4096)
+mount("/data/below", "/tmp/of-the-host", "none", 4096)
+mount("/usr/bin", "/tmp/more-of-the-host", "none", 4096)
+print("ready", flush=True)
+if os.read(0, 1) == b"":
+    while not os.path.exists("/data/go"):
+        time.sleep(0.01)
+mount("ramfs", "/tmp/ramfs", "ramfs")
+mount("none", "/tmp/huge", "hugetlbfs")
+if os.fork() == 0:
+    libc.unshare(0x20000)
+    mount("ramfs", "/tmp/nested", "ramfs")
+    print("nested", flush=True)
+time.sleep(1000)
+"""
+    (tmp_path / "data" / "below").mkdir(parents=True)
+    write_python_bundle(tmp_path / "b", program)
+    path = tmp_path / "b" / "config.json"
+    config = json.loads(path.read_text())
+    data = {"destination": "/data", "type": "none", "source": str(tmp_path / "data"), "options": ["rbind", "rw"]}
+    config["mounts"].append(data)
+    path.write_text(json.dumps(config))
+    pymigrate("run", "-d", "-b", tmp_path / "b", "c")
+    wait_for_line(pymigrate, "ready")
+    allow = ("--volume", "/data=shared", "--volume", "/usr=shared")
+    assert rules(pymigrate, *allow) == []
+    images = ("--image-path", tmp_path / "images", "--work-path", tmp_path / "work")
+    pymigrate("checkpoint", *images, "c")
+    pymigrate("restore", "-d", "-b", tmp_path / "b", *images, "c")
+    (tmp_path / "data" / "go").touch()
+    wait_for_line(pymigrate, "nested")
+    found = json.loads(pymigrate("--json", "validate", "c", *allow, check=False).stdout)["blockers"]
+    assert {blocker["rule"] for blocker in found} == {"file-system"}
+    text = " ".join(blocker["where"] + " " + blocker["problem"] for blocker in found)
+    assert "/tmp/ramfs has a file system of type ramfs" in text
+    assert "/tmp/huge has a file system of type hugetlbfs" in text
+    assert "/tmp/nested, in the mount namespace of process " in text
+
+
+def wait_for_line(pymigrate: Local, line: str) -> None:
+    deadline = time.monotonic() + 15
+    while line not in (said := pymigrate("logs", "c").stdout.splitlines()):
+        assert time.monotonic() < deadline, said
 
 
 @pytest.mark.parametrize(

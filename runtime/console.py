@@ -33,7 +33,7 @@ def open_terminal(process: Process, owner: socket.socket, *, console: bool) -> N
     try:
         master = os.open("/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
         if os.fstat(master).st_rdev != _PTMX:
-            raise OSError(errno.ENODEV, "/dev/pts/ptmx is no pseudo terminal")
+            raise OSError(errno.ENODEV, "/dev/pts/ptmx is not a pseudo terminal")
         fcntl.ioctl(master, _TIOCSPTLCK, struct.pack("i", 0))
         slave = fcntl.ioctl(master, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
         if process.console_size is not None:

@@ -180,7 +180,7 @@ def _stage_two(setup: Setup, sock: socket.socket, trees: dict[int, int], separat
     sync.receive(sock, STEP_TIMEOUT, "create")
     namespaces.set_up(spec, separate)
     before = os.umask(0o022)
-    mounts.build(spec, trees, setup.cgroups)
+    root = mounts.build(spec, trees, setup.cgroups)
     os.umask(before)  # for process.become_user
     state = dict(setup.state, status="creating", pid=os.getpid())
     hooks.run("createContainer", spec.hooks["createContainer"], state)
@@ -193,7 +193,7 @@ def _stage_two(setup: Setup, sock: socket.socket, trees: dict[int, int], separat
     load_filter = process.loader(setup.filter, sock) if setup.filter is not None else None
     selfexec.forbid_imports()
     own = OwnProc()
-    mounts.protect(spec)
+    mounts.protect(spec, root)
     mounts.pivot(spec, move=setup.move_root)
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
     if setup.console is not None:

@@ -85,6 +85,11 @@ class Mount(Record):
     gid_mappings: tuple[IdMapping, ...] = ()
 
     @property
+    def place(self) -> str:
+        """The destination without empty and "." parts."""
+        return "/" + "/".join(part for part in self.destination.split("/") if part not in ("", "."))
+
+    @property
     def is_bind(self) -> bool:
         return self.type == "bind" or "bind" in self.options or "rbind" in self.options
 
@@ -186,12 +191,12 @@ _SHOWN = ("cpuinfo", "diskstats", "meminfo", "stat", "swaps", "uptime", "loadavg
 
 def _check_proc(entry: Fields, mount: Mount) -> None:
     """What we ourselves read and write below /proc must be the kernel's."""
-    parts = [part for part in mount.destination.split("/") if part not in ("", ".")]
-    if parts[:1] != ["proc"]:
+    _, first, *below = mount.place.split("/")
+    if first != "proc":
         return
-    if len(parts) == 1 and mount.type != "proc" and not (mount.is_bind and mount.source.rstrip("/") == "/proc"):
+    if not below and mount.type != "proc" and not (mount.is_bind and mount.source.rstrip("/") == "/proc"):
         entry.refuse("destination", "only a mount of type proc can be mounted on /proc")
-    if len(parts) > 1 and not (mount.is_bind and "/".join(parts[1:]) in _SHOWN):
+    if below and not (mount.is_bind and "/".join(below) in _SHOWN):
         entry.refuse("destination", "nothing can be mounted there: /proc is the kernel's")
 
 

@@ -79,30 +79,28 @@ def _map_ids(tree: int, mount: Mount, spec: Spec) -> None:
         os.close(userns)
 
 
-def build(spec: Spec, trees: dict[int, int], own_cgroups: dict[str, str]) -> None:
+def build(spec: Spec, trees: dict[int, int], own_cgroups: dict[str, str]) -> Root:
     """Set up all mounts and devices below the root file system, in a mount namespace that is already our own.
 
     `trees` comes from `prepare`; `own_cgroups` are the container's directories, shown when it has no cgroup namespace.
-    The root file system is the working directory afterwards.
+    The root file system, which is returned for `protect`, is the working directory afterwards.
     """
     root = _mount_root(spec, trees.get(_ROOT))
     shown = None if "cgroup" in spec.namespaces else own_cgroups
-    try:
-        for index, mount in enumerate(spec.mounts):
-            try:
-                root.mount(_labelled(mount, spec.mount_label), trees.get(index), shown)
-            except OSError as error:
-                raise StartFailed(f"mounts[{index}] ({mount.destination}): {error.strerror or error}") from None
-        make = root.bind_device if "user" in spec.namespaces else root.make_device
-        for device in (*_DEFAULT_DEVICES, *spec.devices):
-            try:
-                make(device)
-            except OSError as error:
-                raise StartFailed(f"linux.devices ({device.path}): {error.strerror or error}") from None
-        root.make_links()
-        root.enter()
-    finally:
-        root.close()
+    for index, mount in enumerate(spec.mounts):
+        try:
+            root.mount(_labelled(mount, spec.mount_label), trees.get(index), shown)
+        except OSError as error:
+            raise StartFailed(f"mounts[{index}] ({mount.destination}): {error.strerror or error}") from None
+    make = root.bind_device if "user" in spec.namespaces else root.make_device
+    for device in (*_DEFAULT_DEVICES, *spec.devices):
+        try:
+            make(device)
+        except OSError as error:
+            raise StartFailed(f"linux.devices ({device.path}): {error.strerror or error}") from None
+    root.make_links()
+    root.enter()
+    return root
 
 
 def _labelled(mount: Mount, label: str | None) -> Mount:
@@ -173,12 +171,8 @@ def _detach(spec: Spec, *, private: bool) -> None:
             path = os.path.dirname(path)
 
 
-def protect(spec: Spec) -> None:
-    """Read-only paths, masked paths, and a read-only root; the root is the working directory.
-
-    Raises StartFailed naming the field.
-    """
-    root = Root(".")
+def protect(spec: Spec, root: Root) -> None:
+    """Read-only paths, masked paths, and a read-only root, for the last. Raises StartFailed naming the field."""
     field, null = "", -1
     try:
         for index, path in enumerate(spec.readonly_paths):
@@ -215,7 +209,7 @@ def protect(spec: Spec) -> None:
 def _find(root: Root, path: str) -> int:
     """An O_PATH descriptor of a path that is to be protected, -1 if nobody inside can reach it."""
     try:
-        return root.open(path)
+        return root.find(path)
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         return -1
 

@@ -35,13 +35,15 @@ class Root:
     def __init__(self, path: str) -> None:
         self._fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self.stage = Stage(self._fd)
+        self._kernel: dict[str, int] = {}  # what is mounted at /proc and /sys: O_PATH descriptors
 
     def enter(self) -> None:
         """Make it the working directory."""
         os.fchdir(self._fd)
 
     def close(self) -> None:
-        os.close(self._fd)
+        for fd in (self._fd, *self._kernel.values()):
+            os.close(fd)
 
     def protect(self) -> None:
         """Make it read-only."""
@@ -50,6 +52,13 @@ class Root:
     def open(self, path: str, links: int = _MAX_LINKS) -> int:
         """An O_PATH descriptor of `path` inside the root; a symbolic link in it is refused if `links` is 0."""
         return syscalls.open_in_root(self._fd, path.lstrip("/") or ".", os.O_PATH, links=links > 0)
+
+    def find(self, path: str) -> int:
+        """The same; what lies in /proc or /sys is the kernel's, even if who shares the root has renamed that since."""
+        for place, fd in self._kernel.items():
+            if path.startswith(place + "/"):
+                return syscalls.open_in_root(fd, path[len(place) :].lstrip("/") or ".", os.O_PATH)
+        return self.open(path)
 
     def make_directory(self, path: str, links: int = _MAX_LINKS) -> int:
         """An O_PATH descriptor of the directory `path`, which is made, parents included, where it is missing.
@@ -113,8 +122,7 @@ class Root:
         An image must not put its own files in the place of the kernel's, which others and we ourselves trust: /proc and
         /sys stand where the bundle says, and nothing gets into /proc that `parse_mount` has not seen.
         """
-        parts = [part for part in mount.destination.split("/") if part not in ("", ".")]
-        links = 0 if mount.type in ("proc", "sysfs") or parts in (["proc"], ["sys"]) else _MAX_LINKS
+        links = 0 if _is_kernels(mount) else _MAX_LINKS
         make = self.make_directory if is_directory else self.make_file
         try:
             fd = make(mount.destination, links)
@@ -123,7 +131,7 @@ class Root:
                 raise
             message = f"{mount.destination} is a symbolic link in the root file system, or behind one"
             raise OSError(errno.ELOOP, message) from None
-        if parts[0] != "proc" and syscalls.is_procfs(fd):
+        if not f"{mount.place}/".startswith("/proc/") and syscalls.is_procfs(fd):
             os.close(fd)
             raise OSError(errno.EPERM, "leads into a proc file system, which is the kernel's")
         if os.path.samestat(os.fstat(fd), os.fstat(self._fd)):
@@ -146,17 +154,25 @@ class Root:
                 change = Change(flags, cleared, options.set, options.clear, propagation)
                 self.stage.change(tree, change, single=not mount.recursive)
                 syscalls.move_mount(tree, target)
+                self._keep(mount, tree)
             finally:
                 os.close(target)
         finally:
             os.close(tree)
+
+    def _keep(self, mount: Mount, mounted: int) -> None:
+        if _is_kernels(mount):
+            before = self._kernel.get(mount.place)
+            self._kernel[mount.place] = os.dup(mounted)
+            if before is not None:
+                os.close(before)
 
     def _mount_new(self, target: int, mount: Mount, options: Options) -> None:
         change = Change(set=options.set, clear=options.clear, propagation=options.propagation)
         if options.copy_up:
             change = change.replace(flags=options.flags & MS_RDONLY)
         source, flags = mount.source or mount.type, options.flags & ~change.flags
-        if options.flags & MS_REMOUNT or not (options.copy_up or change != Change()):
+        if options.flags & MS_REMOUNT or not (options.copy_up or change != Change() or _is_kernels(mount)):
             syscalls.mount(source, f"/proc/self/fd/{target}", mount.type, flags, options.data or None)
             return
         made = self.stage.new(source, mount.type, flags, options.data or None)
@@ -165,6 +181,7 @@ class Root:
                 _copy_up(target, made)
             self.stage.change(made, change, staged=True, single=True)
             syscalls.move_mount(made, target)
+            self._keep(mount, made)
         finally:
             os.close(made)
 
@@ -267,6 +284,11 @@ class Root:
                 pass
             finally:
                 os.close(parent_fd)
+
+
+def _is_kernels(mount: Mount) -> bool:
+    """Whether others, and we ourselves, trust what is at the place of a mount."""
+    return mount.type in ("proc", "sysfs") or mount.place in ("/proc", "/sys")
 
 
 def _is_node(fd: int, device: Device) -> bool:

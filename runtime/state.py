@@ -22,7 +22,7 @@ import fcntl
 import os
 import time
 
-from runtime import jsonio, processes
+from runtime import jsonio, processes, trusted
 from runtime.errors import Conflict, ContainerError, DeadlineExceeded, InvalidId, NotFound, StateError, unwritable
 from runtime.records import Record
 
@@ -192,12 +192,21 @@ class Store:
 
     def __init__(self, root: str | Path) -> None:
         self.root = os.fspath(root)
+        self._is_trusted = False
+
+    def _require_own(self) -> None:
+        """Raise StateError where another user could have written what lies here: hooks, pids and cgroups among it."""
+        if not self._is_trusted:
+            _require_own(self.root)
+            self._is_trusted = True
 
     def directory(self, container_id: str) -> str:
-        """Where a container keeps its files. Raises InvalidId."""
+        """Where a container keeps its files. Raises InvalidId, StateError."""
+        self._require_own()
         return os.path.join(self.root, check_id(container_id))
 
     def ids(self) -> list[str]:
+        self._require_own()
         try:
             return sorted(entry.name for entry in os.scandir(self.root) if entry.is_dir() and entry.name[0] != ".")
         except FileNotFoundError:
@@ -342,12 +351,23 @@ class Store:
         return Lock(self, container_id, timeout)
 
 
+def _require_own(root: str) -> None:
+    try:
+        trusted.require(root)
+    except OSError as error:
+        raise StateError(
+            f"--root {root}: {error.filename} {error.strerror}",
+            remedy="name a directory that only you can change, the directories that it lies in included",
+        ) from None
+
+
 def make_root(root: str) -> None:
-    """Make the state directory, parents included. Raises ContainerError."""
+    """Make the state directory, parents included. Raises ContainerError, StateError."""
     try:
         os.makedirs(root, 0o700, exist_ok=True)
     except OSError as error:
         raise ContainerError(f"--root {root}: cannot be made: {error.strerror}") from None
+    _require_own(root)  # another user may have been faster
 
 
 class Lock:

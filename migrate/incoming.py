@@ -44,7 +44,7 @@ class Incoming:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._id = self._migration = ""
+        self._id = self._migration = self._source = ""
         self._bundle: Path | None = None
         self._made_bundle = False
         self._rootfs = ""  # of a container that may write to it
@@ -99,7 +99,7 @@ class Incoming:
         place, rootfs = found or (bundles.free_place(self._id, self._owner, writable=not call.fingerprint), None)
         self._bundle = place
         self._made_bundle = not place.exists()
-        self._migration = call.migration
+        self._migration, self._source = call.migration, call.source
         self._journal = Journal.begin(
             call.migration,
             role="target",
@@ -277,6 +277,7 @@ class Incoming:
         _end_old_agent(entry.fields.get("agent", {}))
         entry = journal.load(migration) or entry
         self._id, self._migration, self._journal = check_id(entry.id), migration, Journal.resume(entry)
+        self._source = entry.source
         if entry.phase is Phase.RESUMED:
             return {"workload": "TARGET", "pid": self._store.load(entry.id).pid}
         if entry.phase is Phase.ABORTED:  # undone already; what lies in its places by now is not its own
@@ -348,6 +349,7 @@ class Incoming:
             stdio=tuple(fields["stdio"]),
             carried=carried,
             move=self._migration,
+            source=self._source,
             options={"tcp_close": True} if fields.get("tcp_close") else {},
             mounted=fields.get("tmpfs", {}),
         )

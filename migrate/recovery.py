@@ -38,7 +38,7 @@ def recover(store: Store, container_id: str) -> str:
     """
     with store.lock(container_id, LOCK_TIMEOUT):
         entry = undecided(store, container_id)
-        state = store.load(container_id) if container_id in store.ids() else None
+        state = store.look(container_id) if container_id in store.ids() else None
         mended = state is not None and undump.mend_left(state)
         if entry is None and mended:
             return f"{container_id}: runs at {socket.gethostname()}"

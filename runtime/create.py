@@ -7,7 +7,7 @@ import time
 
 from runtime import capabilities, handover, hooks, init, monitor, namespaces, processes, sync, syscalls
 from runtime.cgroups import Cgroup, beside
-from runtime.cgroups.limits import denied_by_default
+from runtime.cgroups.limits import denied_by_default, may_deny_devices
 from runtime.errors import ContainerError, DeadlineExceeded, SpecError, StartFailed
 from runtime.light import signals
 from runtime.records import Record
@@ -139,7 +139,7 @@ def make_cgroup(store: Store, state: State, spec: Spec, *, systemd: bool) -> tup
 
     The state is saved before anything is made, so that whoever finds it after we were killed can remove all.
     """
-    resources = denied_by_default(spec.resources) if _may_deny_devices() else spec.resources
+    resources = denied_by_default(spec.resources) if may_deny_devices() else spec.resources
     if os.geteuid() and resources == Resources():
         store.save(state)  # without privileges, and without limits to set, there is none
         return state, Cgroup({})
@@ -163,14 +163,6 @@ def make_cgroup(store: Store, state: State, spec: Spec, *, systemd: bool) -> tup
         remove_cgroup(cgroup)
         raise
     return state, cgroup
-
-
-def _may_deny_devices() -> bool:
-    """Whether the kernel lets us hold a cgroup to device rules: not a user, nor root of a user namespace."""
-    if os.geteuid():
-        return False
-    with open("/proc/self/uid_map") as file:
-        return file.read().split() == ["0", "0", "4294967295"]
 
 
 def remove_cgroup(cgroup: Cgroup) -> None:

@@ -229,7 +229,7 @@ def conflict(store: Store, network: Network, container_id: str) -> str | None:
         if other_id == container_id:
             continue
         try:
-            state = store.load(other_id)
+            state = store.look(other_id)
             other = of_annotations(state.annotations)
         except ContainerError:
             continue  # what is broken has no network, or cannot tell

@@ -57,9 +57,10 @@ class RestorePlan(Record):
 
     `stdio` are the init's standard streams as they were named at the dump ("pipe:[123]"); `rootfs` overrides the
     bundle's; `carried` is what goes along of the old state beside annotations: created, bundle_hints, resources; `move`
-    the migration this belongs to; `options` are further RestoreOptions. An `adoptable` container is its caller's where
-    that is ready to be (monitor.py); a `foreground` one is a child of ours, with our own standard streams. `mounted`
-    are mounts that are bound in as they are here: mount point in the container -> path here.
+    the migration this belongs to, `source` the host that it comes from; `options` are further RestoreOptions. An
+    `adoptable` container is its caller's where that is ready to be (monitor.py); a `foreground` one is a child of ours,
+    with our own standard streams. `mounted` are mounts that are bound in as they are here: mount point in the container
+    -> path here.
     """
 
     id: str
@@ -70,6 +71,7 @@ class RestorePlan(Record):
     carried: dict[str, Any] = {}
     rootfs: str | None = None
     move: str | None = None
+    source: str | None = None
     options: dict[str, Any] = {}
     adoptable: bool = False
     foreground: bool = False
@@ -128,6 +130,10 @@ class Restoring:
             hooks=create.later_hooks(spec),
             bundle_hints=tuple(str(hint) for hint in list(carried.get("bundle_hints", []))[-8:]),
             move=plan.move,
+            moved_from=plan.source,
+            # Until there is a monitor it is for us to say whether the container is still on its way.
+            shim_pid=os.getpid() if plan.move else 0,
+            shim_start_time=processes.start_time(os.getpid()) if plan.move else None,
             resources=updated,
         )
         if spec.network is not None:
@@ -426,7 +432,7 @@ class Restoring:
         has been removed then. Raises DeadlineExceeded when CRIU or the monitor does not come to an end.
         """
         try:
-            state = store.load(container_id)
+            state = store.look(container_id)
         except NotFound:
             return None
         if state.move != move:

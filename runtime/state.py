@@ -22,7 +22,7 @@ import fcntl
 import os
 import time
 
-from runtime import jsonio, processes
+from runtime import jsonio, processes, trusted
 from runtime.errors import Conflict, ContainerError, DeadlineExceeded, InvalidId, NotFound, StateError, unwritable
 from runtime.records import Record
 
@@ -80,8 +80,9 @@ class State(Record):
     `cgroup_paths` maps a v1 controller (or "" for v2) to the directory; `systemd_unit` the unit that they belong to, if
     systemd made them; `shim_pid` is the pid of the monitor, 0 when the caller of `create` is it; `stdio` are the init's
     descriptors 0 to 2 as /proc shows them; `bundle_hints` are where the bundle lay on hosts it came from; `move` is the
-    id of a migration that is going on, None otherwise; `releasing` says that CRIU, which holds it, is being told to let
-    it run, and may do so whatever becomes of us; `resources` is what `update` has changed of linux.resources.
+    id of the migration that has brought it or is bringing it, `moved_from` the host that it comes from, None otherwise;
+    `releasing` says that CRIU, which holds it, is being told to let it run, and may do so whatever becomes of us;
+    `resources` is what `update` has changed of linux.resources.
     """
 
     id: str
@@ -103,6 +104,7 @@ class State(Record):
     annotations: dict[str, str] = {}
     bundle_hints: tuple[str, ...] = ()
     move: str | None = None
+    moved_from: str | None = None
     resources: dict[str, Any] = {}
 
     @property
@@ -110,13 +112,26 @@ class State(Record):
         """Derived from what lives now, not from what was written."""
         if self.pid and processes.is_alive(self.pid, self.pid_start_time):
             if not self.started:
-                return Status.CREATED
+                return Status.CREATED if self.move is None else Status.CREATING
             from runtime.cgroups import Cgroup
 
             return Status.PAUSED if Cgroup.of(self).frozen else Status.RUNNING
         if not self.pid and self.shim_pid and processes.is_alive(self.shim_pid, self.shim_start_time):
             return Status.CREATING
         return Status.STOPPED
+
+    def require_here(self) -> None:
+        """Raise Conflict for a container that is on its way here: its source may go on with it.
+
+        Once what is held of it is dead it is a stopped one, and can be deleted.
+        """
+        if self.move is None or self.started or self.status is Status.STOPPED:
+            return
+        source = self.moved_from[:64] if self.moved_from and self.moved_from.isprintable() else "another host"
+        raise Conflict(
+            f"{self.id} is being moved here from {source}: until it runs here, nothing can be done with it",
+            remedy=f"wait for the end of the move; if that does not come, `pymigrate recover {self.id}` at {source}",
+        )
 
     @property
     def has_bridge(self) -> bool:
@@ -162,11 +177,11 @@ _KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("started", "releasing"), (bool,)),
     **dict.fromkeys(("hooks", "cgroup_paths", "namespace_paths", "annotations", "resources"), (dict,)),
     **dict.fromkeys(("stdio", "bundle_hints"), (list,)),
-    **dict.fromkeys(("move", "systemd_unit"), (str, type(None))),
+    **dict.fromkeys(("move", "moved_from", "systemd_unit"), (str, type(None))),
 }
 
 # What states of earlier versions have not, as it is then. Their containers live on under this version.
-_ADDED: dict[str, Any] = {"resources": {}, "releasing": False}
+_ADDED: dict[str, Any] = {"resources": {}, "releasing": False, "moved_from": None}
 _FILES = ("state.json", "config.json", "exec.fifo", "error.fifo", "exit.json", DUMP, "log", "attach")
 _STRINGS = ("cgroup_paths", "namespace_paths", "annotations")
 _PID_MAX = 1 << 22  # PID_MAX_LIMIT (proc(5), pid_max)
@@ -177,12 +192,21 @@ class Store:
 
     def __init__(self, root: str | Path) -> None:
         self.root = os.fspath(root)
+        self._is_trusted = False
+
+    def _require_own(self) -> None:
+        """Raise StateError where another user could have written what lies here: hooks, pids and cgroups among it."""
+        if not self._is_trusted:
+            _require_own(self.root)
+            self._is_trusted = True
 
     def directory(self, container_id: str) -> str:
-        """Where a container keeps its files. Raises InvalidId."""
+        """Where a container keeps its files. Raises InvalidId, StateError."""
+        self._require_own()
         return os.path.join(self.root, check_id(container_id))
 
     def ids(self) -> list[str]:
+        self._require_own()
         try:
             return sorted(entry.name for entry in os.scandir(self.root) if entry.is_dir() and entry.name[0] != ".")
         except FileNotFoundError:
@@ -191,7 +215,16 @@ class Store:
             raise ContainerError(f"--root {self.root}: cannot be read: {error.strerror}") from None
 
     def load(self, container_id: str) -> State:
-        """Raises NotFound, StateError."""
+        """The state of a container that something is to be done with.
+
+        Raises NotFound, StateError, and Conflict for one that is being moved here.
+        """
+        state = self.look(container_id)
+        state.require_here()
+        return state
+
+    def look(self, container_id: str) -> State:
+        """The state of a container, also of one that is only on its way here. Raises NotFound, StateError."""
         path = self.directory(container_id) + "/state.json"
         remedy = f"`pymigrate delete --force {container_id}` removes what is left"
         try:
@@ -318,12 +351,23 @@ class Store:
         return Lock(self, container_id, timeout)
 
 
+def _require_own(root: str) -> None:
+    try:
+        trusted.require(root)
+    except OSError as error:
+        raise StateError(
+            f"--root {root}: {error.filename} {error.strerror}",
+            remedy="name a directory that only you can change, the directories that it lies in included",
+        ) from None
+
+
 def make_root(root: str) -> None:
-    """Make the state directory, parents included. Raises ContainerError."""
+    """Make the state directory, parents included. Raises ContainerError, StateError."""
     try:
         os.makedirs(root, 0o700, exist_ok=True)
     except OSError as error:
         raise ContainerError(f"--root {root}: cannot be made: {error.strerror}") from None
+    _require_own(root)  # another user may have been faster
 
 
 class Lock:

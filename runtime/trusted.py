@@ -9,7 +9,38 @@ import errno
 import os
 import stat
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_NOBODY = 65534  # /proc/sys/kernel/overflowuid
 _BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
+
+
+def require(path: str) -> None:
+    """Raise PermissionError if another user can put something in the place of a directory, or into it.
+
+    It need not exist yet. Symbolic links on the way to it must be root's or ours as well.
+    """
+    target = os.path.realpath(path)
+    if target != path:
+        for place, info in _way(os.path.abspath(path)):
+            if stat.S_ISLNK(info.st_mode):
+                _require_owner(info, place, host=True)
+    for place, info in _way(target):
+        _require_owner(info, place, host=True)
+        _require_closed(info, place, sticky=place != target)
+
+
+def _way(path: str) -> Iterator[tuple[str, os.stat_result]]:
+    """The directories that lead to a path and what is there, from the root on, as far as they exist."""
+    place = "/"
+    for name in path.split("/"):
+        place = os.path.join(place, name)
+        try:
+            yield place, os.lstat(place)
+        except FileNotFoundError:
+            return
 
 
 def open_directory(path: str) -> int:
@@ -63,7 +94,23 @@ def open_file(path: str, directory: int | None = None) -> int:
 
 
 def _require(info: os.stat_result, place: str, *, sticky: bool = False) -> None:
-    if info.st_uid not in (0, os.geteuid()):
-        raise PermissionError(errno.EPERM, f"belongs to user {info.st_uid}, not to root", place)
+    _require_owner(info, place)
+    _require_closed(info, place, sticky=sticky)
+
+
+def _require_owner(info: os.stat_result, place: str, *, host: bool = False) -> None:
+    """`host`: in a user namespace the owner may also be somebody who has no number there, as the host's root."""
+    if info.st_uid in (0, os.geteuid()) or (host and info.st_uid == _NOBODY and is_remapped()):
+        return
+    raise PermissionError(errno.EPERM, f"belongs to user {info.st_uid}, not to root", place)
+
+
+def _require_closed(info: os.stat_result, place: str, *, sticky: bool) -> None:
     if info.st_mode & _BY_OTHERS and not (sticky and info.st_mode & stat.S_ISVTX):
         raise PermissionError(errno.EPERM, "can be changed by other users", place)
+
+
+def is_remapped() -> bool:
+    """Whether we are in a user namespace, where root of the host has no number of its own (user_namespaces(7))."""
+    with open("/proc/self/uid_map") as file:
+        return file.read().split() != ["0", "0", "4294967295"]

@@ -48,8 +48,8 @@ def _load(store: Store, container_id: str) -> State | None:
     from runtime.errors import NotFound
 
     try:
-        return store.load(container_id)
+        return store.look(container_id)
     except NotFound:
         if store.is_busy(container_id) or not os.path.isdir(store.directory(container_id)):
             return None
-    return store.load(container_id)  # it was made between the two looks; or this is what a killed one has left
+    return store.look(container_id)  # it was made between the two looks; or this is what a killed one has left

@@ -15,7 +15,7 @@ def run(args: argparse.Namespace) -> int:
     from runtime import logs
     from runtime.state import Store
 
-    log = logs.Log(Store(args.root).load(args.id))
+    log = logs.Log(Store(args.root).look(args.id))
     entries = log.read()
     for entry in entries[-args.tail :] if args.tail else [] if args.tail == 0 else entries:
         _print(entry, timestamps=args.timestamps)

@@ -16,7 +16,7 @@ def run(args: Values) -> int:
     from runtime.state import Store
 
     store = Store(args.root)
-    found = store.load(args.id)
+    found = store.look(args.id)
     state = found.oci(store.status(found))
     print("{\n" + ",\n".join(f"  {jsonio.dumps(name)}: {jsonio.dumps(value)}" for name, value in state.items()) + "\n}")
     return 0

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
 
+from runtime import trusted
 from runtime.cgroups.files import read, write
 from runtime.cgroups.hierarchies import UNIFIED
 from runtime.errors import ContainerError
@@ -49,6 +51,11 @@ def device_rules(rules: Sequence[DeviceRule]) -> tuple[DeviceRule, ...]:
     """The rules that hold where a config.json has these: all is denied that none of them allows, as by runc."""
     closed = any(rule.type == "a" for rule in rules)
     return (*(() if closed else (_DENY_ALL,)), *rules, *DEFAULT_DEVICES)
+
+
+def may_deny_devices() -> bool:
+    """Whether the kernel lets us hold a cgroup to device rules: not a user, nor root of a user namespace."""
+    return not os.geteuid() and not trusted.is_remapped()
 
 
 def denied_by_default(resources: Resources) -> Resources:

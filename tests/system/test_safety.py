@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.hosts import COUNT, write_bundle
+from tests.system.boxes import make
 from tests.system.conftest import Local
 
 # Runs a command as a child of a process that adopts what it leaves behind.
@@ -166,3 +167,76 @@ def test_much_input_to_a_terminal(pymigrate: Local, tmp_path: Path) -> None:
     shown, _ = running.communicate(b"x" * 300_000, timeout=20)
     assert running.returncode == 0
     assert shown.split()[-1:] == [b"300000"]
+
+
+def test_nothing_can_be_written_to_by_others_whatever_the_umask(tmp_path: Path) -> None:
+    """Services have 0 as often as not."""
+    make(tmp_path / "b", COUNT)
+    place = tmp_path / "new"
+    open_umask = {"preexec_fn": lambda: os.umask(0) and None}
+    place.mkdir()
+    local = Local(place / "run/containers")
+    steps: list[list[object]] = [
+        ["--log", place / "log", "run", "-d", "-b", tmp_path / "b", "--pid-file", place / "pid", "safe"],
+        ["exec", "-d", "safe", "true"],
+        ["snapshot", "save", "safe", place / "snapshot", "--allow", "writable-rootfs"],
+        ["checkpoint", "--image-path", place / "images/1", "--work-path", place / "work/1", "safe"],
+        ["--log", place / "log", "restore", "-d", "-b", tmp_path / "b", "--image-path", place / "images/1", "safe"],
+        ["pause", "safe"],
+    ]
+    try:
+        for argv in steps:
+            local(*argv, **open_umask)
+            open_to_all = [path for path in place.rglob("*") if path.lstat().st_mode & 0o022 and not path.is_symlink()]
+            assert open_to_all == [], argv
+    finally:
+        local("delete", "--force", "safe")
+
+
+HOOKED = """
+import json, pathlib, sys
+path = pathlib.Path(sys.argv[1])
+state = json.loads(path.read_text())
+state["hooks"] = {"poststop": [{"path": "/bin/touch", "args": ["touch", sys.argv[2]], "env": [], "timeout": None}]}
+path.write_text(json.dumps(state))
+"""
+
+
+@pytest.mark.parametrize("other", ["root", "parent", "open", "link"])
+def test_a_state_directory_of_another_user_is_not_used(tmp_path: Path, other: str) -> None:
+    """What lies there is the other user's word: hooks, pids, cgroups. Root would run and kill what it says."""
+    local = Local(tmp_path / "home/root")
+    make(tmp_path / "b", "sleep 1000")
+    local("run", "-d", "-b", tmp_path / "b", "safe")
+    ran = tmp_path / "ran"
+    subprocess.run([sys.executable, "-c", HOOKED, local.root / "safe/state.json", ran], check=True)
+    link = tmp_path / "link"
+    link.symlink_to(local.root)
+    changed = {"root": local.root, "parent": local.root.parent, "open": local.root, "link": link}[other]
+    os.chmod(changed, 0o777) if other == "open" else os.chown(changed, 65534, 65534, follow_symlinks=False)
+    used = Local(link) if other == "link" else local
+    try:
+        for argv in (
+            ["list"], ["state", "safe"], ["logs", "safe"], ["exec", "safe", "true"], ["kill", "safe", "KILL"],
+            ["delete", "--force", "safe"], ["create", "-b", tmp_path / "b", "new"], ["validate", "safe", "localhost"],
+        ):  # fmt: skip
+            done = used(*argv, check=False)
+            assert done.returncode == (255 if argv[0] == "exec" else 6), (argv, done)
+            words = "can be changed by other users" if other == "open" else "belongs to user 65534"
+            assert f"--root {used.root}: {changed} {words}" in done.stderr, (argv, done.stderr)
+        assert not ran.exists()
+        assert [path.name for path in local.root.iterdir() if path.name[0] != "."] == ["safe"]
+    finally:
+        os.chown(changed, 0, 0, follow_symlinks=False)
+        os.chmod(local.root, 0o700)
+    local("delete", "--force", "safe")
+    assert ran.exists()
+
+
+def test_a_state_directory_is_not_made_where_others_could_replace_it(tmp_path: Path) -> None:
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    make(tmp_path / "b", "true")
+    done = Local(tmp_path / "open/a/b")("run", "-b", tmp_path / "b", "safe", check=False)
+    assert (done.returncode, f"{tmp_path}/open can be changed by other users" in done.stderr) == (6, True), done.stderr
+    assert list((tmp_path / "open").iterdir()) == []

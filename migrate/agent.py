@@ -22,6 +22,7 @@ from migrate.space import explained
 from runtime.descriptors import write_all
 
 PULSE_INTERVAL = 5.0  # seconds
+LONGEST = 4000  # characters of a failure's message
 COMMAND_LINE = "/run/pymigrate/pymigrate.pyz"
 
 
@@ -145,8 +146,8 @@ class Agent:
             error = MigrateError(f"internal error in the agent: {type(error).__name__}: {error}")
         message = {
             "kind": getattr(error, "kind", "failure"),
-            "message": str(error),
-            "remedy": getattr(error, "remedy", None),
+            "message": str(error)[:LONGEST],
+            "remedy": (getattr(error, "remedy", None) or "")[:LONGEST] or None,
         }
         self._write(FrameType.FAILURE, protocol.dumps(message))
 

@@ -19,6 +19,7 @@ from typing import Any, Self
 
 from criu_rpc.client import Criu
 from criu_rpc.errors import CriuError
+from migrate import limits
 from migrate.errors import ProtocolError
 from migrate.space import free_bytes
 from runtime.capabilities import NUMBERS, permitted
@@ -90,10 +91,12 @@ class HostFacts:
     bridge_problem: str = ""  # why the network that was asked for cannot be had here
     address_problem: str = ""  # which of its addresses is in use here
     overlay: tuple[str, ...] = ()  # what holds for options of overlay mounts where nothing is said, as "name=value"
-    any_uid: bool = False  # CAP_SYS_RESOURCE, without which CRIU cannot restore limits of other users' processes
+    any_uid: bool = False  # CAP_SYS_RESOURCE, without which CRIU cannot dump processes of other users
+    limits: tuple[str, ...] = ()  # the highest hard limits of what is restored here without that (limits.own)
 
     def to_json(self) -> dict[str, Any]:
-        return {**dataclasses.asdict(self), "missing": list(self.missing), "overlay": list(self.overlay)}
+        lists = {name: list(getattr(self, name)) for name in ("missing", "overlay", "limits")}
+        return {**dataclasses.asdict(self), **lists}
 
     @classmethod
     def from_json(cls, value: Any) -> Self:
@@ -135,6 +138,7 @@ def gather(query: FactsQuery) -> HostFacts:
         rsync=shutil.which("rsync") is not None,
         overlay=overlay_defaults(),
         any_uid=can_carry_any_uid(),
+        limits=limits.own(),
     )
 
 
@@ -155,7 +159,7 @@ def _network(query: FactsQuery) -> tuple[str, str]:
 
 
 def can_carry_any_uid() -> bool:
-    """Whether CRIU can handle the limits of other users' processes here (CAP_SYS_RESOURCE)."""
+    """Whether CRIU can read the limits of other users' processes here (CAP_SYS_RESOURCE)."""
     return bool(permitted() >> NUMBERS["CAP_SYS_RESOURCE"] & 1)
 
 

@@ -8,18 +8,19 @@ import hashlib
 import os
 import stat
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
 from migrate import mountinfo
 from migrate.errors import ProtocolError
-from migrate.protocol import CheckFiles
+from migrate.protocol import MAX_REPLY, CheckFiles, dumps
 from runtime import processes
 
 MAX_FILES = 5000
 _HASHED = 64 << 20  # bytes; up to this size contents decide when only the times differ
 _BUILD_ID_NOTE, _PT_NOTE, _MAX_NOTES = 3, 4, 1 << 20
+_LONGEST_ID = 64  # bytes
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def _note(data: bytes, order: str) -> str:
         name, size, kind = struct.unpack_from(order + "III", data, at)
         start = at + 12 + (name + 3) // 4 * 4
         if kind == _BUILD_ID_NOTE and data[at + 12 : at + 16] == b"GNU\0":
-            return data[start : start + size].hex()
+            return data[start : start + min(size, _LONGEST_ID)].hex()
         at = start + (size + 3) // 4 * 4
     return ""
 
@@ -139,15 +140,33 @@ def differing(agent: Agent, files: list[tuple[str, str]], timeout: float) -> lis
         return []
     before = [look(here) for here, _ in files]
     asked = [dataclasses.replace(seen, path=there) for seen, (_, there) in zip(before, files, strict=True)]
-    answers = agent.call(CheckFiles([seen.to_json() for seen in asked]), timeout).get("files")
-    if not isinstance(answers, list) or len(answers) != len(files):
-        raise ProtocolError("CheckFiles: the target answered for other files than were asked for")
+    answers: list[Any] = []
+    for batch in _batches([seen.to_json() for seen in asked]):
+        answer = agent.call(CheckFiles(batch), timeout)["files"]
+        if len(answer) != len(batch):
+            raise ProtocolError("CheckFiles: the target answered for other files than were asked for")
+        answers += answer
     found = []
     for (here, there), old, answer in zip(files, before, answers, strict=True):
         problem = _difference(old, look(here), Seen.from_json(answer), here)
         if problem:
             found.append((there, problem))
     return found
+
+
+def _batches(items: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """The items in pieces whose answers are no larger than an answer may be."""
+    batch: list[dict[str, Any]] = []
+    size = 0
+    for item in items:
+        more = len(dumps(item)) + 4 * _LONGEST_ID  # a build-id and a digest more
+        if batch and size + more > MAX_REPLY - 1024:
+            yield batch
+            batch, size = [], 0
+        batch.append(item)
+        size += more
+    if batch:
+        yield batch
 
 
 def _difference(before: Seen, after: Seen, there: Seen, here: str) -> str:

@@ -5,6 +5,7 @@ reads exactly that many bytes, checks their SHA-256, writes them 0700 under /run
 What the log-in prints before is skipped up to a banner that holds a random token.
 """
 
+import collections
 import contextlib
 import queue
 import secrets
@@ -25,6 +26,9 @@ START_TIMEOUT = 30.0
 CALL_TIMEOUT = 30.0
 SILENCE = 11.0  # two pulses of the agent's
 SEND_TIMEOUT = 60.0  # in which the target must take some of what is sent
+PULSES = 100  # that may come at once, and PULSES_PER_SECOND all the time
+PULSES_PER_SECOND = 10
+STDERR_LIMIT = 16 << 20  # bytes that are looked at
 _NOISE_LIMIT = 256 << 10
 
 # Runs at the target under `python3 -I -S -c`; no single quotes inside, for the login shell's sake.
@@ -122,11 +126,12 @@ class Channel:
 
     def errors(self) -> str:
         """What the command has written to stderr, its last 8 KiB, once it has ended."""
-        text = b""
+        text, left = b"", STDERR_LIMIT
         self._channel.settimeout(CALL_TIMEOUT)
         with contextlib.suppress(TimeoutError, OSError):
-            while data := self._channel.recv_stderr(8192):
+            while left > 0 and (data := self._channel.recv_stderr(8192)):
                 text = (text + data)[-8192:]
+                left -= len(data)
         return text.decode(errors="replace")
 
     def close(self) -> None:
@@ -149,9 +154,11 @@ class Peer:
         self._client, self._channel = client, channel
         self._send_lock = threading.Lock()
         self._answers: queue.SimpleQueue[tuple[FrameType, bytes] | None] = queue.SimpleQueue()
-        self._lost: str | None = None
-        self._signs, self._heard = b"", time.monotonic()
-        self._owed = 0  # answers that have not been taken yet
+        self._lost: MigrateError | None = None
+        self._signs, self._pulses = b"", 0
+        self._began = self._heard = time.monotonic()
+        self._asked: collections.deque[Call] = collections.deque()  # calls whose answers have not been taken yet
+        self._posted = self._answered = 0  # calls that have an answer, and answers that have come
         self._sending = False  # true for good when a message was cut short
         self.bytes_sent = 0
         self._reader = threading.Thread(target=self._read, name=f"peer-{name}", daemon=True)
@@ -171,7 +178,9 @@ class Peer:
     def start(self, root: str) -> None:
         """First exchange: both sides must speak the same protocol."""
         self._reader.start()
-        self.call(protocol.Hello(protocol.VERSION, root))
+        version = self.call(protocol.Hello(protocol.VERSION, root))["version"]
+        if version != protocol.VERSION:
+            raise ProtocolError(f"{self.name}: the agent speaks protocol {version}, not {protocol.VERSION}")
 
     def limit(self, timeout: float = SEND_TIMEOUT) -> None:
         """From now on: give up sending when the target takes nothing for `timeout` seconds."""
@@ -183,18 +192,22 @@ class Peer:
         Raises RemoteFailure (the agent's own words), DeadlineExceeded, HostError when the connection is lost.
         """
         self.post(call)
-        while self._owed > 1:
+        while len(self._asked) > 1:
             with contextlib.suppress(RemoteFailure):
-                self.answer("an earlier call", timeout)
-        return self.answer(type(call).__name__, timeout)
+                self.answer(timeout)
+        return self.answer(timeout)
 
     def post(self, call: Call) -> None:
         """Send a call without waiting for its answer, which `answer` takes."""
+        if not isinstance(call, protocol.Image):
+            self._asked.append(call)
+            self._posted += 1  # before it is sent: the answer may be there at once
         self._send(protocol.encode_call(call))
-        self._owed += not isinstance(call, protocol.Image)
 
-    def answer(self, what: str, timeout: float = CALL_TIMEOUT) -> dict[str, Any]:
-        """The answer to the oldest call that has none yet."""
+    def answer(self, timeout: float = CALL_TIMEOUT) -> dict[str, Any]:
+        """The answer to the oldest call that has none yet, of the shape that it must have."""
+        call = self._asked[0]
+        what = type(call).__name__
         try:
             answer = self._answers.get(timeout=timeout)
         except queue.Empty:
@@ -203,12 +216,16 @@ class Peer:
             ) from None
         if answer is None:
             self._answers.put(None)
-            raise HostError(f"{self.name}: {self._lost or 'the connection was lost'}")
-        self._owed -= 1
+            raise self._lost or HostError(f"{self.name}: the connection was lost")
+        self._asked.popleft()
         kind, payload = answer
-        message = protocol.loads(payload)
-        if kind is FrameType.REPLY:
-            return message
+        try:
+            message = protocol.loads(payload)
+            if kind is FrameType.REPLY:
+                protocol.check_answer(call, message)
+                return message
+        except ProtocolError as error:
+            raise ProtocolError(f"{self.name}: {error}") from None
         failure = str(message.get("kind"))
         remedy = message.get("remedy")
         raise RemoteFailure(
@@ -230,17 +247,17 @@ class Peer:
         transport = self._client.get_transport()
         try:
             if transport is None:
-                raise HostError(f"{self.name}: the connection was lost")
+                raise self._lost or HostError(f"{self.name}: the connection was lost")
             channel = transport.open_session(timeout=CALL_TIMEOUT)
             channel.exec_command(command)
         except (paramiko.SSHException, EOFError, OSError) as error:
-            raise HostError(f"{self.name}: cannot open another channel: {error}") from None
+            raise self._lost or HostError(f"{self.name}: cannot open another channel: {error}") from None
         return Channel(channel)
 
     def signs(self) -> bytes:
         """Changes while processes there receive files. Raises HostError when the agent or the connection is lost."""
         if self._lost is not None:
-            raise HostError(f"{self.name}: {self._lost}")
+            raise self._lost
         return self._signs
 
     def is_silent(self) -> bool:
@@ -251,7 +268,11 @@ class Peer:
         """The target's HostFacts for a FactsQuery."""
         from migrate.hostfacts import HostFacts
 
-        return HostFacts.from_json(self.call(protocol.Facts(query.to_json()), timeout=60))
+        answer = self.call(protocol.Facts(query.to_json()), timeout=60)
+        try:
+            return HostFacts.from_json(answer)
+        except ProtocolError as error:
+            raise ProtocolError(f"{self.name}: {error}") from None
 
     def _send(self, data: bytes) -> None:
         try:
@@ -265,7 +286,7 @@ class Peer:
         except TimeoutError:
             raise DeadlineExceeded(f"{self.name}: the host takes no data") from None
         except (OSError, EOFError, paramiko.SSHException) as error:
-            raise HostError(f"{self.name}: {self._lost or f'the connection was lost: {error}'}") from None
+            raise self._lost or HostError(f"{self.name}: the connection was lost: {error}") from None
 
     def _read(self) -> None:
         """Reader thread: sorts frames until the connection ends, then says why it ended."""
@@ -275,20 +296,30 @@ class Peer:
             while data := self._receive():
                 self._heard = time.monotonic()
                 for kind, payload in decoder.feed(data):
-                    if kind in (FrameType.REPLY, FrameType.FAILURE):
-                        self._answers.put((kind, payload))
-                    elif kind is FrameType.PULSE:
-                        self._signs = payload[:32]
-                    else:
-                        raise ProtocolError(f"a {kind.name} frame came from the target")
-            self._lost = self._epitaph()
+                    self._sort(kind, payload)
+            self._lost = HostError(f"{self.name}: {self._epitaph()}")
         except ProtocolError as error:
-            self._lost = f"the agent does not keep to the protocol: {error}"
+            self._lost = ProtocolError(f"{self.name}: the agent does not keep to the protocol: {error}")
             self.close()
         except (OSError, EOFError, paramiko.SSHException) as error:
-            self._lost = f"the connection was lost: {error}"
+            self._lost = HostError(f"{self.name}: the connection was lost: {error}")
         finally:
             self._answers.put(None)
+
+    def _sort(self, kind: FrameType, payload: bytes) -> None:
+        """Take one frame. Raises ProtocolError for any that nobody asked for: they would pile up here."""
+        if kind in (FrameType.REPLY, FrameType.FAILURE):
+            self._answered += 1
+            if self._answered > self._posted:
+                raise ProtocolError("an answer came that nobody awaits")
+            self._answers.put((kind, payload))
+        elif kind is FrameType.PULSE:
+            self._pulses += 1
+            if self._pulses > PULSES + PULSES_PER_SECOND * (self._heard - self._began):
+                raise ProtocolError("a flood of PULSE frames came")
+            self._signs = payload
+        else:
+            raise ProtocolError(f"a {kind.name} frame came from the target")
 
     def _receive(self) -> bytes:
         """What comes next, however long that takes; b"" at the end."""
@@ -333,7 +364,7 @@ def _start_agent(host: str, client: paramiko.SSHClient, agent: AgentZip) -> para
     if transport is None:
         raise HostError(f"{host}: the connection was lost")
     try:
-        channel = transport.open_session(window_size=8 << 20, max_packet_size=64 << 10, timeout=START_TIMEOUT)
+        channel = transport.open_session(window_size=ssh.WINDOW, max_packet_size=64 << 10, timeout=START_TIMEOUT)
         channel.exec_command("exec python3 -I -S -c " + shlex.join(arguments))
         channel.settimeout(START_TIMEOUT)
         answer = _await_banner(host, channel, token, deadline)

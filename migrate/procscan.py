@@ -90,7 +90,8 @@ def _status(pid: int, init_pid: int, who: str) -> Iterator[Finding]:
     if os.readlink(f"/proc/{pid}/ns/user") == os.readlink("/proc/self/ns/user"):
         for kind in ("Uid", "Gid"):
             if others := set(fields.get(kind, "").split()) - {"0"}:
-                yield Finding("other-uid", who, f"runs as {kind.lower()} {min(others, key=int)}")
+                text = f"runs as {kind.lower()} {min(others, key=int)}"
+                yield Finding("other-uid", who, f"{text}, and CRIU lacks CAP_SYS_RESOURCE here to read its limits")
                 break
     elif pid == init_pid and not _is_visible_inside(pid, fields):
         yield Finding("user-changed", who, "has changed its user and was restored before: CRIU cannot see it again")

@@ -28,11 +28,14 @@ import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from migrate.errors import ProtocolError
+from migrate.errors import MigrateError, ProtocolError
 
 VERSION = 1
-MAX_CONTROL = 8 << 20
+MAX_CALL = 4 << 20
+MAX_REPLY = 1 << 20
+MAX_FAILURE = 128 << 10
 MAX_DATA = 1 << 20
+MAX_PULSE = 32
 CHUNK = 256 << 10  # what one PAGES or DATA frame carries at most, as we send them
 FREEZE_TIMEOUT = 120.0  # seconds that a container is frozen at most, where nothing else is said
 MAX_FREEZE_TIMEOUT = 86400.0
@@ -52,7 +55,15 @@ class FrameType(enum.IntEnum):
     PULSE = 6
 
 
-_LIMITS = {kind: MAX_DATA if kind in (FrameType.PAGES, FrameType.DATA) else MAX_CONTROL for kind in FrameType}
+# Bytes of a payload. Lists of lists are the worst that JSON can hold: they take 25 times as much memory.
+_LIMITS = {
+    FrameType.CALL: MAX_CALL,
+    FrameType.REPLY: MAX_REPLY,
+    FrameType.FAILURE: MAX_FAILURE,
+    FrameType.PAGES: MAX_DATA,
+    FrameType.DATA: MAX_DATA,
+    FrameType.PULSE: MAX_PULSE,
+}
 
 
 def header(kind: FrameType, length: int) -> bytes:
@@ -323,6 +334,27 @@ Call = (
 )
 _CALLS: dict[str, type[Call]] = {cls.__name__: cls for cls in typing.get_args(Call)}
 
+# The fields that the answer to a call must have; Facts answers with a HostFacts, which checks itself.
+_ANSWERS: dict[type[Call], dict[str, typing.Any]] = {
+    Hello: {"version": int},
+    Facts: {},
+    Discard: {},
+    OpenBundle: {"bundle": str, "rootfs": str, "complete": bool, "trees": list[bool], "renewed": list[bool]},
+    BundleSent: {},
+    CheckTrees: {"problems": list[list[str]], "found": list[str]},
+    CheckFiles: {"files": list[dict[str, typing.Any]]},
+    CheckPorts: {"problems": list[list[str]]},
+    TreesSent: {},
+    Prepare: {"tmpfs": dict[str, str], "cgroup": str},
+    PagesBegin: {},
+    PagesEnd: {},
+    Restore: {"pid": int},
+    Resume: {"pid": int},
+    History: {},
+    Abort: {},
+    Settle: {"workload": str},
+}
+
 
 def dumps(value: object) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode()
@@ -339,10 +371,26 @@ def loads(payload: bytes) -> dict[str, typing.Any]:
     return value
 
 
+def check_answer(call: Call, answer: dict[str, typing.Any]) -> None:
+    """Raise ProtocolError, which names the field, unless `answer` has the shape that an answer to `call` must have."""
+    what = f"the answer to {type(call).__name__}"
+    for name, hint in _ANSWERS[type(call)].items():
+        _check(name in answer, f"{what}: {name} is missing")
+        _check(_fits(answer[name], hint), f"{what}: {name} is not of type {getattr(hint, '__name__', hint)}")
+    if isinstance(call, OpenBundle):
+        for name, count in (("trees", len(call.trees)), ("renewed", len(call.trees) + 1)):
+            _check(len(answer[name]) == count, f"{what}: {name} has {len(answer[name])} items, not {count}")
+        for name in ("bundle", "rootfs"):
+            _check(answer[name].startswith("/") and "\0" not in answer[name], f"{what}: {name} is not an absolute path")
+
+
 def encode_call(call: Call) -> bytes:
-    """One CALL frame."""
+    """One CALL frame. Raises MigrateError for one that the target would not take."""
     fields = {field.name: getattr(call, field.name) for field in dataclasses.fields(call)}
     payload = dumps({"call": type(call).__name__, "args": fields})
+    if len(payload) > MAX_CALL:
+        raise MigrateError(f"what is to be said of the container in {type(call).__name__} takes {len(payload)} bytes, "
+                           f"more than {MAX_CALL}")  # fmt: skip
     return header(FrameType.CALL, len(payload)) + payload
 
 

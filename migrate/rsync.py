@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import resource
 import shlex
 import shutil
 import signal
@@ -14,15 +15,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 from migrate import receivers, rsh
-from migrate.errors import DeadlineExceeded, HostError, MigrateError, NoSpace
+from migrate.errors import DeadlineExceeded, HostError, MigrateError, NoSpace, ProtocolError
 from runtime import processes, selfexec
 
 # Seconds in which nobody has computed, read or written a byte for a run of rsync. Its own --timeout does not do: with
 # one of its two processes at the target stopped, or the one here, the others wait for ever.
 STALL_TIMEOUT = 60.0
+SAID_LIMIT = 256 << 20  # bytes of rsync's output: the names of four million files, or errors
 _WATCH_INTERVAL = 0.5
 _CHUNK = 1 << 18
 _STOP_TIMEOUT = 10.0
@@ -139,12 +141,16 @@ class Rsync:
             f"--rsh={shlex.join(selfexec.command('migrate.rsh', str(theirs.fileno())))}",
             f"{source}/", f"target:{destination}/",
         ]  # fmt: skip
+        # What it says is for the target to choose: in files, which can be bounded.
+        self._said, self._words = (open(os.memfd_create(name), "w+b") for name in ("stdout", "stderr"))
         with theirs:
             self._process = subprocess.Popen(
                 argv, pass_fds=[theirs.fileno()], stdin=subprocess.PIPE if names else subprocess.DEVNULL,
-                stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+                stdout=self._said, stderr=self._words, start_new_session=True,
                 env={**os.environ, "LC_ALL": "C"},
             )  # fmt: skip
+        with contextlib.suppress(ProcessLookupError):
+            resource.prlimit(self._process.pid, resource.RLIMIT_FSIZE, (SAID_LIMIT, SAID_LIMIT))
         self._relay = _Relay(ours, target, on_progress, within)
         self._relay.start()
 
@@ -192,7 +198,7 @@ class Rsync:
         watch = threading.Thread(target=self._watch, args=(ended, failures), name="rsync-watch", daemon=True)
         watch.start()
         try:
-            output = self._process.communicate(names, timeout=max(0.1, deadline - time.monotonic()))
+            self._process.communicate(names, timeout=max(0.1, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             raise DeadlineExceeded(f"rsync of {self._source} did not end in time") from None
         finally:
@@ -200,7 +206,10 @@ class Rsync:
             watch.join()
         for failure in failures:
             raise failure
-        return output
+        said, words = _contents(self._said), _contents(self._words)
+        if max(len(said), len(words)) >= SAID_LIMIT:  # rsync goes on, and what it says further is lost
+            raise ProtocolError(f"{self._target.name}: rsync there says more than {SAID_LIMIT} bytes of {self._source}")
+        return said, words
 
     def _watch(self, ended: threading.Event, failures: list[MigrateError]) -> None:
         """Until it has ended: kill rsync when the target is lost or nothing happens, and say why in `failures`."""
@@ -260,10 +269,15 @@ class Rsync:
         self._process.kill()
         self._relay.close()
         self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
+        for stream in (self._process.stdin, self._said, self._words):
             if stream is not None:
                 with contextlib.suppress(OSError):
                     stream.close()
+
+
+def _contents(file: BinaryIO) -> bytes:
+    file.seek(0)
+    return file.read()
 
 
 def _named(said: bytes, words: bytes, source: bytes) -> frozenset[bytes]:

@@ -48,7 +48,9 @@ RULES: dict[str, Rule] = {
     "traced": Rule("detach the debugger"),
     "unfreezable": Rule(unfreezable.REMEDY),
     "other-uid": Rule(
-        "CRIU needs CAP_SYS_RESOURCE to carry processes of other users and groups; this host's root lacks it"
+        "run it as uid 0 inside, or give the container a user namespace (linux.uidMappings); or give this host's root "
+        "CAP_SYS_RESOURCE: a container or unit that the host runs in keeps it away (docker run --cap-add SYS_RESOURCE; "
+        "CapabilityBoundingSet= in systemd.exec(5))"
     ),
     "user-changed": Rule("start it as that user (process.user), or below a process that stays (an init, a shell)"),
     # Sockets.
@@ -118,6 +120,15 @@ RULES: dict[str, Rule] = {
     "criu": Rule("install criu at the target (apt-get install criu, or vagrant/provision.sh)"),
     "criu-protocol": Rule("install the same criu on both hosts, or 4.2 and newer on both"),
     "criu-version": Rule("install at least this version there; --allow criu-version to try", allowable=True),
+    "limit": Rule(
+        "raise the limits of root's log-in there (limits.conf(5)), or give root there CAP_SYS_RESOURCE; "
+        "or lower that of the program (prlimit); --allow limit to lose it",
+        allowable=True,
+    ),
+    "one-way": Rule(
+        "give root there CAP_SYS_RESOURCE (see other-uid); --allow one-way to have the container there for good",
+        allowable=True,
+    ),
     "bridge": Rule(
         "make the bridge there (ip link add NAME type bridge), or name another with `move --net bridge=NAME`"
     ),

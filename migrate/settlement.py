@@ -114,7 +114,10 @@ def _log_tail(state: State) -> str:
             data += path.read_bytes()
     if len(data) > LOG_LIMIT:
         data = data[-LOG_LIMIT:].partition(b"\n")[2]
-    return data.decode(errors="replace")
+    text = data.decode(errors="replace")
+    while len(protocol.dumps(text)) > protocol.MAX_CALL - 1024:  # a byte may take six
+        text = text[len(text) // 4 :].partition("\n")[2]
+    return text
 
 
 def save_log(log: bytes, migration: str) -> Path | None:

@@ -1,16 +1,15 @@
 """Snapshots: a container frozen to a directory, kept, and restored from as often as wanted.
 
-    DIR/manifest.json   what it is: container, host, CRIU, architecture, files with sizes and SHA-256
+    DIR/manifest.json   what it is: container, host, CRIU, architecture, all files with sizes and SHA-256 (manifest.py)
     DIR/config.json     the bundle's configuration as it was
     DIR/images/         CRIU's images (0600: they hold the container's memory)
     DIR/log             what the container had written
 
 The root file system is not in it: it must lie unchanged where it was (its fingerprint is checked), or at --rootfs.
-A snapshot is written beside its place and renamed into it, so a directory with a manifest is whole.
+A snapshot is written beside its place and renamed into it once the disk has all of it, so a directory with a manifest
+is whole.
 """
 
-import dataclasses
-import hashlib
 import json
 import os
 import platform
@@ -19,10 +18,9 @@ import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from criu_rpc.client import Criu
 from criu_rpc.errors import CriuError
@@ -30,80 +28,21 @@ from migrate import procscan, watches
 from migrate.errors import SnapshotError
 from migrate.files import fingerprint
 from migrate.interrupts import uninterruptible
+from migrate.manifest import CONFIG, FORMAT, IMAGES, LOG, MANIFEST, Manifest, Snapshot, entry, refusal
 from migrate.sockets import survey
 from migrate.space import is_full, no_space
 from migrate.validate import require_movable, wait_settled
-from runtime import checkpoint, gate, logs, netlock, supplement, syscalls, undump
+from runtime import checkpoint, gate, logs, netlock, notices, supplement, syscalls, trusted, undump
 from runtime.dump import Dump
 from runtime.restoring import RestorePlan, Restoring
 from runtime.spec import Spec, load_kept
 from runtime.spec import load as load_spec
 from runtime.state import State, Store
 
-FORMAT = 1
 LOCK_TIMEOUT = 5.0
 RESTORE_TIMEOUT = 120.0
 LOG_TIMEOUT = 2.0
 PATIENCE = 2.0  # for what passes by itself, such as a connection that is about to be accepted
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What a snapshot is. `images` maps file names to [size in bytes, SHA-256]."""
-
-    format: int
-    id: str
-    host: str
-    created: str
-    container_created: str
-    criu: str
-    machine: str
-    kernel: str
-    bundle: str
-    rootfs: str
-    fingerprint: str
-    stdio: list[str]
-    annotations: dict[str, str]
-    images: dict[str, list[Any]]
-    connections: list[str] = dataclasses.field(default_factory=list)  # with others, as "tcp LOCAL -> REMOTE"
-
-    @property
-    def size(self) -> int:
-        """Bytes of all images."""
-        return sum(int(size) for size, _ in self.images.values())
-
-    @classmethod
-    def load(cls, directory: Path) -> Self:
-        """Read DIR/manifest.json. Raises SnapshotError naming the field that is wrong."""
-        path = directory / "manifest.json"
-        try:
-            fields = json.loads(path.read_bytes())
-        except FileNotFoundError:
-            raise SnapshotNotFound(f"{directory} is no snapshot: it has no manifest.json") from None
-        except (OSError, ValueError) as error:
-            raise SnapshotError(f"{path}: cannot be read: {error}") from None
-        wanted = {field.name: field.type for field in dataclasses.fields(cls)}
-        if isinstance(fields, dict):
-            fields.setdefault("connections", [])  # snapshots of older versions do not say
-        if not isinstance(fields, dict) or set(fields) != set(wanted):
-            odd = sorted(set(fields) ^ set(wanted)) if isinstance(fields, dict) else []
-            raise SnapshotError(f"{path}: is not a snapshot's manifest{': ' + ', '.join(odd) if odd else ''}"[:300])
-        if fields["format"] != FORMAT:
-            raise SnapshotError(f"{path}: format {fields['format']!r} is not known to this version")
-        for name, value in fields.items():
-            base = {"format": int, "stdio": list, "annotations": dict, "images": dict, "connections": list}.get(
-                name, str
-            )
-            if not isinstance(value, base):
-                raise SnapshotError(f"{path}: {name}: must be of type {base.__name__}")
-        for name, entry in fields["images"].items():
-            if "/" in name or name.startswith(".") or not isinstance(entry, list) or len(entry) != 2:
-                raise SnapshotError(f"{path}: images: {name!r} is malformed")
-        return cls(**fields)
-
-
-class SnapshotNotFound(SnapshotError):
-    kind = "not-found"
 
 
 def save(store: Store, container_id: str, directory: Path, *, allow: frozenset[str], stop: bool = False) -> Manifest:
@@ -114,8 +53,11 @@ def save(store: Store, container_id: str, directory: Path, *, allow: frozenset[s
     directory = directory.absolute()
     if directory.exists():
         raise SnapshotError(f"{directory} exists already", remedy="name another directory, or remove that one")
-    if not directory.parent.is_dir():
-        raise SnapshotError(f"{directory.parent} is no directory")
+    directory = Path(os.path.realpath(directory.parent), directory.name)
+    try:
+        os.close(trusted.open_directory(str(directory.parent), sticky=True))
+    except OSError as error:
+        raise refusal(directory.parent, error, "save it where nobody else can write") from None
     with store.lock(container_id, LOCK_TIMEOUT):
         state = store.load(container_id)
         undump.mend_left(state)
@@ -123,7 +65,7 @@ def save(store: Store, container_id: str, directory: Path, *, allow: frozenset[s
         require_movable(store, state, spec, allow, PATIENCE)
         watched = watches.names(state.pid)
         with _temporary(directory, state.pid) as place:
-            _write(place / "config.json", json.dumps(spec.config, indent=4).encode())
+            _write(place / CONFIG, json.dumps(spec.config, indent=4).encode())
             with gate.closed(state, spec):
                 wait_settled(state, allow, PATIENCE)
                 skip = "tcp-backlog" in allow
@@ -131,7 +73,7 @@ def save(store: Store, container_id: str, directory: Path, *, allow: frozenset[s
                 with _dump(state, spec, place, options) as dump:
                     # While it is frozen: what it writes later belongs to the container, not to the snapshot.
                     checkpoint.wait_output_logged(state, LOG_TIMEOUT)
-                    _copy_log(state, place / "log")
+                    _copy_log(state, place / LOG)
                     connections = sorted(str(entry) for entry in survey(state.pid).connections if not entry.inside)
                     manifest = _seal(state, place, directory, connections) if stop else None  # before it ends
                     with uninterruptible():
@@ -158,8 +100,8 @@ def _finish(dump: Dump, directory: Path, stop: bool) -> None:
 @contextmanager
 def _dump(state: State, spec: Spec, place: Path, more: dict[str, Any]) -> Iterator[Dump]:
     """A dump into `place`/images, held with the container frozen; it thaws unless the dump is finished."""
-    (place / "images").mkdir(mode=0o700)
-    images = os.open(place / "images", os.O_RDONLY | os.O_DIRECTORY)
+    (place / IMAGES).mkdir(mode=0o700)
+    images = os.open(place / IMAGES, os.O_RDONLY | os.O_DIRECTORY)
     work = syscalls.detached_tmpfs(mode=0o700)  # for CRIU's log, which must not fail with the disk
     try:
         options = checkpoint.dump_options(state, spec, images_dir_fd=images, work_dir_fd=work, **more)
@@ -174,20 +116,19 @@ def _dump(state: State, spec: Spec, place: Path, more: dict[str, Any]) -> Iterat
 
 def _seal(state: State, place: Path, directory: Path, connections: list[str]) -> Manifest:
     """Make a whole snapshot of what lies in `place`: manifest, everything on disk, and the name it is to have."""
-    manifest = _describe(state, place, connections)
-    _write(place / "manifest.json", json.dumps(dataclasses.asdict(manifest), indent=2).encode() + b"\n")
+    manifest = _describe(state, place, connections).sealed()
+    _write(place / MANIFEST, manifest.to_bytes())
     _sync_tree(place)
     place.rename(directory)
+    try:
+        _sync(directory.parent)
+    except OSError:
+        shutil.rmtree(directory)
+        raise
     return manifest
 
 
 def _describe(state: State, place: Path, connections: list[str]) -> Manifest:
-    images = {}
-    for path in sorted((place / "images").iterdir()):
-        path.chmod(0o600)
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            images[path.name] = [file.tell(), digest]
     return Manifest(
         format=FORMAT,
         connections=connections,
@@ -203,8 +144,15 @@ def _describe(state: State, place: Path, connections: list[str]) -> Manifest:
         fingerprint=fingerprint(Path(state.rootfs)),
         stdio=list(state.stdio),
         annotations=dict(state.annotations),
-        images=images,
+        images={path.name: _entry(path) for path in sorted((place / IMAGES).iterdir())},
+        files={name: _entry(place / name) for name in (CONFIG, LOG)},
     )
+
+
+def _entry(path: Path) -> list[Any]:
+    path.chmod(0o600)
+    with path.open("rb") as file:
+        return entry(file)
 
 
 def restore(
@@ -224,11 +172,20 @@ def restore(
     Raises SnapshotError (damaged, other machine, other root file system), ContainerError (id in use), CriuError;
     on failure nothing of the new container is left.
     """
-    directory = directory.absolute()
-    manifest = Manifest.load(directory)
-    if manifest.machine != platform.machine():
-        raise SnapshotError(f"{directory}: was made on {manifest.machine}; this machine is {platform.machine()}")
-    verify(directory, manifest)
+    with Snapshot.open(directory) as snapshot:
+        if snapshot.manifest.machine != platform.machine():
+            made = f"was made on {snapshot.manifest.machine}; this machine is {platform.machine()}"
+            raise SnapshotError(f"{snapshot.path}: {made}")
+        snapshot.verify()
+        for warning in snapshot.warnings:
+            notices.warn(f"{snapshot.path}: {warning}")
+        return _restore(store, snapshot, new_id, rootfs, net, connections)
+
+
+def _restore(
+    store: Store, snapshot: Snapshot, new_id: str | None, rootfs: Path | None, net: str | None, connections: str | None
+) -> State:
+    directory, manifest = snapshot.path, snapshot.manifest
     if manifest.connections and connections is None:
         shown = ", ".join(manifest.connections[:4]) + (", ..." if len(manifest.connections) > 4 else "")
         raise SnapshotError(
@@ -250,17 +207,16 @@ def restore(
             id=new_id or manifest.id,
             bundle=str(directory),
             rootfs=str(root),
-            images=str(directory / "images"),
+            images=str(directory / IMAGES),
             work=str(work),
             stdio=tuple(manifest.stdio),
-            carried={"resources": supplement.resources(directory / "images")},
+            carried={"resources": supplement.resources(directory / IMAGES)},
             move=None,
             options={"tcp_close": True} if connections == "close" else {},
         )
         restoring = Restoring.prepare(store, spec, plan, Criu())
         try:
-            if (directory / "log").exists():
-                shutil.copyfile(directory / "log", restoring.history_path)
+            snapshot.copy_log(Path(restoring.history_path))
             restoring.restore(RESTORE_TIMEOUT)
             return restoring.resume()
         except BaseException:
@@ -270,23 +226,9 @@ def restore(
         shutil.rmtree(work, ignore_errors=True)
 
 
-def verify(directory: Path, manifest: Manifest) -> None:
-    """Compare every image with the manifest. Raises SnapshotError naming the first file that differs."""
-    for name, (size, digest) in manifest.images.items():
-        path = directory / "images" / name
-        try:
-            with path.open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
-                length = file.tell()
-        except OSError as error:
-            raise SnapshotError(f"{path}: {error.strerror}") from None
-        if (length, found) != (size, digest):
-            raise SnapshotError(f"{path}: is damaged ({length} bytes; SHA-256 {found[:12]}..., not {digest[:12]}...)")
-
-
 def _runtime_dir() -> Path:
     path = Path("/run/pymigrate")
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    os.close(trusted.make_directory(str(path)))
     return path
 
 
@@ -326,8 +268,12 @@ def _write(path: Path, data: bytes) -> None:
 def _sync_tree(place: Path) -> None:
     """Everything below `place` to disk, so that the rename cannot come before its contents."""
     for path in (*place.rglob("*"), place):
-        fd = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        _sync(path)
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -15,10 +15,12 @@ import io
 import re
 import shlex
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
 import paramiko
+from paramiko.common import MSG_CHANNEL_DATA, MSG_CHANNEL_EXTENDED_DATA
 
 from migrate import known_hosts
 from migrate.errors import HostError, UsageError
@@ -27,6 +29,9 @@ from migrate.known_hosts import Key, Known
 CONNECT_TIMEOUT = 15.0
 KEEPALIVE = 3  # seconds between keep-alives, so that a dead connection is noticed
 DEAD_AFTER = 10  # seconds without acknowledgement after which a connection counts as lost
+WINDOW = 8 << 20  # bytes that a channel holds at most until somebody reads them
+_LARGEST_PACKET = 256 << 10  # bytes; RFC 4253, 6.1 asks for 35,000
+_LONGEST_GREETING = 64 << 10  # bytes before the first packet; RFC 4253, 4.2
 _DEFAULT_KNOWN_HOSTS = "~/.ssh/known_hosts ~/.ssh/known_hosts2"
 _SETTING = re.compile(r"\s*(\w+)(?:\s*=\s*|\s+)(.+)")
 _DEEPEST = 16  # files that include each other, as OpenSSH has it
@@ -85,12 +90,52 @@ def _transport(known: Known, sock: Any, **options: Any) -> paramiko.Transport:
 
     It prefers ciphers with authentication built in: they carry up to twice as much here.
     """
-    transport = paramiko.Transport(sock, **options)
+    transport = _Transport(sock, packetizer_class=_Packetizer, **options)
     security = transport.get_security_options()
     security.ciphers = sorted(security.ciphers, key=lambda name: "gcm" not in name)
     types = {key.type for key in known.keys}
     security.key_types = sorted(security.key_types, key=lambda name: _RSA.sub("ssh-rsa", name) not in types)
     return transport
+
+
+class _Packetizer(paramiko.packet.Packetizer):
+    """Believes no length of the other side: paramiko's own waits for as many bytes as a packet claims to have."""
+
+    _greeting = 0
+
+    def read_all(self, n: int, check_rekey: bool = False) -> bytes:
+        if n > _LARGEST_PACKET:
+            raise paramiko.SSHException(f"a packet of {n} bytes is over the limit of {_LARGEST_PACKET}")
+        data: bytes = super().read_all(n, check_rekey)
+        return data
+
+    def _read_timeout(self, timeout: float) -> bytes:
+        data: bytes = super()._read_timeout(timeout)  # type: ignore[misc]
+        self._greeting += len(data)
+        if self._greeting > _LONGEST_GREETING:
+            raise paramiko.SSHException("the host greets without end")
+        return data
+
+
+def _within_window(take: Callable[[paramiko.Channel, paramiko.Message], None]) -> Any:
+    """`take` a piece of a channel's data, but no more than a channel may hold that nobody has read."""
+
+    def bounded(channel: paramiko.Channel, message: paramiko.Message) -> None:
+        take(channel, message)
+        if len(channel.in_buffer) + len(channel.in_stderr_buffer) > WINDOW + _LARGEST_PACKET:
+            raise paramiko.SSHException("the host sends more than it may")
+
+    return bounded
+
+
+class _Transport(paramiko.Transport):
+    """Ends when a host sends more than the window of a channel, which paramiko itself would store."""
+
+    _channel_handler_table = {
+        **paramiko.Transport._channel_handler_table,  # type: ignore[attr-defined]
+        MSG_CHANNEL_DATA: _within_window(paramiko.Channel._feed),  # type: ignore[attr-defined]
+        MSG_CHANNEL_EXTENDED_DATA: _within_window(paramiko.Channel._feed_extended),  # type: ignore[attr-defined]
+    }
 
 
 class _Verify(paramiko.MissingHostKeyPolicy):

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from criu_rpc.errors import CriuError
-from migrate import files, filesystems, losses, mountinfo, openfiles, procscan, protocol, sockets
+from migrate import files, filesystems, limits, losses, mountinfo, openfiles, procscan, protocol, sockets
 from migrate.errors import ProtocolError
 from migrate.hostfacts import FactsQuery, HostFacts, can_carry_any_uid, gather
 from migrate.pages import has_wide_records
@@ -232,8 +232,18 @@ def check_target(peer: "Peer", store: Store, state: State, spec: Spec, plan: Pla
         if not spec.is_new("network"):
             found += _check_ports(peer, state, spec)
         more, plan = _check_trees(peer, state, plan, needed)
-        found += more
+        found += more + _check_limits(state, spec, target)
     return found, plan
+
+
+def _check_limits(state: State, spec: Spec, target: HostFacts) -> list[Blocker]:
+    """Can the target give back the limits of the container's processes, and can they leave it again?"""
+    remapped = "user" in spec.namespaces  # what CRIU restores there has no capability of the host's
+    found = limits.blockers(state.pid, target.name, target.limits) if remapped or not target.any_uid else []
+    if can_carry_any_uid() and not target.any_uid and (who := limits.other_users(state.pid)):
+        text = f"runs as another user: root of {target.name} lacks CAP_SYS_RESOURCE, and CRIU cannot dump it there"
+        found.append(Blocker("one-way", who, text))
+    return found
 
 
 def _check_ports(peer: "Peer", state: State, spec: Spec) -> list[Blocker]:

@@ -43,10 +43,11 @@ def _way(path: str) -> Iterator[tuple[str, os.stat_result]]:
             return
 
 
-def open_directory(path: str) -> int:
+def open_directory(path: str, *, sticky: bool = False) -> int:
     """A descriptor of a directory that no other user can put anything into, nor into another's place.
 
-    `path` must be absolute and without symbolic links. Raises OSError, EPERM if another user could.
+    `path` must be absolute and without symbolic links. With `sticky` others may have files of their own in it, as in
+    /tmp. Raises OSError, EPERM if another user could do more.
     """
     fd, place = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), "/"
     names = [name for name in path.split("/") if name]
@@ -57,7 +58,7 @@ def open_directory(path: str) -> int:
             inner = os.open(name, access | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
             os.close(fd)
             fd, place = inner, os.path.join(place, name)
-        _require(os.fstat(fd), place)
+        _require(os.fstat(fd), place, sticky=sticky)
     except BaseException:
         os.close(fd)
         raise

@@ -47,14 +47,35 @@ def run(args: argparse.Namespace) -> int:
                 return 0
             text = f"{state.id}: runs again, from {args.dir} (pid {state.pid})"
         case _:
-            manifest = snapshot.Manifest.load(args.dir)
-            snapshot.verify(args.dir, manifest)
-            shown = ("id", "host", "created", "criu", "machine", "kernel", "bundle", "rootfs")
-            rows = [(name, getattr(manifest, name)) for name in shown]
-            rows.append(("images", f"{len(manifest.images)} files, {size(manifest.size)}, all intact"))
-            text = "\n".join(f"{name + ':':<9} {value}" for name, value in rows)
+            return _show(args)
     if args.json:
         print(json.dumps({"event": args.action, **dataclasses.asdict(manifest)}))
     else:
         print(text)
+    return 0
+
+
+def _show(args: argparse.Namespace) -> int:
+    from migrate.manifest import Snapshot
+    from migrate.report import printable
+    from migrate.snapshot_view import demands
+    from migrate.ui.text import size
+    from runtime import spec
+
+    with Snapshot.open(args.dir) as snapshot:
+        snapshot.verify()
+        manifest, warnings = snapshot.manifest, snapshot.warnings
+        wanted = list(demands(spec.load(snapshot.path, manifest.annotations)))
+    if args.json:
+        more = {"warnings": warnings, "restore": wanted}
+        print(json.dumps({"event": "show", **dataclasses.asdict(manifest), **more}))
+        return 0
+    shown = ("id", "host", "created", "criu", "machine", "kernel", "bundle", "rootfs")
+    rows = [(name, getattr(manifest, name)) for name in shown]
+    rows.append(("images", f"{len(manifest.images)} files, {size(manifest.size)}, all intact"))
+    rows += [("digest", manifest.digest)] if manifest.digest else []
+    rows += [("connected", connection) for connection in manifest.connections]
+    rows += wanted
+    rows += [("warning", warning) for warning in warnings]
+    print("\n".join(printable(f"{name + ':':<10} {value}") for name, value in rows))
     return 0

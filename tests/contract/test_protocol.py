@@ -3,13 +3,14 @@
 import json
 import struct
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from migrate import protocol
-from migrate.errors import ProtocolError
+from migrate.errors import MigrateError, ProtocolError
 from migrate.protocol import FrameDecoder, FrameType
 
 DIGEST = "0" * 64
@@ -82,6 +83,35 @@ def test_every_call_survives_the_wire(call: protocol.Call) -> None:
 
 def test_every_call_of_the_protocol_is_tried_above() -> None:
     assert {type(call) for call in CALLS} == set(protocol.Call.__args__)
+
+
+def test_every_call_says_what_its_answer_must_be() -> None:
+    assert set(protocol._ANSWERS) == set(protocol.Call.__args__) - {protocol.Image}
+
+
+@pytest.mark.parametrize(
+    ("number", "answer", "words"),
+    [
+        (0, {}, "Hello: version is missing"),
+        (0, {"version": True}, "Hello: version is not of type int"),
+        (5, {"problems": [["a", 1, "b"]], "found": []}, "CheckTrees: problems is not of type"),
+        (9, {"tmpfs": {"/tmp": 1}, "cgroup": ""}, "Prepare: tmpfs is not of type"),
+        (
+            3,
+            {"bundle": "/b", "rootfs": "r", "complete": True, "trees": [True], "renewed": [True, False]},
+            "rootfs is not",
+        ),
+        (3, {"bundle": "/b", "rootfs": "/r", "complete": True, "trees": [], "renewed": [True, False]}, "trees has 0"),
+    ],
+)
+def test_an_answer_is_checked_where_it_is_read(number: int, answer: dict[str, Any], words: str) -> None:
+    with pytest.raises(ProtocolError, match=words):
+        protocol.check_answer(CALLS[number], answer)
+
+
+def test_a_call_that_no_target_would_take_is_not_sent() -> None:
+    with pytest.raises(MigrateError, match="more than"):
+        protocol.encode_call(protocol.History("x" * protocol.MAX_CALL))
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from migrate import treescan
-from migrate.errors import MigrateError, NoSpace
+from migrate import rsync, treescan
+from migrate.errors import MigrateError, NoSpace, ProtocolError
 from migrate.files import fingerprint, size
 from migrate.rsync import send_tree
 
@@ -116,6 +116,14 @@ def test_a_living_tree_tells_every_name_that_was_touched(tree: Path, tmp_path: P
     deadline = time.monotonic() + 60
     sent = send_tree(Here(), tree, str(tmp_path / "to"), on_progress=lambda _: None, deadline=deadline, living=True)
     assert sent.names - {b"."} == set(treescan.scan(str(tree)).entries) - {b"."}
+
+
+def test_what_the_other_rsync_says_is_bounded(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It can have as much said here as it likes."""
+    monkeypatch.setattr(rsync, "SAID_LIMIT", 4096)
+    (tmp_path / "to").mkdir()
+    with pytest.raises(ProtocolError, match="there: rsync there says more than 4096 bytes"):
+        send(tree, tmp_path / "to", lambda command: ShellChannel(command.replace(" --server", " --server -vvvv", 1)))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,226 @@
+"""What a snapshot directory holds: a manifest that names every file with its size and SHA-256, itself included.
+
+The digests find damage. Somebody who may change the files may change the manifest too, so a directory that other users
+than root and the caller may write to is refused, before anything in it is believed.
+"""
+
+import dataclasses
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BufferedReader
+from pathlib import Path
+from typing import Any, Self
+
+from migrate.errors import SnapshotError
+from runtime import trusted
+
+FORMAT = 2
+MANIFEST, CONFIG, LOG, IMAGES = "manifest.json", "config.json", "log", "images"
+_LARGEST = 16 << 20  # bytes of a manifest
+_WEAK = (
+    "it was made by an earlier version, whose manifest covers the images only: "
+    "look at config.json (its hooks run as root) and log before you restore it"
+)
+
+
+class SnapshotNotFound(SnapshotError):
+    kind = "not-found"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a snapshot is. `images` and `files` (those beside the images) map names to [size in bytes, SHA-256]."""
+
+    format: int
+    id: str
+    host: str
+    created: str
+    container_created: str
+    criu: str
+    machine: str
+    kernel: str
+    bundle: str
+    rootfs: str
+    fingerprint: str
+    stdio: list[str]
+    annotations: dict[str, str]
+    images: dict[str, list[Any]]
+    connections: list[str] = dataclasses.field(default_factory=list)  # with others, as "tcp LOCAL -> REMOTE"
+    files: dict[str, list[Any]] = dataclasses.field(default_factory=dict)
+    digest: str = ""  # SHA-256 of all other fields
+
+    @property
+    def size(self) -> int:
+        """Bytes of all images."""
+        return sum(int(size) for size, _ in self.images.values())
+
+    def sealed(self) -> Self:
+        """The same with its digest."""
+        return dataclasses.replace(self, digest=self._digest())
+
+    def to_bytes(self) -> bytes:
+        return json.dumps(dataclasses.asdict(self), indent=2).encode() + b"\n"
+
+    def _digest(self) -> str:
+        fields = dataclasses.asdict(self)
+        del fields["digest"]
+        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+    @classmethod
+    def parse(cls, data: bytes, path: Path) -> Self:
+        """The manifest that was read from `path`. Raises SnapshotError naming the field that is wrong."""
+        try:
+            fields = json.loads(data)
+        except (ValueError, RecursionError) as error:
+            raise SnapshotError(f"{path}: cannot be read: {error}") from None
+        if not isinstance(fields, dict):
+            raise SnapshotError(f"{path}: is not a snapshot's manifest")
+        if fields.get("format") == 1:  # of earlier versions; the oldest do not name connections
+            fields = {"connections": [], "files": {}, "digest": "", **fields}
+        elif fields.get("format") != FORMAT:
+            raise SnapshotError(f"{path}: format {str(fields.get('format'))[:40]} is not known to this version")
+        known = {field.name for field in dataclasses.fields(cls)}
+        if set(fields) != known:
+            odd = ", ".join(sorted(set(fields) ^ known))
+            raise SnapshotError(f"{path}: is not a snapshot's manifest: {odd}"[:300])
+        for name, value in fields.items():
+            if not _is_shaped(name, value):
+                raise SnapshotError(f"{path}: {name}: is malformed")
+        manifest = cls(**fields)
+        if manifest.format == FORMAT and manifest.digest != manifest._digest():
+            raise SnapshotError(f"{path}: is damaged: its fields do not have the digest that it says")
+        if not manifest.images or (manifest.format == FORMAT and set(manifest.files) != {CONFIG, LOG}):
+            raise SnapshotError(f"{path}: does not name all files of a snapshot")
+        return manifest
+
+
+def _is_shaped(name: str, value: Any) -> bool:
+    match name:
+        case "format":
+            return type(value) is int
+        case "stdio" | "connections":
+            return isinstance(value, list) and all(isinstance(item, str) for item in value)
+        case "annotations":
+            return isinstance(value, dict) and all(isinstance(item, str) for item in value.values())
+        case "images" | "files":
+            return isinstance(value, dict) and all(_is_entry(*item) for item in value.items())
+    return isinstance(value, str)
+
+
+def _is_entry(name: str, entry: Any) -> bool:
+    if not name or "/" in name or "\0" in name or name.startswith(".") or not isinstance(entry, list):
+        return False
+    return [type(part) for part in entry] == [int, str]
+
+
+def entry(file: BufferedReader) -> list[Any]:
+    """The size and SHA-256 of an open file, read from where it is to its end."""
+    digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return [file.tell(), digest]
+
+
+class Snapshot:
+    """A snapshot directory that nobody else can change. A context manager."""
+
+    def __init__(self, path: Path, fd: int, manifest: Manifest) -> None:
+        self.path, self.manifest = path, manifest
+        self._fd = fd
+
+    @classmethod
+    def open(cls, directory: Path) -> Self:
+        """Raises SnapshotNotFound, SnapshotError."""
+        path = Path(os.path.realpath(directory))
+        fd = -1
+        try:
+            fd = trusted.open_directory(str(path))
+            with open(trusted.open_file(MANIFEST, fd), "rb") as file:
+                data = file.read(_LARGEST)
+            return cls(path, fd, Manifest.parse(data, path / MANIFEST))
+        except BaseException as error:
+            if fd >= 0:
+                os.close(fd)
+            if isinstance(error, FileNotFoundError | NotADirectoryError):
+                raise SnapshotNotFound(f"{directory} is not a snapshot: it has no manifest.json") from None
+            if isinstance(error, OSError):
+                raise refusal(path / MANIFEST if fd >= 0 else path, error) from None
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a user should know of this directory before it is used, as sentences."""
+        found = [_WEAK] if self.manifest.format < FORMAT else []
+        if os.fstat(self._fd).st_mode & 0o055:
+            found.append("other users can read the container's memory in it (chmod 700)")
+        return found
+
+    def verify(self) -> None:
+        """Compare every file with the manifest. Raises SnapshotError naming the first that differs or is not in it."""
+        known = {MANIFEST, CONFIG, LOG, IMAGES}
+        with self._listed(IMAGES) as (fd, names):
+            for name in sorted(names - set(self.manifest.images)):
+                raise SnapshotError(f"{self.path / IMAGES / name}: is not in the manifest")
+            for name, listed in self.manifest.images.items():
+                self._compare(name, fd, listed, self.path / IMAGES / name)
+        for name in sorted(set(os.listdir(self._fd)) - known):
+            raise SnapshotError(f"{self.path / name}: is not in the manifest")
+        for name in (CONFIG, LOG):
+            if self.manifest.files or name in os.listdir(self._fd):
+                self._compare(name, self._fd, self.manifest.files.get(name), self.path / name)
+
+    def _compare(self, name: str, directory: int, listed: list[Any] | None, path: Path) -> None:
+        try:
+            with open(trusted.open_file(name, directory), "rb") as file:
+                found = entry(file) if listed is not None else None
+        except OSError as error:
+            raise refusal(path, error) from None
+        if found is not None and found != listed:
+            assert listed is not None
+            words = f"{found[0]} bytes; SHA-256 {found[1][:12]}..., not {listed[1][:12]}..."
+            raise SnapshotError(f"{path}: is damaged ({words})")
+
+    @contextmanager
+    def _listed(self, name: str) -> Iterator[tuple[int, set[str]]]:
+        """A descriptor of a directory in it, and what is there."""
+        try:
+            fd = trusted.open_directory(str(self.path / name))
+        except OSError as error:
+            raise refusal(self.path / name, error) from None
+        try:
+            yield fd, set(os.listdir(fd))
+        finally:
+            os.close(fd)
+
+    def copy_log(self, destination: Path) -> None:
+        """What the container had written, to a new file."""
+        try:
+            source = trusted.open_file(LOG, self._fd)
+        except FileNotFoundError:
+            return
+        with open(source, "rb") as file, open(destination, "wb") as out:
+            os.fchmod(out.fileno(), 0o600)
+            while data := file.read(1 << 20):
+                out.write(data)
+
+
+_COPY = "copy it to a directory of root's own (cp -R), and look at it with `pymigrate snapshot show`"
+
+
+def refusal(path: Path, error: OSError, remedy: str = _COPY) -> SnapshotError:
+    """Say that a file or directory of a snapshot cannot be used; `remedy` is for one that another user can change."""
+    if error.errno == errno.EPERM and error.filename:
+        place = error.filename if os.path.isabs(error.filename) else path
+        text = f"{place}: {error.strerror}: a snapshot must be where nobody else can change it"
+        return SnapshotError(text, remedy=remedy)
+    words = "is a symbolic link" if error.errno == errno.ELOOP else error.strerror
+    return SnapshotError(f"{path}: {words}")

@@ -20,6 +20,7 @@ import subprocess
 from pathlib import Path
 from typing import Self
 
+from migrate import image_places
 from migrate.errors import DeadlineExceeded, MigrateError
 from runtime import processes, selfexec
 
@@ -49,12 +50,28 @@ class Keeper:
         keeper = cls(process, ours)
         try:
             known = {"pid": process.pid, "start_time": processes.start_time(process.pid)}
-            with open(os.open(path / _FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+            with open(os.open(path / _FILE, flags, 0o600), "w") as file:
                 json.dump(known, file)
         except BaseException:
             keeper.end()
             raise
         return keeper
+
+    @classmethod
+    def adopt(cls, migration: str, path: Path) -> None:
+        """Have images in memory that nobody takes care of taken to the disk, by a keeper that is not waited for.
+
+        Raises OSError. Harmless when somebody does take care of them.
+        """
+        lock = image_places.lock(path)
+        if lock is not None:
+            try:
+                keeper = cls.start(migration, path, "memory", lock)
+                keeper.watch()
+                keeper.leave()
+            finally:
+                os.close(lock)
 
     def watch(self) -> None:
         """The images may become the last copy from here on."""
@@ -110,7 +127,6 @@ def end_left(*places: Path) -> None:
 
 def main(argv: list[str]) -> int:
     """argv: migration, directory of its images, its kind, seconds of patience. Standard input is the agent's socket."""
-    from migrate import image_places
     from migrate.reception import ReceivedImages
 
     migration, path, kind, patience = argv

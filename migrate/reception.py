@@ -185,6 +185,8 @@ class ReceivedImages:
     def _settle_at(self, place: Path) -> None:
         """Have all images in `place`, synced, and described by a manifest with every digest."""
         known = Manifest.load(self.path)
+        if known is None and self.kind == "memory":
+            raise TargetError(f"{self.path}: not all images had come")
         if known is None:  # of an earlier version: what has come is not known
             return
         images: dict[str, tuple[int, str | None]] = {}

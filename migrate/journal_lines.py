@@ -39,6 +39,8 @@ def decode(data: bytes) -> tuple[list[dict[str, Any]], list[tuple[int, str]]]:
         return [], [(1, f"has format {str(version)[:20]}, which this version does not know")]
     for number, line in enumerate(lines, 1):
         value, reason = _decode(line, strict=version == FORMAT)
+        if not line:
+            continue
         if value is not None:
             found.append(value)
         elif version == FORMAT or reason != _NOT_JSON:  # earlier versions began a new line after one that was torn

@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from tests.hosts import COUNT, driver, in_agent
+from runtime.default_spec import default_spec
+from tests.hosts import COUNT, NO_MEMORY, driver, in_agent
 from tests.system.conftest import Lab
 from tests.system.test_move import assert_soon_clean, assert_still_here
 
@@ -199,15 +200,39 @@ def test_a_target_without_memory_to_spare_says_so(lab: Lab) -> None:
     """The images go to its disk, as they did before; they do not stay."""
     lab.run(script=KEEPS_A_SECRET)
     start = lab.wait_count("host1", 1)
-    agent = in_agent("from migrate import image_places\nimage_places.room = lambda: 1 << 16")
     there = "at_target('ls /var/lib/pymigrate/incoming/2*/pages-*.img >&2')"
-    out, _ = moving(lab, PREPARED, agent=agent, after=there).communicate(timeout=90)
+    out, _ = moving(lab, PREPARED, agent=NO_MEMORY, after=there).communicate(timeout=90)
     events = [json.loads(line) for line in out.splitlines()]
     [warning] = [event["message"] for event in events if event["event"] == "warning"]
     assert "its memory is on the disk of host2" in warning
     assert "0 MiB of memory are free for images" in warning
     lab.wait_count("host2", start)
     assert with_secret(lab, "/var/lib/pymigrate") == []
+    assert places(lab) == []
+
+
+def test_a_kernel_whose_tmpfs_maps_no_ids(lab: Lab) -> None:
+    """As before Linux 6.3: the images are given to the root of the container's user namespace."""
+    old = """
+from runtime import syscalls
+from runtime.mount_spec import ATTR_IDMAP
+def refusing(*args, original=syscalls.mount_setattr, **options):
+    if options["set"] & ATTR_IDMAP:
+        raise OSError(22, "Invalid argument")
+    original(*args, **options)
+syscalls.mount_setattr = refusing
+"""
+    place, ids = "/var/lib/pymigrate/test/web", [{"containerID": 0, "hostID": 100000, "size": 65536}]
+    linux = default_spec()["linux"]
+    linux = linux | {"namespaces": [*linux["namespaces"], {"type": "user"}]}
+    lab.run(linux=linux | {"uidMappings": ids, "gidMappings": ids, "resources": {}}, start=False)
+    lab.sh("host1", f"chown -R 100000:100000 {place}/rootfs")
+    lab.on("host1", "pymigrate", "run", "-d", "-b", place, "web")
+    start = lab.wait_count("host1", 1)
+    owned = "at_target('find /run/pymigrate/images/memory/2*/pages-*.img -user 100000 -perm 0640 | grep -q .')"
+    code, event = ended(moving(lab, PREPARED, agent=in_agent(old), after=owned))
+    assert (code, event.get("workload")) == (0, "TARGET"), event
+    lab.wait_count("host2", start)
     assert places(lab) == []
 
 

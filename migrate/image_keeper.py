@@ -25,7 +25,8 @@ from migrate.errors import DeadlineExceeded, MigrateError
 from runtime import processes, selfexec
 
 PATIENCE = 1.0  # seconds for the outcome
-END_TIMEOUT = 20.0  # seconds for a killed keeper that waits for a disk
+_END_TIMEOUT = 1.0  # seconds for a killed keeper
+_LEFT_TIMEOUT = 20.0  # for one that may wait for a disk
 _FILE = "keeper.json"  # beside the images
 
 
@@ -94,10 +95,10 @@ class Keeper:
         self._process.kill()
 
     def end(self) -> None:
-        """Stop it, and wait until it has ended."""
+        """Stop it, and wait until it has ended. Raises DeadlineExceeded when a disk keeps it longer than a second."""
         self._process.kill()
         try:
-            self._process.wait(END_TIMEOUT)
+            self._process.wait(_END_TIMEOUT)
         except subprocess.TimeoutExpired:
             raise DeadlineExceeded(f"the keeper of the images (process {self._process.pid}) does not end") from None
         finally:
@@ -117,7 +118,7 @@ def end_left(*places: Path) -> None:
             continue
         try:
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-            if not processes.wait_exit(pidfd, END_TIMEOUT):
+            if not processes.wait_exit(pidfd, _LEFT_TIMEOUT):
                 raise DeadlineExceeded(f"the keeper of the images at {place} (process {pid}) does not end")
         except ProcessLookupError:
             continue

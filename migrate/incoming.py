@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from criu_rpc.client import Criu
-from migrate import bundles, image_cleaning, journal, receivers, tmpfs_store, treestore
+from migrate import bundles, image_cleaning, journal, receivers, tmpfs_pack, tmpfs_store, treestore
 from migrate.atomic import write_atomically
 from migrate.errors import DeadlineExceeded, MigrateError, ProtocolError, TargetError
 from migrate.files import fingerprint
@@ -337,6 +337,7 @@ class Incoming:
 
     def _begin_restore(self, bundle: Path, fields: dict[str, Any]) -> Restoring:
         assert self._images is not None
+        tmpfs_pack.unpack(self._migration, self._images.path)
         tmpfs_store.check(fields.get("tmpfs", {}).values())
         carried = dict(fields["state"])
         annotations = {str(key): str(value) for key, value in dict(carried.get("annotations", {})).items()}

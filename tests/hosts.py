@@ -56,6 +56,11 @@ def verb(*argv: str) -> str:
     return f"import sys\nfrom migrate import cli\nsys.exit(cli.main({list(argv)!r}))"
 
 
+# For the shell of a target: kill the agent of the newest move into it, and nothing else.
+KILL_AGENT = (
+    'kill -9 $(sed -n \'s/.*"agent": {"pid": \\([0-9]*\\).*/\\1/p\' '
+    "$(ls /var/lib/pymigrate/migrations/*.jsonl | tail -n 1))"
+)
 # Before a program for a source: the images of its move are on the target's disk.
 NO_MEMORY = in_agent("from migrate import image_places\nimage_places.room = lambda: 0")
 

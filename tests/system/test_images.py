@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from runtime.default_spec import default_spec
-from tests.hosts import COUNT, NO_MEMORY, driver, in_agent
+from tests.hosts import COUNT, KILL_AGENT, NO_MEMORY, driver, in_agent
 from tests.system.conftest import Lab
 from tests.system.test_move import assert_soon_clean, assert_still_here
 
@@ -15,7 +15,9 @@ from tests.system.test_move import assert_soon_clean, assert_still_here
 SECRET = "s3cret-in-memory"
 KEEPS_A_SECRET = f"x=s3cret; x=$x-in-memory; {COUNT}"
 
-_HOLD = """
+_HOLD = (
+    f"KILL_AGENT = {KILL_AGENT!r}\n"
+    + """
 def hold():
     print("held", flush=True)
     if sys.stdin.readline() == "die\\n":
@@ -23,14 +25,14 @@ def hold():
 def at_target(script):
     subprocess.run(["ssh", "host2", script], check=True, stdin=subprocess.DEVNULL)
 def kill_agent():
-    newest = "$(ls /var/lib/pymigrate/migrations/*.jsonl | tail -n 1)"
-    at_target(f"kill -9 $(sed -n 's/.*\\"agent\\": {{\\"pid\\": \\\\([0-9]*\\\\).*/\\\\1/p' {newest})")
+    at_target(KILL_AGENT)
 def kill_keeper():
     at_target("kill -9 $(sed 's/[^0-9]*\\\\([0-9]*\\\\).*/\\\\1/' /run/pymigrate/images/memory/*/keeper.json)")
 def wait_synced():
     wait = "until test -e /var/lib/pymigrate/incoming/*/manifest.json; do :; done"
     at_target(f"timeout 60 sh -c '{wait}; until ! test -e /run/pymigrate/images/memory; do :; done'")
 """
+)
 PATIENT = in_agent("from migrate import image_keeper\nimage_keeper.PATIENCE = 3600.0")
 PREPARED = "(coordinator.Coordinator, '_stop_and_copy')"
 GIVEN_UP = "(departure.Departure, 'give_up')"

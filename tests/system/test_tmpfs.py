@@ -194,7 +194,7 @@ def test_all_in_a_tmpfs_comes_along_and_back(lab: Lab) -> None:
 
 def test_it_outlives_a_power_cut_of_the_target_in_doubt(lab: Lab) -> None:
     """Source and agent are gone when nobody has let it run yet: images and mounts are on the disk."""
-    start(lab)
+    start(lab, PROGRAM.replace('os.unlink(f"{D}/ghost")', ""))  # CRIU, killed, would leave a name of its own
     before = told(lab, "host1", 2)
     body = f"""
 def cut():
@@ -209,7 +209,7 @@ def cut():
     assert lab.sh("host2", "ls /var/lib/pymigrate/incoming/*/pymigrate-tmpfs-0.img") != ""
     lab.sh("host2", "umount /var/lib/pymigrate/tmpfs/*/0; rm -r /var/lib/pymigrate/tmpfs /run/pymigrate/receiving")
     lab.on("host1", "pymigrate", "recover", "web")
-    assert told(lab, "host2", 3) == before
+    assert told(lab, "host2", 1) == before
     assert (is_clean(lab, "host2"), lab.images("host2")) == (True, [])
 
 

@@ -28,7 +28,7 @@ VERBS: dict[str, str] = {
     "validate": "list every reason why a container cannot move",
     "snapshot": "save, show or restore a snapshot of a running container",
     "recover": "finish a move whose end is not known, or undo a dump that was cut short",
-    "migrations": "list the moves that this host has taken part in",
+    "migrations": "list the moves that this host has taken part in, and clean up what they have left",
     "demo": "move a Redis to another host and back, and check that nothing is lost",
     "lab": "hosts on this machine to try moves between",
     "create": "create a container from a bundle",

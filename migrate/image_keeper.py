@@ -20,11 +20,13 @@ import subprocess
 from pathlib import Path
 from typing import Self
 
+from migrate import image_places
 from migrate.errors import DeadlineExceeded, MigrateError
 from runtime import processes, selfexec
 
 PATIENCE = 1.0  # seconds for the outcome
-END_TIMEOUT = 20.0  # seconds for a killed keeper that waits for a disk
+_END_TIMEOUT = 1.0  # seconds for a killed keeper
+_LEFT_TIMEOUT = 20.0  # for one that may wait for a disk
 _FILE = "keeper.json"  # beside the images
 
 
@@ -49,12 +51,28 @@ class Keeper:
         keeper = cls(process, ours)
         try:
             known = {"pid": process.pid, "start_time": processes.start_time(process.pid)}
-            with open(os.open(path / _FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+            with open(os.open(path / _FILE, flags, 0o600), "w") as file:
                 json.dump(known, file)
         except BaseException:
             keeper.end()
             raise
         return keeper
+
+    @classmethod
+    def adopt(cls, migration: str, path: Path) -> None:
+        """Have images in memory that nobody takes care of taken to the disk, by a keeper that is not waited for.
+
+        Raises OSError. Harmless when somebody does take care of them.
+        """
+        lock = image_places.lock(path)
+        if lock is not None:
+            try:
+                keeper = cls.start(migration, path, "memory", lock)
+                keeper.watch()
+                keeper.leave()
+            finally:
+                os.close(lock)
 
     def watch(self) -> None:
         """The images may become the last copy from here on."""
@@ -77,10 +95,10 @@ class Keeper:
         self._process.kill()
 
     def end(self) -> None:
-        """Stop it, and wait until it has ended."""
+        """Stop it, and wait until it has ended. Raises DeadlineExceeded when a disk keeps it longer than a second."""
         self._process.kill()
         try:
-            self._process.wait(END_TIMEOUT)
+            self._process.wait(_END_TIMEOUT)
         except subprocess.TimeoutExpired:
             raise DeadlineExceeded(f"the keeper of the images (process {self._process.pid}) does not end") from None
         finally:
@@ -100,7 +118,7 @@ def end_left(*places: Path) -> None:
             continue
         try:
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-            if not processes.wait_exit(pidfd, END_TIMEOUT):
+            if not processes.wait_exit(pidfd, _LEFT_TIMEOUT):
                 raise DeadlineExceeded(f"the keeper of the images at {place} (process {pid}) does not end")
         except ProcessLookupError:
             continue
@@ -110,7 +128,6 @@ def end_left(*places: Path) -> None:
 
 def main(argv: list[str]) -> int:
     """argv: migration, directory of its images, its kind, seconds of patience. Standard input is the agent's socket."""
-    from migrate import image_places
     from migrate.reception import ReceivedImages
 
     migration, path, kind, patience = argv

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -126,13 +126,16 @@ def copy(source: Path, target: Path) -> tuple[int, str]:
         finally:
             os.close(fd)
         return found
+    with open(os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:
+        return write(target, iter(lambda: file.read(_PIECE), b""))
+
+
+def write(path: Path, pieces: Iterable[bytes]) -> tuple[int, str]:
+    """Write a new image and wait for the disk. Returns its size and SHA-256. Raises OSError."""
     seen, size = hashlib.sha256(), 0
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    with (
-        open(os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file,
-        open(os.open(target, flags, 0o600), "wb", buffering=0) as out,
-    ):
-        while data := file.read(_PIECE):
+    with open(os.open(path, flags, 0o600), "wb", buffering=0) as out:
+        for data in pieces:
             seen.update(data)
             size += len(data)
             view = memoryview(data)

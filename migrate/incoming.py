@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from criu_rpc.client import Criu
-from migrate import bundles, journal, receivers, tmpfs_store, treestore
+from migrate import bundles, image_cleaning, journal, receivers, tmpfs_pack, tmpfs_store, treestore
 from migrate.atomic import write_atomically
 from migrate.errors import DeadlineExceeded, MigrateError, ProtocolError, TargetError
 from migrate.files import fingerprint
@@ -175,6 +175,7 @@ class Incoming:
         }  # fmt: skip
         self._journal.record(Phase.SEED, plan=plan)
         self._timeout = call.timeout
+        image_cleaning.sweep()
         self._images = ReceivedImages.make(self._migration, call.memory)
         self._limits = tmpfs_store.make(self._migration, mounted)
         self._restoring = self._begin_restore(self._bundle, plan)
@@ -223,8 +224,8 @@ class Incoming:
             Root.from_json(root).give(self._tmpfs[place])
         tmpfs_store.narrow(self._limits)
         pid = self._restoring.restore(call.timeout)
-        self._journal.record(Phase.PREPARED, durable=False)
         self._images.hold()
+        self._journal.record(Phase.PREPARED, durable=False)
         return {"pid": pid}
 
     def resume(self) -> dict[str, Any]:
@@ -337,6 +338,7 @@ class Incoming:
 
     def _begin_restore(self, bundle: Path, fields: dict[str, Any]) -> Restoring:
         assert self._images is not None
+        tmpfs_pack.unpack(self._migration, self._images.path)
         tmpfs_store.check(fields.get("tmpfs", {}).values())
         carried = dict(fields["state"])
         annotations = {str(key): str(value) for key, value in dict(carried.get("annotations", {})).items()}

@@ -11,7 +11,7 @@ from typing import Self
 from criu_rpc.client import Criu
 from criu_rpc.errors import CriuError
 from criu_rpc.swrk import PageServer
-from migrate import image_keeper, image_manifest, image_places, journal
+from migrate import image_keeper, image_manifest, image_places, journal, tmpfs_pack
 from migrate.atomic import sync_directory
 from migrate.errors import DeadlineExceeded, ProtocolError, TargetError
 from migrate.image_keeper import Keeper
@@ -185,6 +185,8 @@ class ReceivedImages:
     def _settle_at(self, place: Path) -> None:
         """Have all images in `place`, synced, and described by a manifest with every digest."""
         known = Manifest.load(self.path)
+        if known is None and self.kind == "memory":
+            raise TargetError(f"{self.path}: not all images had come")
         if known is None:  # of an earlier version: what has come is not known
             return
         images: dict[str, tuple[int, str | None]] = {}
@@ -193,6 +195,9 @@ class ReceivedImages:
             if found[0] != size or digest not in (None, found[1]):
                 raise TargetError(f"{self.path / name}: is damaged")
             images[name] = found
+        if tmpfs_pack.INDEX not in images:
+            with contextlib.suppress(TargetError, OSError):  # then they outlive no power cut, but the images do
+                images |= tmpfs_pack.pack(self.migration, place)
         Manifest(self.migration, known.boot, images).save(place, durable=True)
         sync_directory(place)
 
@@ -217,7 +222,8 @@ class ReceivedImages:
             os.close(self._fd)
             self._fd = -1
         if self._keeper is not None:
-            self._keeper.end()
+            with contextlib.suppress(DeadlineExceeded):  # it waits for a disk, and does nothing more after that
+                self._keeper.end()
             self._keeper = None
         image_places.remove(self.migration)
         self._unlock()

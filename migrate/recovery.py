@@ -8,7 +8,7 @@ from pathlib import Path
 from migrate import treestore
 from migrate.errors import MigrateError
 from migrate.interrupts import uninterruptible
-from migrate.journal import Entry, Journal, entries
+from migrate.journal import Entry, Journal, entries, require_whole
 from migrate.phases import Phase
 from migrate.settlement import call_off, clean_source, settle
 from migrate.trees import Owner
@@ -96,7 +96,11 @@ def boot_id() -> str:
 
 
 def undecided(store: Store, container_id: str) -> Entry | None:
-    """The newest move of this container out of this host that has no end."""
+    """The newest move of this container out of this host that has no end.
+
+    Raises DamagedJournal when one may have none, and its journal does not tell.
+    """
+    require_whole(container_id)
     found = [
         entry
         for entry in entries()

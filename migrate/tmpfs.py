@@ -66,8 +66,13 @@ class Mounted:
         return cls(**value)
 
 
+def is_known(option: str) -> bool:
+    """Whether it is an option of a tmpfs that another host can be given."""
+    return _OPTIONS.fullmatch(option) is not None
+
+
 def _are_known(options: str) -> bool:
-    return all(_OPTIONS.fullmatch(option) for option in options.split(",") if option)
+    return all(is_known(option) for option in options.split(",") if option)
 
 
 @dataclass(frozen=True)

@@ -345,12 +345,27 @@ class Restoring:
             syscalls.mount_setattr(tree, set=ATTR_IDMAP, clear=0, recursive=False, userns_fd=userns)
         except OSError as error:
             os.close(tree)
-            raise ContainerError(
-                f"{self._plan.images}: the file system cannot map ids, which a user namespace needs: {error.strerror}"
-            ) from None
+            root = next((mapping.host for mapping in spec.uid_mappings if mapping.container == 0), None)
+            if self._plan.move is None or root is None:
+                raise ContainerError(
+                    f"{self._plan.images}: the file system cannot map ids, which a user namespace needs: "
+                    f"{error.strerror}"
+                ) from None
+            return self._give_images(root)
         finally:
             os.close(userns)
         return tree
+
+    def _give_images(self, uid: int) -> int:
+        """The same with the files themselves given to that root: tmpfs maps no ids before Linux 6.3.
+
+        Only for images that were made for this restore. The directory above keeps everybody but root out.
+        """
+        for entry in os.scandir(self._plan.images):
+            if entry.name.endswith(".img") and entry.is_file(follow_symlinks=False):
+                os.chown(entry.path, uid, 0, follow_symlinks=False)
+        os.chown(self._plan.images, uid, 0)
+        return os.open(self._plan.images, os.O_RDONLY | os.O_DIRECTORY)
 
     def resume(self) -> State:
         """Let the tree run. The monitor keeps it from here on.

@@ -51,6 +51,20 @@ def in_agent(text: str) -> str:
     )
 
 
+def verb(*argv: str) -> str:
+    """A Python program that is the command line with these arguments."""
+    return f"import sys\nfrom migrate import cli\nsys.exit(cli.main({list(argv)!r}))"
+
+
+# For the shell of a target: kill the agent of the newest move into it, and nothing else.
+KILL_AGENT = (
+    'kill -9 $(sed -n \'s/.*"agent": {"pid": \\([0-9]*\\).*/\\1/p\' '
+    "$(ls /var/lib/pymigrate/migrations/*.jsonl | tail -n 1))"
+)
+# Before a program for a source: the images of its move are on the target's disk.
+NO_MEMORY = in_agent("from migrate import image_places\nimage_places.room = lambda: 0")
+
+
 def write_bundle(bundle: Path, script: str, **changes: Any) -> None:
     """A bundle of busybox that runs `script`; `changes` replace top-level fields of the default config.json."""
     from runtime.default_spec import default_spec

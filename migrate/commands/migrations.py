@@ -1,25 +1,92 @@
-"""pymigrate migrations: the moves that this host has taken part in, newest last."""
+"""pymigrate migrations: the moves that this host has taken part in, newest last, and the images that they have left."""
 
 import argparse
 import json
+import sys
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from migrate.image_cleaning import Left
+    from migrate.journal import DamagedJournal, Entry
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--id", help="only those of this container")
+    parser.add_argument(
+        "--clean", action="store_true", help="remove images of moves into this host, unless they may be the last copy"
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="with --clean: also where they may be the last copy of a container"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    from migrate.journal import entries
-    from migrate.phases import workload
-    from migrate.ui.text import table
+    from migrate import image_cleaning
+    from migrate.errors import UsageError
+    from migrate.journal import Entry, scan
 
-    moves = [entry for entry in entries() if args.id in (None, entry.id)]
+    if args.force and not args.clean:
+        raise UsageError("--force goes with --clean")
+    images = image_cleaning.left(args.id)
+    if args.clean:
+        return _clean(images, force=args.force)
+    found = list(scan())
+    moves = [entry for entry in found if isinstance(entry, Entry) and args.id in (None, entry.id)]
+    damaged = [entry for entry in found if not isinstance(entry, Entry)]
+    damaged = [entry for entry in damaged if entry.entry is None or args.id in (None, entry.entry.id)]
     if args.json:
-        for entry in moves:
-            fields = {"migration": entry.migration, "role": entry.role, "id": entry.id, "source": entry.source}
-            fields |= {"target": entry.target, "phase": entry.phase, "workload": workload(entry.phase)}
-            print(json.dumps(fields | {"started": entry.started, "updated": entry.updated}))
-        return 0
+        _print_json(moves, damaged, images)
+    else:
+        _print_table(moves, images)
+    for journal in damaged:
+        print(f"pymigrate: warning: {journal}", file=sys.stderr)
+        if journal.remedy:
+            print(f"  {journal.remedy}", file=sys.stderr)
+    return 0
+
+
+def _workload(entry: "Entry") -> str:
+    from migrate.phases import Phase, workload
+
+    # What the source has decided after that is not known here.
+    return "UNKNOWN" if (entry.role, entry.phase) == ("target", Phase.PREPARED) else workload(entry.phase)
+
+
+def _print_json(moves: "list[Entry]", damaged: "list[DamagedJournal]", images: "list[Left]") -> None:
+    for entry in moves:
+        fields = {"migration": entry.migration, "role": entry.role, "id": entry.id, "source": entry.source}
+        fields |= {"target": entry.target, "phase": entry.phase, "workload": _workload(entry)}
+        fields |= {"started": entry.started, "updated": entry.updated}
+        print(json.dumps({**fields, "images": [_described(item) for item in _of(images, entry.migration)]}))
+    for journal in damaged:
+        migration = journal.path.stem
+        known = {"id": journal.entry.id, "role": journal.entry.role} if journal.entry is not None else {}
+        damage = {"path": str(journal.path), "line": journal.line, "reason": journal.reason}
+        fields = {"migration": migration, **known, "workload": "UNKNOWN"}
+        print(json.dumps({**fields, "damage": damage, "images": [_described(item) for item in _of(images, migration)]}))
+    known_moves = {entry.migration for entry in moves} | {journal.path.stem for journal in damaged}
+    for item in images:
+        if item.found.migration not in known_moves:
+            print(json.dumps({"migration": item.found.migration, "workload": "UNKNOWN", "images": [_described(item)]}))
+
+
+def _of(images: "list[Left]", migration: str) -> "list[Left]":
+    return [item for item in images if item.found.migration == migration]
+
+
+def _described(item: "Left") -> dict[str, object]:
+    found = item.found
+    age = max(0, round(time.time() - found.since))
+    return {
+        "path": str(found.path), "place": found.kind, "bytes": found.size, "age_s": age,
+        "may_be_last_copy": item.may_be_last, "in_use": item.in_use,
+    }  # fmt: skip
+
+
+def _print_table(moves: "list[Entry]", images: "list[Left]") -> None:
+    from migrate.ui.text import age, size, table
+
     rows = [
         (
             found.migration,
@@ -28,11 +95,48 @@ def run(args: argparse.Namespace) -> int:
             found.target,
             found.role,
             found.phase,
-            workload(found.phase),
+            _workload(found),
             found.started,
         )
         for found in moves
     ]
     for line in table(("MIGRATION", "ID", "FROM", "TO", "ROLE", "PHASE", "WORKLOAD", "STARTED"), rows):
         print(line)
+    if images:
+        left = [
+            (
+                item.found.migration,
+                item.entry.id if item.entry else "?",
+                item.found.kind,
+                size(item.found.size),
+                age(time.time() - item.found.since),
+                "in use" if item.in_use else "may be the last copy" if item.may_be_last else "not needed",
+                str(item.found.path),
+            )
+            for item in images
+        ]
+        print()
+        for line in table(("IMAGES OF", "ID", "IN", "SIZE", "AGE", "STATUS", "PATH"), left):
+            print(line)
+
+
+def _clean(images: "list[Left]", *, force: bool) -> int:
+    """Remove what may be removed. Raises LastCopy when something stays that may be needed."""
+    from migrate import image_cleaning
+    from migrate.image_cleaning import LastCopy
+
+    kept = []
+    for item in images:
+        name = f"{item.entry.id if item.entry else 'an unknown container'}, {item.found.path}"
+        if item.in_use:
+            print(f"{name}: a move uses these images: they stay")
+        elif item.may_be_last and not force:
+            kept.append(item)
+        else:
+            if item.may_be_last:
+                print(f"pymigrate: warning: {name}: this may have been the last copy of it", file=sys.stderr)
+            image_cleaning.remove(item)
+            print(f"{name}: removed")
+    if kept:
+        raise LastCopy(kept)
     return 0

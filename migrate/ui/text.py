@@ -19,6 +19,14 @@ def duration(seconds: float) -> str:
     return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.2f} s"
 
 
+def age(seconds: float) -> str:
+    """90 -> "1 min", 200000 -> "2 d"; never less than 0."""
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds // length:.0f} {unit}"
+    return f"{max(0.0, seconds):.0f} s"
+
+
 def one_pass(done: PassDone) -> str:
     """What a pass over a tree has sent, as one line."""
     when = ", frozen" if done.frozen else ""

@@ -16,7 +16,7 @@ from migrate.errors import NoSpace
 from migrate.journal import Journal
 from migrate.phases import Phase
 from runtime.default_spec import default_spec
-from tests.hosts import COUNT, driver
+from tests.hosts import COUNT, NO_MEMORY, driver
 from tests.system.conftest import Lab
 from tests.system.test_move import assert_still_here
 
@@ -159,7 +159,7 @@ def test_a_target_without_room(narrow: Lab, where: str, before: bool, words: str
     narrow.run(script=f"x=$(head -c 5000000 /dev/urandom | base64); {COUNT}")
     start = narrow.wait_count("host1", 1)
     fill = f"subprocess.run({['ssh', 'host2', FILL]}, stdin=subprocess.DEVNULL, capture_output=True)"
-    program = driver(where, before=fill) if before else driver(where, after=fill)
+    program = NO_MEMORY + (driver(where, before=fill) if before else driver(where, after=fill))
     event = last_event(narrow.on("host1", narrow.python, "-c", program, check=False), 10)
     assert event["workload"] == "SOURCE"
     assert re.search(rf": host2: no room at host2 for /var/lib/pymigrate/{words}$", event["message"]), event

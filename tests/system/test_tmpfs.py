@@ -12,7 +12,7 @@ import pytest
 
 from migrate import mountinfo, tmpfs
 from runtime import syscalls
-from tests.hosts import ABLE, driver
+from tests.hosts import ABLE, KILL_AGENT, driver
 from tests.pybox import write_python_bundle
 from tests.system.conftest import Lab
 
@@ -190,6 +190,27 @@ def test_all_in_a_tmpfs_comes_along_and_back(lab: Lab) -> None:
     assert (back["workload"], before["stored"]) == ("TARGET", [2, 2])
     assert told(lab, "host1", 7) == before
     assert is_clean(lab, "host1")
+
+
+def test_it_outlives_a_power_cut_of_the_target_in_doubt(lab: Lab) -> None:
+    """Source and agent are gone when nobody has let it run yet: images and mounts are on the disk."""
+    start(lab, PROGRAM.replace('os.unlink(f"{D}/ghost")', ""))  # CRIU, killed, would leave a name of its own
+    before = told(lab, "host1", 2)
+    body = f"""
+def cut():
+    subprocess.run(["ssh", "host2", {KILL_AGENT!r}], check=True, stdin=subprocess.DEVNULL)
+    os.kill(os.getpid(), 9)
+"""
+    program = driver("(departure.Departure, 'give_up')", after="cut()", body=body)
+    assert lab.on("host1", "python3", "-c", program, check=False).returncode == 137
+    deadline = time.monotonic() + lab.patience
+    while [path for path in lab.images("host2") if "incoming/" not in path or path.endswith(".new")]:
+        assert time.monotonic() < deadline
+    assert lab.sh("host2", "ls /var/lib/pymigrate/incoming/*/pymigrate-tmpfs-0.img") != ""
+    lab.sh("host2", "umount /var/lib/pymigrate/tmpfs/*/0; rm -r /var/lib/pymigrate/tmpfs /run/pymigrate/receiving")
+    lab.on("host1", "pymigrate", "recover", "web")
+    assert told(lab, "host2", 1) == before
+    assert (is_clean(lab, "host2"), lab.images("host2")) == (True, [])
 
 
 def test_files_of_a_small_one_keep_all_that_they_have(lab: Lab) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from runtime import selfexec
 from runtime.default_spec import default_spec
-from tests.hosts import COUNT, driver
+from tests.hosts import COUNT, NO_MEMORY, driver, verb
 from tests.system.conftest import Lab
 
 WRITABLE = {"root": {"path": "rootfs", "readonly": False}}
@@ -111,7 +111,8 @@ def test_a_failed_move_removes_what_it_brought_and_no_more(hosts: Lab) -> None:
         "host2", "mkdir -p /var/lib/pymigrate/incoming; mount -t tmpfs -o size=16k tmpfs /var/lib/pymigrate/incoming"
     )
     try:
-        done = hosts.on("host1", "pymigrate", "move", "--volume", "/data=copy", "web", "host2", check=False)
+        program = NO_MEMORY + verb("move", "--volume", "/data=copy", "web", "host2")
+        done = hosts.on("host1", hosts.python, "-c", program, check=False)
     finally:
         hosts.sh("host2", "umount /var/lib/pymigrate/incoming")
     assert done.returncode == 10, (done.stdout, done.stderr)

@@ -1,15 +1,18 @@
 """The phase log: order, durability against torn lines, what is read back."""
 
+import json
 import resource
+import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from migrate import journal
+from migrate import journal, journal_lines
 from migrate.errors import MigrateError
-from migrate.journal import Journal
+from migrate.journal import DamagedJournal, Journal
 from migrate.phases import FINAL, NEXT, Phase, workload
 
 
@@ -102,11 +105,140 @@ def test_room_is_reserved_until_the_end(tmp_path: Path) -> None:
     assert path.stat().st_blocks * 512 <= journal.ROOM + 8192
 
 
-def test_a_journal_of_garbage_is_no_entry(tmp_path: Path) -> None:
-    migration = journal.new_migration_id()
-    (tmp_path / f"{migration}.jsonl").write_text('{"phase": "nowhere"}\n')
-    assert journal.load(migration, directory=tmp_path) is None
+@pytest.mark.parametrize("garbage", [b'{"phase": "nowhere"}\n', b"garbage\n", b"\0" * 40 + b"\n", b"[1]\n"])
+def test_a_journal_of_garbage_is_named(tmp_path: Path, garbage: bytes) -> None:
+    """It may be of any container."""
+    path = tmp_path / f"{journal.new_migration_id()}.jsonl"
+    path.write_bytes(garbage)
+    with pytest.raises(DamagedJournal, match=rf"^{path}: line 1 "):
+        journal.load(path.stem, directory=tmp_path)
     assert list(journal.entries(directory=tmp_path)) == []
+    assert [type(found) for found in journal.scan(directory=tmp_path)] == [DamagedJournal]
+    with pytest.raises(DamagedJournal):
+        journal.require_whole("web", directory=tmp_path)
+
+
+@pytest.mark.parametrize("begun", [b"", b'{"time": "2026", "ph', b"\0" * 40])
+def test_a_journal_that_was_torn_as_it_began_is_none(tmp_path: Path, begun: bytes) -> None:
+    path = tmp_path / f"{journal.new_migration_id()}.jsonl"
+    path.write_bytes(begun)
+    assert journal.load(path.stem, directory=tmp_path) is None
+    assert list(journal.scan(directory=tmp_path)) == []
+
+
+def _damage(path: Path, line: int, old: bytes, new: bytes) -> None:
+    lines = path.read_bytes().split(b"\n")
+    assert old in lines[line - 1]
+    lines[line - 1] = lines[line - 1].replace(old, new)
+    path.write_bytes(b"\n".join(lines))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        pytest.param(b"x", b"y", "has a wrong checksum", id="a-field"),
+        pytest.param(b'"crc": "', b'"crc": "0', "has no checksum", id="no-checksum"),
+        pytest.param(b', "crc"', b', "crd"', "has no checksum", id="checksum-of-another-name"),
+        pytest.param(b"{", b"\0", "has a wrong checksum", id="not-json"),
+    ],
+)
+def test_a_damaged_line_is_named(tmp_path: Path, old: bytes, new: bytes, reason: str) -> None:
+    """It is not skipped: what it said may be the end of the move. The other lines say whose move it is."""
+    migration, log = begin(tmp_path)
+    log.record(Phase.SEED, note="x")
+    log.record(Phase.STOP_AND_COPY)
+    path = tmp_path / f"{migration}.jsonl"
+    _damage(path, 2, old, new)
+    with pytest.raises(DamagedJournal, match=f"{path}: line 2 {reason}") as raised:
+        journal.load(migration, directory=tmp_path)
+    assert raised.value.entry is not None
+    assert (raised.value.entry.id, raised.value.entry.phase) == ("web", Phase.STOP_AND_COPY)
+    with pytest.raises(DamagedJournal):
+        journal.require_whole("web", directory=tmp_path)
+    journal.require_whole("other", directory=tmp_path)
+
+
+def test_a_damaged_journal_of_a_move_that_has_ended_is_in_nobodys_way(tmp_path: Path) -> None:
+    migration, log = begin(tmp_path)
+    log.record(Phase.SEED, note="x")
+    log.record(Phase.ABORTED)
+    _damage(tmp_path / f"{migration}.jsonl", 2, b"x", b"y")
+    journal.require_whole("web", directory=tmp_path)
+
+
+def test_a_journal_of_an_unknown_format_is_not_guessed_at(tmp_path: Path) -> None:
+    path = tmp_path / f"{journal.new_migration_id()}.jsonl"
+    path.write_bytes(journal_lines.encode({"format": 3, "role": "source", "phase": "preflight"}))
+    with pytest.raises(DamagedJournal, match="line 1 has format 3"):
+        journal.load(path.stem, directory=tmp_path)
+
+
+def earlier(directory: Path, *phases: Phase) -> tuple[str, Path]:
+    """A journal as it was written before lines had checksums."""
+    migration = journal.new_migration_id()
+    fields = {"migration": migration, "role": "source", "id": "web", "source": "host1", "target": "host2"}
+    lines = [{"time": "2026-01-01T00:00:00.000+00:00", "phase": phase} | fields for phase in phases]
+    path = directory / f"{migration}.jsonl"
+    path.write_bytes(b"".join(json.dumps(line).encode() + b"\n" for line in lines))
+    return migration, path
+
+
+def test_a_journal_without_checksums_is_read_and_gone_on_with(tmp_path: Path) -> None:
+    migration, path = earlier(tmp_path, Phase.PREFLIGHT, Phase.SEED)
+    path.write_bytes(path.read_bytes() + b'{"time": "torn\n' + b'{"time": "torn again')
+    entry = journal.load(migration, directory=tmp_path)
+    assert entry is not None
+    assert entry.phase is Phase.SEED
+    Journal.resume(entry, directory=tmp_path).record(Phase.STOP_AND_COPY, note="x")
+    entry = journal.load(migration, directory=tmp_path)
+    assert entry is not None
+    assert entry.phase is Phase.STOP_AND_COPY
+    _damage(path, 4, b"x", b"y")
+    with pytest.raises(DamagedJournal, match="line 4 has a wrong checksum"):
+        journal.load(migration, directory=tmp_path)
+
+
+def test_no_journal_is_begun_twice_or_written_to_without_a_beginning(tmp_path: Path) -> None:
+    """The id comes over the wire: the journal of another move is neither added to nor removed."""
+    migration, log = begin(tmp_path)
+    log.record(Phase.SEED)
+    path = tmp_path / f"{migration}.jsonl"
+    before = path.read_bytes()
+    with pytest.raises(MigrateError, match="File exists"):
+        Journal.begin(migration, directory=tmp_path, role="target", id="x", source="host1", target="host2")
+    assert path.read_bytes() == before
+    path.unlink()
+    with pytest.raises(MigrateError, match="No such file"):
+        log.record(Phase.ABORTED)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_journals_are_pruned_by_age_and_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of moves that have ended, and nothing else; those of the last day stay however many there are."""
+
+    def make(days: float, *phases: Phase, **fields: object) -> str:
+        stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(time.time() - days * 86400))
+        monkeypatch.setattr(journal, "new_migration_id", lambda: f"{stamp}-{secrets.token_hex(8)}")
+        migration, log = begin(tmp_path)
+        for number, phase in enumerate(phases, 1):
+            log.record(phase, **fields if number == len(phases) else {})
+        return migration
+
+    kept = [make(40), make(40, Phase.SEED), make(40, Phase.ABORTED, cleaned=False)]
+    damaged = make(40, Phase.SEED, Phase.ABORTED)
+    _damage(tmp_path / f"{damaged}.jsonl", 2, b"seed", b"sead")
+    gone = [make(40, Phase.ABORTED), make(31, Phase.ABORTED, cleaned=True)]
+    young = [make(20, Phase.ABORTED), *(make(0.5, Phase.ABORTED) for _ in range(6))]
+    monkeypatch.undo()
+    begin(tmp_path)
+    names = {path.stem for path in tmp_path.iterdir()}
+    assert names >= {*kept, damaged, *young}
+    assert not names & set(gone)
+    monkeypatch.setattr(journal, "COUNT", 4)
+    begin(tmp_path)
+    names = {path.stem for path in tmp_path.iterdir()}
+    assert names >= {*kept, damaged, *young[1:]}
+    assert young[0] not in names
 
 
 def test_nothing_returns_from_committed_to_the_source() -> None:

@@ -1,0 +1,98 @@
+"""Images that moves have left at this host: which ones may be removed, and what becomes of the others.
+
+The images of a move that was never prepared are of no use to anybody: its source has the container. Those of a move
+that was prepared, and whose outcome is not known here, may be the last copy of it: they stay, however old they are.
+"""
+
+import contextlib
+from dataclasses import dataclass
+
+from migrate import image_manifest, image_places, journal, receivers, tmpfs_store
+from migrate.errors import MigrateError
+from migrate.image_keeper import Keeper
+from migrate.image_places import Found
+from migrate.journal import DamagedJournal, Entry
+from migrate.phases import FINAL, Phase
+from migrate.reception import ReceivedImages
+from runtime import processes
+
+_BEFORE = (Phase.PREFLIGHT, Phase.SEED, Phase.PRE_COPY, Phase.STOP_AND_COPY)
+
+
+@dataclass(frozen=True)
+class Left:
+    """Images with what is known of their move. `entry` is None without a journal that says so."""
+
+    found: Found
+    entry: Entry | None
+    may_be_last: bool
+    in_use: bool
+
+
+class LastCopy(MigrateError):
+    """Images stay that may be the last copy of a container."""
+
+    kind = "conflict"
+
+    def __init__(self, kept: list[Left]) -> None:
+        names = [f"{item.entry.id if item.entry else 'an unknown container'} ({item.found.path})" for item in kept]
+        asked = [f"at {item.entry.source}: pymigrate recover {item.entry.id}" for item in kept if item.entry]
+        super().__init__(
+            f"these images may be the last copy of a container, and stay: {', '.join(names)}",
+            remedy="\n".join([*dict.fromkeys(asked), "--force removes them all the same"]),
+        )
+
+
+def left(container_id: str | None = None) -> list[Left]:
+    """All images at this host, oldest first, or those that are known to be of one container."""
+    return [item for item in map(_look, image_places.found()) if container_id in (None, item.entry and item.entry.id)]
+
+
+def _look(found: Found) -> Left:
+    entry, damaged = None, False
+    try:
+        entry = journal.load(found.migration)
+    except DamagedJournal as error:
+        entry, damaged = error.entry, True
+    if entry is None or entry.role != "target":
+        # Without a journal nothing tells that all images had come, but for their manifest.
+        return Left(found, None, may_be_last=True, in_use=found.in_use)
+    decided = not damaged and (entry.phase in FINAL or (entry.phase in _BEFORE and not _complete(found)))
+    return Left(found, entry, may_be_last=not decided, in_use=found.in_use or _has_agent(entry))
+
+
+def _complete(found: Found) -> bool:
+    """Whether all images had come, whatever the journal has kept of that: its last line may be lost."""
+    return (found.path / image_manifest.NAME).exists()
+
+
+def _has_agent(entry: Entry) -> bool:
+    """Whether the agent of this move lives; agents of earlier versions lock nothing."""
+    agent = entry.fields.get("agent")
+    if entry.phase in FINAL or not isinstance(agent, dict):
+        return False
+    return processes.is_alive(int(agent.get("pid", 0)), agent.get("start_time"))
+
+
+def remove(item: Left) -> None:
+    """Remove these images, and what had come of the tmpfs mounts of their move. Raises DeadlineExceeded."""
+    migration = item.found.migration
+    receivers.end(migration)
+    ReceivedImages.remove_left(migration)
+    tmpfs_store.remove(migration)
+
+
+def sweep() -> None:
+    """Tidy up after agents that were killed: memory holds no images then that nobody takes care of.
+
+    Those that nobody needs are removed; those that may be a last copy, and whose keeper was killed as well, are
+    taken to the disk by another one. Nothing here stands in the way of a move.
+    """
+    for item in left():
+        if item.in_use or item.found.kind != "memory":
+            continue
+        with contextlib.suppress(MigrateError, OSError):
+            if not item.may_be_last:
+                remove(item)
+            else:
+                Keeper.adopt(item.found.migration, item.found.path)

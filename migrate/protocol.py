@@ -345,7 +345,7 @@ _ANSWERS: dict[type[Call], dict[str, typing.Any]] = {
     CheckFiles: {"files": list[dict[str, typing.Any]]},
     CheckPorts: {"problems": list[list[str]]},
     TreesSent: {},
-    Prepare: {"tmpfs": dict[str, str], "cgroup": str},
+    Prepare: {"tmpfs": dict[str, str], "cgroup": str, "on_disk": str},
     PagesBegin: {},
     PagesEnd: {},
     Restore: {"pid": int},

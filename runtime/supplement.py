@@ -1,20 +1,20 @@
 """What CRIU leaves out of its images and the kernel lets be set from outside, in an image of our own.
 
-    supplement.img      JSON: {"threads": {id inside: {field: value}}, "timers": [...], "cgroups": [...],
-                               "resources": {...}}
+    supplement.img      JSON: {"threads": {id inside: {field: value}}, "timers": [...], "windows": [...],
+                               "cgroups": [...], "resources": {...}}
 
 Of a thread: the processors that it may run on, priority of block I/O, timer slack and time slice; of a process, which
-memory a core dump of it holds; timers that CRIU restores wrongly (timerfds.py). Of the cgroups below the container's:
-limits, owners and processes (CRIU is told to ignore cgroups). And what `update` has changed of the container's own
-limits. It is written while the container is frozen, and applied before it runs again. What is as it is by default is
-not noted: for most containers, nothing is.
+memory a core dump of it holds; timers that CRIU restores wrongly (timerfds.py), and windows of connections
+(tcpwindows.py). Of the cgroups below the container's: limits, owners and processes (CRIU is told to ignore cgroups).
+And what `update` has changed of the container's own limits. It is written while the container is frozen, and applied
+before it runs again. What is as it is by default is not noted: for most containers, nothing is.
 """
 
 from __future__ import annotations
 
 import os
 
-from runtime import jsonio, processes, syscalls, timerfds
+from runtime import jsonio, processes, syscalls, tcpwindows, timerfds
 from runtime.cgroups import subtree
 from runtime.errors import ContainerError
 
@@ -41,9 +41,13 @@ def save(images_fd: int, state: State, cgroup: Cgroup) -> None:
     threads = {str(inside[thread]): noted for thread, noted in _noted(inside, cgroup).items()}
     if threads:
         value["threads"] = threads
-    timers = timerfds.save({pid: inside[pid] for pid in processes.descendants(state.pid) if pid in inside})
+    pids = {pid: inside[pid] for pid in processes.descendants(state.pid) if pid in inside}
+    timers = timerfds.save(pids)
     if timers:
         value["timers"] = timers
+    windows = tcpwindows.save(pids, images_fd)
+    if windows:
+        value["windows"] = windows
     cgroups = subtree.save(cgroup.paths, inside)
     if cgroups:
         value["cgroups"] = cgroups
@@ -69,7 +73,7 @@ def load(images_fd: int) -> dict[str, Any]:
         value = jsonio.loads(data) if len(data) <= _LIMIT else None
     except (OSError, ValueError, RecursionError) as error:
         raise ContainerError(f"{NAME}: cannot be read: {error}") from None
-    kinds = {"threads": dict, "timers": list, "cgroups": list, "resources": dict}
+    kinds = {"threads": dict, "timers": list, "windows": list, "cgroups": list, "resources": dict}
     if not isinstance(value, dict) or not all(kinds.get(name) is type(item) for name, item in value.items()):
         raise ContainerError(f"{NAME}: is malformed")
     for thread, noted in value.get("threads", {}).items():
@@ -86,6 +90,7 @@ def load(images_fd: int) -> dict[str, Any]:
         if "io" in noted and len(noted["io"]) != 2:
             raise ContainerError(f"{NAME}: thread {thread[:20]}: io: must be two numbers")
     timerfds.check(value.get("timers", []))
+    tcpwindows.check(value.get("windows", []))
     subtree.check(value.get("cgroups", []))
     return value
 
@@ -101,7 +106,7 @@ def resources(images: str | os.PathLike[str]) -> dict[str, Any]:
 
 def apply(value: dict[str, Any], pid: int, cgroup: Cgroup) -> None:
     """Give what `load` has read to a restored tree that does not run yet; `pid` is its init. Raises ContainerError."""
-    if not any(value.get(name) for name in ("threads", "timers", "cgroups")):
+    if not any(value.get(name) for name in ("threads", "timers", "windows", "cgroups")):
         return
     outside = {inside: thread for thread, inside in _threads(pid)}
     for inside, noted in value.get("threads", {}).items():
@@ -113,6 +118,7 @@ def apply(value: dict[str, Any], pid: int, cgroup: Cgroup) -> None:
         except OSError as error:
             raise ContainerError(f"thread {inside} of the container cannot be given {noted}: {error}") from None
     timerfds.restore(value.get("timers", []), outside)
+    tcpwindows.restore(value.get("windows", []), outside)
     subtree.restore(value.get("cgroups", []), cgroup, outside)
 
 

@@ -80,8 +80,8 @@ class Hosts(abc.ABC):
     """Two hosts with a container or two."""
 
     python = "python3"  # in a host that has pymigrate: the Python that it runs under
-    patience = 20.0  # seconds in which a container must have counted further
-    timeout = 90.0  # seconds in which a command must have ended
+    patience = 60.0  # seconds in which a container must have counted further
+    timeout = 200.0  # seconds in which a command must have ended
     environment: dict[str, str]
 
     @abc.abstractmethod

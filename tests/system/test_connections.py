@@ -314,3 +314,44 @@ def test_a_container_in_the_network_of_its_host(lab: Lab) -> None:
     finally:
         client.terminate()
         client.communicate()
+
+
+SPEAKER = """
+import signal, socket, struct, time
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+listener = socket.create_server(("", 7001))
+sock, _ = listener.accept()
+while sock.recv(100):
+    pass
+print("ready")
+while True:
+    signal.sigwait({signal.SIGUSR1})
+    sock.sendall(struct.pack("d", time.time()))
+"""
+# It prints how many seconds what has come was under way.
+HEARER = """
+import socket, struct, sys, time
+sock = socket.create_connection((sys.argv[1], 7001), 60)
+sock.shutdown(socket.SHUT_WR)
+print("closed", flush=True)
+while data := sock.recv(8):
+    print(time.time() - struct.unpack("d", data)[0], flush=True)
+"""
+
+
+def test_a_connection_whose_peer_has_closed_its_half_sends_at_once(lab: Lab) -> None:
+    """CRIU ends it with a segment that says, as if from the peer, that nothing may be sent for now."""
+    run(lab, SPEAKER)
+    hearer = lab.start("client", "python3", "-c", HEARER, ADDRESS, stdin=subprocess.PIPE)
+    try:
+        assert line(hearer) == "closed"
+        wait_log(lab, "host1", "ready")
+        took = {}
+        for source, target in (("host1", "host2"), ("host2", "host1")):
+            lab.on(source, "pymigrate", "move", "web", target)
+            lab.on(target, "pymigrate", "kill", "web", "USR1")
+            took[target] = float(line(hearer))
+        assert max(took.values()) < 2, took  # seconds; 3 before the kernel asks the peer
+    finally:
+        hearer.kill()
+        hearer.communicate()

@@ -17,6 +17,7 @@ GROUP: dict[str, Any] = {
     "owners": {"cgroup.procs": [5, 6]}, "given": [], "threads": [7],
 }  # fmt: skip
 TIMER = {"process": 1, "fd": 3, "ticks": 1, "value": 5, "interval": 7, "absolute": 0}
+WINDOW = {"process": 1, "fd": 3, "window": [1, 2, 4294967295]}
 THREAD = {"processors": [0], "io": [2, 6], "slack": 1, "slice": 2, "core": 3}
 
 
@@ -30,7 +31,13 @@ def load(directory: Path, data: bytes) -> dict[str, Any]:
 
 
 def test_what_was_saved_is_taken(tmp_path: Path) -> None:
-    value = {"threads": {"1": THREAD}, "timers": [TIMER], "cgroups": [GROUP], "resources": {"pids": {"limit": 5}}}
+    value = {
+        "threads": {"1": THREAD},
+        "timers": [TIMER],
+        "windows": [WINDOW],
+        "cgroups": [GROUP],
+        "resources": {"pids": {"limit": 5}},
+    }
     assert load(tmp_path, json.dumps(value).encode()) == value
 
 
@@ -45,6 +52,8 @@ def test_images_without_one(tmp_path: Path) -> None:
         {"threads": {"\u0663": {}}}, {"threads": {"1": {"more": 1}}},
         {"threads": {"1": {"slack": "1"}}}, {"threads": {"1": {"processors": [-1]}}}, {"threads": {"1": {"io": 3}}},
         {"threads": {"1": {"io": [3]}}},
+        {"windows": [{}]}, {"windows": [WINDOW | {"window": [1]}]}, {"windows": [WINDOW | {"window": 1}]},
+        {"windows": [WINDOW | {"window": [1, 2, 1 << 32]}]}, {"windows": [WINDOW | {"fd": True}]}, {"windows": {}},
         {"timers": [{}]}, {"timers": [TIMER | {"fd": -1}]}, {"timers": [TIMER | {"value": 1.5}]}, {"resources": []},
         *({"cgroups": [GROUP | change]} for change in (
             {"path": "../x"}, {"path": "/x"}, {"path": "x//y"}, {"path": "x\0"}, {"path": 1}, {"more": 1},

@@ -8,14 +8,18 @@
     +-- RequestFailed      it answered, and the answer is failure
     +-- DeadlineExceeded   (deadline) it did not answer in time; it was killed
 
-The cause of a failure is the last `Error` lines of CRIU's log, not `cr_errmsg`: that holds the first error line
-printed, which may be a harmless one of a request that succeeds.
+The cause of a failure is in the `Error` lines of CRIU's log (causes.py says which), not in `cr_errmsg`: that holds the
+first error line printed, which may be a harmless one of a request that succeeds.
 """
 
 import errno
 import os
 import signal
 from pathlib import Path
+
+from criu_rpc import causes
+
+_SHOWN = 5  # lines of the log
 
 
 class CriuError(Exception):
@@ -31,10 +35,11 @@ class CriuError(Exception):
         log_tail: tuple[str, ...] = (),
         log_path: Path | None = None,
     ) -> None:
-        super().__init__(": ".join([message, *log_tail[-1:]]))
+        cause, advice = causes.find(log_tail)
+        super().__init__(f"{message}: {cause}" if cause else message)
         self.log_tail, self.log_path = log_tail, log_path
-        notes = [remedy] if remedy else []
-        notes += [f"criu: {line}" for line in log_tail[:-1]]
+        notes = [text for text in (remedy, advice) if text]
+        notes += [f"criu: {line}" for line in log_tail[-_SHOWN:] if line != cause]
         notes += [f"log: {log_path}"] if log_path and log_path.exists() else []
         self.remedy = "\n".join(notes) or None
 

@@ -4,20 +4,27 @@ import os
 import re
 from pathlib import Path
 
-_ERROR = re.compile(r"^\(\d+\.\d+\)\s*(?:\d+:\s*)?Error\s+\(([^)]*)\):\s*(.*)$")
-# Printed at every start without CAP_SYS_RESOURCE; CRIU goes on.
-_HARMLESS = ("rlimit: Can't setup RLIMIT_NOFILE",)
+from criu_rpc import causes
+
+# With a time, but for its code in the processes themselves (pie), and the pid of a restored process.
+_ERROR = re.compile(r"^(?:\(\d+\.\d+\)\s*)?(?:pie:\s*)?(?:\d+:\s*)?Error\s+\(([^)]*)\):\s*(.*)$")
 _TAIL = 256 << 10
+_MOST, _LONGEST = 100, 500
 
 
-def error_lines(text: str, *, count: int = 5) -> tuple[str, ...]:
-    """The last `count` error lines, oldest first, without time stamps and without harmless ones."""
+def error_lines(text: str, *, count: int = _MOST) -> tuple[str, ...]:
+    """The last `count` error lines, oldest first, without time stamps and without noise."""
     found = []
     for line in text.splitlines():
         match = _ERROR.match(line)
-        if match and not match[2].startswith(_HARMLESS):
-            found.append(match[2].strip())
+        if match and not causes.is_noise(match[2]):
+            found.append(_printable(match[2].strip()))
     return tuple(found[-count:])
+
+
+def _printable(line: str) -> str:
+    """A line of bounded length; names of files in it are the container's choice."""
+    return "".join(character if character.isprintable() else "?" for character in line[:_LONGEST])
 
 
 def tail(directory_fd: int, name: str) -> tuple[tuple[str, ...], Path | None]:

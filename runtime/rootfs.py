@@ -174,8 +174,11 @@ class Root:
         if options.copy_up:
             change = change.replace(flags=options.flags & MS_RDONLY)
         source, flags = mount.source or mount.type, options.flags & ~change.flags
-        if options.flags & MS_REMOUNT or not (options.copy_up or change != Change() or _is_kernels(mount)):
+        again = bool(options.flags & MS_REMOUNT)
+        if again or not (options.copy_up or change != Change() or _is_kernels(mount)):
             syscalls.mount(source, f"/proc/self/fd/{target}", mount.type, flags, options.data or None)
+            if again:  # of what is in its place already
+                self.stage.change(target, change, staged=True, single=True)
             return
         made = self.stage.new(source, mount.type, flags, options.data or None)
         try:

@@ -12,7 +12,7 @@ import stat
 
 from runtime import syscalls
 from runtime.cgroups.hierarchies import UNIFIED, discover
-from runtime.mount_spec import MS_BIND, MS_PRIVATE, MS_RDONLY, MS_REC, MS_REMOUNT, parse_options
+from runtime.mount_spec import ATTR_RDONLY, MS_BIND, MS_PRIVATE, MS_RDONLY, MS_REC, MS_REMOUNT, parse_options
 from runtime.stage import Change, Stage
 
 TYPE_CHECKING = False
@@ -148,10 +148,12 @@ class Root:
         flags, cleared = options.flags & ~(MS_BIND | MS_REC), options.cleared & ~(MS_BIND | MS_REC)
         # What the bundle does not say stays separate from the host: CRIU cannot save mounts that are tied to others.
         propagation = options.propagation or (MS_PRIVATE | MS_REC,)
+        # A user without privileges binds /sys as it is at the host, and may write to cgroups of their own in there.
+        whole = ATTR_RDONLY if mount.recursive and flags & MS_RDONLY and _is_kernels(mount) else 0
         try:
             target = self._place(mount, is_directory=stat.S_ISDIR(os.fstat(tree).st_mode))
             try:
-                change = Change(flags, cleared, options.set, options.clear, propagation)
+                change = Change(flags, cleared, options.set | whole, options.clear, propagation)
                 self.stage.change(tree, change, single=not mount.recursive)
                 syscalls.move_mount(tree, target)
                 self._keep(mount, tree)
@@ -172,8 +174,11 @@ class Root:
         if options.copy_up:
             change = change.replace(flags=options.flags & MS_RDONLY)
         source, flags = mount.source or mount.type, options.flags & ~change.flags
-        if options.flags & MS_REMOUNT or not (options.copy_up or change != Change() or _is_kernels(mount)):
+        again = bool(options.flags & MS_REMOUNT)
+        if again or not (options.copy_up or change != Change() or _is_kernels(mount)):
             syscalls.mount(source, f"/proc/self/fd/{target}", mount.type, flags, options.data or None)
+            if again:  # of what is in its place already
+                self.stage.change(target, change, staged=True, single=True)
             return
         made = self.stage.new(source, mount.type, flags, options.data or None)
         try:

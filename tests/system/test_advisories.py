@@ -1,6 +1,8 @@
 """The attacks of runc's security advisories, each against the verbs that it could hit here.
 
-Nothing is written where an attack must not get: a file is opened for writing and closed.
+Nothing is written where an attack must not get: a file is opened for writing and closed. Two are elsewhere:
+CVE-2019-5736 (the runtime's own file is overwritten) in test_spec_interpreter.py, CVE-2023-25809 (cgroups of the host's
+user are writable) in test_spec_rootless.py.
 """
 
 import json

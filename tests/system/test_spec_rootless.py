@@ -187,3 +187,11 @@ def test_groups_cannot_be_given_with_a_single_id(rootless: Rootless) -> None:
     (bundle / "config.json").write_text(json.dumps(config))
     done = rootless("run", "-b", bundle, "c", check=False)
     assert (done.returncode, "process.user.additionalGids: cannot be set" in done.stderr) == (1, True), done
+
+
+def test_cgroups_of_the_host_are_read_only(rootless: Rootless) -> None:
+    """CVE-2023-25809: what was mounted below the host's /sys was not, and the user has cgroups of their own there."""
+    said = rootless("run", "-b", rootless.bundle("b", "cat /proc/self/mountinfo"), "c").stdout
+    below = [line.split()[5] for line in said.splitlines() if line.split()[4].startswith("/sys")]
+    assert len(below) > 1
+    assert {options.split(",")[0] for options in below} == {"ro"}

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from migrate import journal, procscan, protocol, treestore, volumes
+from migrate import journal, landlock, procscan, protocol, treestore, volumes
 from migrate.departure import Departure
 from migrate.errors import DeadlineExceeded, InDoubt, MigrateError, MovedDirty, MoveFailed, RolledBack
 from migrate.events import Monitor, PassDone, PhaseStarted, Progress, Report, Warned
@@ -91,6 +91,8 @@ class Coordinator:
                 digest = fingerprint(Path(state.rootfs)) if spec.readonly else ""
                 spec = plan.spec(network.elsewhere(spec, wanted.net))
                 plan = preflight(peer, self._store, state, spec, wanted.allow, blockers, plan)
+                if words := landlock.warning(wanted.id, landlock.suspects(state.pid, spec)):
+                    self._monitor.emit(Warned(words))
                 self._clock.step("preflight")
                 log = Journal.begin(
                     self._migration, role="source", id=wanted.id, source=self._source, target=wanted.host,

@@ -24,7 +24,7 @@ from typing import Any
 
 from criu_rpc.client import Criu
 from criu_rpc.errors import CriuError
-from migrate import procscan, watches
+from migrate import landlock, procscan, watches
 from migrate.errors import SnapshotError
 from migrate.files import fingerprint
 from migrate.interrupts import uninterruptible
@@ -63,6 +63,8 @@ def save(store: Store, container_id: str, directory: Path, *, allow: frozenset[s
         undump.mend_left(state)
         spec = load_kept(state)
         require_movable(store, state, spec, allow, PATIENCE)
+        if words := landlock.warning(state.id, landlock.suspects(state.pid, spec)):
+            notices.warn(words)
         watched = watches.names(state.pid)
         with _temporary(directory, state.pid) as place:
             _write(place / CONFIG, json.dumps(spec.config, indent=4).encode())

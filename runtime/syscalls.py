@@ -53,6 +53,7 @@ _RESOLVE_NO_XDEV, _RESOLVE_NO_MAGICLINKS, _RESOLVE_NO_SYMLINKS, _RESOLVE_BENEATH
 _RESOLVE_IN_ROOT = 0x10
 _OPEN_ATTEMPTS = 1000
 # System call numbers are the same on all architectures from 424 on (pidfd_send_signal and later).
+_SYS_LANDLOCK_CREATE_RULESET, _LANDLOCK_VERSION = 444, 1
 _SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_FSOPEN, _SYS_FSCONFIG, _SYS_FSMOUNT = 428, 429, 430, 431, 432
 _SYS_CLONE3, _SYS_OPENAT2 = 435, 437
 _CLONE_INTO_CGROUP, _SIGCHLD = 0x2_0000_0000, 17
@@ -363,6 +364,14 @@ def timerfd_settime(fd: int, flags: int, value: int, interval: int) -> None:
 def share_semaphore_undo(pid: int, other: int) -> bool:
     """kcmp(2): whether two processes have one list of what semop(2) is to undo, or neither has any."""
     return _syscall(_number("kcmp"), "kcmp", pid, other, _KCMP_SYSVSEM, 0, 0) == 0
+
+
+def landlock_version() -> int:
+    """The version of Landlock's interface, 0 where the kernel has none or has it turned off (landlock(7))."""
+    try:
+        return _syscall(_SYS_LANDLOCK_CREATE_RULESET, "landlock_create_ruleset", None, 0, _LANDLOCK_VERSION)
+    except OSError:
+        return 0
 
 
 def sched_getattr(thread: int) -> tuple[int, int, int, int, int]:

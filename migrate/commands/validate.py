@@ -13,13 +13,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from migrate import landlock
     from migrate.exits import exit_code
     from migrate.rules import check_allowed
     from migrate.validate import check_target, container_blockers, plan_blockers
     from migrate.volumes import plan
-    from runtime import network
+    from runtime import network, notices
     from runtime.spec import load_kept
-    from runtime.state import Store
+    from runtime.state import Status, Store
 
     wanted = move_options.wanted(args)
     check_allowed(wanted.allow)
@@ -35,15 +36,20 @@ def run(args: argparse.Namespace) -> int:
         with connect(wanted.host, root=str(args.root)) as peer:
             blockers += check_target(peer, store, state, there, trees)[0]
     left = [blocker for blocker in blockers if blocker.rule not in wanted.allow]
+    words = landlock.warning(state.id, landlock.suspects(state.pid, spec)) if state.status is Status.RUNNING else ""
     if args.json:
         rows = [
             {"rule": b.rule, "where": b.where, "problem": b.problem, "remedy": b.remedy, "allowable": b.allowable}
             for b in left
         ]
-        print(json.dumps({"id": state.id, "target": args.host, "movable": not left, "blockers": rows}))
+        warnings = [words] if words else []
+        found = {"id": state.id, "target": args.host, "movable": not left, "blockers": rows, "warnings": warnings}
+        print(json.dumps(found))
     elif left:
         for blocker in left:
             print(f"{blocker.rule}: {blocker.where}: {blocker.problem}\n  {blocker.remedy}")
     else:
         print(f"{state.id} can move" + (f" to {wanted.host}" if wanted.host else ""))
+    if words and not args.json:
+        notices.warn(words)
     return exit_code("blocked") if left else 0

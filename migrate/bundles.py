@@ -1,18 +1,30 @@
-"""Bundles of containers that come in: one that lies here already, or a place for a new one."""
+"""Bundles of containers that come in: one that is here already, or a place (places.py) for a new one.
 
+What a bundle holds is compared, config.json as much as the root file system, before it is used. One that no move has
+made is an operator's, or an engine's: it is never written to, but for a root file system that this very container has
+left there; nor is it removed. A place whose mark names another container, or which lacks one, is taken over only where
+it is just what is wanted, so that nothing in it changes, and nobody uses it.
+"""
+
+import contextlib
 import itertools
 import json
 import os
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from migrate import treestore
+from migrate import marks, places
+from migrate.atomic import write_atomically
 from migrate.errors import MigrateError, ProtocolError
 from migrate.files import fingerprint
 from migrate.hostfacts import DATA
+from migrate.places import Locks, Uses
 from migrate.trees import Owner
 from runtime import departed
+
+BUNDLES = DATA / "bundles"
 
 
 def parse_config(text: str) -> dict[str, Any]:
@@ -26,49 +38,129 @@ def parse_config(text: str) -> dict[str, Any]:
     return config
 
 
-def find(hints: Iterable[str], config: dict[str, Any], expected: str, owner: Owner) -> tuple[Path, Path] | None:
-    """The first bundle of `hints` with the same config (but for root.path) and root file system, and where that lies.
+@dataclass(frozen=True)
+class Chosen:
+    """Where a bundle is, or comes to be.
 
-    `expected` is the fingerprint of the latter. One that the container may write to has none (""); it must be this
-    container's, left here by a move.
+    In a `place` its config.json is written, and what a root file system lacks; an operator's own bundle is only used.
+    `made`: nothing was there before. `complete`: the constant root file system is there already.
     """
-    for hint in hints:
-        rootfs = _matching(Path(hint), config, expected, owner)
-        if rootfs is not None:
-            return Path(hint), rootfs
-    return None
+
+    bundle: Path
+    rootfs: Path
+    is_place: bool
+    made: bool = False
+    complete: bool = False
 
 
-def _matching(bundle: Path, config: dict[str, Any], expected: str, owner: Owner) -> Path | None:
-    if not bundle.is_absolute() or ".." in bundle.parts or departed.is_marked(str(bundle)):
-        return None
-    try:
-        here = json.loads((bundle / "config.json").read_bytes())
-        rootfs: Path = bundle / here["root"]["path"]
-        here["root"]["path"] = config["root"].get("path")
-        if here != config:
+class Chooser:
+    """Finds the bundle of a container that comes in. `notes` say afterwards what it has left alone, and why."""
+
+    def __init__(self, config: dict[str, Any], expected: str, owner: Owner, migration: str, locks: Locks) -> None:
+        """`expected` is the fingerprint of the root file system, "" for one that the container may write to."""
+        self._config, self._expected = config, expected
+        self._owner, self._migration, self._locks = owner, migration, locks
+        self.notes: list[str] = []
+
+    def choose(self, hints: Iterable[str]) -> Chosen:
+        """The first bundle of `hints` that fits, or a place. It is locked, unless it is only read, and marked.
+
+        Raises OSError, DeadlineExceeded.
+        """
+        for hint in map(Path, hints):
+            if hint.is_absolute() and ".." not in hint.parts and not departed.is_marked(str(hint)):
+                found = self._place(hint) if hint.parent == BUNDLES else self._operators(hint)
+                if found is not None:
+                    return found
+        for number in itertools.count(1):
+            name = self._owner.id if number == 1 else f"{self._owner.id}.{number}"
+            if (found := self._place(BUNDLES / name, make=True)) is not None:
+                return found
+        raise AssertionError
+
+    def _operators(self, bundle: Path) -> Chosen | None:
+        """A bundle that no move has made, if it fits: many containers may read it, but only one may write to it."""
+        rootfs = self._fitting(bundle)
+        if rootfs is None or Path(os.path.realpath(BUNDLES)) in rootfs.parents:
             return None
-        same = fingerprint(rootfs) == expected if expected else treestore.is_ours(os.path.realpath(rootfs), owner)
-        return rootfs.resolve() if same else None
-    except (OSError, ValueError, KeyError, TypeError, MigrateError):
-        return None
+        mark = marks.of(str(rootfs))
+        if self._expected:
+            whole = mark is None or mark.whole
+            return Chosen(bundle, rootfs, is_place=False, complete=True) if whole else None
+        if mark is None or not mark.is_of(self._owner) or not self._locks.hold(str(rootfs)):
+            return None
+        if Uses.now(self._migration).of(str(rootfs), self._owner):
+            self._locks.let_go(str(rootfs))
+            return None
+        return Chosen(bundle, rootfs, is_place=False)
+
+    def _place(self, bundle: Path, *, make: bool = False) -> Chosen | None:
+        """This place, if it is free or the container's own: made where nothing is, with `make`."""
+        path = str(bundle)
+        if not self._locks.hold(path):
+            return None
+        chosen = None
+        try:
+            chosen = self._new(bundle) if make else None
+            if chosen is None and bundle.is_dir() and not bundle.is_symlink():
+                chosen = self._old(bundle)
+        finally:
+            if chosen is None:
+                self._locks.let_go(path)
+        return chosen
+
+    def _new(self, bundle: Path) -> Chosen | None:
+        """A place where nothing was: that it can be made is the test. None if something is there."""
+        path = str(bundle)
+        BUNDLES.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if marks.of(path) is None:
+            with contextlib.suppress(OSError):
+                os.rmdir(path)  # a move that was killed at once may have left an empty one
+        try:
+            os.mkdir(path, 0o700)
+        except FileExistsError:
+            return None
+        marks.put(path, self._owner, self._migration, whole=False, made=((path, marks.inode(path)),))
+        return Chosen(bundle, bundle / "rootfs", is_place=True, made=True)
+
+    def _old(self, bundle: Path) -> Chosen | None:
+        """A place that is there, if it is the container's own, or nobody's and just what is wanted."""
+        path, rootfs = str(bundle), bundle / "rootfs"
+        mark, inner = marks.of(path), marks.of(str(rootfs))
+        if use := Uses.now(self._migration).of(path, self._owner):
+            if mark is None:
+                self.notes.append(f"{path} is left alone: {use}")
+            return None
+        if mark is None and inner is not None:  # of an earlier version, which marked only what containers write to
+            mark = inner
+        own = mark is not None and mark.is_of(self._owner)
+        fits = bool(self._expected) and (own or inner is None) and self._fitting(bundle) == rootfs.resolve()
+        if mark is None and not fits:
+            words = f"no mark says whose it is, and it is not what {self._owner.id} needs"
+            self.notes.append(f"{path} is left alone: {words}")
+        if fits and (mark is None or mark.whole):
+            if not own:
+                marks.put(path, self._owner, self._migration, whole=True)
+            return Chosen(bundle, rootfs, is_place=True, complete=True)
+        if not own or rootfs.is_symlink():
+            return None
+        places.renew(path, self._owner, self._migration)
+        return Chosen(bundle, rootfs, is_place=True)
+
+    def _fitting(self, bundle: Path) -> Path | None:
+        """The root file system of a bundle that has the same config, but for root.path; None when it differs."""
+        try:
+            here = json.loads((bundle / "config.json").read_bytes())
+            rootfs: Path = bundle / here["root"]["path"]
+            here["root"]["path"] = self._config["root"].get("path")
+            if here != self._config or (self._expected and fingerprint(rootfs) != self._expected):
+                return None
+            return rootfs.resolve()
+        except (OSError, ValueError, KeyError, TypeError, MigrateError):
+            return None
 
 
-def free_place(container: str, owner: Owner, *, writable: bool) -> Path:
-    """Where the bundle is put: never over one that a container of the same name may have written to."""
-    for number in itertools.count(1):
-        place = DATA / "bundles" / (container if number == 1 else f"{container}.{number}")
-        if not os.path.lexists(place) or _is_replaceable(place, owner, writable=writable):
-            return place
-    raise AssertionError
-
-
-def _is_replaceable(bundle: Path, owner: Owner, *, writable: bool) -> bool:
-    try:
-        root = json.loads((bundle / "config.json").read_bytes())["root"]
-        rootfs = os.path.realpath(bundle / root["path"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-    if writable:
-        return treestore.is_ours(rootfs, owner)
-    return bool(root.get("readonly")) and treestore.mark_of(rootfs) is None
+def write_config(bundle: Path, config: dict[str, Any]) -> None:
+    """Write the config.json of a place, whose root file system is `rootfs`. Raises OSError."""
+    config["root"]["path"] = "rootfs"
+    write_atomically(bundle / "config.json", json.dumps(config, indent=4).encode())

@@ -10,7 +10,7 @@ import gc
 import os
 import sys
 
-from migrate import __version__
+from migrate import DEFAULT_ROOT, __version__
 from migrate.errors import Interrupted, MigrateError, UsageError
 from migrate.flags import Flag, Values, parse, scan, usage
 from runtime import notices
@@ -20,8 +20,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import FrameType
     from typing import Any, NoReturn
-
-DEFAULT_ROOT = "/run/opencontainer/containers"
 
 VERBS: dict[str, str] = {
     "move": "move a running container to another host",

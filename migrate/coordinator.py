@@ -155,6 +155,8 @@ class Coordinator:
             self._migration, self._source, self._state.id, self._state.created, config, digest, hints, trees
         )  # fmt: skip
         place = self._peer.call(call, FINGERPRINT_TIMEOUT)
+        for note in place["notes"]:
+            self._monitor.emit(Warned(f"{self._wanted.host}: {note}"))
         rootfs = Tree(ROOTFS, self._state.rootfs, str(place["rootfs"]), fingerprint=digest)
         complete = [bool(place["complete"]), *map(bool, place["trees"])]
         renewed = map(bool, place["renewed"])
@@ -250,7 +252,7 @@ class Coordinator:
             settle(self._log, self._wanted.id, self._wanted.host, str(self._store.root), self._migration)
         self._resumed_at = time.monotonic()
         self._clock.step("resume")
-        treestore.leave(leaving, Owner(state.id, state.created), self._migration)
+        treestore.leave(leaving, Owner(state.id, state.created, self._store.root), self._migration)
 
     def _finish(self, dropped: int) -> Report:
         """The container runs at the target: journal it, clean up here, report."""

@@ -1,16 +1,15 @@
 """The target's half of a move: what each call does on this host, and how all of it is undone.
 
-Everything a move brings lies in places that this module names: images where image_places.py says,
-a bundle that was sent in /var/lib/pymigrate/bundles/<container>. Other paths from the wire are written to only where
-nothing is, or where a mark of ours says that it is this container's (treestore.py).
+Images go where image_places.py says; files go to places that are new, or that a mark says are this container's
+(arriving.py).
 
 Until `resume`, whatever goes wrong ends in `abort`: the restored tree is killed before it has run an instruction,
-and container, images and what was newly made of the bundle are removed. The one exception: once PREPARED, a lost
-connection leaves the images (the source may be dead already, by decision), until `settle` brings the verdict.
+and container and images are removed; so are files that are new, unless they are worth keeping for the next attempt. The
+one exception: once PREPARED, a lost connection leaves the images (the source may be dead already, by decision), until
+`settle` brings the verdict.
 """
 
 import contextlib
-import json
 import os
 import shutil
 import signal
@@ -18,18 +17,17 @@ from pathlib import Path
 from typing import Any, Self
 
 from criu_rpc.client import Criu
-from migrate import bundles, image_cleaning, journal, receivers, tmpfs_pack, tmpfs_store, treestore
+from migrate import image_cleaning, journal, places, receivers, tmpfs_pack, tmpfs_store, treestore
+from migrate.arriving import Arriving
 from migrate.atomic import write_atomically
 from migrate.errors import DeadlineExceeded, MigrateError, ProtocolError, TargetError
-from migrate.files import fingerprint
 from migrate.journal import Journal
 from migrate.phases import FINAL, Phase
 from migrate.protocol import FREEZE_TIMEOUT, CheckTrees, OpenBundle, Prepare, Restore
 from migrate.reception import ReceivedImages, ReceivedPages
 from migrate.tmpfs import Mounted, Root
 from migrate.trees import Needed, Owner, Tree, checked_list
-from migrate.treestore import Arrivals, Placed
-from runtime import processes, spec, syscalls
+from runtime import processes, spec
 from runtime.restoring import RestorePlan, Restoring
 from runtime.state import State, Store, check_id
 
@@ -45,11 +43,7 @@ class Incoming:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._id = self._migration = self._source = ""
-        self._bundle: Path | None = None
-        self._made_bundle = False
-        self._rootfs = ""  # of a container that may write to it
-        self._owner = Owner("", "")
-        self._arrivals: Arrivals | None = None
+        self._files: Arriving | None = None
         self._journal: Journal | None = None
         self._images: ReceivedImages | None = None
         self._pages: ReceivedPages | None = None
@@ -81,25 +75,22 @@ class Incoming:
     def check_trees(self, call: CheckTrees) -> dict[str, Any]:
         """What speaks against the trees that are to come; see treestore.check."""
         trees, needed = checked_list(Tree, call.trees), checked_list(Needed, call.needed)
-        return treestore.check(trees, needed, Owner(check_id(call.id), call.created), call.reserved)
+        return treestore.check(trees, needed, self._owner_of(call.id, call.created), call.reserved)
 
     def open_bundle(self, call: OpenBundle) -> dict[str, Any]:
         """Find the bundle at a hint, or make a place for it, and for the trees that come along.
 
         Answers {"bundle", "rootfs", "complete", "trees": [complete, of each], "renewed": [of the rootfs, of each: does
-        something older lie there]}.
+        something older lie there], "notes": [what was left alone, in words]}.
         """
         if self._journal is not None:
             raise ProtocolError("OpenBundle came twice")
-        self._id = check_id(call.id)
-        self._owner = Owner(self._id, call.created)
-        config = bundles.parse_config(call.config)
-        arrivals = Arrivals.plan(checked_list(Tree, call.trees), self._owner, call.migration)
-        found = bundles.find(call.hints, config, call.fingerprint, self._owner)
-        place, rootfs = found or (bundles.free_place(self._id, self._owner, writable=not call.fingerprint), None)
-        self._bundle = place
-        self._made_bundle = not place.exists()
-        self._migration, self._source = call.migration, call.source
+        if journal.load(call.migration) is not None:
+            raise ProtocolError(f"migration {call.migration} is known here already")
+        owner = self._owner_of(call.id, call.created)
+        self._close_older(owner)
+        self._files, answer = Arriving.plan(call, owner)
+        self._id, self._migration, self._source = call.id, call.migration, call.source
         self._journal = Journal.begin(
             call.migration,
             role="target",
@@ -108,63 +99,39 @@ class Incoming:
             target=os.uname().nodename,
             root=str(self._store.root),
             agent={"pid": os.getpid(), "start_time": processes.start_time(os.getpid())},
-            bundle=str(place),
-            made_bundle=self._made_bundle,
             created=call.created,
-            rootfs=str(rootfs or place / "rootfs") if not call.fingerprint else "",
-            trees=[item.to_json() for item in arrivals.placed],
+            **self._files.fields,
         )
-        self._arrivals = arrivals
-        if rootfs is None:
-            rootfs = place / "rootfs"
-            rootfs.mkdir(mode=0o755, parents=True, exist_ok=True)
-            place.chmod(0o700)
-            config["root"]["path"] = "rootfs"
-            write_atomically(place / "config.json", json.dumps(config, indent=4).encode())
-        if not call.fingerprint:
-            self._rootfs = str(rootfs)
-            treestore.renew(self._rootfs, self._owner, self._migration)
-        arrivals.make()
+        self._files.make()
         receivers.allow(self._migration)
-        complete = bool(call.fingerprint) and fingerprint(rootfs) == call.fingerprint
-        trees = [item.complete for item in arrivals.placed]
-        renewed = [not self._made_bundle, *(not item.made for item in arrivals.placed)]
-        return {
-            "bundle": str(place), "rootfs": str(rootfs), "complete": complete, "trees": trees, "renewed": renewed,
-        }  # fmt: skip
+        return answer
+
+    def _close_older(self, owner: Owner) -> None:
+        """The container comes from where it runs now: of what an earlier move of it has left here nothing may run."""
+        for entry in list(journal.entries()):
+            if entry.role == "target" and entry.phase not in FINAL and places.owner_of(entry) == owner:
+                type(self).begin(owner.root).settle(entry.migration, "abort")
+
+    def _owner_of(self, container_id: str, created: str) -> Owner:
+        return Owner(check_id(container_id), created, str(self._store.root))
 
     def trees_sent(self) -> dict[str, Any]:
         """Check what must not have changed, and wait until the disks have what has come so far."""
-        if self._arrivals is None:
+        if self._files is None:
             raise ProtocolError("trees were sent before places for them were asked for")
-        self._arrivals.verify()
-        self._flush()
+        self._files.trees_sent()
         return {}
-
-    def _flush(self) -> None:
-        arrivals = self._arrivals.placed if self._arrivals is not None else []
-        for path in {self._rootfs, *(os.path.dirname(item.tree.place) for item in arrivals if not item.complete)}:
-            if path:
-                fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-                try:
-                    syscalls.syncfs(fd)
-                finally:
-                    os.close(fd)
 
     def bundle_sent(self, expected: str) -> dict[str, Any]:
         """Check what rsync has brought."""
-        if self._bundle is None:
+        if self._files is None:
             raise ProtocolError("a bundle was sent before one was opened")
-        if fingerprint(self._bundle / "rootfs") != expected:
-            raise TargetError(
-                f"the root file system in {self._bundle}/rootfs is not what the source has",
-                remedy="did it change while it was sent? a read-only root file system must not be written to",
-            )
+        self._files.bundle_sent(expected)
         return {}
 
     def prepare(self, call: Prepare) -> dict[str, Any]:
         """Make everything around the container: directories, network namespace, cgroup, monitor, waiting CRIU."""
-        if self._bundle is None or self._journal is None or self._restoring is not None:
+        if self._files is None or self._journal is None or self._restoring is not None:
             raise ProtocolError("Prepare came out of order")
         # Without rsync they stay with CRIU.
         mounted = [Mounted.from_json(value) for value in call.tmpfs] if shutil.which("rsync") else []
@@ -178,7 +145,7 @@ class Incoming:
         image_cleaning.sweep()
         self._images = ReceivedImages.make(self._migration, call.memory)
         self._limits = tmpfs_store.make(self._migration, mounted)
-        self._restoring = self._begin_restore(self._bundle, plan)
+        self._restoring = self._begin_restore(self._files.bundle, plan)
         return {"tmpfs": places, "cgroup": self._restoring.memory_cgroup, "on_disk": self._images.reason}
 
     def pages_begin(self) -> dict[str, Any]:
@@ -238,10 +205,11 @@ class Incoming:
 
     def history(self, log: str) -> dict[str, Any]:
         """Keep what the container had written before it came here."""
-        if not self._resumed or self._restoring is None:
+        if not self._resumed or self._restoring is None or self._files is None:
             raise ProtocolError("History came before Resume")
         write_atomically(Path(self._restoring.history_path), log.encode())
-        self._flush()
+        self._files.flush()
+        self._files.note_use()
         return {}
 
     def abort(self) -> dict[str, Any]:
@@ -265,11 +233,8 @@ class Incoming:
             elif self._journal is None or self._journal.phase is not Phase.ABORTED:
                 self.abort()
 
-    def settle(self, migration: str, verdict: str, *, keep_bundle: bool = False) -> dict[str, Any]:
-        """End a move whose connection was lost. Answers {"workload": "TARGET" | "SOURCE", "pid"?}.
-
-        An abort removes the bundle that the move had made, unless `keep_bundle`.
-        """
+    def settle(self, migration: str, verdict: str) -> dict[str, Any]:
+        """End a move whose connection was lost. Answers {"workload": "TARGET" | "SOURCE", "pid"?}."""
         entry = journal.load(migration)
         if entry is None or entry.role != "target":
             if verdict == "resume":
@@ -286,12 +251,8 @@ class Incoming:
                 raise TargetError(f"migration {migration} was undone here: its images are gone")
             return {"workload": "SOURCE"}
         receivers.end(migration)
-        self._bundle = Path(entry.fields["bundle"])
-        self._made_bundle = entry.fields["made_bundle"] and not keep_bundle
-        self._owner = Owner(entry.id, str(entry.fields.get("created", "")))
-        self._rootfs = str(entry.fields.get("rootfs", ""))
-        placed = [Placed.from_json(item) for item in entry.fields.get("trees", [])]
-        self._arrivals = Arrivals(self._owner, migration, placed)
+        owner = self._owner_of(entry.id, str(entry.fields.get("created", "")))
+        self._files = Arriving.resume(entry, owner)
         self._images = ReceivedImages.existing(migration)
         state = Restoring.left_behind(self._store, entry.id, migration, OLD_AGENT_TIMEOUT)
         if state is not None:
@@ -299,24 +260,22 @@ class Incoming:
         if verdict == "abort":
             self.abort()
             return {"workload": "SOURCE"}
-        if entry.phase is not Phase.PREPARED or self._images is None or self._bundle is None:
+        if entry.phase is not Phase.PREPARED or self._images is None:
             raise TargetError(f"the images of migration {migration} are not complete here ({entry.phase})")
         plan = entry.fields["plan"]
-        self._restoring = self._begin_restore(self._bundle, plan)
+        self._restoring = self._begin_restore(self._files.bundle, plan)
         self._restoring.restore(max(RESTORE_TIMEOUT, plan.get("timeout", 0.0)))  # nothing runs: no reason for haste
         answer = {"workload": "TARGET", **self.resume()}
-        self._flush()
+        self._files.flush()
+        self._files.note_use()
         return answer
 
     def discard(self, migrations: list[str]) -> dict[str, Any]:
-        """Remove what is left of moves that their source has aborted while this host was dead or cut off.
-
-        Bundles stay, as after a move that went well: another container may run from one by now.
-        """
+        """Remove what is left of moves that their source has aborted while this host was dead or cut off."""
         for migration in migrations:
             entry = journal.load(migration)
             if entry is not None and entry.role == "target" and entry.phase not in FINAL:
-                type(self).begin(entry.fields["root"]).settle(migration, "abort", keep_bundle=True)
+                type(self).begin(entry.fields["root"]).settle(migration, "abort")
         return {}
 
     def _confirm(self, state: State) -> State:
@@ -326,11 +285,8 @@ class Incoming:
         if self._journal.phase is Phase.PREPARED:
             self._journal.record(Phase.COMMITTED, durable=False)
         self._journal.record(Phase.RESUMED)
-        if self._arrivals is not None:
-            self._arrivals.confirm()
-        if self._rootfs:
-            with contextlib.suppress(OSError):  # it runs; the next move sends more than it needs to, no worse
-                treestore.set_mark(self._rootfs, self._owner, self._migration, whole=True)
+        if self._files is not None:
+            self._files.confirm()
         if self._images is not None:
             self._images.remove()
         tmpfs_store.remove(self._migration)
@@ -377,12 +333,8 @@ class Incoming:
         if self._migration:
             ReceivedImages.remove_left(self._migration)
             tmpfs_store.remove(self._migration)
-        if self._arrivals is not None:
-            self._arrivals.undo()
-        if self._made_bundle and self._bundle is not None:
-            treestore.remove(str(self._bundle))
-            if self._rootfs:
-                treestore.drop_mark(self._rootfs)
+        if self._files is not None:
+            self._files.undo()
 
 
 def _end_old_agent(agent: dict[str, Any]) -> None:

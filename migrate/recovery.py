@@ -59,7 +59,8 @@ def recover(store: Store, container_id: str) -> str:
                     _end(state)
                 settle(log, entry.id, entry.target, str(store.root), entry.migration)
                 if state is not None:  # otherwise somebody else may use by now what it has left
-                    treestore.leave(entry.fields.get("leaving", {}), Owner(state.id, state.created), entry.migration)
+                    owner = Owner(state.id, state.created, store.root)
+                    treestore.leave(entry.fields.get("leaving", {}), owner, entry.migration)
                     if failure := clean_source(store, state, None):
                         raise failure
         if log.phase is Phase.ABORTED and where == _ENDED:

@@ -133,7 +133,7 @@ class Seeding:
             if tree.writable:
                 self._growing.append(_Growing(tree, renewed))
             elif not complete:
-                self._constant(tree)
+                self._constant(tree, renewed)
         for item in self._growing:
             self._passes(item)
         if any(tree.name != ROOTFS or tree.writable for tree, _, _ in trees):
@@ -167,12 +167,17 @@ class Seeding:
             self._growing.append(_Growing(tree, view=view, cgroup=cgroup))
             self._passes(self._growing[-1])
 
-    def _constant(self, tree: Tree) -> None:
-        """A tree that does not change: once. What is in an overlay's work directory is the kernel's, and stays."""
+    def _constant(self, tree: Tree, renewed: bool) -> None:
+        """A tree that does not change: once. What is in an overlay's work directory is the kernel's, and stays.
+
+        Of what an earlier move has left there, contents are compared: a power cut may have damaged files of the right
+        size and time.
+        """
         options = (*_options(tree), "--exclude=/*") if tree.empty else _options(tree)
+        options = (*options, "--checksum") if renewed else options
         if tree.single:
             with Rsync(
-                self._peer, Path(tree.source).parent, os.path.dirname(tree.place), _options(tree),
+                self._peer, Path(tree.source).parent, os.path.dirname(tree.place), options,
                 on_progress=self._progress, names=True, within=receivers.within(self._migration),
             ) as rsync:  # fmt: skip
                 sent = rsync.finish(_soon(), names=os.fsencode(os.path.basename(tree.source)) + b"\0")

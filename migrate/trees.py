@@ -104,14 +104,14 @@ class Needed:
 
 @dataclass(frozen=True)
 class Owner:
-    """Whose a tree is: the container, by its id and the time when it was created, whichever host it was on."""
+    """Whose a tree is: the container, by its id and the time when it was created, whichever host it was on.
+
+    `root` is the directory of container states that it is in, the same at every host.
+    """
 
     id: str
     created: str
-
-    @property
-    def mark(self) -> str:
-        return f"{self.id} {self.created}"
+    root: str
 
 
 def checked_list(cls: type[Any], values: list[Any]) -> list[Any]:

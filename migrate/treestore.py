@@ -1,14 +1,10 @@
-"""The target's half of file trees: where they are put, whose they are, and what is removed when the move fails.
+"""The target's half of file trees: where they are put, and what becomes of them when the move fails.
 
-A tree is only ever put where nothing is, or where an earlier move of the same container has put it or left it. A mark
-below /var/lib/pymigrate/trees says so: it names the container, the directory by its inode and the time when it was made
-(numbers of inodes are used again), and whether the copy is whole. A copy that a failed move has begun to renew stays,
-marked as not whole; what a move has newly made is removed.
+A tree is only ever put where nothing is, or where an earlier move of the same container has put it or left it, by the
+mark there (marks.py, places.py). A constant one that is there already is used as it is, and never written to.
 """
 
 import contextlib
-import hashlib
-import json
 import os
 import shutil
 import stat
@@ -16,72 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from migrate import mountinfo, receivers
-from migrate.atomic import write_atomically
+from migrate import marks, mountinfo, places
 from migrate.errors import MigrateError, TargetError
 from migrate.files import fingerprint, size
 from migrate.hostfacts import DATA
+from migrate.places import Locks, Uses
 from migrate.space import existing, free_bytes
 from migrate.trees import Needed, Owner, Tree
-from runtime import syscalls
-
-MARKS = DATA / "trees"
-
-
-@dataclass(frozen=True)
-class Mark:
-    """What is known of a tree at `path`: whose it is, and whether a move was writing to it (`whole` is false then)."""
-
-    path: str
-    owner: str
-    inode: tuple[int, int, int]
-    migration: str
-    whole: bool
-
-
-def _file(path: str) -> Path:
-    return MARKS / (hashlib.sha256(os.fsencode(path)).hexdigest()[:32] + ".json")
-
-
-def _inode(path: str) -> tuple[int, int, int]:
-    info = os.lstat(path)
-    return info.st_dev, info.st_ino, syscalls.birth_time(path)
-
-
-def mark_of(path: str) -> Mark | None:
-    """The mark of what lies at `path` now; None when there is none, or it speaks of something that is gone."""
-    try:
-        value = json.loads(_file(path).read_bytes())
-        mark = Mark(value["path"], value["owner"], tuple(value["inode"]), value["migration"], value["whole"])
-        info = os.lstat(path)
-        # A file is replaced while it is renewed; a directory stays.
-        same = (stat.S_ISREG(info.st_mode) and not mark.whole) or mark.inode == _inode(path)
-        return mark if same and mark.path == path else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def set_mark(path: str, owner: Owner, migration: str, *, whole: bool) -> None:
-    """Say whose the tree at `path` is. Raises OSError."""
-    MARKS.mkdir(mode=0o700, parents=True, exist_ok=True)
-    inode = _inode(path) if os.path.lexists(path) else (0, 0, 0)
-    value = {"path": path, "owner": owner.mark, "inode": inode, "migration": migration, "whole": whole}
-    write_atomically(_file(path), json.dumps(value).encode())
-
-
-def renew(path: str, owner: Owner, migration: str) -> None:
-    """Mark what lies at `path` as being written to, when nobody does so any more for an earlier move that has failed.
-
-    Raises OSError, DeadlineExceeded.
-    """
-    mark = mark_of(path)
-    if mark is not None and not mark.whole and mark.migration != migration:
-        receivers.end(mark.migration)
-    set_mark(path, owner, migration, whole=False)
-
-
-def drop_mark(path: str) -> None:
-    _file(path).unlink(missing_ok=True)
 
 
 def leave(leaving: dict[str, list[str]], owner: Owner, migration: str) -> None:
@@ -94,13 +31,7 @@ def leave(leaving: dict[str, list[str]], owner: Owner, migration: str) -> None:
             os.unlink(path)
     for path in leaving.get("trees", []):
         with contextlib.suppress(OSError):
-            set_mark(path, owner, migration, whole=True)
-
-
-def is_ours(path: str, owner: Owner) -> bool:
-    """Whether a move of this very container has put or left what lies at `path`."""
-    mark = mark_of(path)
-    return mark is not None and mark.owner == owner.mark
+            marks.put(path, owner, migration, whole=True)
 
 
 def check(trees: list[Tree], needed: list[Needed], owner: Owner, reserved: int) -> dict[str, Any]:
@@ -112,11 +43,12 @@ def check(trees: list[Tree], needed: list[Needed], owner: Owner, reserved: int) 
     problems: list[tuple[str, str, str]] = []
     found: list[str] = []
     wanted: dict[int, tuple[Path, int]] = {}
+    uses = Uses.now()
     for tree in trees:
         if tree.found and os.path.isfile(tree.source):
             found.append(tree.name)
             continue
-        state = _state(tree, owner)
+        state = _state(tree, owner, uses)
         if isinstance(state, str):
             problems.append(("foreign-data", tree.place, state))
         elif tree.size > state:
@@ -134,30 +66,49 @@ def check(trees: list[Tree], needed: list[Needed], owner: Owner, reserved: int) 
     return {"problems": problems, "found": found}
 
 
-def _state(tree: Tree, owner: Owner) -> int | str:
+def _state(tree: Tree, owner: Owner, uses: Uses) -> int | str:
     """How many bytes of the tree are here already, or why it cannot be put there."""
     path = tree.place
     try:
         info = os.lstat(path)
     except FileNotFoundError:
-        problem = _bad_parent(path)
-        return problem or 0
+        return _bad_parent(path) or _anothers(path, owner) or 0
     except OSError as error:
         return f"cannot be looked at: {error.strerror}"
     if _bad_parent(path):
         return _bad_parent(path)
     if stat.S_ISLNK(info.st_mode) or stat.S_ISREG(info.st_mode) != tree.single:
         return "is there, and is something else"
-    if tree.fingerprint and _matches(tree):
+    if _matches(tree):
         return tree.size
-    if tree.empty:
-        return 0 if is_ours(path, owner) or not os.listdir(path) else "exists, and no move of this container brought it"
-    if is_ours(path, owner):
-        return size(Path(path))
-    return "exists, and no move of this container brought it"
+    mark = marks.of(path)
+    if (mark is None or not mark.is_of(owner)) and not (mark is None and tree.empty and not os.listdir(path)):
+        return "exists, and no move of this container brought it"
+    if use := uses.of(path, owner):
+        return f"cannot be renewed: {use}"
+    return 0 if tree.empty else size(Path(path))
+
+
+def _anothers(path: str, owner: Owner) -> str:
+    """Why nothing is made at `path`: it would be in what a move has brought for another container. "" if it is not."""
+    while (path := os.path.dirname(path)) != "/":
+        mark = marks.of(path)
+        if mark is not None and not mark.is_of(owner):
+            return f"{path} belongs to container {mark.id}"
+    return ""
 
 
 def _matches(tree: Tree) -> bool:
+    """Whether a constant tree is at its place already, and no move has left it half renewed."""
+    if not tree.fingerprint:
+        return False
+    mark = marks.of(tree.place)
+    if mark is not None and not mark.whole:
+        return False
+    return _fits(tree)
+
+
+def _fits(tree: Tree) -> bool:
     try:
         return fingerprint(Path(tree.place)) == tree.fingerprint
     except MigrateError:
@@ -189,7 +140,7 @@ def _missing(needed: Needed) -> list[tuple[str, str, str]]:
         return [("missing-source", needed.path, "does not exist")]
     if stat.S_ISDIR(mode) != needed.directory:
         return [("missing-source", needed.path, f"is {'a' if stat.S_ISDIR(mode) else 'no'} directory there")]
-    mark = mark_of(needed.path)
+    mark = marks.of(needed.path)
     if mark is not None and not mark.whole:
         return [("missing-source", needed.path, "is what a move that failed has left half renewed")]
     problem = _not_shared(needed) if needed.network else ""
@@ -230,16 +181,23 @@ class Placed:
 class Arrivals:
     """The trees of one move into this host."""
 
-    def __init__(self, owner: Owner, migration: str, placed: list[Placed]) -> None:
-        self._owner, self._migration = owner, migration
+    def __init__(self, owner: Owner, migration: str, placed: list[Placed], locks: Locks) -> None:
+        self._owner, self._migration, self._locks = owner, migration, locks
         self.placed = placed
 
     @classmethod
-    def plan(cls, trees: list[Tree], owner: Owner, migration: str) -> "Arrivals":
-        """Decide where each goes; nothing is touched yet. Raises TargetError when one cannot be put there."""
+    def plan(cls, trees: list[Tree], owner: Owner, migration: str, locks: Locks) -> "Arrivals":
+        """Decide where each goes, and lock it; nothing is touched yet. Raises TargetError when one cannot be put there.
+
+        One that is complete is not locked: it is only read.
+        """
         placed, coming = [], set()
         for tree in trees:
-            state = _state(tree, owner)
+            if not locks.hold(tree.place):
+                raise TargetError(f"{tree.place}: another move is at work there", remedy="try again when it has ended")
+        uses = Uses.now(migration)
+        for tree in trees:
+            state = _state(tree, owner, uses)
             if isinstance(state, str):
                 raise TargetError(f"{tree.place}: {state}")
             made, path = [], tree.place
@@ -247,29 +205,40 @@ class Arrivals:
                 made.append(path)
                 path = os.path.dirname(path)
             coming.update(made)
-            complete = not made and bool(tree.fingerprint) and _matches(tree)
+            complete = not made and _matches(tree)
+            if complete:
+                locks.let_go(tree.place)
             placed.append(Placed(tree, tuple(reversed(made)), complete))
-        return cls(owner, migration, placed)
+        return cls(owner, migration, placed, locks)
 
     def make(self) -> None:
-        """Make the directories; from here on `undo` is needed. Raises OSError, DeadlineExceeded."""
+        """Make the places; from here on `undo` is needed. Raises TargetError, OSError, DeadlineExceeded."""
         for item in self.placed:
-            if item.complete:
-                continue
-            if not item.made:
-                renew(item.tree.place, self._owner, self._migration)
+            if item.made:
+                self._make(item)
+            elif not item.complete:
+                places.renew(item.tree.place, self._owner, self._migration)
                 if item.tree.empty:  # a volatile overlay is not mounted over what one has left
                     for name in os.listdir(item.tree.place):
-                        remove(os.path.join(item.tree.place, name))
-            for path in item.made if not item.tree.single else item.made[:-1]:
-                _make_directory(path)
-            if item.made:
-                set_mark(item.tree.place, self._owner, self._migration, whole=False)
+                        _remove(os.path.join(item.tree.place, name))
+
+    def _make(self, item: Placed) -> None:
+        """What is there by now is not this move's, whatever `plan` has seen: making it is the test."""
+        made: list[str] = []
+        for path in item.made:
+            try:
+                _make_new(path, single=item.tree.single and path == item.tree.place)
+                made.append(path)
+            except FileExistsError:
+                if path == item.tree.place:
+                    raise TargetError(f"{path}: somebody else has made it meanwhile", remedy="try again") from None
+        numbered = tuple((path, marks.inode(path)) for path in made)
+        marks.put(item.tree.place, self._owner, self._migration, whole=False, made=numbered)
 
     def verify(self) -> None:
         """Check what rsync has brought, as far as it must not change any more. Raises TargetError."""
         for item in self.placed:
-            if item.tree.fingerprint and not item.complete and not _matches(item.tree):
+            if item.tree.fingerprint and not item.complete and not _fits(item.tree):
                 raise TargetError(
                     f"{item.tree.place} is not what the source has at {item.tree.source}",
                     remedy="did it change while it was sent? what is mounted read-only must not be written to",
@@ -280,26 +249,17 @@ class Arrivals:
         for item in self.placed:
             if not item.complete:
                 with contextlib.suppress(OSError):
-                    set_mark(item.tree.place, self._owner, self._migration, whole=True)
+                    marks.put(item.tree.place, self._owner, self._migration, whole=True)
 
     def undo(self) -> None:
-        """Remove what this move has newly made; what it has begun to renew stays, marked as not whole."""
+        """Give up what this move has brought: see places.give_up. Raises DeadlineExceeded."""
         for item in reversed(self.placed):
-            if not item.made:
-                continue
-            # Without a mark there is an empty directory of ours at most, or what somebody else has put there since.
-            mark = mark_of(item.tree.place)
-            if mark is not None and mark.migration == self._migration:
-                remove(item.tree.place)
-            if mark is None or mark.migration == self._migration:
-                drop_mark(item.tree.place)
-            for path in reversed(item.made):
-                with contextlib.suppress(OSError):
-                    os.rmdir(path)
+            if not item.complete:
+                places.give_up(item.tree.place, self._migration, self._locks, item.made)
 
 
-def _make_directory(path: str) -> None:
-    """Make one directory, no link on the way to it being followed."""
+def _make_new(path: str, *, single: bool) -> None:
+    """Make one directory, or an empty `single` file, no link on the way to it being followed. Raises OSError."""
     parts = path.split("/")[1:]
     fd = os.open("/", os.O_PATH | os.O_DIRECTORY)
     try:
@@ -307,18 +267,17 @@ def _make_directory(path: str) -> None:
             below = os.open(part, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=fd)
             os.close(fd)
             fd = below
-        os.mkdir(parts[-1], 0o700, dir_fd=fd)  # a tree's own is rsync's to set; nobody else looks into it before
+        if single:
+            os.close(os.open(parts[-1], os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600, dir_fd=fd))
+        else:
+            os.mkdir(parts[-1], 0o700, dir_fd=fd)  # a tree's own is rsync's to set; nobody else looks into it before
     finally:
         os.close(fd)
 
 
-def remove(path: str) -> None:
-    """Remove a file or a tree that nothing writes to, if it is there."""
-    try:
-        mode = os.lstat(path).st_mode
-    except FileNotFoundError:
-        return
-    if stat.S_ISDIR(mode):
+def _remove(path: str) -> None:
+    """Remove a file or a tree that nothing writes to."""
+    if stat.S_ISDIR(os.lstat(path).st_mode):
         shutil.rmtree(path, ignore_errors=True)
     else:
         os.unlink(path)

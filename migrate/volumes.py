@@ -10,6 +10,7 @@ sees.
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 import re
@@ -233,7 +234,8 @@ class _Planner:
     def _own(self, place: str, source: str) -> str:
         """A place of this container's own, which keeps the last part of the name."""
         mount_point = place.strip("/").replace("_", "__").replace("/", "_")
-        return f"{OWN}/{self._state.id}/{mount_point}/{os.path.basename(source)}"
+        own = hashlib.sha256(self._state.created.encode()).hexdigest()[:8]  # others may have its id
+        return f"{OWN}/{self._state.id}-{own}/{mount_point}/{os.path.basename(source)}"
 
     def overlay(self, mount: Mount, policy: str | None) -> None:
         place = _place(mount.destination)

@@ -98,10 +98,14 @@ def test_every_call_says_what_its_answer_must_be() -> None:
         (9, {"tmpfs": {"/tmp": 1}, "cgroup": ""}, "Prepare: tmpfs is not of type"),
         (
             3,
-            {"bundle": "/b", "rootfs": "r", "complete": True, "trees": [True], "renewed": [True, False]},
+            {"bundle": "/b", "rootfs": "r", "complete": True, "trees": [True], "renewed": [True, False], "notes": []},
             "rootfs is not",
         ),
-        (3, {"bundle": "/b", "rootfs": "/r", "complete": True, "trees": [], "renewed": [True, False]}, "trees has 0"),
+        (
+            3,
+            {"bundle": "/b", "rootfs": "/r", "complete": True, "trees": [], "renewed": [True, False], "notes": []},
+            "trees has 0",
+        ),
     ],
 )
 def test_an_answer_is_checked_where_it_is_read(number: int, answer: dict[str, Any], words: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from migrate import mountinfo, treestore
+from migrate import marks, mountinfo
 from migrate.errors import ProtocolError, UsageError
 from migrate.openfiles import Seen
 from migrate.trees import Needed, Owner, Tree, is_place
@@ -155,34 +155,39 @@ def test_a_look_does_not_leave_the_tree(tmp_path: Path, monkeypatch: pytest.Monk
     assert set(scan(str(tmp_path / "tree")).entries) == {b".", b"d"}
 
 
+def is_of(path: str, owner: Owner) -> bool:
+    mark = marks.of(path)
+    return mark is not None and mark.is_of(owner)
+
+
 def test_a_mark_is_not_of_another_directory_with_the_same_number(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(treestore, "MARKS", tmp_path / "marks")
+    monkeypatch.setattr(marks, "MARKS", tmp_path / "marks")
     place = tmp_path / "data"
     place.mkdir()
-    owner = Owner("web", "2026-11-24")
-    treestore.set_mark(str(place), owner, "m", whole=True)
-    assert treestore.is_ours(str(place), owner)
+    owner = Owner("web", "2026-11-24", "/run/root")
+    marks.put(str(place), owner, "m", whole=True)
+    assert is_of(str(place), owner)
     number = place.stat().st_ino
     for _ in range(50):
         place.rmdir()
         place.mkdir()
         if place.stat().st_ino == number:
             break
-    assert not treestore.is_ours(str(place), owner)
+    assert not is_of(str(place), owner)
 
 
 def test_a_mark_is_not_of_another_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """But while a move renews it, it is replaced."""
-    monkeypatch.setattr(treestore, "MARKS", tmp_path / "marks")
-    place, owner = tmp_path / "file", Owner("web", "2026-11-24")
+    monkeypatch.setattr(marks, "MARKS", tmp_path / "marks")
+    place, owner = tmp_path / "file", Owner("web", "2026-11-24", "/run/root")
     for whole in (True, False):
         place.touch()
-        treestore.set_mark(str(place), owner, "m", whole=whole)
+        marks.put(str(place), owner, "m", whole=whole)
         (tmp_path / "new").touch()
         (tmp_path / "new").rename(place)
-        assert treestore.is_ours(str(place), owner) is not whole
+        assert is_of(str(place), owner) is not whole
 
 
 def test_a_look_ends_in_time(tmp_path: Path) -> None:

@@ -1,0 +1,165 @@
+"""The files of a move into this host, its bundle and the trees beside that: their places, and what becomes of them.
+
+Places are taken by `plan` (bundles.py, treestore.py) and held until the container runs, or the move is undone. All
+that this needs to be gone on with by another agent is in the journal.
+"""
+
+import contextlib
+import os
+from pathlib import Path
+from typing import Any, Self
+
+from migrate import bundles, marks, places
+from migrate.bundles import Chooser, Chosen
+from migrate.errors import TargetError
+from migrate.files import fingerprint
+from migrate.journal import Entry
+from migrate.places import Locks
+from migrate.protocol import OpenBundle
+from migrate.trees import Owner, Tree, checked_list
+from migrate.treestore import Arrivals, Placed
+from runtime import syscalls
+
+
+class Arriving:
+    """The files of one move.
+
+    `place` is the bundle, if that is a place that this move fills, otherwise "", and `made` what did not exist of it;
+    `rootfs` is the root file system of a container that may write to it, otherwise "".
+    """
+
+    def __init__(self, owner: Owner, migration: str, bundle: Path, trees: Arrivals, locks: Locks) -> None:
+        self._owner, self._migration, self.bundle = owner, migration, bundle
+        self._trees, self._locks = trees, locks
+        self._place = self._rootfs = ""
+        self._made: list[str] = []
+        self._config: dict[str, Any] = {}
+
+    @classmethod
+    def plan(cls, call: OpenBundle, owner: Owner) -> tuple[Self, dict[str, Any]]:
+        """Find the bundle at a hint, or make a place for it, and find places for the trees.
+
+        Returns beside it what OpenBundle answers. Raises ProtocolError, TargetError, OSError; `undo` is needed after.
+        """
+        config, locks = bundles.parse_config(call.config), Locks()
+        try:
+            trees = Arrivals.plan(checked_list(Tree, call.trees), owner, call.migration, locks)
+            chooser = Chooser(config, call.fingerprint, owner, call.migration, locks)
+            chosen = chooser.choose(call.hints)
+        except BaseException:
+            locks.release()
+            raise
+        files = cls(owner, call.migration, chosen.bundle, trees, locks)
+        files._rootfs = str(chosen.rootfs) if not call.fingerprint else ""
+        if chosen.is_place and not chosen.complete:
+            files._place, files._made = str(chosen.bundle), [str(chosen.bundle)] if chosen.made else []
+            files._config = config
+        return files, files._answer(chosen) | {"notes": chooser.notes}
+
+    def _answer(self, chosen: Chosen) -> dict[str, Any]:
+        return {
+            "bundle": str(chosen.bundle),
+            "rootfs": str(chosen.rootfs),
+            "complete": chosen.complete,
+            "trees": [item.complete for item in self._trees.placed],
+            "renewed": [not chosen.made, *(not item.made for item in self._trees.placed)],
+        }
+
+    @classmethod
+    def resume(cls, entry: Entry, owner: Owner) -> Self:
+        """Go on with what the journal of a move says.
+
+        Those of earlier versions name no place: what they have made there has no mark either, and stays.
+        """
+        fields, locks = entry.fields, Locks()
+        placed = [Placed.from_json(item) for item in fields.get("trees", [])]
+        trees = Arrivals(owner, entry.migration, placed, locks)
+        files = cls(owner, entry.migration, Path(fields["bundle"]), trees, locks)
+        files._rootfs = str(fields.get("rootfs", ""))
+        files._place, files._made = str(fields.get("place", "")), list(fields.get("made", ()))
+        return files
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """What the journal needs to say for `resume`."""
+        return {
+            "bundle": str(self.bundle), "place": self._place, "made": self._made, "rootfs": self._rootfs,
+            "trees": [item.to_json() for item in self._trees.placed],
+        }  # fmt: skip
+
+    def make(self) -> None:
+        """Make what rsync is to fill; the journal has `fields` by now.
+
+        Raises TargetError, OSError, DeadlineExceeded.
+        """
+        if self._place:
+            (self.bundle / "rootfs").mkdir(mode=0o755, exist_ok=True)
+            bundles.write_config(self.bundle, self._config)
+        if self._rootfs:
+            places.renew(self._rootfs, self._owner, self._migration)
+        self._trees.make()
+
+    def bundle_sent(self, expected: str) -> None:
+        """Check what rsync has brought: from here on the place is whole, and need not be sent again.
+
+        Raises TargetError, OSError.
+        """
+        rootfs = self.bundle / "rootfs"
+        if fingerprint(rootfs) != expected:
+            raise TargetError(
+                f"the root file system in {rootfs} is not what the source has",
+                remedy="did it change while it was sent? a read-only root file system must not be written to",
+            )
+        if self._place:
+            _sync(self._place)
+            marks.put(self._place, self._owner, self._migration, whole=True)
+
+    def trees_sent(self) -> None:
+        """Check what must not have changed, and wait until the disks have what has come so far.
+
+        Raises TargetError, OSError.
+        """
+        self._trees.verify()
+        self.flush()
+
+    def flush(self) -> None:
+        """Wait until the disks have what has come of all that may change, or is beside the bundle. Raises OSError."""
+        coming = (item.tree.place for item in self._trees.placed if not item.complete)
+        for path in {self._rootfs, *map(os.path.dirname, coming)} - {""}:
+            _sync(path)
+
+    def confirm(self) -> None:
+        """The container runs: the copies are whole, and who uses them shows."""
+        self._trees.confirm()
+        if self._rootfs:
+            with contextlib.suppress(OSError):  # it runs; the next move sends more than it needs to, no worse
+                marks.put(self._rootfs, self._owner, self._migration, whole=True)
+        self._locks.release()
+
+    def note_use(self) -> None:
+        """It runs, and there is time: what was used as it was is not the remains of a failed move, if it was that."""
+        whole = (item.tree.place for item in self._trees.placed if item.complete)
+        for path in (str(self.bundle), *whole):
+            with contextlib.suppress(OSError):
+                places.ran(path, self._owner)
+
+    def undo(self) -> None:
+        """Give up what this move has brought: see places.give_up. Nothing writes there by now.
+
+        Raises DeadlineExceeded.
+        """
+        try:
+            self._trees.undo()
+            if self._place:
+                places.give_up(self._place, self._migration, self._locks, self._made)
+        finally:
+            self._locks.release()
+
+
+def _sync(directory: str) -> None:
+    """Wait until the disk has all of the file system that a directory is on. Raises OSError."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        syscalls.syncfs(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,146 @@
+"""Marks: whose the directories and files are that moves have put, or left, on this host.
+
+One JSON file a path, below /var/lib/pymigrate/trees. A mark names the container and the root of its state, the
+migration that wrote there last, and the directory by its inode and the time when it was made (numbers of inodes are
+used again): a directory that was removed and made again at the same path has no mark.
+"""
+
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from migrate.atomic import write_atomically
+from migrate.hostfacts import DATA
+from migrate.trees import Owner
+from runtime import syscalls
+
+MARKS = DATA / "trees"
+VERSION = 1
+
+Inode = tuple[int, int, int]  # device, number, time of birth in nanoseconds
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What is known of what lies at `path`.
+
+    `root` is the state directory of the container, "" in marks of earlier versions. `whole` is false while a move
+    writes there, and after one that failed, which also sets `failed`. `made` are the paths that did not exist before
+    moves made them, outermost first: only these are ever removed. The last one is `path` itself, unless somebody else
+    made it.
+    """
+
+    path: str
+    id: str
+    created: str
+    root: str
+    migration: str
+    inode: Inode
+    whole: bool
+    failed: bool = False
+    made: tuple[tuple[str, Inode], ...] = ()
+
+    def is_of(self, owner: Owner) -> bool:
+        """Whether a move of this very container has put or left what lies there."""
+        return (self.id, self.created) == (owner.id, owner.created) and self.root in ("", owner.root)
+
+    @property
+    def is_made(self) -> bool:
+        """Whether moves have made what lies at `path`, not somebody else."""
+        return bool(self.made) and self.made[-1][0] == self.path
+
+
+def inode(path: str) -> Inode:
+    """What tells the file at `path` from every other, (0, 0, 0) when there is none."""
+    try:
+        info = os.lstat(path)
+    except FileNotFoundError:
+        return 0, 0, 0
+    return info.st_dev, info.st_ino, syscalls.birth_time(path)
+
+
+def of(path: str) -> Mark | None:
+    """The mark of what lies at `path` now; None when there is none, or it speaks of something that is gone."""
+    try:
+        mark = _parse(path, _file(path).read_bytes())
+        info = os.lstat(path)
+    except OSError:
+        return None
+    # A file is replaced while it is renewed; a directory stays.
+    same = (stat.S_ISREG(info.st_mode) and not mark.whole) or mark.inode in (inode(path), _UNKNOWN)
+    return mark if same and mark.path == path else None
+
+
+def every() -> Iterator[Mark]:
+    """All marks of what is there."""
+    try:
+        files = sorted(MARKS.glob("[!.]*.json"))
+    except OSError:
+        return
+    for file in files:
+        try:
+            path = json.loads(file.read_bytes())["path"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if isinstance(path, str) and (mark := of(path)) is not None:
+            yield mark
+
+
+def put(
+    path: str, owner: Owner, migration: str, *, whole: bool, made: tuple[tuple[str, Inode], ...] | None = None
+) -> None:
+    """Say whose the file or directory at `path` is. Without `made` an earlier mark's stays. Raises OSError."""
+    if made is None:
+        earlier = of(path)
+        made = earlier.made if earlier is not None else ()
+    write(Mark(path, owner.id, owner.created, owner.root, migration, inode(path), whole, made=made))
+
+
+def write(mark: Mark) -> None:
+    """Raises OSError."""
+    MARKS.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_atomically(_file(mark.path), json.dumps({"version": VERSION, **vars(mark)}).encode())
+
+
+def drop(path: str) -> None:
+    """What was at `path` has been removed: its mark goes as well. Harmless when there is none."""
+    _file(path).unlink(missing_ok=True)
+
+
+def key(path: str) -> str:
+    """A name for files about `path`."""
+    return hashlib.sha256(os.fsencode(path)).hexdigest()[:32]
+
+
+def _file(path: str) -> Path:
+    return MARKS / f"{key(path)}.json"
+
+
+_UNKNOWN = (-1, -1, -1)
+
+
+def _parse(path: str, data: bytes) -> Mark:
+    """A mark that cannot be read, or is of a later version, is nobody's: what it is about is left alone."""
+    try:
+        value: dict[str, Any] = json.loads(data)
+        version = value.pop("version", 0)
+        if version == 0:
+            value["id"], _, value["created"] = value.pop("owner").partition(" ")
+            value["root"] = ""
+        elif version != VERSION:
+            raise ValueError(version)
+        value["inode"] = _inode(value["inode"])
+        value["made"] = tuple((str(made), _inode(number)) for made, number in value.get("made", ()))
+        return Mark(**value)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return Mark(path, "", "", "", "", _UNKNOWN, whole=False)
+
+
+def _inode(value: Any) -> Inode:
+    device, number, birth = map(int, value)
+    return device, number, birth

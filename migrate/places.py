@@ -1,0 +1,302 @@
+"""Places: what moves have put on this host, who uses it, and when it may be written to or removed.
+
+A place is a bundle below /var/lib/pymigrate/bundles, or a tree that came with a container. It has a mark (marks.py),
+and a lock that the agent of a move holds until the container runs, or the move is undone. A place is renewed only by
+moves of the container that its mark names, and removed only for the move that its mark names; neither while a living
+container of any root uses it, or a move that is not decided refers to it.
+
+What a failed move has brought stays for the next attempt, if it is worth that. It is marked as not whole: only a move
+of the same container takes it, which compares contents. `clean` removes it.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from migrate import DEFAULT_ROOT, journal, marks, mountinfo, receivers
+from migrate.errors import MigrateError
+from migrate.files import size
+from migrate.journal import DamagedJournal, Entry
+from migrate.marks import Mark
+from migrate.mountinfo import is_below
+from migrate.phases import FINAL, Phase
+from migrate.space import free_bytes
+from migrate.trees import Owner
+from runtime import processes
+from runtime.errors import ContainerError
+from runtime.state import State, Status, Store
+
+LOCKS = Path("/run/pymigrate/places")
+WORTH_KEEPING = 8 << 20  # bytes; less is sent again as quickly as it is looked through
+
+
+class Locks:
+    """The places that one move, or a clean-up, holds: nobody else takes them meanwhile. They end with the process."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, int] = {}
+
+    def hold(self, path: str) -> bool:
+        """Take the lock of the place at `path`; False when somebody else has it. Raises OSError."""
+        if path in self._held:
+            return True
+        LOCKS.mkdir(mode=0o700, parents=True, exist_ok=True)
+        file = LOCKS / marks.key(path)
+        while True:
+            fd = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(fd)
+                return False
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.stat(file), os.fstat(fd)):
+                    self._held[path] = fd
+                    return True
+            os.close(fd)  # its last holder has removed the file
+
+    def let_go(self, path: str) -> None:
+        """Harmless when it is not held."""
+        fd = self._held.pop(path, -1)
+        if fd >= 0:
+            (LOCKS / marks.key(path)).unlink(missing_ok=True)
+            fcntl.flock(fd, fcntl.LOCK_UN)  # a process forked meanwhile may still have the descriptor
+            os.close(fd)
+
+    def release(self) -> None:
+        for path in list(self._held):
+            self.let_go(path)
+
+
+@dataclass(frozen=True)
+class _Use:
+    """`words` say who uses `paths`; `owner` is the container of an undecided move, None for what lives here."""
+
+    words: str
+    paths: tuple[str, ...]
+    owner: Owner | None = None
+
+
+class Uses:
+    """What living containers, and moves that are not decided, use on this host: a picture of one moment."""
+
+    def __init__(self, uses: list[_Use], mounts: list[mountinfo.Mount], foreign: list[tuple[int, str, str]]) -> None:
+        self._uses, self._mounts, self._foreign = uses, mounts, foreign
+
+    @classmethod
+    def now(cls, but: str = "") -> Self:
+        """`but` is the migration that asks: what it has here itself does not count."""
+        found = list(journal.scan())
+        entries = [item for item in found if isinstance(item, Entry)]
+        damaged = [item.entry for item in found if isinstance(item, DamagedJournal) and item.entry is not None]
+        roots = {DEFAULT_ROOT, *(str(entry.fields.get("root", DEFAULT_ROOT)) for entry in entries)}
+        roots |= {mark.root for mark in marks.every() if mark.root}
+        uses = [_living(Path(root), state) for root in sorted(roots) for state in _states(Store(root))]
+        undecided = [*filter(_is_open, entries), *damaged]  # the damaged line may have been the decision
+        uses += [_undecided(entry) for entry in undecided if entry.migration != but]
+        mounts = mountinfo.read()
+        return cls(uses, mounts, list(_foreign(mounts)))
+
+    def of(self, path: str, owner: Owner | None = None) -> str:
+        """Who uses `path` or something below it, in words; "" when nobody does.
+
+        Undecided moves of the container `owner` are left out: before another one begins, they are settled.
+        """
+        for use in self._uses:
+            if (use.owner is None or use.owner != owner) and any(is_below(used, path) for used in use.paths):
+                return use.words
+        on = mountinfo.holding(path, self._mounts)
+        if on is not None:
+            inner = os.path.normpath(f"{on.root.rstrip('/')}/{os.path.relpath(path, on.place)}")
+            for pid, device, root in self._foreign:
+                if device == on.device and is_below(root, inner):
+                    return f"process {pid} has it mounted"
+        return ""
+
+    def mounted_below(self, path: str) -> str:
+        """What is mounted at `path` or below it in this host's own tree, in words; "" if nothing is."""
+        found = (mount.place for mount in self._mounts if is_below(mount.place, path))
+        return next((f"something is mounted at {place}" for place in found), "")
+
+
+def _states(store: Store) -> Iterator[State]:
+    """The living containers of one root. One whose state cannot be read shows by what it has mounted."""
+    with contextlib.suppress(ContainerError):
+        for container_id in store.ids():
+            with contextlib.suppress(ContainerError):
+                state = store.load(container_id)
+                if store.status(state) != Status.STOPPED:
+                    yield state
+
+
+def _living(root: Path, state: State) -> _Use:
+    paths = {state.bundle, state.rootfs}
+    with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):
+        config = json.loads((root / state.id / "config.json").read_bytes())
+        for mount in config.get("mounts", ()):
+            values = [mount.get("source", ""), *",".join(mount.get("options", ())).replace("=", ",").split(",")]
+            # Several lower layers of an overlay have a colon between them.
+            paths.update(value for text in values for value in (text, *text.split(":")))
+    real = {os.path.realpath(path) for path in paths if path.startswith("/")}
+    return _Use(f"container {state.id} of --root {root} uses it", tuple(real))
+
+
+def _undecided(entry: Entry) -> _Use:
+    fields = entry.fields
+    if entry.role == "source":
+        paths = list(fields.get("leaving", {}).get("trees", ()))
+    else:
+        trees = [item["tree"]["place"] for item in fields.get("trees", ())]
+        paths = [fields.get("bundle", ""), fields.get("rootfs", ""), *trees]
+    words = f"migration {entry.migration} of container {entry.id} is not decided"
+    return _Use(words, tuple(str(path) for path in paths if path), owner_of(entry))
+
+
+def owner_of(entry: Entry) -> Owner:
+    """The container that a journal is about; those of earlier versions may not say when it was created."""
+    return Owner(entry.id, str(entry.fields.get("created", "")), str(entry.fields.get("root", "")))
+
+
+def _is_open(entry: Entry) -> bool:
+    """Whether it may still be that a container runs from what a move refers to here."""
+    if entry.role != "target":
+        return entry.phase in (Phase.COMMITTED, Phase.IN_DOUBT)  # before that it lives here
+    if entry.phase in (Phase.PREFLIGHT, Phase.SEED):  # nothing is decided without the agent
+        agent = entry.fields.get("agent", {})
+        return processes.is_alive(int(agent.get("pid", 0)), agent.get("start_time"))
+    return entry.phase not in FINAL
+
+
+def _foreign(own: list[mountinfo.Mount]) -> Iterator[tuple[int, str, str]]:
+    """(pid, device, directory in that file system) of the mounts in other mount namespaces.
+
+    Those that such a namespace has inherited from this host's are not among them.
+    """
+    known = {(mount.place, mount.device, mount.root) for mount in own}
+    seen = {_mount_namespace("self")}
+    for name in os.listdir("/proc"):
+        if not name.isdigit() or (namespace := _mount_namespace(name)) in seen:
+            continue
+        seen.add(namespace)
+        for mount in mountinfo.read(name):
+            if (mount.place, mount.device, mount.root) not in known:
+                yield int(name), mount.device, mount.root.removesuffix("//deleted")
+
+
+def _mount_namespace(pid: str) -> str:
+    try:
+        return os.readlink(f"/proc/{pid}/ns/mnt")
+    except OSError:
+        return ""
+
+
+def renew(path: str, owner: Owner, migration: str) -> None:
+    """Mark what is at `path` as being written to, when nobody does so any more for an earlier move that has failed.
+
+    Raises OSError, DeadlineExceeded.
+    """
+    mark = marks.of(path)
+    if mark is not None and not mark.whole and mark.migration != migration:
+        receivers.end(mark.migration)
+    marks.put(path, owner, migration, whole=False)
+
+
+def give_up(path: str, migration: str, locks: Locks, made: Sequence[str]) -> None:
+    """A move has failed: what it has brought to `path` stays for the next attempt, or is removed.
+
+    Nothing is touched unless the mark there names this migration. `made` are the paths that did not exist before it,
+    none for an older copy that it has begun to renew: that stays. Without a mark, those that are empty directories go.
+    """
+    mark = marks.of(path)
+    if mark is None:
+        for directory in reversed(made):
+            with contextlib.suppress(OSError):
+                os.rmdir(directory)
+    elif mark.migration == migration and locks.hold(path):
+        if not mark.made and path in made:  # a mark of an earlier version
+            mark = dataclasses.replace(mark, made=tuple((name, marks.inode(name)) for name in made))
+        if not made or _is_worth_keeping(path) or remove(mark, Uses.now(migration)):
+            with contextlib.suppress(OSError):
+                marks.write(dataclasses.replace(mark, failed=True))
+
+
+def ran(path: str, owner: Owner) -> None:
+    """The container has come to run from what an earlier move, which failed, had brought whole. Raises OSError."""
+    mark = marks.of(path)
+    if mark is not None and mark.failed and mark.is_of(owner):
+        marks.write(dataclasses.replace(mark, failed=False))
+
+
+def _is_worth_keeping(path: str) -> bool:
+    """Whether the next attempt saves something by it, and the disk has as much room again."""
+    try:
+        count = size(Path(path))
+    except MigrateError:
+        return False
+    return count >= WORTH_KEEPING and free_bytes(Path(path)) > count
+
+
+def remove(mark: Mark, uses: Uses) -> str:
+    """Remove a place, whose lock the caller holds. Returns why it stays, in words; "" when it is gone.
+
+    Raises DeadlineExceeded when something that writes there does not end.
+    """
+    if not mark.is_made:
+        return "moves have not made it"
+    if why := uses.of(mark.path) or uses.mounted_below(mark.path):
+        return why
+    receivers.end(mark.migration)
+    below = [other for other in marks.every() if is_below(other.path, mark.path)]
+    if any((other.id, other.created) != (mark.id, mark.created) for other in below):
+        return "what belongs to another container is in it"
+    try:
+        marks.write(dataclasses.replace(mark, whole=False))  # it is none from here on, should this be cut short
+        if os.path.isdir(mark.path) and not os.path.islink(mark.path):
+            shutil.rmtree(mark.path)
+        else:
+            Path(mark.path).unlink(missing_ok=True)
+    except OSError as error:
+        return f"it cannot be removed: {error.strerror}"
+    for other in below:
+        marks.drop(other.path)
+    marks.drop(mark.path)
+    for path, number in reversed(mark.made[:-1]):
+        with contextlib.suppress(OSError):
+            if marks.inode(path) == number:
+                os.rmdir(path)
+    return ""
+
+
+def leftovers() -> list[Mark]:
+    """What failed moves have left here for their next attempt."""
+    return [mark for mark in marks.every() if mark.is_made and (mark.failed or _was_cut_short(mark))]
+
+
+def _was_cut_short(mark: Mark) -> bool:
+    """Whether the agent that was filling a place was killed, with no move after it."""
+    try:
+        entry = journal.load(mark.migration) if mark.migration else None
+    except DamagedJournal:
+        return False
+    early = entry is not None and entry.phase in (Phase.PREFLIGHT, Phase.SEED)
+    return entry is not None and early and entry.role == "target" and not _is_open(entry)
+
+
+def clean(mark: Mark) -> str:
+    """Remove one of `leftovers`. Returns why it stays, in words; "" when it is gone. Raises DeadlineExceeded."""
+    locks = Locks()
+    try:
+        if not locks.hold(mark.path):
+            return "a move is at work there"
+        if marks.of(mark.path) != mark or mark not in leftovers():
+            return "another move has taken it meanwhile"
+        return remove(mark, Uses.now())
+    finally:
+        locks.release()

@@ -11,6 +11,7 @@ MIB = 1 << 20
 _SCRIPT = """
 import contextlib, itertools, json, os, subprocess, sys
 from runtime.cgroups import Cgroup, beside
+from runtime.cgroups.limits import denied_by_default
 from runtime.errors import ContainerError
 from runtime.fields import Fields
 from runtime.resources import parse_resources
@@ -139,8 +140,9 @@ def test_devices_memory_and_freezer_of_version_2(machines: Machines) -> None:
         cgroup = create("devices", None)
         deny, kmsg = {"allow": False}, {"allow": True, "type": "c", "major": 1, "minor": 11, "access": "r"}
         out["opened"] = [opened(cgroup)]
-        for rules in ([deny], [deny, kmsg], [{"allow": True}]):
-            cgroup.apply(parsed(devices=rules))
+        new = denied_by_default(parsed())  # a container without rules
+        for resources in (new, *(parsed(devices=rules) for rules in ([kmsg], [deny], [deny, kmsg], [{"allow": True}]))):
+            cgroup.apply(resources)
             out["opened"].append(opened(cgroup))
 
         cgroup.apply(parsed(memory={"limit": 30 << 20, "swap": 30 << 20}))
@@ -162,6 +164,8 @@ def test_devices_memory_and_freezer_of_version_2(machines: Machines) -> None:
         """,
     )
     assert found["opened"] == [
+        ["zero", "full", "kmsg"],
+        ["zero", "full"],
         ["zero", "full", "kmsg"],
         ["zero", "full"],
         ["zero", "full", "kmsg"],

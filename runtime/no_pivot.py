@@ -2,7 +2,8 @@
 
 The host's mounts stay below the new root, out of reach. The kernel counts them nevertheless: as long as there is a proc
 or sysfs without covers in the mount namespace, a user namespace inside may mount another one, without the container's
-masked and read-only paths (mount_too_revealing() in fs/namespace.c). So they go, all but the ramdisk itself.
+masked and read-only paths (mount_too_revealing() in fs/namespace.c). So they go, all but the ramdisk itself: a program
+with CAP_SYS_ADMIN can unmount its root and see that.
 """
 
 from __future__ import annotations

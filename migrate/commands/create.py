@@ -22,7 +22,10 @@ FLAGS = (
         metavar="N",
         default=0,
     ),
-    Flag("no-pivot", "do not use pivot_root: for a host whose root is its initial ramdisk"),
+    Flag(
+        "no-pivot",
+        "do not use pivot_root: for a host whose root is its initial ramdisk, which CAP_SYS_ADMIN can then reach",
+    ),
     Flag("net", NET_HELP, "str", metavar="NET"),
     Flag("no-new-keyring", "leave the program our session keyring"),
 )

@@ -29,9 +29,8 @@ def find(path: str | None = None) -> str:
     for place in _PLACES:
         if os.access(place, os.X_OK):
             return place
-    places = [
-        place for place in os.environ.get("PATH", "").split(":") if place.startswith("/")
-    ]  # not the directory we are in
+    # Not in the directory that we happen to be in.
+    places = [place for place in os.environ.get("PATH", "").split(":") if place.startswith("/")]
     found = shutil.which("criu", path=":".join([*places, _SEARCH]))
     if found is None:
         raise CriuNotFound("criu is not installed", remedy="apt-get install criu, or run vagrant/provision.sh")

@@ -139,6 +139,8 @@ def _interrupt(signum: int, _frame: FrameType | None) -> NoReturn:
 def main(argv: list[str] | None = None) -> int:
     """Run one verb; returns its exit code. Every error is one message; a traceback only with --debug."""
     argv = sys.argv[1:] if argv is None else argv
+    if "PATH" in os.environ:  # no program is to be found in the directory that we happen to be in
+        os.environ["PATH"] = ":".join(place for place in os.environ["PATH"].split(":") if place.startswith("/"))
     os.umask(os.umask(0o022) | 0o022)  # services have 0 as often as not, and directories are made with their parents
     for number in (signals.SIGINT, signals.SIGTERM, signals.SIGHUP):
         signals.signal(number, _interrupt)

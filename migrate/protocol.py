@@ -381,7 +381,7 @@ def loads(payload: bytes) -> dict[str, typing.Any]:
 def check_answer(call: Call, answer: dict[str, typing.Any]) -> None:
     """Raise ProtocolError, which names the field, unless `answer` has the shape that an answer to `call` must have."""
     what = f"the answer to {type(call).__name__}"
-    for name, hint in _ANSWERS[type(call)].items():
+    for name, hint in _ANSWERS.get(type(call), {}).items():
         _check(name in answer, f"{what}: {name} is missing")
         _check(_fits(answer[name], hint), f"{what}: {name} is not of type {getattr(hint, '__name__', hint)}")
     if isinstance(call, OpenBundle):

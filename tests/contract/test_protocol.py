@@ -95,7 +95,7 @@ def test_every_call_says_what_its_answer_must_be() -> None:
         (0, {}, "Hello: version is missing"),
         (0, {"version": True}, "Hello: version is not of type int"),
         (5, {"problems": [["a", 1, "b"]], "found": []}, "CheckTrees: problems is not of type"),
-        (9, {"tmpfs": {"/tmp": 1}, "cgroup": ""}, "Prepare: tmpfs is not of type"),
+        (9, {"tmpfs": {"/tmp": 1}, "cgroup": "", "on_disk": ""}, "Prepare: tmpfs is not of type"),
         (
             3,
             {"bundle": "/b", "rootfs": "r", "complete": True, "trees": [True], "renewed": [True, False], "notes": []},

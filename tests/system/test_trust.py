@@ -70,6 +70,14 @@ def test_criu_is_not_looked_for_where_we_happen_to_be(tmp_path: Path, monkeypatc
             swrk.find()
 
 
+def test_no_program_is_looked_for_where_we_happen_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    from migrate import cli
+
+    monkeypatch.setenv("PATH", ":/usr/bin:.:bin:/bin:")
+    assert cli.main(["--version"]) == 0
+    assert os.environ["PATH"] == "/usr/bin:/bin"
+
+
 def test_criu_reads_no_configuration_of_another_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """HOME may be another user's after `su -m`; an action-script that is named there would run as root."""
     from criu_rpc.client import Criu

@@ -131,7 +131,7 @@ def _states(store: Store) -> Iterator[State]:
     with contextlib.suppress(ContainerError):
         for container_id in store.ids():
             with contextlib.suppress(ContainerError):
-                state = store.load(container_id)
+                state = store.look(container_id)
                 if store.status(state) != Status.STOPPED:
                     yield state
 

@@ -67,6 +67,10 @@ _KNOWN: tuple[tuple[str, str, str], ...] = (
         "start it with setsid",
     ),
     (r"Can't dump nested (\w+) namespace for (\d+)", r"process \2 has a \1 namespace of its own", "run it without"),
+    (
+        r"Zombies with threads are not supported", "a process has ended its first thread, while others of it run",
+        "have the first thread wait for the others",
+    ),
     (r"Found dangling tty", "a terminal of a process is not the container's", "`checkpoint --shell-job`"),
     (r"Some file locks are hold", "a process holds file locks", "`checkpoint --file-locks`"),
     # Dumps: memory and files.

@@ -9,15 +9,20 @@ Here all of them become descriptors of one open file of the terminal, which is w
 Mounts of what is outside, and has been removed or replaced there since: CRIU wants to make it anew, empty, where it is
 told to take it from, and to remove that again. Here they are mounts of what is there.
 
+Threads that wait in poll(2) for as long as it takes: of a call that the kernel would go on with by what it has noted
+(ERESTART_RESTARTBLOCK), CRIU makes one that fails with EINTR, which programs such as `tail -f` take for an error: no
+handler of theirs has run. Without a timeout nothing is lost when it is called again.
+
 An image file is 8 bytes of magic numbers, then entries: a length (4 bytes, little endian) and a message.
-(criu/tty.c, criu/mount-v2.c; images/fdinfo.proto, images/tty.proto, images/inventory.proto, images/sk-inet.proto,
-images/mnt.proto)
+(criu/tty.c, criu/mount-v2.c, compel/arch/x86/src/lib/infect.c; images/core-x86.proto, images/fdinfo.proto,
+images/tty.proto, images/inventory.proto, images/sk-inet.proto, images/mnt.proto)
 """
 
+import errno
 import os
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from criu_rpc.errors import CriuError
 
@@ -39,6 +44,18 @@ _FILE_INET = 4
 _SK_FAMILY, _SK_PROTOCOL, _SK_STATE, _SK_PORTS, _SK_ADDRESSES = 3, 5, 6, (7, 8), (11, 12)
 _CLOSE, _LISTEN = 7, 10
 _MAPPED = bytes(10) + b"\xff\xff"  # an IPv4 address in an IPv6 socket
+
+# Of core_entry, thread_info_x86 and user_x86_regs_entry.
+_CORES = "core-"
+_CORE_X86, _X86_REGISTERS = 2, 2
+_AX, _DX, _SI, _ORIG_AX, _IP, _MODE = 11, 13, 14, 16, 17, 28
+_COMPAT = 2
+_INTERRUPTED = b"\x58\xfc" + b"\xff" * 8 + b"\x01"  # the field ax, with -EINTR
+_POLL, _RESTART, _SYSCALL_SIZE = 7, 219, 2
+# Of a call that has been restarted before, the kernel no longer tells which it was. The second argument does: poll's is
+# a number of descriptors, that of a futex one of these operations (WAIT, WAIT_BITSET), that of nanosleep an address.
+_FUTEX_WAITS = {operation | flags for operation in (0, 9) for flags in (0, 128, 256, 384)}
+_MOST_POLLED = 4096
 
 _Field = tuple[int, int, int | bytes]
 _End = tuple[bytes, int]
@@ -105,6 +122,40 @@ def keep_external_mounts(images: int) -> None:
             ]
             if kept != [entry for entry, _ in entries]:
                 _write(images, name, data[:8], kept)
+
+
+def restart_polls(images: int) -> None:
+    """Change the images, in the directory behind a descriptor: who waits in poll(2) without a timeout goes on."""
+    for name in os.listdir(images):
+        if name.startswith(_CORES):
+            data = _read(images, name)
+            if _INTERRUPTED in data:
+                entries = list(_entries(data))
+                restarted = [_replaced(entry, _CORE_X86, _restarted_thread) for entry in entries]
+                if restarted != entries:
+                    _write(images, name, data[:8], restarted)
+
+
+def _restarted_thread(info: bytes) -> bytes:
+    return _replaced(info, _X86_REGISTERS, _restarted)
+
+
+def _restarted(registers: bytes) -> bytes:
+    """Registers that call poll again, where that is what was interrupted."""
+    fields = _fields(registers)
+    number, count = _value(fields, _ORIG_AX), _value(fields, _SI)
+    again = number == _RESTART and 0 < count <= _MOST_POLLED and count not in _FUTEX_WAITS
+    is_poll = (number == _POLL or again) and _value(fields, _DX) & 0xFFFFFFFF == 0xFFFFFFFF
+    if not is_poll or _value(fields, _AX) != 2**64 - errno.EINTR or _value(fields, _MODE) == _COMPAT:
+        return registers
+    changed = {_AX: _POLL, _IP: _value(fields, _IP) - _SYSCALL_SIZE}
+    return _encode([(number, kind, changed.get(number, value)) for number, kind, value in fields])
+
+
+def _replaced(message: bytes, number: int, change: Callable[[bytes], bytes]) -> bytes:
+    """A message with a change to its field `number`, which is a message, too."""
+    fields = _fields(message)
+    return _encode([(n, k, change(v) if n == number and isinstance(v, bytes) else v) for n, k, v in fields])
 
 
 def dump_id(images: int) -> str:

@@ -84,6 +84,8 @@ def _parent(pid: int) -> int:
 
 def _status(pid: int, init_pid: int, who: str) -> Iterator[Finding]:
     fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":" in line)
+    if fields.get("State", "").strip().startswith("Z") and int(fields.get("Threads", "1")) > 1:
+        yield Finding("ended-thread", who, "has ended its first thread, while others of it run: CRIU cannot carry that")
     if fields.get("TracerPid", "0").strip() != "0":
         yield Finding("traced", who, f"is traced by process {fields['TracerPid'].strip()}")
     # Root of this host has all capabilities in a user namespace that it has made.

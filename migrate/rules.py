@@ -46,6 +46,7 @@ RULES: dict[str, Rule] = {
     ),
     "ghost-file": Rule("close it, let it get smaller, or give it a name (linkat)"),
     "traced": Rule("detach the debugger"),
+    "ended-thread": Rule("have the first thread wait for the others (pthread_join, not pthread_exit)"),
     "unfreezable": Rule(unfreezable.REMEDY),
     "other-uid": Rule(
         "run it as uid 0 inside, or give the container a user namespace (linux.uidMappings); or give this host's root "

@@ -10,7 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 
-from criu_rpc.images import join_terminals, keep_external_mounts
+from criu_rpc.images import join_terminals, keep_external_mounts, restart_polls
 from runtime import attach, jsonio, typeahead
 from runtime.attached import RECENT, TIOCGPTPEER
 from runtime.errors import Conflict, ContainerError, SpecError
@@ -106,6 +106,7 @@ def complete(state: State, images: int) -> Hold:
     """
     join_terminals(images)
     keep_external_mounts(images)
+    restart_polls(images)
     hold = Hold.begin(state)
     try:
         hold.save(images)

@@ -13,6 +13,7 @@ import pytest
 
 from criu_rpc.swrk import find
 from tests.hosts import COUNT, write_bundle
+from tests.pybox import write_python_bundle
 from tests.system.conftest import Local
 
 CRIU = find()
@@ -248,6 +249,34 @@ def test_a_volume_below_a_symbolic_link(pymigrate: Local, bundle: Path, images: 
         pymigrate("restore", "-d", "-b", bundle, *images.flags("ckpt"))
         before = counted(pymigrate, before)[-1]
     assert pymigrate("exec", "ckpt", "ls", "/link/x", "/srv/y").stdout.split().count("file") == 2
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="elsewhere there is no such call")
+def test_poll_without_a_timeout_goes_on(pymigrate: Local, images: Images, tmp_path: Path) -> None:
+    """`tail -f` and others take EINTR for an error when they have no handler of a signal; frozen before or not."""
+    program = """
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+os.mkfifo("/tmp/fifo")
+fifo = os.open("/tmp/fifo", os.O_RDWR)
+print("0", flush=True)
+for number in range(1, 4):
+    waiting = ctypes.create_string_buffer(fifo.to_bytes(4, "little") + b"\\1\\0\\0\\0", 8)
+    found = libc.poll(waiting, 1, -1)
+    os.read(fifo, 1) if found == 1 else None
+    print(number if found == 1 else -ctypes.get_errno(), flush=True)
+"""
+    write_python_bundle(tmp_path / "b", program)
+    pymigrate("run", "-d", "-b", tmp_path / "b", "ckpt")
+    counted(pymigrate, -1)
+    for number in range(1, 3):
+        if number == 2:
+            pymigrate("pause", "ckpt")
+            pymigrate("resume", "ckpt")
+        pymigrate("checkpoint", *images.flags(), "ckpt")
+        pymigrate("restore", "-d", "-b", tmp_path / "b", *images.flags("ckpt"))
+        pymigrate("exec", "ckpt", "sh", "-c", "printf x > /tmp/fifo")
+        assert counted(pymigrate, number - 1) == [number]  # since it was restored
 
 
 def test_engines_probe_these(pymigrate: Local) -> None:

@@ -237,6 +237,28 @@ def test_an_init_that_changed_its_user_is_hidden_once_it_was_restored(pymigrate:
     assert rules(pymigrate) == ["user-changed"]
 
 
+def test_a_first_thread_that_has_ended(pymigrate: Local, tmp_path: Path) -> None:
+    """Of a process below the first: CRIU does not carry zombies with threads."""
+    program = """
+import ctypes, os, threading, time
+def count():
+    print("ready", flush=True)
+    time.sleep(1000)
+if os.fork() == 0:
+    threading.Thread(target=count).start()
+    ctypes.CDLL(None).syscall(%d, 0)
+os.wait()
+"""
+    write_python_bundle(tmp_path / "b", program % {"x86_64": 60}.get(os.uname().machine, 93))
+    pymigrate("run", "-d", "-b", tmp_path / "b", "c")
+    wait_for_line(pymigrate, "ready")
+    deadline = time.monotonic() + 15
+    while "ended-thread" not in rules(pymigrate):
+        assert time.monotonic() < deadline
+    done = pymigrate("checkpoint", "--image-path", tmp_path / "images", "--work-path", tmp_path, "c", check=False)
+    assert "a process has ended its first thread, while others of it run" in done.stderr
+
+
 def test_a_session_of_exec(pymigrate: Local, bundle: Path) -> None:
     pymigrate("run", "-d", "-b", bundle, "c")
     null = subprocess.DEVNULL

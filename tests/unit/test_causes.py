@@ -127,6 +127,10 @@ DUMPS = [
         ],
         "no room on a disk is left for it", "room",
     ),
+    (
+        ["(00.1) Error (criu/seize.c:829): Zombies with threads are not supported"],
+        "a process has ended its first thread, while others of it run", "wait",
+    ),
     # Of CRIU without CAP_SYS_RESOURCE; and 3.15, as in an issue of 2022.
     (
         ["(00.1) Error (criu/parasite-syscall.c:9): Can't get rlimit 0: Operation not permitted"],

@@ -1,4 +1,4 @@
-"""pymigrate migrations: the moves that this host has taken part in, newest last, and the images that they have left."""
+"""pymigrate migrations: the moves that this host has taken part in, newest last, and what they have left."""
 
 import argparse
 import json
@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from migrate.image_cleaning import Left
     from migrate.journal import DamagedJournal, Entry
+    from migrate.marks import Mark
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--id", help="only those of this container")
     parser.add_argument(
-        "--clean", action="store_true", help="remove images of moves into this host, unless they may be the last copy"
+        "--clean",
+        action="store_true",
+        help="remove images and files that moves into this host have left, unless they may be needed",
     )
     parser.add_argument(
         "--force", action="store_true", help="with --clean: also where they may be the last copy of a container"
@@ -22,23 +25,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from migrate import image_cleaning
+    from migrate import image_cleaning, places
     from migrate.errors import UsageError
     from migrate.journal import Entry, scan
 
     if args.force and not args.clean:
         raise UsageError("--force goes with --clean")
     images = image_cleaning.left(args.id)
+    files = [mark for mark in places.leftovers() if args.id in (None, mark.id)]
     if args.clean:
+        _clean_files(files)
         return _clean(images, force=args.force)
     found = list(scan())
     moves = [entry for entry in found if isinstance(entry, Entry) and args.id in (None, entry.id)]
     damaged = [entry for entry in found if not isinstance(entry, Entry)]
     damaged = [entry for entry in damaged if entry.entry is None or args.id in (None, entry.entry.id)]
     if args.json:
-        _print_json(moves, damaged, images)
+        _print_json(moves, damaged, images, files)
     else:
-        _print_table(moves, images)
+        _print_table(moves, images, files)
     for journal in damaged:
         print(f"pymigrate: warning: {journal}", file=sys.stderr)
         if journal.remedy:
@@ -53,12 +58,16 @@ def _workload(entry: "Entry") -> str:
     return "UNKNOWN" if (entry.role, entry.phase) == ("target", Phase.PREPARED) else workload(entry.phase)
 
 
-def _print_json(moves: "list[Entry]", damaged: "list[DamagedJournal]", images: "list[Left]") -> None:
+def _print_json(
+    moves: "list[Entry]", damaged: "list[DamagedJournal]", images: "list[Left]", files: "list[Mark]"
+) -> None:
     for entry in moves:
         fields = {"migration": entry.migration, "role": entry.role, "id": entry.id, "source": entry.source}
         fields |= {"target": entry.target, "phase": entry.phase, "workload": _workload(entry)}
         fields |= {"started": entry.started, "updated": entry.updated}
-        print(json.dumps({**fields, "images": [_described(item) for item in _of(images, entry.migration)]}))
+        left = [mark.path for mark in files if mark.migration == entry.migration]
+        described = [_described(item) for item in _of(images, entry.migration)]
+        print(json.dumps({**fields, "images": described, "files": left}))
     for journal in damaged:
         migration = journal.path.stem
         known = {"id": journal.entry.id, "role": journal.entry.role} if journal.entry is not None else {}
@@ -84,7 +93,8 @@ def _described(item: "Left") -> dict[str, object]:
     }  # fmt: skip
 
 
-def _print_table(moves: "list[Entry]", images: "list[Left]") -> None:
+def _print_table(moves: "list[Entry]", images: "list[Left]", files: "list[Mark]") -> None:
+    from migrate.report import printable
     from migrate.ui.text import age, size, table
 
     rows = [
@@ -118,6 +128,21 @@ def _print_table(moves: "list[Entry]", images: "list[Left]") -> None:
         print()
         for line in table(("IMAGES OF", "ID", "IN", "SIZE", "AGE", "STATUS", "PATH"), left):
             print(line)
+    if files:
+        print()
+        paths = [(mark.migration, mark.id, printable(mark.path)) for mark in files]
+        for line in table(("FILES OF", "ID", "PATH"), paths):
+            print(line)
+
+
+def _clean_files(files: "list[Mark]") -> None:
+    """Remove what failed moves have sent: the next one of the same container sends it again."""
+    from migrate import places
+    from migrate.report import printable
+
+    for mark in files:
+        why = places.clean(mark)
+        print(printable(f"{mark.id}, {mark.path}: {f'stays: {why}' if why else 'removed'}"))
 
 
 def _clean(images: "list[Left]", *, force: bool) -> int:

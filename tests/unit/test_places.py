@@ -1,5 +1,6 @@
 """Places at a target: which one a container gets, and what is never written to or removed."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from migrate import bundles, journal, marks, places, receivers
+from migrate.arriving import Arriving
 from migrate.bundles import Chooser, Chosen
 from migrate.files import fingerprint
 from migrate.journal import Journal
@@ -384,3 +386,43 @@ def test_marks_of_earlier_versions_and_damaged_ones(host: Path, alice: Owner, bo
         mark = marks.of(str(place))
         assert mark is not None, text
         assert not mark.is_of(alice)
+
+
+def test_a_journal_of_an_earlier_version_removes_no_place(host: Path, alice: Owner, bob: Owner) -> None:
+    """It says that the move made the bundle, which bears no mark: another may run from it by now."""
+    bundle = fill(host, host / "bundles" / "web")
+    Journal.begin(
+        FIRST, role="target", id="web", source="s", target="t", bundle=str(bundle), made_bundle=True, trees=[]
+    )
+    entry = journal.load(FIRST)
+    assert entry is not None
+    files = Arriving.resume(entry, alice)
+    assert files.bundle == bundle
+    files.undo()
+    assert (bundle / "rootfs" / "file").exists()
+    files.confirm()
+
+
+def test_a_journal_of_this_version_removes_only_what_bears_its_mark(host: Path, alice: Owner, bob: Owner) -> None:
+    for owner, gone in ((alice, True), (bob, False)):
+        chosen, _ = choose(host, alice, FIRST)
+        fill(host, chosen.bundle)
+        marks.put(str(chosen.bundle), owner, FIRST if gone else SECOND, whole=False)
+        Journal.begin(
+            FIRST[:-1] + str(gone + 5), role="target", id="web", source="s", target="t", bundle=str(chosen.bundle),
+            place=str(chosen.bundle), made=[str(chosen.bundle)],
+        )  # fmt: skip
+        entry = journal.load(FIRST[:-1] + str(gone + 5))
+        assert entry is not None
+        Arriving.resume(dataclasses.replace(entry, migration=FIRST), alice).undo()
+        assert chosen.bundle.exists() is not gone
+
+
+def test_a_damaged_journal_keeps_what_it_refers_to(host: Path, alice: Owner, bob: Owner) -> None:
+    place = brought(host, alice)
+    undecided(alice, FIRST, bundle=str(place))
+    Journal.resume(journal.load(FIRST)).record(Phase.ABORTED)  # type: ignore[arg-type]
+    assert Uses.now().of(str(place)) == ""
+    path = host / "migrations" / f"{FIRST}.jsonl"
+    path.write_bytes(path.read_bytes().replace(b"prepared", b"prepaxed"))
+    assert "not decided" in Uses.now().of(str(place))

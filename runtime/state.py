@@ -198,7 +198,7 @@ class Store:
         """Raise StateError where another user could have written what lies here: hooks, pids and cgroups among it."""
         if not self._is_trusted:
             _require_own(self.root)
-            self._is_trusted = True
+            self._is_trusted = os.path.isdir(self.root)
 
     def directory(self, container_id: str) -> str:
         """Where a container keeps its files. Raises InvalidId, StateError."""
@@ -277,7 +277,8 @@ class Store:
         """Make the directory of a new container. Raises Conflict when the id is in use."""
         directory = self.directory(container_id)
         try:
-            make_root(self.root)
+            if not self._is_trusted:
+                make_root(self.root)
             os.mkdir(directory, 0o700)
         except FileExistsError:
             raise Conflict(

@@ -159,7 +159,8 @@ def test_the_launchers_interpreter_is_sealed_by_the_first_container(copy: Copy, 
     ask = shlex.join([*argv, copy.program.replace("from migrate import cli; sys.exit(cli.main(sys.argv[1:]))", asked)])
     script = f"""
         set -e; mount -t tmpfs tmpfs {Path(place).parent}; mkdir {place}; ln -s {copy.python} {place}/python3
-        {ask}; {verb}; {ask}; {verb}; grep -c {place} /proc/self/mounts
+        before=$(grep -c {place} /proc/self/mounts || true)
+        {ask}; {verb}; {ask}; {verb}; echo $(($(grep -c {place} /proc/self/mounts) - before))
         echo '{MARK.decode()}' 2>/dev/null >> {place}/python3 || echo refused
     """
     done = subprocess.run(

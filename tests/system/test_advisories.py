@@ -37,16 +37,15 @@ def test_no_mount_of_the_host_lets_a_bare_proc_be_mounted(
     assert output(pymigrate, tmp_path, BARE, ABLE, *flag) == "done\n"
 
 
-@pytest.mark.parametrize("flag", [(), ("--no-pivot",)], ids=["pivot", "no-pivot"])
-def test_no_bare_proc_in_a_user_namespace(pymigrate: Local, tmp_path: Path, flag: tuple[str, ...]) -> None:
+def test_no_bare_proc_in_a_user_namespace(pymigrate: Local, tmp_path: Path) -> None:
+    """It must not unmount what it has inherited: that gets covered."""
     bundle = user_bundle(tmp_path / "b", BARE, ABLE)
-    assert pymigrate("run", "-b", bundle, *flag, "c").stdout == "done\n"
+    assert pymigrate("run", "--no-pivot", "-b", bundle, "c").stdout == "done\n"
 
 
-@pytest.mark.parametrize("propagation", ["rshared", "rslave", "rprivate"])
-def test_the_hosts_mounts_stay_at_the_host(pymigrate: Local, tmp_path: Path, propagation: str) -> None:
+def test_the_hosts_mounts_stay_at_the_host(pymigrate: Local, tmp_path: Path) -> None:
     """On a host like systemd's, where everything is shared: what is unmounted for the container stays mounted there."""
-    bundle = make(tmp_path / "b", "cat /proc/self/mountinfo", {"linux.rootfsPropagation": propagation})
+    bundle = make(tmp_path / "b", "cat /proc/self/mountinfo", {"linux.rootfsPropagation": "rshared"})
     script = """
     set -e
     mount --bind "$1/b" "$1/b"
@@ -191,7 +190,7 @@ def test_covers_stay_on_the_proc_that_they_are_for(pymigrate: Local, tmp_path: P
     assert (done.stdout, done.stderr.count("Read-only file system")) == ("done\n", 1), done
 
 
-@pytest.mark.parametrize("link", ["/proc", "proc/self", "/proc/sys", "/"])
+@pytest.mark.parametrize("link", ["proc/self", "/"])
 def test_no_volume_gets_into_proc(pymigrate: Local, tmp_path: Path, link: str) -> None:
     """CVE-2019-16884, CVE-2023-28642: by a link in the image."""
     volume = {"destination": "/volume", "type": "bind", "source": "/usr", "options": ["bind"]}
@@ -273,9 +272,7 @@ def on_volume(tmp_path: Path, script: str, **fields: object) -> Path:
     return bundle
 
 
-@pytest.mark.parametrize(
-    "script", ["ln -sf /proc/version null", "rm null; cp /bin/true null", "rm null; mknod null b 1 3"]
-)
+@pytest.mark.parametrize("script", ["ln -sf /proc/version null", "rm null; mknod null b 1 3"])
 def test_nothing_but_the_null_device_masks_a_file(pymigrate: Local, tmp_path: Path, script: str) -> None:
     """CVE-2025-31133: by a link as /dev/null another file of the kernel's was bound, writable, over a masked path."""
     done = pymigrate("run", "-b", on_volume(tmp_path, script), "c", check=False)

@@ -111,7 +111,9 @@ class Incoming:
         """The container comes from where it runs now: of what an earlier move of it has left here nothing may run."""
         for entry in list(journal.entries()):
             if entry.role == "target" and entry.phase not in FINAL and places.owner_of(entry) == owner:
-                type(self).begin(owner.root).settle(entry.migration, "abort")
+                other = type(self).begin(owner.root)
+                other.settle(entry.migration, "abort")
+                other.tidy()
 
     def _owner_of(self, container_id: str, created: str) -> Owner:
         return Owner(check_id(container_id), created, str(self._store.root))
@@ -147,6 +149,7 @@ class Incoming:
         self._images = ReceivedImages.make(self._migration, call.memory)
         self._limits = tmpfs_store.make(self._migration, mounted)
         self._restoring = self._begin_restore(self._files.bundle, plan)
+        self._images.await_keeper()
         return {"tmpfs": places, "cgroup": self._restoring.memory_cgroup, "on_disk": self._images.reason}
 
     def pages_begin(self) -> dict[str, Any]:

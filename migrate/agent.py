@@ -76,6 +76,8 @@ class Agent:
                 return
             if answer is not None:
                 self._write(FrameType.REPLY, protocol.dumps(answer))
+                if self._incoming is not None:
+                    self._incoming.tidy()
         elif kind is FrameType.PAGES:
             self._move().pages(payload)
         elif kind is FrameType.DATA:
@@ -131,7 +133,9 @@ class Agent:
             case protocol.Abort():
                 return self._move().abort()
             case protocol.Settle():
-                return self._move().settle(call.migration, call.verdict)
+                answer = self._move().settle(call.migration, call.verdict)
+                self._move().tidy()
+                return answer
 
     def _move(self) -> Incoming:
         if self._incoming is None:

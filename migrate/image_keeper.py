@@ -1,19 +1,8 @@
-"""The keeper of a move's images: a process that takes them to the disk when their agent cannot.
+"""The keeper of a move's images, as its agent sees it (image_keeping.py): starts it, tells it, ends it."""
 
-An agent starts it before anything is frozen, with one end of a socketpair as its standard input:
-
-    agent                      keeper
-      | ---- b"w" ------------> |  the images may become the last copy: within a second the outcome has to come
-      | ---- (end of file) ---> |  the agent has ended: before b"w", remove the images; after it, take them to the disk
-      X ---- SIGKILL ---------> |  the outcome is known
-
-So it acts whatever ends the agent, kill -9 included, and the agent, which has no threads, waits for no disk. It is
-killed while it copies: what it has made then lacks its final name, and is removed with the images.
-"""
-
+import contextlib
 import json
 import os
-import select
 import signal
 import socket
 import subprocess
@@ -21,10 +10,11 @@ from pathlib import Path
 from typing import Self
 
 from migrate import image_places
-from migrate.errors import DeadlineExceeded, MigrateError
+from migrate.errors import DeadlineExceeded
 from runtime import processes, selfexec
 
 PATIENCE = 1.0  # seconds for the outcome
+_READY_TIMEOUT = 10.0  # seconds
 _END_TIMEOUT = 1.0  # seconds for a killed keeper
 _LEFT_TIMEOUT = 20.0  # for one that may wait for a disk
 _FILE = "keeper.json"  # beside the images
@@ -43,7 +33,7 @@ class Keeper:
         ours, theirs = socket.socketpair()
         null, inherited = subprocess.DEVNULL, [lock] if lock is not None else []
         with theirs:
-            argv = selfexec.command("migrate.image_keeper", migration, str(path), kind, str(PATIENCE))
+            argv = selfexec.command("migrate.image_keeping", migration, str(path), kind, str(PATIENCE))
             process = subprocess.Popen(
                 argv, stdin=theirs.fileno(), stdout=null, stderr=null, pass_fds=inherited, cwd="/",
                 start_new_session=True,
@@ -73,6 +63,12 @@ class Keeper:
                 keeper.leave()
             finally:
                 os.close(lock)
+
+    def await_ready(self) -> None:
+        """Wait until it is ready, but not for long: it does its work all the same when it is slow."""
+        self._socket.settimeout(_READY_TIMEOUT)
+        with contextlib.suppress(OSError):
+            self._socket.recv(1)
 
     def watch(self) -> None:
         """The images may become the last copy from here on."""
@@ -124,26 +120,3 @@ def end_left(*places: Path) -> None:
             continue
         finally:
             os.close(pidfd)
-
-
-def main(argv: list[str]) -> int:
-    """argv: migration, directory of its images, its kind, seconds of patience. Standard input is the agent's socket."""
-    from migrate.reception import ReceivedImages
-
-    migration, path, kind, patience = argv
-    os.umask(0o077)
-    sock = socket.socket(fileno=0)
-    images = ReceivedImages(migration, Path(path), "memory" if kind == "memory" else "disk")
-    if not sock.recv(1):
-        images.remove()
-        return 0
-    select.select([sock], [], [], float(patience))
-    os.nice(10)
-    try:
-        images.persist(keep=True)
-    except (MigrateError, OSError):
-        return 1  # they stay in memory
-    sock.recv(1)  # CRIU may have them open as long as the agent lives
-    if kind == "memory":
-        image_places.remove_memory(migration)
-    return 0

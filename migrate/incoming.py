@@ -51,6 +51,7 @@ class Incoming:
         self._tmpfs: dict[str, str] = {}  # place in the container -> path here
         self._limits: dict[str, str] = {}  # of those, by path
         self._resumed = False
+        self._untidy = False  # it runs here, and what brought it has not been removed yet
         self._timeout = FREEZE_TIMEOUT
 
     @classmethod
@@ -110,7 +111,9 @@ class Incoming:
         """The container comes from where it runs now: of what an earlier move of it has left here nothing may run."""
         for entry in list(journal.entries()):
             if entry.role == "target" and entry.phase not in FINAL and places.owner_of(entry) == owner:
-                type(self).begin(owner.root).settle(entry.migration, "abort")
+                other = type(self).begin(owner.root)
+                other.settle(entry.migration, "abort")
+                other.tidy()
 
     def _owner_of(self, container_id: str, created: str) -> Owner:
         return Owner(check_id(container_id), created, str(self._store.root))
@@ -146,6 +149,7 @@ class Incoming:
         self._images = ReceivedImages.make(self._migration, call.memory)
         self._limits = tmpfs_store.make(self._migration, mounted)
         self._restoring = self._begin_restore(self._files.bundle, plan)
+        self._images.await_keeper()
         return {"tmpfs": places, "cgroup": self._restoring.memory_cgroup, "on_disk": self._images.reason}
 
     def pages_begin(self) -> dict[str, Any]:
@@ -224,6 +228,7 @@ class Incoming:
     def connection_lost(self) -> None:
         """The source is gone: undo, but keep the images if the source may have given the container up."""
         if self._resumed:
+            self.tidy()
             return
         with contextlib.suppress(MigrateError, OSError):
             if self._journal is not None and self._journal.phase is Phase.PREPARED:
@@ -275,22 +280,31 @@ class Incoming:
         for migration in migrations:
             entry = journal.load(migration)
             if entry is not None and entry.role == "target" and entry.phase not in FINAL:
-                type(self).begin(entry.fields["root"]).settle(migration, "abort")
+                other = type(self).begin(entry.fields["root"])
+                other.settle(migration, "abort")
+                other.tidy()
         return {}
 
     def _confirm(self, state: State) -> State:
-        """The container was let run: say so in the journal; the images are of no use any more."""
+        """The container was let run: say so in the journal; the images are of no use any more (`tidy`)."""
         assert self._journal is not None
-        self._resumed = True
+        self._resumed = self._untidy = True
         if self._journal.phase is Phase.PREPARED:
             self._journal.record(Phase.COMMITTED, durable=False)
         self._journal.record(Phase.RESUMED)
         if self._files is not None:
             self._files.confirm()
-        if self._images is not None:
-            self._images.remove()
-        tmpfs_store.remove(self._migration)
         return state
+
+    def tidy(self) -> None:
+        """Remove what is of no use once the container runs: the source has been told before, and need not wait."""
+        if self._untidy:
+            self._untidy = False
+            with contextlib.suppress(MigrateError, OSError):  # `migrations --clean` does it
+                if self._images is not None:
+                    self._images.remove()
+                ReceivedImages.remove_left(self._migration)
+                tmpfs_store.remove(self._migration)
 
     def _begin_restore(self, bundle: Path, fields: dict[str, Any]) -> Restoring:
         assert self._images is not None

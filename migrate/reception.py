@@ -134,6 +134,11 @@ class ReceivedImages:
         if self._left or len(self._digests) != count:
             raise ProtocolError(f"{len(self._digests)} of {count} images have come")
 
+    def await_keeper(self) -> None:
+        """Wait until the keeper is ready, before anything is frozen."""
+        if self._keeper is not None:
+            self._keeper.await_ready()
+
     def hold(self) -> None:
         """From here on the images may become the last copy of the container: they outlive this process.
 

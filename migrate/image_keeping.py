@@ -1,0 +1,47 @@
+"""The keeper of a move's images: a process that takes them to the disk when their agent cannot.
+
+An agent starts it before anything is frozen, with one end of a socketpair as its standard input:
+
+    agent                      keeper
+      | <--- b"r" ------------- |  it has started: that takes no time from the freeze
+      | ---- b"w" ------------> |  the images may become the last copy: within a second the outcome has to come
+      | ---- (end of file) ---> |  the agent has ended: before b"w", remove the images; after it, take them to the disk
+      X ---- SIGKILL ---------> |  the outcome is known
+
+So it acts whatever ends the agent, kill -9 included, and the agent, which has no threads, waits for no disk. It is
+killed while it copies: what it has made then lacks its final name, and is removed with the images.
+
+What it needs is imported when there is something to do: as a rule there is not, and the freeze is about to begin.
+"""
+
+import os
+import select
+
+
+def main(argv: list[str]) -> int:
+    """argv: migration, directory of its images, its kind, seconds of patience. Standard input is the agent's socket."""
+    migration, path, kind, patience = argv
+    os.umask(0o077)
+    os.write(0, b"r")
+    word = os.read(0, 1)
+    if word:
+        select.select([0], [], [], float(patience))
+        os.nice(10)
+    from pathlib import Path
+
+    from migrate import image_places
+    from migrate.errors import MigrateError
+    from migrate.reception import ReceivedImages
+
+    images = ReceivedImages(migration, Path(path), "memory" if kind == "memory" else "disk")
+    if not word:
+        images.remove()
+        return 0
+    try:
+        images.persist(keep=True)
+    except (MigrateError, OSError):
+        return 1  # they stay in memory
+    os.read(0, 1)  # CRIU may have them open as long as the agent lives
+    if kind == "memory":
+        image_places.remove_memory(migration)
+    return 0

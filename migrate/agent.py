@@ -126,6 +126,8 @@ class Agent:
                 return None
             case protocol.Restore():
                 return self._move().restore(call)
+            case protocol.Confirm():
+                return self._move().confirm()
             case protocol.Resume():
                 return self._move().resume()
             case protocol.History():

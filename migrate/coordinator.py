@@ -20,9 +20,9 @@ from migrate.files import fingerprint
 from migrate.interrupts import uninterruptible
 from migrate.journal import Entry, Journal
 from migrate.model import MigrationSpec
+from migrate.moves import frozen_tree, undecided
 from migrate.peer import Peer, RemoteFailure, connect
-from migrate.phases import Phase, workload
-from migrate.recovery import boot_id, undecided
+from migrate.phases import OPEN, Phase, workload
 from migrate.seeding import ROOTFS, Seeding
 from migrate.settlement import clean_source, clean_target, save_log, settle
 from migrate.trees import Owner, Tree
@@ -34,6 +34,7 @@ from runtime.state import State, Store
 
 LOCK_TIMEOUT = 5.0
 FINGERPRINT_TIMEOUT = 600.0
+CONFIRM_TIMEOUT = 10.0  # while the container is frozen
 RESUME_TIMEOUT = 30.0
 ANSWER_GRACE = 2.0  # for the target to say itself what did not end in time
 PATIENCE = 2.0  # for what passes by itself, such as a connection that is about to be accepted
@@ -77,7 +78,7 @@ class Coordinator:
         wanted = self._wanted
         with self._store.lock(wanted.id, LOCK_TIMEOUT):
             state = self._store.load(wanted.id)
-            if (entry := undecided(self._store, wanted.id)) is not None and entry.fields["created"] == state.created:
+            if (entry := undecided(self._store, wanted.id, state.created)) is not None:
                 raise MigrateError(
                     f"container {wanted.id}: an earlier move of it, to {entry.target}, is not decided yet",
                     remedy=f"pymigrate recover {wanted.id}",
@@ -96,7 +97,7 @@ class Coordinator:
                 self._clock.step("preflight")
                 log = Journal.begin(
                     self._migration, role="source", id=wanted.id, source=self._source, target=wanted.host,
-                    root=str(self._store.root), created=state.created,
+                    root=str(self._store.root), created=state.created, **frozen_tree(state),
                 )  # fmt: skip
                 with Seeding(peer, self._monitor, state, self._migration) as seeding:
                     self._state, self._spec, self._peer, self._log, self._seeding = state, spec, peer, log, seeding
@@ -116,10 +117,12 @@ class Coordinator:
             ) as departure:
                 try:
                     self._stop_and_copy(departure)
+                    self._peer.call(protocol.Confirm(), min(CONFIRM_TIMEOUT, self._left()))
+                    self._clock.step("confirm")
                     with uninterruptible():
                         leaving = self._seeding.leaving()
                         departure.require_frozen()
-                        self._log.record(Phase.COMMITTED, leaving=leaving, boot=boot_id())
+                        self._log.record(Phase.COMMITTED, leaving=leaving)
                         self._clock.step("commit")
                         self._hand_over(departure, leaving)
                         self._passes = tuple(self._seeding.passes)
@@ -132,7 +135,12 @@ class Coordinator:
         except MoveFailed:
             raise
         except BaseException as error:
-            if self._log.phase in (Phase.COMMITTED, Phase.IN_DOUBT, Phase.RESUMED):
+            if self._log.phase is Phase.RESUMED:
+                raise MovedDirty(
+                    f"container {self._state.id} runs at {self._wanted.host}, but the move did not end here: {error}",
+                    cause=error, remedy=f"pymigrate delete --force {self._state.id}",
+                ) from error  # fmt: skip
+            if self._log.phase in OPEN:
                 raise InDoubt(
                     f"container {self._state.id}: the move stopped after the point of no return: {error}",
                     cause=error,
@@ -190,7 +198,9 @@ class Coordinator:
             self._monitor.emit(Warned(f"{self._wanted.host} still has images of a move that was aborted: {error}"))
             return
         for entry in uncleaned:
-            Journal.resume(entry).record(Phase.ABORTED, cleaned=True)
+            Journal.resume(entry).record(
+                Phase.FORGOTTEN if entry.phase is Phase.FORGOTTEN else Phase.ABORTED, cleaned=True
+            )
 
     def _stop_and_copy(self, departure: Departure) -> None:
         self._log.record(Phase.STOP_AND_COPY)
@@ -324,7 +334,7 @@ def _uncleaned(wanted: MigrationSpec, root: str, current: str) -> Iterator[Entry
     for entry in journal.entries():
         if (entry.role, entry.target) != ("source", wanted.host) or entry.migration == current:
             continue
-        untold = entry.phase is Phase.ABORTED and entry.fields.get("cleaned") is False
+        untold = entry.phase in (Phase.ABORTED, Phase.FORGOTTEN) and entry.fields.get("cleaned") is False
         same = (entry.id, entry.fields.get("root")) == (wanted.id, root)
         if untold or (same and workload(entry.phase) == "SOURCE" and entry.phase is not Phase.ABORTED):
             yield entry

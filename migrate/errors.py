@@ -14,6 +14,7 @@
         +-- RolledBack (rolled-back)   it runs at the source as before
         +-- MovedDirty (moved-dirty)   it runs at the target; something is left to be done by hand
         +-- InDoubt (in-doubt)         nobody knows yet
+        +-- Lost (lost)                it was ended at the source and cannot be restored at the target
 
 The message of each is one lower-case sentence without a full stop that names what is wrong and where;
 `remedy`, when there is one, says what to do. `kind` is the key into the table of exit codes (exits.py).
@@ -99,3 +100,8 @@ class MovedDirty(MoveFailed):
 class InDoubt(MoveFailed):
     kind = "in-doubt"
     workload = "UNKNOWN"
+
+
+class Lost(MoveFailed):
+    kind = "lost"
+    workload = "NEITHER"

@@ -17,6 +17,7 @@ EXIT_CODES: dict[str, tuple[int, str]] = {
     "no-space": (13, "not enough room on a disk"),
     "deadline": (14, "something did not answer in time"),
     "moved": (15, "`attach`: the container was moved to another host"),
+    "lost": (16, "the container is lost: its move ended it at the source, and it cannot be restored at the target"),
     "interrupted": (130, "Ctrl-C or SIGTERM; what had begun was undone (of a move that had begun: 10)"),
 }
 

@@ -6,7 +6,7 @@ Images go where image_places.py says; files go to places that are new, or that a
 Until `resume`, whatever goes wrong ends in `abort`: the restored tree is killed before it has run an instruction,
 and container and images are removed; so are files that are new, unless they are worth keeping for the next attempt. The
 one exception: once PREPARED, a lost connection leaves the images (the source may be dead already, by decision), until
-`settle` brings the verdict.
+`settle` brings the verdict. To have the container run, `settle` removes nothing before it runs, whatever fails.
 """
 
 import contextlib
@@ -21,8 +21,8 @@ from migrate import image_cleaning, journal, places, receivers, tmpfs_pack, tmpf
 from migrate.arriving import Arriving
 from migrate.atomic import write_atomically
 from migrate.errors import DeadlineExceeded, MigrateError, ProtocolError, TargetError
-from migrate.journal import Journal
-from migrate.phases import FINAL, Phase
+from migrate.journal import Entry, Journal
+from migrate.phases import FINAL, NEXT, Phase, workload
 from migrate.protocol import FREEZE_TIMEOUT, CheckTrees, OpenBundle, Prepare, Restore
 from migrate.reception import ReceivedImages, ReceivedPages
 from migrate.tmpfs import Mounted, Root
@@ -33,6 +33,7 @@ from runtime.state import State, Store, check_id
 
 RESTORE_TIMEOUT = 120.0
 OLD_AGENT_TIMEOUT = 20.0
+SETTLE_LOCK_TIMEOUT = 60.0  # for another one that settles the same move
 SEED_SILENCE = 6 * 3600.0
 FROZEN_SILENCE = 30.0  # beyond the limit for the freeze: the source has to end the container, too
 
@@ -52,6 +53,7 @@ class Incoming:
         self._limits: dict[str, str] = {}  # of those, by path
         self._resumed = False
         self._untidy = False  # it runs here, and what brought it has not been removed yet
+        self._settling = False
         self._timeout = FREEZE_TIMEOUT
 
     @classmethod
@@ -199,6 +201,13 @@ class Incoming:
         self._journal.record(Phase.PREPARED, durable=False)
         return {"pid": pid}
 
+    def confirm(self) -> dict[str, Any]:
+        """Answer that the restored tree is still held. Raises CriuError, ContainerError when it is not."""
+        if self._restoring is None or self._journal is None or self._journal.phase is not Phase.PREPARED:
+            raise ProtocolError("Confirm came out of order")
+        self._restoring.require_held()
+        return {}
+
     def resume(self) -> dict[str, Any]:
         """The container runs from here on, whatever else happens."""
         if self._restoring is None or self._journal is None or self._journal.phase is not Phase.PREPARED:
@@ -217,9 +226,14 @@ class Incoming:
         return {}
 
     def abort(self) -> dict[str, Any]:
-        """Undo everything. Harmless when there is nothing to undo; refused once the container runs here."""
+        """Undo everything. Harmless when there is nothing to undo.
+
+        Refused once the container runs here, or the source has ended it.
+        """
         if self._resumed:
             raise ProtocolError("the container already runs here")
+        if self._settling:
+            raise ProtocolError("the source has ended the container: what is here of it stays")
         self._undo()
         if self._journal is not None and self._journal.phase is not Phase.ABORTED:
             self._journal.record(Phase.ABORTED)
@@ -231,7 +245,7 @@ class Incoming:
             self.tidy()
             return
         with contextlib.suppress(MigrateError, OSError):
-            if self._journal is not None and self._journal.phase is Phase.PREPARED:
+            if self._settling or (self._journal is not None and self._journal.phase is Phase.PREPARED):
                 self._stop()
                 if self._images is not None:
                     self._images.leave()
@@ -239,41 +253,87 @@ class Incoming:
                 self.abort()
 
     def settle(self, migration: str, verdict: str) -> dict[str, Any]:
-        """End a move whose connection was lost. Answers {"workload": "TARGET" | "SOURCE", "pid"?}."""
-        entry = journal.load(migration)
-        if entry is None or entry.role != "target":
-            if verdict == "resume":
-                raise TargetError(f"nothing is known here of migration {migration}: its images are not here")
-            return {"workload": "SOURCE"}
+        """End a move whose connection was lost, or say how it has ended; see protocol.Settle.
+
+        Raises TargetError when nothing is known here of the move, or its container cannot be restored at present: what
+        is here of it stays.
+        """
+        entry = _known(migration)
+        if entry is None and verdict == "abort":
+            return _verdict("SOURCE")
+        if entry is None:
+            raise TargetError(
+                f"nothing is known here of migration {migration}",
+                remedy="is this the host that it went to, and is its /var/lib/pymigrate mounted?",
+            )
+        if verdict == "ask":
+            return _verdict(workload(entry.phase, "target"))
         _end_old_agent(entry.fields.get("agent", {}))
-        entry = journal.load(migration) or entry
-        self._id, self._migration, self._journal = check_id(entry.id), migration, Journal.resume(entry)
+        with self._store.lock(check_id(entry.id), SETTLE_LOCK_TIMEOUT):
+            entry = _known(migration) or entry
+            if entry.phase is Phase.RESUMED:  # whatever has become of it since
+                return _verdict("TARGET", since=entry.updated)
+            if entry.phase is Phase.ABORTED:  # undone already; what lies in its places by now is not its own
+                reason = f"migration {migration} was undone here at {entry.updated}, and its images were removed"
+                return _verdict("SOURCE") if verdict == "abort" else _verdict("NEITHER", reason=reason)
+            self._take_over(entry)
+            state = Restoring.left_behind(self._store, entry.id, migration, OLD_AGENT_TIMEOUT)
+            if state is not None:
+                self._confirm(state)
+                return _verdict("TARGET", since=entry.updated)
+            if verdict == "abort":
+                self.abort()
+                return _verdict("SOURCE")
+            return self._restore_again(entry)
+
+    def _take_over(self, entry: Entry) -> None:
+        """Go on with a move that another agent has begun."""
+        receivers.end(entry.migration)
+        self._id, self._migration, self._journal = check_id(entry.id), entry.migration, Journal.resume(entry)
         self._source = entry.source
-        if entry.phase is Phase.RESUMED:
-            return {"workload": "TARGET", "pid": self._store.load(entry.id).pid}
-        if entry.phase is Phase.ABORTED:  # undone already; what lies in its places by now is not its own
-            if verdict == "resume":
-                raise TargetError(f"migration {migration} was undone here: its images are gone")
-            return {"workload": "SOURCE"}
-        receivers.end(migration)
-        owner = self._owner_of(entry.id, str(entry.fields.get("created", "")))
-        self._files = Arriving.resume(entry, owner)
-        self._images = ReceivedImages.existing(migration)
-        state = Restoring.left_behind(self._store, entry.id, migration, OLD_AGENT_TIMEOUT)
-        if state is not None:
-            return {"workload": "TARGET", "pid": self._confirm(state).pid}
-        if verdict == "abort":
-            self.abort()
-            return {"workload": "SOURCE"}
-        if entry.phase is not Phase.PREPARED or self._images is None:
-            raise TargetError(f"the images of migration {migration} are not complete here ({entry.phase})")
-        plan = entry.fields["plan"]
-        self._restoring = self._begin_restore(self._files.bundle, plan)
-        self._restoring.restore(max(RESTORE_TIMEOUT, plan.get("timeout", 0.0)))  # nothing runs: no reason for haste
-        answer = {"workload": "TARGET", **self.resume()}
+        self._files = Arriving.resume(entry, self._owner_of(entry.id, str(entry.fields.get("created", ""))))
+        self._images = ReceivedImages.existing(entry.migration)
+
+    def _restore_again(self, entry: Entry) -> dict[str, Any]:
+        """The source has ended the container: restore it from the images, if they are whole, and have it run.
+
+        Nothing is removed before it runs. The images' digests count, not the phase: the line of PREPARED may be lost.
+        """
+        assert self._files is not None
+        assert self._journal is not None
+        self._settling = True
+        plan = entry.fields.get("plan", {})
+        try:
+            if self._images is None:
+                raise TargetError(f"there are no whole images of migration {entry.migration} here")
+            self._images.verify()
+        except TargetError as damage:
+            return _verdict("NEITHER", reason=str(damage))
+        tmpfs_pack.unpack(entry.migration, self._images.path)
+        try:
+            tmpfs_store.check(plan.get("tmpfs", {}).values())
+        except TargetError as lost:
+            return _verdict("NEITHER", reason=str(lost))
+        if not self._images.has_manifest and entry.phase is not Phase.PREPARED:
+            raise TargetError(f"{self._images.path}: nothing says whether these images are complete ({entry.phase})")
+        if entry.id in self._store.ids():
+            raise TargetError(
+                f"another container here has the id {entry.id}",
+                remedy=f"move or delete that one, then run `pymigrate recover {entry.id}` again",
+            )
+        try:
+            self._restoring = self._begin_restore(self._files.bundle, plan)
+            self._restoring.restore(max(RESTORE_TIMEOUT, plan.get("timeout", 0.0)))  # nothing runs: no reason for haste
+            if self._journal.phase is not Phase.PREPARED:
+                self._journal.record(Phase.PREPARED)
+            self.resume()
+        except BaseException:
+            if not self._resumed:
+                self._stop()
+            raise
         self._files.flush()
         self._files.note_use()
-        return answer
+        return _verdict("TARGET")
 
     def discard(self, migrations: list[str]) -> dict[str, Any]:
         """Remove what is left of moves that their source has aborted while this host was dead or cut off."""
@@ -289,8 +349,9 @@ class Incoming:
         """The container was let run: say so in the journal; the images are of no use any more (`tidy`)."""
         assert self._journal is not None
         self._resumed = self._untidy = True
-        if self._journal.phase is Phase.PREPARED:
-            self._journal.record(Phase.COMMITTED, durable=False)
+        for phase in (Phase.PREPARED, Phase.COMMITTED):  # the line of the first may be lost
+            if phase in NEXT[self._journal.phase] and phase is not self._journal.phase:
+                self._journal.record(phase, durable=False)
         self._journal.record(Phase.RESUMED)
         if self._files is not None:
             self._files.confirm()
@@ -308,8 +369,6 @@ class Incoming:
 
     def _begin_restore(self, bundle: Path, fields: dict[str, Any]) -> Restoring:
         assert self._images is not None
-        tmpfs_pack.unpack(self._migration, self._images.path)
-        tmpfs_store.check(fields.get("tmpfs", {}).values())
         carried = dict(fields["state"])
         annotations = {str(key): str(value) for key, value in dict(carried.get("annotations", {})).items()}
         loaded = spec.load(bundle, annotations)
@@ -349,6 +408,16 @@ class Incoming:
             tmpfs_store.remove(self._migration)
         if self._files is not None:
             self._files.undo()
+
+
+def _verdict(where: str, *, since: str = "", reason: str = "") -> dict[str, Any]:
+    return {"workload": where, "since": since, "reason": reason}
+
+
+def _known(migration: str) -> Entry | None:
+    """Return the journal's entry of a move into this host."""
+    entry = journal.load(migration)
+    return entry if entry is not None and entry.role == "target" else None
 
 
 def _end_old_agent(agent: dict[str, Any]) -> None:

@@ -15,6 +15,8 @@ class Phase(enum.StrEnum):
     RESUMED = "resumed"
     ABORTED = "aborted"
     IN_DOUBT = "in-doubt"
+    LOST = "lost"
+    FORGOTTEN = "forgotten"
 
 
 NEXT: dict[Phase | None, frozenset[Phase]] = {
@@ -25,19 +27,32 @@ NEXT: dict[Phase | None, frozenset[Phase]] = {
     Phase.STOP_AND_COPY: frozenset({Phase.PREPARED, Phase.ABORTED}),
     Phase.PREPARED: frozenset({Phase.COMMITTED, Phase.ABORTED}),
     # Once more when the container is killed; aborted by `recover`, see there.
-    Phase.COMMITTED: frozenset({Phase.COMMITTED, Phase.RESUMED, Phase.IN_DOUBT, Phase.ABORTED}),
-    Phase.IN_DOUBT: frozenset({Phase.RESUMED, Phase.ABORTED, Phase.IN_DOUBT}),
+    Phase.COMMITTED: frozenset(
+        {Phase.COMMITTED, Phase.RESUMED, Phase.IN_DOUBT, Phase.ABORTED, Phase.LOST, Phase.FORGOTTEN}
+    ),
+    Phase.IN_DOUBT: frozenset({Phase.RESUMED, Phase.ABORTED, Phase.IN_DOUBT, Phase.LOST, Phase.FORGOTTEN}),
+    Phase.LOST: frozenset({Phase.LOST, Phase.RESUMED, Phase.FORGOTTEN}),  # asked again, it may turn out to be whole
     Phase.RESUMED: frozenset(),
     Phase.ABORTED: frozenset({Phase.ABORTED}),  # once more when the target could be told at last
+    Phase.FORGOTTEN: frozenset({Phase.FORGOTTEN}),  # likewise
 }
 
-FINAL = frozenset({Phase.RESUMED, Phase.ABORTED})
+FINAL = frozenset({Phase.RESUMED, Phase.ABORTED, Phase.FORGOTTEN})
+OPEN = frozenset({Phase.COMMITTED, Phase.IN_DOUBT, Phase.LOST})  # at the source: `recover` has something to decide
 
 
-def workload(phase: Phase | None) -> str:
-    """Where the container is when a move stopped in `phase`: SOURCE, TARGET or UNKNOWN."""
+def workload(phase: Phase | None, role: str = "source") -> str:
+    """Return where the container is when a move stopped in `phase`: SOURCE, TARGET, NEITHER or UNKNOWN.
+
+    `role` is the host's that has recorded the phase: a target that holds whole images cannot know what the source has
+    decided since, and it may have lost the line that says so.
+    """
     if phase is Phase.RESUMED:
         return "TARGET"
-    if phase in (Phase.COMMITTED, Phase.IN_DOUBT):
+    if phase is Phase.LOST:
+        return "NEITHER"
+    if phase in (Phase.COMMITTED, Phase.IN_DOUBT, Phase.FORGOTTEN):
+        return "UNKNOWN"
+    if role == "target" and phase in (Phase.STOP_AND_COPY, Phase.PREPARED):
         return "UNKNOWN"
     return "SOURCE"

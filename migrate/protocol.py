@@ -12,8 +12,9 @@ A connection carries frames, both ways: a type (1 byte), a length (4 bytes, big 
 
 Order of a move: Hello, Facts, CheckPorts, CheckTrees, CheckFiles, OpenBundle, [rsync over channels of its own,
 BundleSent for a rootfs, TreesSent for what may change and what comes beside], Prepare, PagesBegin, PAGES..., PagesEnd,
-(Image, DATA...)*, [rsync], Restore (answer: prepared, held), Resume (answer: resumed), History. Abort at any point
-before Resume; a lost connection there means the same. Image has no answer: its failure is Restore's.
+(Image, DATA...)*, [rsync], Restore (answer: prepared, held), Confirm (answer: still held), Resume (answer: resumed),
+History. Abort at any point before Resume; a lost connection there means the same. Image has no answer: its failure is
+Restore's.
 
 Whatever comes in is bounded and checked here: types, lengths, names. `ProtocolError` is the other side's fault.
 """
@@ -284,6 +285,11 @@ class Restore:
 
 
 @dataclass(frozen=True)
+class Confirm:
+    """Is the restored tree still held? Asked right before the source gives the container up: a cut shows here."""
+
+
+@dataclass(frozen=True)
 class Resume:
     """The source is dead: let the container run."""
 
@@ -302,14 +308,20 @@ class Abort:
 
 @dataclass(frozen=True)
 class Settle:
-    """A connection was lost in the middle of `migration`: end it. `verdict` is "resume" or "abort"."""
+    """A connection was lost in the middle of `migration`: end it, or say how it has ended.
+
+    `verdict` is "resume" (the source has ended the container), "abort" (the source keeps it), or "ask", which changes
+    nothing. Answers {"workload": TARGET | SOURCE | NEITHER | UNKNOWN, "since": when it was resumed if that was before
+    this call, "reason": why it is NEITHER}; both are "" otherwise. "resume" never removes anything, unless the
+    container runs then.
+    """
 
     migration: str
     verdict: str
 
     def __post_init__(self) -> None:
         check_migration_id(self.migration)
-        _check(self.verdict in ("resume", "abort"), f"{self.verdict!r} is no verdict")
+        _check(self.verdict in ("resume", "abort", "ask"), f"{self.verdict!r} is no verdict")
 
 
 Call = (
@@ -327,6 +339,7 @@ Call = (
     | PagesEnd
     | Image
     | Restore
+    | Confirm
     | Resume
     | History
     | Abort
@@ -356,11 +369,16 @@ _ANSWERS: dict[type[Call], dict[str, typing.Any]] = {
     PagesBegin: {},
     PagesEnd: {},
     Restore: {"pid": int},
+    Confirm: {},
     Resume: {"pid": int},
     History: {},
     Abort: {},
-    Settle: {"workload": str},
+    Settle: {"workload": str, "since": str, "reason": str},
 }
+
+_WORKLOADS = {
+    "resume": ("TARGET", "NEITHER"), "abort": ("TARGET", "SOURCE"), "ask": ("TARGET", "SOURCE", "UNKNOWN"),
+}  # fmt: skip
 
 
 def dumps(value: object) -> bytes:
@@ -384,6 +402,8 @@ def check_answer(call: Call, answer: dict[str, typing.Any]) -> None:
     for name, hint in _ANSWERS.get(type(call), {}).items():
         _check(name in answer, f"{what}: {name} is missing")
         _check(_fits(answer[name], hint), f"{what}: {name} is not of type {getattr(hint, '__name__', hint)}")
+    if isinstance(call, Settle):
+        _check(answer["workload"] in _WORKLOADS[call.verdict], f"{what}: workload is {answer['workload'][:20]!r}")
     if isinstance(call, OpenBundle):
         for name, count in (("trees", len(call.trees)), ("renewed", len(call.trees) + 1)):
             _check(len(answer[name]) == count, f"{what}: {name} has {len(answer[name])} items, not {count}")

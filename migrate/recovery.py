@@ -1,15 +1,19 @@
 """Finishing a move that was interrupted after its point of no return: `pymigrate recover`."""
 
 import contextlib
+import enum
 import json
 import socket
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
-from migrate import treestore
-from migrate.errors import MigrateError
+from migrate import asking, treestore
+from migrate.errors import InDoubt, MigrateError
+from migrate.image_manifest import boot_id
 from migrate.interrupts import uninterruptible
-from migrate.journal import Entry, Journal, entries, require_whole
-from migrate.phases import Phase
+from migrate.journal import Entry, Journal
+from migrate.moves import is_tree, undecided, undecided_here
 from migrate.settlement import call_off, clean_source, settle
 from migrate.trees import Owner
 from runtime import container, departed, netlock, processes, undump, veth
@@ -18,67 +22,133 @@ from runtime.spec import load_kept
 from runtime.state import State, Store
 
 LOCK_TIMEOUT = 5.0
-_RUNS, _ENDED = "runs on here", "has gone on and ended here"
 
 
 class NothingToRecover(MigrateError):
     kind = "not-found"
 
 
+class Fate(enum.StrEnum):
+    """What has become at the source of the tree that a move has frozen, in words."""
+
+    RUNS = "runs on here"
+    ENDED = "has gone on and ended here"
+    KILLED = "was ended here"
+
+
+@dataclass(frozen=True)
+class Left:
+    """What is at the source of the tree that a move has frozen.
+
+    `state` is None when nothing of it is here. It is `alive` as far as this start of the machine knows, and `proven`
+    unless the journal is too old to say which tree it was.
+    """
+
+    state: State | None
+    fate: Fate
+    alive: bool
+    proven: bool
+
+    @classmethod
+    def of(cls, entry: Entry, store: Store) -> Self:
+        """The decision to end it is on the disk, and as a rule carried out.
+
+        Who ends it says so in the journal at once; between the two its monitor sees it end frozen (attached.py). A
+        coordinator that was killed between the decision and that has let it run on. When the machine has been started
+        anew since the decision, it may have ended with it.
+        """
+        state = store.look(entry.id) if entry.id in store.ids() else None
+        same = is_tree(entry, state) if state is not None else False
+        if same is False:
+            state = None
+        restarted = entry.fields.get("boot") != boot_id()
+        alive = state is not None and not restarted and processes.is_alive(state.pid, state.pid_start_time)
+        proven = same is not None
+        if alive and state is not None and processes.runs(state.pid, state.pid_start_time):
+            fate = Fate.RUNS
+        elif entry.fields.get("killed") or restarted or (state is not None and _ended_frozen(state)):
+            fate = Fate.KILLED
+        else:
+            fate = Fate.ENDED
+        return cls(state, fate, alive, proven)
+
+
 def recover(store: Store, container_id: str) -> str:
     """Bring the newest undecided move of this container out of this host to its end; returns where it is, in words.
 
-    The decision to give the container up is on the disk (COMMITTED), and as a rule carried out: the target is told to
-    run it. But a coordinator that was killed between the two has let it run on here. Then what the target has is old,
-    and the target undoes the move: the container stays here, or has ended here since.
-
     Without such a move, a dump that was cut short is undone.
 
-    Raises NothingToRecover, InDoubt when the target still cannot be asked.
+    Raises NothingToRecover, InDoubt when the target still cannot be asked, Lost.
     """
+    if (entry := undecided(store, container_id)) is not None:
+        asking.stop(entry.migration)
     with store.lock(container_id, LOCK_TIMEOUT):
         entry = undecided(store, container_id)
+        if entry is not None:
+            with uninterruptible():
+                return finish(store, entry)
         state = store.look(container_id) if container_id in store.ids() else None
-        mended = state is not None and undump.mend_left(state)
-        if entry is None and mended:
+        if state is not None and undump.mend_left(state):
             return f"{container_id}: runs at {socket.gethostname()}"
-        if entry is None:
-            raise NothingToRecover(
-                f"no move of container {container_id} is in doubt here", remedy="see `pymigrate migrations`"
-            )
-        with uninterruptible():
-            if state is not None and state.created != entry.fields.get("created", state.created):
-                state = None  # another container, which has been given the name since
-            log = Journal.resume(entry)
-            where = _here(entry, state)
-            if where and call_off(log, entry, where):
-                if state is not None:
-                    departed.erase(state.bundle)
-            else:
-                if state is not None:
-                    _end(state)
-                settle(log, entry.id, entry.target, str(store.root), entry.migration)
-                if state is not None:  # otherwise somebody else may use by now what it has left
-                    owner = Owner(state.id, state.created, store.root)
-                    treestore.leave(entry.fields.get("leaving", {}), owner, entry.migration)
-                    if failure := clean_source(store, state, None):
-                        raise failure
-        if log.phase is Phase.ABORTED and where == _ENDED:
-            return f"{entry.id}: has ended at {entry.source}"
-        return f"{entry.id}: runs at {entry.source if log.phase is Phase.ABORTED else entry.target}"
+    raise nothing_to_recover(store, container_id)
 
 
-def _here(entry: Entry, state: State | None) -> str:
-    """What has become of a container that ran on here after the decision; "" when it did not: the move has killed it.
+def nothing_to_recover(store: Store, container_id: str) -> NothingToRecover:
+    """Return the error for a container none of whose moves out of this host is undecided."""
+    words, remedy = f"no move of container {container_id} is in doubt here", "see `pymigrate migrations`"
+    if (entry := undecided_here(store, container_id)) is not None:
+        words += f", but one into this host, which {entry.source} decides"
+        remedy = f"at {entry.source}: pymigrate recover {container_id}\n"
+        remedy += f"if {entry.source} is gone for good: pymigrate recover --force-target {container_id}"
+    return NothingToRecover(words, remedy=remedy)
 
-    Who kills it says so in the journal at once; between the two its monitor sees it end frozen (attached.py). When the
-    machine has been started anew since the decision, it may have ended with it.
+
+def finish(store: Store, entry: Entry, *, patience: float | None = None) -> str:
+    """Bring an undecided move to its end, the container's lock being held; returns where the container is, in words.
+
+    As a rule the source has ended it, and the target is told to run it. Where it has run on here, what the target has
+    is old: the target undoes the move. Nothing is ended here but the tree that this move has frozen.
+
+    Tries for `patience` seconds. Raises InDoubt when the target cannot be asked, Lost.
     """
-    if state is not None and processes.runs(state.pid, state.pid_start_time):
-        return _RUNS
-    if entry.fields.get("killed") or entry.fields.get("boot") != boot_id():
-        return ""
-    return "" if state is not None and _ended_frozen(state) else _ENDED
+    log, left, source = Journal.resume(entry), Left.of(entry, store), socket.gethostname()
+    if left.fate is not Fate.KILLED and call_off(log, entry, left.fate, patience=patience):
+        return stays(entry, left, source)
+    if left.fate is Fate.RUNS and left.state is not None and not (left.proven and undump.is_left(left.state)):
+        raise InDoubt(
+            f"container {entry.id} runs here, and {entry.target} says that it was resumed there, "
+            f"as after `recover --force-target`",
+            remedy="choose one of them, and `pymigrate delete --force` the other\n"
+            f"to close the entry: pymigrate recover --forget {entry.id}",
+        )
+    if left.state is not None and left.alive and left.proven:
+        _end(left.state)
+    since = settle(log, entry.id, entry.target, str(store.root), entry.migration, patience=patience)
+    with uninterruptible():
+        _clean(store, entry, left)
+    if since:
+        return f"{entry.id}: was resumed at {entry.target} at {since}"
+    return f"{entry.id}: runs at {entry.target}"
+
+
+def stays(entry: Entry, left: Left, source: str) -> str:
+    """The container belongs to this host: it goes on if a dump has left it frozen. Returns where it is, in words."""
+    if left.state is not None:
+        departed.erase(left.state.bundle)
+        undump.mend_left(left.state)
+    return f"{entry.id}: {'runs' if left.fate is Fate.RUNS else 'has ended'} at {source}"
+
+
+def _clean(store: Store, entry: Entry, left: Left) -> None:
+    """Remove what is left here of a container that has gone on at the target."""
+    if left.state is None:  # somebody else may use by now what it has left
+        return
+    owner = Owner(left.state.id, left.state.created, store.root)
+    treestore.leave(entry.fields.get("leaving", {}), owner, entry.migration)
+    if entry.fields.get("boot") != boot_id():
+        store.remove(entry.id)  # pids and cgroups of an earlier start of the machine may be anybody's by now
+    elif failure := clean_source(store, left.state, None):
+        raise failure
 
 
 def _ended_frozen(state: State) -> bool:
@@ -89,27 +159,6 @@ def _ended_frozen(state: State) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(record, dict) and record.get("frozen") is True
-
-
-def boot_id() -> str:
-    """What tells this start of the machine from others (random(4))."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-
-
-def undecided(store: Store, container_id: str) -> Entry | None:
-    """The newest move of this container out of this host that has no end.
-
-    Raises DamagedJournal when one may have none, and its journal does not tell.
-    """
-    require_whole(container_id)
-    found = [
-        entry
-        for entry in entries()
-        if (entry.id, entry.role, entry.fields.get("root", str(store.root)))
-        == (container_id, "source", str(store.root))
-        and entry.phase in (Phase.COMMITTED, Phase.IN_DOUBT)
-    ]
-    return found[-1] if found else None
 
 
 def _end(state: State) -> None:

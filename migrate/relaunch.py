@@ -7,11 +7,18 @@ from pathlib import Path
 
 def argv(*args: str) -> list[str]:
     """An argv for `pymigrate ARGS` with this code and the libraries that we have, however we were started."""
+    return _fresh("from migrate.cli import entry; entry()", args)
+
+
+def module(name: str, *args: str) -> list[str]:
+    """Return an argv that runs `main(args)` of a module of ours in the same way."""
+    return _fresh(f"from {name} import main; sys.exit(main(sys.argv[1:]))", args)
+
+
+def _fresh(code: str, args: tuple[str, ...]) -> list[str]:
     origin = str(Path(__file__).resolve().parent.parent)
     places = [origin, *(place for place in sys.path if place and place != origin)]
-    start = (
-        f"import sys; sys.argv[0] = {_program()!r}; sys.path[:] = {places!r}; from migrate.cli import entry; entry()"
-    )
+    start = f"import sys; sys.argv[0] = {_program()!r}; sys.path[:] = {places!r}; {code}"
     return [sys.executable, "-I", "-S", "-c", start, *args]
 
 

@@ -6,8 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from migrate import protocol
-from migrate.errors import InDoubt, MigrateError
+from migrate import asking, protocol
+from migrate.errors import InDoubt, Lost, MigrateError
 from migrate.journal import Entry, Journal
 from migrate.peer import Peer, RemoteFailure, connect
 from migrate.phases import Phase
@@ -16,32 +16,48 @@ from runtime.state import State, Store
 
 RECONNECT_TIMEOUT = 30.0
 RETRY_AFTER = 1.0
-SETTLE_TIMEOUT = 180.0
+SETTLE_TIMEOUT = 240.0  # the target may have to wait for another one that settles the move
 ABORT_TIMEOUT = UNDO_TIMEOUT = 30.0
 SHIM_TIMEOUT = 10.0
 LOG_LIMIT = 2 << 20  # bytes of the container's log that go along
 LOGS = Path("/var/lib/pymigrate/logs")
 
 
-def settle(log: Journal, container_id: str, host: str, root: str, migration: str) -> None:
-    """The source is dead: get the target to run the container, over new connections until one works.
+def settle(
+    log: Journal, container_id: str, host: str, root: str, migration: str, *, patience: float | None = None
+) -> str:
+    """The source has ended the container: get the target to run it, over new connections until one works.
 
-    Journals RESUMED on success; on failure IN_DOUBT, and raises InDoubt.
+    Tries for `patience` seconds (RECONNECT_TIMEOUT). Journals RESUMED and returns since when the target has run it, ""
+    when that is since this call. Journals LOST and raises Lost when the target cannot restore it; otherwise journals
+    IN_DOUBT, raises InDoubt, and a process of its own goes on asking (asking.py).
     """
     try:
-        _ask(host, root, protocol.Settle(migration, "resume"))
+        answer = _ask(host, root, protocol.Settle(migration, "resume"), patience)
     except MigrateError as failure:
-        log.record(Phase.IN_DOUBT, reason=str(failure))
+        asked = ""
+        if log.phase is not Phase.LOST:
+            log.record(Phase.IN_DOUBT, reason=str(failure))
+            asked = "a process here goes on asking for an hour\n" if asking.start(root, migration) else ""
         raise InDoubt(
-            f"container {container_id} was given up here and {host} has not confirmed that it runs there: {failure}",
+            f"container {container_id} was ended here to go on at {host}, which has not confirmed that: {failure}",
             cause=failure,
-            remedy=f"its images are at {host} in /var/lib/pymigrate/incoming/{migration}\n"
-            f"when {host} is back: pymigrate recover {container_id}",
+            remedy=f"{asked}to ask now: pymigrate recover {container_id}\n"
+            f"if {host} is gone for good: pymigrate recover --force-source {container_id}",
         ) from None
+    if answer["workload"] == "NEITHER":
+        reason = answer["reason"]
+        log.record(Phase.LOST, reason=reason)
+        raise Lost(
+            f"container {container_id} is lost: it was ended here to go on at {host}, and cannot be restored there: "
+            f"{reason}",
+            remedy=f"to close the entry: pymigrate recover --forget {container_id}",
+        )
     log.record(Phase.RESUMED)
+    return str(answer["since"])
 
 
-def call_off(log: Journal, entry: Entry, where: str) -> bool:
+def call_off(log: Journal, entry: Entry, where: str, *, patience: float | None = None) -> bool:
     """Get the target to undo a move that was decided and not carried out. False if it runs there.
 
     `where` says what has become of the container here.
@@ -49,13 +65,14 @@ def call_off(log: Journal, entry: Entry, where: str) -> bool:
     Journals ABORTED. Raises InDoubt, with nothing changed here, when the target cannot be asked.
     """
     try:
-        answer = _ask(entry.target, str(entry.fields["root"]), protocol.Settle(entry.migration, "abort"))
+        answer = _ask(entry.target, str(entry.fields["root"]), protocol.Settle(entry.migration, "abort"), patience)
     except MigrateError as failure:
         raise InDoubt(
             f"container {entry.id} {where}, as `pymigrate move` was killed before it ended it, "
             f"and {entry.target} cannot be told: {failure}",
             cause=failure,
-            remedy=f"when {entry.target} is back: pymigrate recover {entry.id}",
+            remedy=f"when {entry.target} is back: pymigrate recover {entry.id}\n"
+            f"if it is gone for good: pymigrate recover --force-source {entry.id}",
         ) from None
     if answer["workload"] != "SOURCE":
         return False
@@ -63,9 +80,9 @@ def call_off(log: Journal, entry: Entry, where: str) -> bool:
     return True
 
 
-def _ask(host: str, root: str, call: protocol.Settle) -> dict[str, Any]:
+def _ask(host: str, root: str, call: protocol.Settle, patience: float | None) -> dict[str, Any]:
     """Have a host end a move, over new connections until one works. Raises the last failure."""
-    deadline = time.monotonic() + RECONNECT_TIMEOUT
+    deadline = time.monotonic() + (RECONNECT_TIMEOUT if patience is None else patience)
     while True:
         try:
             with connect(host, root=root) as peer:
@@ -76,6 +93,29 @@ def _ask(host: str, root: str, call: protocol.Settle) -> dict[str, Any]:
             if time.monotonic() + RETRY_AFTER > deadline:
                 raise
         time.sleep(RETRY_AFTER)
+
+
+def known_there(entry: Entry) -> str:
+    """Ask the target once, changing nothing, what it knows of a move.
+
+    Returns its workload; "" when the target cannot be reached or does not know the move.
+    """
+    try:
+        with connect(entry.target, root=str(entry.fields["root"])) as peer:
+            return str(peer.call(protocol.Settle(entry.migration, "ask"))["workload"])
+    except MigrateError:
+        return ""
+
+
+def discard(entry: Entry) -> bool:
+    """Have the target remove what it has of a move that was called off here. False if it cannot be told."""
+    try:
+        with connect(entry.target, root=str(entry.fields["root"])) as peer:
+            peer.call(protocol.Discard([entry.migration]), SETTLE_TIMEOUT)
+    except MigrateError:
+        return False
+    Journal.resume(entry).record(entry.phase, cleaned=True)
+    return True
 
 
 def clean_target(peer: Peer, host: str, root: str, migration: str) -> bool:

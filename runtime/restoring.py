@@ -367,6 +367,13 @@ class Restoring:
         os.chown(self._plan.images, uid, 0)
         return os.open(self._plan.images, os.O_RDONLY | os.O_DIRECTORY)
 
+    def require_held(self) -> None:
+        """Check that the restored tree is there and that CRIU holds it. Raises CriuError, ContainerError."""
+        assert self._session is not None
+        self._session.require_alive()
+        if not processes.runs(self._state.pid, self._state.pid_start_time):
+            raise ContainerError(f"container {self._state.id}: the restored tree has ended while it was held")
+
     def resume(self) -> State:
         """Let the tree run. The monitor keeps it from here on.
 

@@ -51,23 +51,20 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _workload(entry: "Entry") -> str:
-    from migrate.phases import Phase, workload
-
-    # What the source has decided after that is not known here.
-    return "UNKNOWN" if (entry.role, entry.phase) == ("target", Phase.PREPARED) else workload(entry.phase)
-
-
 def _print_json(
     moves: "list[Entry]", damaged: "list[DamagedJournal]", images: "list[Left]", files: "list[Mark]"
 ) -> None:
+    from migrate import asking
+    from migrate.phases import workload
+
     for entry in moves:
         fields = {"migration": entry.migration, "role": entry.role, "id": entry.id, "source": entry.source}
-        fields |= {"target": entry.target, "phase": entry.phase, "workload": _workload(entry)}
+        fields |= {"target": entry.target, "phase": entry.phase, "workload": workload(entry.phase, entry.role)}
         fields |= {"started": entry.started, "updated": entry.updated}
         left = [mark.path for mark in files if mark.migration == entry.migration]
         described = [_described(item) for item in _of(images, entry.migration)]
-        print(json.dumps({**fields, "images": described, "files": left}))
+        asks = asking.asker(entry.migration) != 0
+        print(json.dumps({**fields, "asking": asks, "images": described, "files": left}))
     for journal in damaged:
         migration = journal.path.stem
         known = {"id": journal.entry.id, "role": journal.entry.role} if journal.entry is not None else {}
@@ -94,6 +91,8 @@ def _described(item: "Left") -> dict[str, object]:
 
 
 def _print_table(moves: "list[Entry]", images: "list[Left]", files: "list[Mark]") -> None:
+    from migrate import asking
+    from migrate.phases import workload
     from migrate.report import printable
     from migrate.ui.text import age, size, table
 
@@ -104,8 +103,8 @@ def _print_table(moves: "list[Entry]", images: "list[Left]", files: "list[Mark]"
             found.source,
             found.target,
             found.role,
-            found.phase,
-            _workload(found),
+            f"{found.phase} (asking)" if asking.asker(found.migration) else found.phase,
+            workload(found.phase, found.role),
             found.started,
         )
         for found in moves

@@ -5,11 +5,29 @@ import argparse
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("id", help="the container")
+    forced = parser.add_mutually_exclusive_group()
+    forced.add_argument(
+        "--force-source", action="store_true",
+        help="at the source, when the target is gone for good: the container is here, or lost",
+    )  # fmt: skip
+    forced.add_argument(
+        "--force-target", action="store_true",
+        help="at the target, when the source is gone for good or has lost its journal: restore the container here",
+    )  # fmt: skip
+    forced.add_argument("--forget", action="store_true", help="close the entry of the move, and change nothing else")
 
 
 def run(args: argparse.Namespace) -> int:
-    from migrate.recovery import recover
+    from migrate import forcing, recovery
+    from migrate.report import printable
     from runtime.state import Store
 
-    print(recover(Store(args.root), args.id))
+    action = recovery.recover
+    if args.force_source:
+        action = forcing.force_source
+    elif args.force_target:
+        action = forcing.force_target
+    elif args.forget:
+        action = forcing.forget
+    print(printable(action(Store(args.root), args.id)))  # it quotes what the other host says
     return 0

@@ -67,6 +67,7 @@ CALLS: list[protocol.Call] = [
     protocol.PagesEnd(5, DIGEST),
     protocol.Image("core-1.img", 3, DIGEST),
     protocol.Restore(3),
+    protocol.Confirm(),
     protocol.Resume(),
     protocol.History("text"),
     protocol.Abort(),
@@ -106,6 +107,8 @@ def test_every_call_says_what_its_answer_must_be() -> None:
             {"bundle": "/b", "rootfs": "/r", "complete": True, "trees": [], "renewed": [True, False], "notes": []},
             "trees has 0",
         ),
+        (18, {"workload": "SOURCE", "since": "", "reason": ""}, "workload is 'SOURCE'"),
+        (18, {"workload": "NEITHER", "since": ""}, "reason is missing"),
     ],
 )
 def test_an_answer_is_checked_where_it_is_read(number: int, answer: dict[str, Any], words: str) -> None:

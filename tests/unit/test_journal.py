@@ -243,9 +243,17 @@ def test_journals_are_pruned_by_age_and_count(tmp_path: Path, monkeypatch: pytes
 
 def test_nothing_returns_from_committed_to_the_source() -> None:
     """From COMMITTED on no path leads to a phase in which the source has the container, but through a decision."""
-    assert NEXT[Phase.COMMITTED] == {Phase.COMMITTED, Phase.RESUMED, Phase.IN_DOUBT, Phase.ABORTED}
+    decided = {Phase.RESUMED, Phase.LOST, Phase.FORGOTTEN}
+    assert NEXT[Phase.COMMITTED] == {Phase.COMMITTED, Phase.IN_DOUBT, Phase.ABORTED, *decided}
+    assert NEXT[Phase.LOST] == decided
     assert all(NEXT[phase] <= {phase} for phase in FINAL)
     before = [phase for phase in Phase if Phase.ABORTED in NEXT[phase] and workload(phase) != "UNKNOWN"]
     assert {workload(phase) for phase in before} == {"SOURCE"}
-    assert {workload(phase) for phase in (Phase.COMMITTED, Phase.IN_DOUBT)} == {"UNKNOWN"}
-    assert workload(Phase.RESUMED) == "TARGET"
+    assert {workload(phase) for phase in (Phase.COMMITTED, Phase.IN_DOUBT, Phase.FORGOTTEN)} == {"UNKNOWN"}
+    assert (workload(Phase.RESUMED), workload(Phase.LOST)) == ("TARGET", "NEITHER")
+
+
+def test_a_target_does_not_know_what_the_source_has_decided() -> None:
+    assert {workload(phase, "target") for phase in (Phase.STOP_AND_COPY, Phase.PREPARED)} == {"UNKNOWN"}
+    assert {workload(phase, "target") for phase in (Phase.SEED, Phase.ABORTED)} == {"SOURCE"}
+    assert workload(Phase.RESUMED, "target") == "TARGET"

@@ -15,7 +15,7 @@ from pathlib import Path
 from runtime import syscalls
 from runtime.cgroups.hierarchies import discover
 
-GRACE = 5.0  # seconds in which what is just ending must be gone
+GRACE = 20.0  # seconds in which what is just ending must be gone
 BRIDGE = "leaks0"
 
 

@@ -21,7 +21,7 @@ from tests.hosts import PYMIGRATE, write_bundle
 from tests.system.conftest import Local
 
 Fields = dict[str, Any]
-PATIENCE = 15.0  # seconds
+PATIENCE = 60.0  # seconds
 _numbers = itertools.count()
 
 

@@ -44,7 +44,7 @@ class Local:
     def __call__(self, *argv: object, check: bool = True, **options: Any) -> "subprocess.CompletedProcess[str]":
         done = subprocess.run(
             self.argv(*argv),
-            capture_output=True, text=True, timeout=60, **{"stdin": subprocess.DEVNULL, **options},
+            capture_output=True, text=True, timeout=120, **{"stdin": subprocess.DEVNULL, **options},
         )  # fmt: skip
         assert not check or done.returncode == 0, done.stderr
         return done
@@ -87,7 +87,7 @@ class Lab(Hosts):
 
     def lab(self, *argv: str, check: bool = True) -> "subprocess.CompletedProcess[str]":
         done = subprocess.run(
-            [*PYMIGRATE, "lab", *argv], env=self.environment, capture_output=True, text=True, timeout=60,
+            [*PYMIGRATE, "lab", *argv], env=self.environment, capture_output=True, text=True, timeout=120,
             stdin=subprocess.DEVNULL,
         )  # fmt: skip
         assert not check or done.returncode == 0, done.stderr

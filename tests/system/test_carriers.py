@@ -109,7 +109,7 @@ def test_one_is_killed(hosts: Lab) -> None:
     }.items():
         took, event = disturbed_move(hosts, action)
         assert words in event["message"], (action, event)
-        assert took < 5, (action, event)
+        assert took < 15, (action, event)  # it would wait 60 s for one that hangs
         assert_as_before(hosts, before)
     move(hosts, "--volume", "/data=copy")
     hosts.wait_count("host2", before)

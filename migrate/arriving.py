@@ -96,7 +96,7 @@ class Arriving:
             (self.bundle / "rootfs").mkdir(mode=0o755, exist_ok=True)
             bundles.write_config(self.bundle, self._config)
         if self._rootfs:
-            places.renew(self._rootfs, self._owner, self._migration)
+            places.take(self._rootfs, self._owner, self._migration)
         self._trees.make()
 
     def bundle_sent(self, expected: str) -> None:

@@ -140,11 +140,11 @@ class Chooser:
             self.notes.append(f"{path} is left alone: {words}")
         if fits and (mark is None or mark.whole):
             if not own:
-                marks.put(path, self._owner, self._migration, whole=True)
+                places.take(path, self._owner, self._migration, whole=True)
             return Chosen(bundle, rootfs, is_place=True, complete=True)
         if not own or rootfs.is_symlink():
             return None
-        places.renew(path, self._owner, self._migration)
+        places.take(path, self._owner, self._migration)
         return Chosen(bundle, rootfs, is_place=True)
 
     def _fitting(self, bundle: Path) -> Path | None:

@@ -51,10 +51,11 @@ class Arriving:
             raise
         files = cls(owner, call.migration, chosen.bundle, trees, locks)
         files._rootfs = str(chosen.rootfs) if not call.fingerprint else ""
+        if chosen.is_place:
+            files._config = config
         if chosen.is_place and not chosen.complete:
             files._place, files._made = str(chosen.bundle), [str(chosen.bundle)] if chosen.made else []
-            files._config = config
-        return files, files._answer(chosen) | {"notes": chooser.notes}
+        return files, files._answer(chosen) | {"notes": list(dict.fromkeys(chooser.notes))}
 
     def _answer(self, chosen: Chosen) -> dict[str, Any]:
         return {
@@ -92,11 +93,11 @@ class Arriving:
 
         Raises TargetError, OSError, DeadlineExceeded.
         """
-        if self._place:
+        if self._config:
             (self.bundle / "rootfs").mkdir(mode=0o755, exist_ok=True)
             bundles.write_config(self.bundle, self._config)
         if self._rootfs:
-            places.renew(self._rootfs, self._owner, self._migration)
+            places.take(self._rootfs, self._owner, self._migration)
         self._trees.make()
 
     def bundle_sent(self, expected: str) -> None:

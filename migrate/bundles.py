@@ -133,19 +133,21 @@ class Chooser:
             return None
         if mark is None and inner is not None:  # of an earlier version, which marked only what containers write to
             mark = inner
-        own = mark is not None and mark.is_of(self._owner)
-        fits = bool(self._expected) and (own or inner is None) and self._fitting(bundle) == rootfs.resolve()
-        if mark is None and not fits:
+        if rootfs.is_symlink():
+            return None
+        if mark is not None and mark.is_of(self._owner):
+            complete = mark.whole and self._is_expected(rootfs)
+            if not complete:
+                places.take(path, self._owner, self._migration)
+            return Chosen(bundle, rootfs, is_place=True, complete=complete)
+        fits = bool(self._expected) and inner is None and self._fitting(bundle) == rootfs.resolve()
+        if fits and (mark is None or mark.whole):
+            places.take(path, self._owner, self._migration, whole=True)
+            return Chosen(bundle, rootfs, is_place=True, complete=True)
+        if mark is None:
             words = f"no mark says whose it is, and it is not what {self._owner.id} needs"
             self.notes.append(f"{path} is left alone: {words}")
-        if fits and (mark is None or mark.whole):
-            if not own:
-                marks.put(path, self._owner, self._migration, whole=True)
-            return Chosen(bundle, rootfs, is_place=True, complete=True)
-        if not own or rootfs.is_symlink():
-            return None
-        places.renew(path, self._owner, self._migration)
-        return Chosen(bundle, rootfs, is_place=True)
+        return None
 
     def _fitting(self, bundle: Path) -> Path | None:
         """The root file system of a bundle that has the same config, but for root.path; None when it differs."""
@@ -153,11 +155,17 @@ class Chooser:
             here = json.loads((bundle / "config.json").read_bytes())
             rootfs: Path = bundle / here["root"]["path"]
             here["root"]["path"] = self._config["root"].get("path")
-            if here != self._config or (self._expected and fingerprint(rootfs) != self._expected):
+            if here != self._config or (self._expected and not self._is_expected(rootfs)):
                 return None
             return rootfs.resolve()
-        except (OSError, ValueError, KeyError, TypeError, MigrateError):
+        except (OSError, ValueError, KeyError, TypeError):
             return None
+
+    def _is_expected(self, rootfs: Path) -> bool:
+        try:
+            return bool(self._expected) and fingerprint(rootfs) == self._expected
+        except MigrateError:
+            return False
 
 
 def write_config(bundle: Path, config: dict[str, Any]) -> None:

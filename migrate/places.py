@@ -197,15 +197,15 @@ def _mount_namespace(pid: str) -> str:
         return ""
 
 
-def renew(path: str, owner: Owner, migration: str) -> None:
-    """Mark what is at `path` as being written to, when nobody does so any more for an earlier move that has failed.
+def take(path: str, owner: Owner, migration: str, *, whole: bool = False) -> None:
+    """Mark what is at `path` as this move's, which writes there unless it is `whole`.
 
-    Raises OSError, DeadlineExceeded.
+    Nothing writes there for an earlier move when this returns. Raises OSError, DeadlineExceeded.
     """
     mark = marks.of(path)
-    if mark is not None and not mark.whole and mark.migration != migration:
+    if mark is not None and mark.migration not in ("", migration):
         receivers.end(mark.migration)
-    marks.put(path, owner, migration, whole=False)
+    marks.put(path, owner, migration, whole=whole)
 
 
 def give_up(path: str, migration: str, locks: Locks, made: Sequence[str]) -> None:

@@ -217,7 +217,7 @@ class Arrivals:
             if item.made:
                 self._make(item)
             elif not item.complete:
-                places.renew(item.tree.place, self._owner, self._migration)
+                places.take(item.tree.place, self._owner, self._migration)
                 if item.tree.empty:  # a volatile overlay is not mounted over what one has left
                     for name in os.listdir(item.tree.place):
                         _remove(os.path.join(item.tree.place, name))

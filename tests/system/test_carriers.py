@@ -92,7 +92,9 @@ def begin(lab: Lab) -> int:
 
 def assert_as_before(lab: Lab, before: int) -> None:
     assert_still_here(lab, before)
-    assert lab.sh("host2", "ls /srv /var/lib/pymigrate/trees").split() == ["/srv:", "/var/lib/pymigrate/trees:"]
+    # What has come stays for the next attempt if it is much, and is known for what it is.
+    left = lab.sh("host2", "ls /srv; cat /var/lib/pymigrate/trees/* 2>/dev/null", check=False)
+    assert left == "" or '"whole": false, "failed": true' in left, left
     assert "rsync" not in lab.sh("host1", "ps -eo args | grep '[r]sync'", check=False)
 
 
@@ -136,7 +138,7 @@ def test_one_is_stopped(hosts: Lab) -> None:
 
 @pytest.mark.parametrize("agent", ["lives", "killed"])
 def test_a_stopped_receiver_ends_with_its_move(hosts: Lab, agent: str) -> None:
-    """It is gone when the target says that the move is undone, and what it was to bring is gone as well."""
+    """It is gone when the target says that the move is undone: nothing is written any more to what stays."""
     before = begin(hosts)
     kill = f'; there("KILL", "{AGENT}")' if agent == "killed" else ""
     stop = f'there("STOP", "{RSYNC}"){kill}; os.kill(os.getpid(), signal.SIGINT)'

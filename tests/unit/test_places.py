@@ -119,6 +119,9 @@ def test_what_is_complete_is_used_as_it_is(host: Path, alice: Owner) -> None:
     place = brought(host, alice)
     again, _ = choose(host, alice, SECOND)
     assert (again.bundle, again.complete) == (place, True)
+    (place / "config.json").unlink()
+    again, _ = choose(host, alice, SECOND)
+    assert (again.bundle, again.complete) == (place, True), "config.json is written again anyway"
 
 
 def test_what_a_failed_move_has_left_is_not_taken_as_complete(host: Path, alice: Owner, bob: Owner) -> None:

@@ -33,7 +33,7 @@ _STOP_STEP = 0.2
 
 
 def start(root: str, migration: str) -> bool:
-    """Have a process ask about this move, unless one does. False when none can be started: `recover` asks, too."""
+    """Start a process that asks about this move, unless there is one. Returns False when it cannot be started."""
     try:
         taken = _take(migration)
         if taken < 0:
@@ -129,7 +129,7 @@ def _discarded(entry: Entry) -> bool:
 def main(argv: list[str]) -> int:
     """Ask about one move: `argv` is the state directory and the migration."""
     root, migration = argv
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # whoever has started us may have ignored it
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the process that has started this one may ignore it
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     os.umask(0o077)
     until, pause = time.monotonic() + LASTS, FIRST_PAUSE

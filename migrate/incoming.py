@@ -268,7 +268,8 @@ class Incoming:
             )
         if verdict == "ask":
             return _verdict(workload(entry.phase, "target"))
-        _end_old_agent(entry.fields.get("agent", {}))
+        if entry.phase is not Phase.RESUMED:
+            _end_old_agent(entry.fields.get("agent", {}))
         with self._store.lock(check_id(entry.id), SETTLE_LOCK_TIMEOUT):
             entry = _known(migration) or entry
             if entry.phase is Phase.RESUMED:  # whatever has become of it since

@@ -10,7 +10,7 @@ from typing import Any
 from migrate import journal
 from migrate.image_manifest import boot_id
 from migrate.journal import Entry, Journal
-from migrate.phases import OPEN, Phase
+from migrate.phases import FINAL, OPEN, Phase
 from runtime.state import State, Store
 
 _UNDECIDED_THERE = frozenset({Phase.STOP_AND_COPY, Phase.PREPARED, Phase.COMMITTED})
@@ -53,8 +53,17 @@ def undecided(store: Store, container_id: str, created: str | None = None) -> En
 
 
 def undecided_here(store: Store, container_id: str) -> Entry | None:
-    """Return the newest move of this container into this host of which only its source knows the outcome."""
-    moves = [entry for entry in journal.entries() if entry.id == container_id]
+    """Return the newest move of this container into this host of which only its source knows the outcome.
+
+    Raises DamagedJournal when one may be that, and its journal does not tell.
+    """
+    moves = []
+    for found in journal.scan():
+        entry = found if isinstance(found, Entry) else found.entry
+        if entry is not None and entry.id == container_id:
+            if not isinstance(found, Entry) and entry.role == "target" and entry.phase not in FINAL:
+                raise found
+            moves.append(entry)
     for entry in reversed(moves):
         root = entry.fields.get("root", store.root)
         if (entry.role, root) == ("target", store.root) and entry.phase in _UNDECIDED_THERE:

@@ -13,7 +13,7 @@ from criu_rpc.errors import CriuError
 from criu_rpc.swrk import PageServer
 from migrate import image_keeper, image_manifest, image_places, journal, tmpfs_pack
 from migrate.atomic import sync_directory
-from migrate.errors import DeadlineExceeded, ProtocolError, TargetError
+from migrate.errors import DeadlineExceeded, MigrateError, ProtocolError, TargetError
 from migrate.image_keeper import Keeper
 from migrate.image_manifest import Manifest
 from migrate.image_places import Kind, NoMemory
@@ -168,6 +168,7 @@ class ReceivedImages:
 
         Raises TargetError when an image is not what has come, OSError: everything stays as it was.
         """
+        _sync_files(self.migration)
         if self.kind == "disk":
             self._settle_at(self.path)
         else:
@@ -237,6 +238,21 @@ class ReceivedImages:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+
+def _sync_files(migration: str) -> None:
+    """Have the files of a move on the disk: whole images are of no use with files that a power cut has taken.
+
+    Raises OSError.
+    """
+    from migrate.arriving import Arriving
+    from migrate.trees import Owner
+
+    with contextlib.suppress(MigrateError):  # what a damaged journal says is not needed to keep the images
+        entry = journal.load(migration)
+        if entry is not None:
+            owner = Owner(entry.id, str(entry.fields.get("created", "")), str(entry.fields.get("root", "")))
+            Arriving.resume(entry, owner).flush()
 
 
 class ReceivedPages:

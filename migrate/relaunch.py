@@ -11,7 +11,7 @@ def argv(*args: str) -> list[str]:
 
 
 def module(name: str, *args: str) -> list[str]:
-    """Return an argv that runs `main(args)` of a module of ours in the same way."""
+    """Return an argv that runs `main(args)` of one of our modules in the same way."""
     return _fresh(f"from {name} import main; sys.exit(main(sys.argv[1:]))", args)
 
 

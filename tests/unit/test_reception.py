@@ -1,0 +1,26 @@
+"""What a target has on its disk before it counts images as safe there."""
+
+from pathlib import Path
+
+import pytest
+
+from migrate import arriving, image_places, journal
+from migrate.journal import Entry
+from migrate.phases import Phase
+from migrate.reception import ReceivedImages
+
+MIGRATION = "20260101T000000-0123456789abcdef"
+
+
+def test_the_files_of_a_move_are_on_the_disk_before_its_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container that is restored over older files than it had would be worse than none."""
+    synced: list[str] = []
+    fields = {"bundle": "/b", "rootfs": str(tmp_path), "created": "c", "root": "/r"}
+    entry = Entry(MIGRATION, "target", "web", "host1", "host2", Phase.PREPARED, "", "", fields)
+    monkeypatch.setattr(journal, "load", lambda _: entry)
+    monkeypatch.setattr(arriving, "_sync", synced.append)
+    monkeypatch.setattr(image_places, "DISK", tmp_path)
+    path = tmp_path / MIGRATION
+    path.mkdir()
+    ReceivedImages(MIGRATION, path, "disk").persist()
+    assert synced == [str(tmp_path)]

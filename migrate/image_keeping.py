@@ -14,6 +14,7 @@ killed while it copies: what it has made then lacks its final name, and is remov
 What it needs is imported when there is something to do: as a rule there is not, and the freeze is about to begin.
 """
 
+import contextlib
 import os
 import select
 
@@ -22,10 +23,8 @@ def main(argv: list[str]) -> int:
     """argv: migration, directory of its images, its kind, seconds of patience. Standard input is the agent's socket."""
     migration, path, kind, patience = argv
     os.umask(0o077)
-    try:
+    with contextlib.suppress(OSError):  # the agent has ended already, and may have said something before
         os.write(0, b"r")
-    except OSError:
-        pass  # the agent has ended already, and may have said something before
     word = _hear()
     if word:
         select.select([0], [], [], float(patience))

@@ -45,10 +45,13 @@ class LastCopy(MigrateError):
 
 def left(container_id: str | None = None) -> list[Left]:
     """All images at this host, oldest first, or those that are known to be of one container."""
-    return [item for item in map(_look, image_places.found()) if container_id in (None, item.entry and item.entry.id)]
+    found = image_places.found()
+    used = {item.migration for item in found if item.in_use}  # a copy that is being made is not locked itself
+    every = [_look(item, item.migration in used) for item in found]
+    return [item for item in every if container_id in (None, item.entry and item.entry.id)]
 
 
-def _look(found: Found) -> Left:
+def _look(found: Found, in_use: bool) -> Left:
     entry, damaged = None, False
     try:
         entry = journal.load(found.migration)
@@ -56,9 +59,9 @@ def _look(found: Found) -> Left:
         entry, damaged = error.entry, True
     if entry is None or entry.role != "target":
         # Without a journal nothing tells that all images had come, but for their manifest.
-        return Left(found, None, may_be_last=True, in_use=found.in_use)
+        return Left(found, None, may_be_last=True, in_use=in_use)
     decided = not damaged and (entry.phase in FINAL or (entry.phase in _BEFORE and not _complete(found)))
-    return Left(found, entry, may_be_last=not decided, in_use=found.in_use or _has_agent(entry))
+    return Left(found, entry, may_be_last=not decided, in_use=in_use or _has_agent(entry))
 
 
 def _complete(found: Found) -> bool:

@@ -14,6 +14,7 @@ killed while it copies: what it has made then lacks its final name, and is remov
 What it needs is imported when there is something to do: as a rule there is not, and the freeze is about to begin.
 """
 
+import contextlib
 import os
 import select
 
@@ -22,8 +23,9 @@ def main(argv: list[str]) -> int:
     """argv: migration, directory of its images, its kind, seconds of patience. Standard input is the agent's socket."""
     migration, path, kind, patience = argv
     os.umask(0o077)
-    os.write(0, b"r")
-    word = os.read(0, 1)
+    with contextlib.suppress(OSError):  # the agent has ended already, and may have said something before
+        os.write(0, b"r")
+    word = _hear()
     if word:
         select.select([0], [], [], float(patience))
         os.nice(10)
@@ -41,7 +43,15 @@ def main(argv: list[str]) -> int:
         images.persist(keep=True)
     except (MigrateError, OSError):
         return 1  # they stay in memory
-    os.read(0, 1)  # CRIU may have them open as long as the agent lives
+    _hear()  # CRIU may have them open as long as the agent lives
     if kind == "memory":
         image_places.remove_memory(migration)
     return 0
+
+
+def _hear() -> bytes:
+    """Wait for the agent's next word; b"" when it has ended."""
+    try:
+        return os.read(0, 1)
+    except OSError:  # it has ended without having heard us
+        return b""

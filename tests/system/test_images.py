@@ -94,9 +94,10 @@ def test_memory_is_not_on_the_disk_before_the_move_is_in_doubt(lab: Lab) -> None
     options = lab.sh("host2", "grep ' /run/pymigrate/images/memory ' /proc/self/mountinfo").split()
     assert {"nosuid", "nodev", "noexec"} <= set(options[5].split(",")), options
     assert options[6] == "-", "not private"
-    assert [image["in_use"] for image in described(lab)] == [True]
+    lab.sh("host2", "cd /run/pymigrate/images/memory; mkdir -p /var/lib/pymigrate/incoming/$(echo 2*).new")
+    assert [image["in_use"] for image in described(lab)] == [True, True]
     lab.on("host2", "pymigrate", "migrations", "--clean", "--force")
-    assert places(lab) == ["memory"], "images in use were removed"
+    assert places(lab) == ["memory", "disk"], "images in use were removed"
     assert ended(running, "die\n")[0] == 137
     wait_until(lambda: places(lab) == ["disk"] and lab.sh("host2", "ls -d /run/pymigrate/images", check=False) == "")
     [path] = lab.images("host2")

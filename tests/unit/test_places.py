@@ -85,15 +85,20 @@ def brought(host: Path, owner: Owner, migration: str = FIRST) -> Path:
     return chosen.bundle
 
 
-def live(root: Path, bundle: Path, **fields: Any) -> None:
+def live(root: Path, bundle: Path, rootfs: Path | None = None) -> None:
     """A container that lives, as this process does."""
     store = Store(root)
     directory = store.create("other")
     pid = os.getpid()
     state = State(
-        id="other", bundle=str(bundle), rootfs=str(bundle / "rootfs"), created="2026", log_path=f"{directory}/log",
-        pid=pid, pid_start_time=processes.start_time(pid), **fields,
-    )  # fmt: skip
+        id="other",
+        bundle=str(bundle),
+        rootfs=str(rootfs or bundle / "rootfs"),
+        created="2026",
+        log_path=f"{directory}/log",
+        pid=pid,
+        pid_start_time=processes.start_time(pid),
+    )
     store.save(state)
 
 
@@ -198,6 +203,13 @@ def test_a_lock_ends_with_its_process(host: Path) -> None:
     locks = Locks()
     assert locks.hold("/srv/data")
     locks.release()
+
+
+def test_a_snapshot_that_was_restored_from_a_place_keeps_it(host: Path, alice: Owner) -> None:
+    """`snapshot restore --rootfs`: its bundle is the snapshot."""
+    place = brought(host, alice)
+    live(host / "root", host / "snapshot", place / "rootfs")
+    assert choose(host, alice, SECOND)[0].bundle != place
 
 
 def test_an_operators_bundle_is_read_by_many_and_never_written_to(host: Path, alice: Owner) -> None:

@@ -65,6 +65,11 @@ OTHER = ("tmpcopyup", "idmap", "ridmap")
 ID_MAX = 2**32 - 2
 
 
+def plain(path: str) -> str:
+    """An absolute path without empty and "." parts."""
+    return "/" + "/".join(part for part in path.split("/") if part not in ("", "."))
+
+
 class IdMapping(Record):
     """`size` ids from `container` on are those from `host` on outside."""
 
@@ -86,8 +91,8 @@ class Mount(Record):
 
     @property
     def place(self) -> str:
-        """The destination without empty and "." parts."""
-        return "/" + "/".join(part for part in self.destination.split("/") if part not in ("", "."))
+        """The destination, as `plain` has it."""
+        return plain(self.destination)
 
     @property
     def is_bind(self) -> bool:

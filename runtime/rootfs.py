@@ -12,7 +12,7 @@ import stat
 
 from runtime import syscalls
 from runtime.cgroups.hierarchies import UNIFIED, discover
-from runtime.mount_spec import ATTR_RDONLY, MS_BIND, MS_PRIVATE, MS_RDONLY, MS_REC, MS_REMOUNT, parse_options
+from runtime.mount_spec import ATTR_RDONLY, MS_BIND, MS_PRIVATE, MS_RDONLY, MS_REC, MS_REMOUNT, parse_options, plain
 from runtime.stage import Change, Stage
 
 TYPE_CHECKING = False
@@ -54,10 +54,11 @@ class Root:
         return syscalls.open_in_root(self._fd, path.lstrip("/") or ".", os.O_PATH, links=links > 0)
 
     def find(self, path: str) -> int:
-        """The same; what lies in /proc or /sys is the kernel's, even if who shares the root has renamed that since."""
+        """The same. In /proc and /sys it is the kernel's file, even if another container has renamed them since."""
+        path = plain(path)
         for place, fd in self._kernel.items():
             if path.startswith(place + "/"):
-                return syscalls.open_in_root(fd, path[len(place) :].lstrip("/") or ".", os.O_PATH)
+                return syscalls.open_in_root(fd, path[len(place) + 1 :], os.O_PATH)
         return self.open(path)
 
     def make_directory(self, path: str, links: int = _MAX_LINKS) -> int:

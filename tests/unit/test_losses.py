@@ -1,5 +1,9 @@
 """What only some processors offer, by what kernels on them say: this machine's may have none of it."""
 
+import os
+import threading
+import time
+
 import pytest
 
 from migrate import losses
@@ -60,3 +64,25 @@ def test_speculation_that_a_seccomp_filter_restricts() -> None:
 
 def test_a_kernel_that_says_nothing() -> None:
     assert losses.speculation("Name:\tx\n", "") == ""
+
+
+def test_a_thread_that_ends_while_it_is_looked_at_is_in_no_other_cgroup(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was taken for one with a cgroup of its own, when nothing was to be read of it any longer."""
+    end = threading.Event()
+    thread = threading.Thread(target=end.wait)
+    thread.start()
+    found = os.sched_getscheduler
+
+    def ended(number: int) -> int:
+        policy = found(number)
+        if number == thread.native_id:
+            end.set()
+            thread.join()
+            while os.path.exists(f"/proc/self/task/{number}"):
+                time.sleep(0.001)
+        return policy
+
+    monkeypatch.setattr(os, "sched_getscheduler", ended)
+    rules = [finding.rule for finding in losses.of_process(os.getpid(), os.getpid(), "this")]
+    assert end.is_set()
+    assert "threaded-cgroup" not in rules

@@ -62,6 +62,13 @@ def test_speculation_that_a_seccomp_filter_restricts() -> None:
     assert losses.speculation(status, text) == "Speculation_Store_Bypass: thread force mitigated"
 
 
+def test_inheritable_capabilities() -> None:
+    text = "CapInh:\t{:016x}\nCapPrm:\t000001ffffffffff\nCapBnd:\t{:016x}\n"
+    assert losses.inheritable_beyond_bounding(text.format(0x2000001, 0x1FF)) == "CAP_SYS_TIME"
+    assert losses.inheritable_beyond_bounding(text.format(0x1FF, 0x1FF)) == ""
+    assert losses.inheritable_beyond_bounding("") == ""
+
+
 def test_a_kernel_that_says_nothing() -> None:
     assert losses.speculation("Name:\tx\n", "") == ""
 

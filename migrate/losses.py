@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from migrate import special_files
-from runtime import namespaces, syscalls
+from runtime import capabilities, namespaces, syscalls
 
 _SCHED_DEADLINE = 6
 # Types of which a process may have one of its own: CRIU carries these (criu/namespaces.c).
@@ -61,7 +61,7 @@ def of_process(pid: int, init: int, who: str) -> Iterator[Finding]:
                 here = f"/proc/{pid}/task/{name}"
                 for kind in set(_foreign_namespaces(here, f"/proc/{pid}", frozenset())) - set(kinds):
                     yield Finding("nested-namespace", thread, f"has another {kind} namespace than its process")
-                if _unified(here) != place:
+                if _unified(here) not in ([], place):  # nothing is read of a thread that has ended meanwhile
                     yield Finding("threaded-cgroup", thread, "is in another version 2 cgroup than its process")
         except OSError:
             continue  # it has ended
@@ -77,6 +77,9 @@ def _of_thread(thread: int, who: str) -> Iterator[Finding]:
     for line in status.splitlines():
         if line.startswith("Seccomp:") and line.split()[1] != "0":
             yield Finding("seccomp", who, "runs under a seccomp filter")
+    if beyond := inheritable_beyond_bounding(status):
+        problem = f"has an inheritable capability that is not in its bounding set ({beyond}), which CRIU cannot restore"
+        yield Finding("capabilities", who, problem)
     if restricted := speculation(status, _read(_STORE_BYPASS)):
         yield Finding("speculation", who, f"has restricted speculation ({restricted}), which CRIU would lift")
     if os.sched_getscheduler(thread) == _SCHED_DEADLINE:
@@ -139,6 +142,21 @@ def protected_by_key(smaps: str) -> str:
         elif _HAS_KEY.match(line) and flags[:3] != "--x":
             return address
     return ""
+
+
+def inheritable_beyond_bounding(status: str) -> str:
+    """Return the names of a thread's capabilities that capset(2) does not give back, by /proc/PID/status.
+
+    CRIU drops from the bounding set before it sets what is inheritable, when the container has been given up at the
+    source already: the tree would be killed.
+    """
+    masks = {"CapInh": 0, "CapBnd": 0}
+    for line in status.splitlines():
+        name, _, text = line.partition(":")
+        if name in masks:
+            masks[name] = int(text, 16)
+    beyond = masks["CapInh"] & ~masks["CapBnd"]
+    return ", ".join(name for name, number in capabilities.NUMBERS.items() if beyond >> number & 1)
 
 
 def speculation(status: str, store_bypass: str) -> str:

@@ -86,6 +86,9 @@ RULES: dict[str, Rule] = {
         "run the program without a namespace of its own (mount and network namespaces are carried)"
     ),
     "packet-pipe": Rule("run the program without pipes of packets (pipe2 with O_DIRECT)"),
+    "capabilities": Rule(
+        "take it out of process.capabilities.inheritable, or have the program drop it there before the bounding set"
+    ),
     "deadline": Rule("give the thread another scheduling policy (chrt -o)"),
     "threaded-cgroup": Rule("leave all threads of a process in one cgroup"),
     # What CRIU would lose without a word.

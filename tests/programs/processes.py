@@ -196,6 +196,21 @@ def no_time_stamp_counter() -> Iterator[None]:
 
 
 @kind
+def inheritable_capability() -> Iterator[None]:
+    """One that is not in the bounding set any longer."""
+    header, data = ctypes.create_string_buffer(struct.pack("Ii", 0x20080522, 0), 8), ctypes.create_string_buffer(24)
+    call("capget", header, data)
+    sets = list(struct.unpack("6I", data.raw))
+    sets[2] |= 1  # CAP_CHOWN
+    make("capset", header, ctypes.create_string_buffer(struct.pack("6I", *sets), 24))
+    make("prctl", 24, 0, 0, 0, 0)
+    before = open("/proc/self/status").read().partition("CapInh:")[2].split()[0]
+    while True:
+        yield
+        equal(open("/proc/self/status").read().partition("CapInh:")[2].split()[0], before)
+
+
+@kind
 def speculation() -> Iterator[None]:
     """Speculative store bypass switched off for this process."""
     make("prctl", 53, 0, 4, 0, 0)  # PR_SPEC_DISABLE

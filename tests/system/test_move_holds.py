@@ -55,6 +55,7 @@ REFUSED = {
     "mqueue": "message-queue",
     "mqueue-closed": "message-queue",
     "deadline": "deadline",
+    "inheritable-capability": "capabilities",
     "traced": "traced",
     "other-user": "other-uid",
     "other-group": "other-uid",

@@ -1,5 +1,9 @@
 """What only some processors offer, by what kernels on them say: this machine's may have none of it."""
 
+import os
+import threading
+import time
+
 import pytest
 
 from migrate import losses
@@ -58,5 +62,34 @@ def test_speculation_that_a_seccomp_filter_restricts() -> None:
     assert losses.speculation(status, text) == "Speculation_Store_Bypass: thread force mitigated"
 
 
+def test_inheritable_capabilities() -> None:
+    text = "CapInh:\t{:016x}\nCapPrm:\t000001ffffffffff\nCapBnd:\t{:016x}\n"
+    assert losses.inheritable_beyond_bounding(text.format(0x2000001, 0x1FF)) == "CAP_SYS_TIME"
+    assert losses.inheritable_beyond_bounding(text.format(0x1FF, 0x1FF)) == ""
+    assert losses.inheritable_beyond_bounding("") == ""
+
+
 def test_a_kernel_that_says_nothing() -> None:
     assert losses.speculation("Name:\tx\n", "") == ""
+
+
+def test_a_thread_that_ends_while_it_is_looked_at_is_in_no_other_cgroup(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was taken for one with a cgroup of its own, when nothing was to be read of it any longer."""
+    end = threading.Event()
+    thread = threading.Thread(target=end.wait)
+    thread.start()
+    found = os.sched_getscheduler
+
+    def ended(number: int) -> int:
+        policy = found(number)
+        if number == thread.native_id:
+            end.set()
+            thread.join()
+            while os.path.exists(f"/proc/self/task/{number}"):
+                time.sleep(0.001)
+        return policy
+
+    monkeypatch.setattr(os, "sched_getscheduler", ended)
+    rules = [finding.rule for finding in losses.of_process(os.getpid(), os.getpid(), "this")]
+    assert end.is_set()
+    assert "threaded-cgroup" not in rules

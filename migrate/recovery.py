@@ -40,14 +40,15 @@ class Fate(enum.StrEnum):
 class Left:
     """What is at the source of the tree that a move has frozen.
 
-    `state` is None when nothing of it is here. It is `alive` as far as this start of the machine knows, and `proven`
-    unless the journal is too old to say which tree it was.
+    `state` is None when nothing of it is here. It is `proven` unless the journal is too old to say which tree it was.
+    When the machine was `restarted` since, pids and cgroups in it may be anybody's by now.
     """
 
     state: State | None
     fate: Fate
     alive: bool
     proven: bool
+    restarted: bool
 
     @classmethod
     def of(cls, entry: Entry, store: Store) -> Self:
@@ -70,7 +71,7 @@ class Left:
             fate = Fate.KILLED
         else:
             fate = Fate.ENDED
-        return cls(state, fate, alive, proven)
+        return cls(state, fate, alive, proven, restarted)
 
 
 def recover(store: Store, container_id: str) -> str:
@@ -114,14 +115,14 @@ def finish(store: Store, entry: Entry, *, patience: float | None = None) -> str:
     log, left, source = Journal.resume(entry), Left.of(entry, store), socket.gethostname()
     if left.fate is not Fate.KILLED and call_off(log, entry, left.fate, patience=patience):
         return stays(entry, left, source)
-    if left.fate is Fate.RUNS and left.state is not None and not (left.proven and undump.is_left(left.state)):
+    if left.fate is Fate.RUNS:
         raise InDoubt(
-            f"container {entry.id} runs here, and {entry.target} says that it was resumed there, "
-            f"as after `recover --force-target`",
+            f"container {entry.id} {left.fate}, and {entry.target} says that it was resumed there, "
+            "as after `recover --force-target`",
             remedy="choose one of them, and `pymigrate delete --force` the other\n"
             f"to close the entry: pymigrate recover --forget {entry.id}",
         )
-    if left.state is not None and left.alive and left.proven:
+    if left.state is not None and not left.restarted and (left.proven or not left.alive):
         _end(left.state)
     since = settle(log, entry.id, entry.target, str(store.root), entry.migration, patience=patience)
     with uninterruptible():
@@ -145,8 +146,8 @@ def _clean(store: Store, entry: Entry, left: Left) -> None:
         return
     owner = Owner(left.state.id, left.state.created, store.root)
     treestore.leave(entry.fields.get("leaving", {}), owner, entry.migration)
-    if entry.fields.get("boot") != boot_id():
-        store.remove(entry.id)  # pids and cgroups of an earlier start of the machine may be anybody's by now
+    if left.restarted:
+        store.remove(entry.id)
     elif failure := clean_source(store, left.state, None):
         raise failure
 
@@ -162,6 +163,7 @@ def _ended_frozen(state: State) -> bool:
 
 
 def _end(state: State) -> None:
+    """End the tree and what was locked for it, as far as the coordinator has not done so."""
     with contextlib.suppress(OSError):
         departed.note(state)
     if state.has_bridge:

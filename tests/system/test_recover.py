@@ -113,7 +113,7 @@ def test_an_old_journal_proves_nothing_about_what_runs_here(lab: Lab) -> None:
     )
     lab.on("host1", lab.python, "-c", strip)
     code, _, complaint = recover(lab)
-    assert (code, "runs here, and host2 says" in complaint) == (12, True), complaint
+    assert (code, "runs on here, and host2 says" in complaint) == (12, True), complaint
     lab.wait_count("host1", before)
     assert identity(lab, "host1") == mine
     assert recover(lab, "--forget")[0] == 0
@@ -314,6 +314,6 @@ def test_recover_says_what_it_means_when_both_hosts_have_it(lab: Lab) -> None:
     wait_no_agent(lab)
     assert recover(lab, "--force-target", host="host2")[0] == 0
     code, _, complaint = recover(lab)
-    assert (code, "runs here, and host2 says that it was resumed there" in complaint) == (12, True), complaint
+    assert (code, "runs on here, and host2 says that it was resumed there" in complaint) == (12, True), complaint
     lab.wait_count("host1", before)
     lab.wait_count("host2", before)

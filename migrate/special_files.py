@@ -4,7 +4,7 @@ import re
 
 _BPF = (
     "have the program detach it: it belongs to this host's kernel. systemd does without where bpf(2) is denied: "
-    "deny it in linux.seccomp (with --allow seccomp), or run the container in a user namespace"
+    "deny it in linux.seccomp (errno EPERM), and move with --allow seccomp"
 )
 # The kind as /proc/PID/fd has it after "anon_inode:", or as we call it -> what to do about it.
 _REMEDIES = {

@@ -276,6 +276,7 @@ class Restoring:
             connection, self._connection = self._connection, None
             options = self._options(images, work)
             extra = supplement.load(images)
+            supplement.prepare(extra, self._cgroup)
             deadline = time.monotonic() + timeout
             self._session = Criu().restore(options, timeout=timeout, connection=connection)
             self._set_up_namespaces(deadline)

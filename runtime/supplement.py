@@ -104,6 +104,11 @@ def resources(images: str | os.PathLike[str]) -> dict[str, Any]:
         os.close(fd)
 
 
+def prepare(value: dict[str, Any], cgroup: Cgroup) -> None:
+    """Make what a restored tree finds already: the cgroups whose files it has open. Raises ContainerError."""
+    subtree.make(value.get("cgroups", []), cgroup)
+
+
 def apply(value: dict[str, Any], pid: int, cgroup: Cgroup) -> None:
     """Give what `load` has read to a restored tree that does not run yet; `pid` is its init. Raises ContainerError."""
     if not any(value.get(name) for name in ("threads", "timers", "windows", "cgroups")):

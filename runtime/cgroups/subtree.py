@@ -120,21 +120,39 @@ def check(groups: list[Any]) -> None:
             raise ContainerError(f"{where}: owner: has no mode")
 
 
-def restore(groups: list[dict[str, Any]], cgroup: Cgroup, outside: dict[int, int]) -> None:
-    """Make what `save` has described below a container's new cgroup, and put its processes there.
+def make(groups: list[dict[str, Any]], cgroup: Cgroup) -> None:
+    """Make the directories of what `save` has described, before the processes exist: they may have files there open.
 
-    `outside` maps thread ids inside to those here. Raises ContainerError, on a host of the other cgroup version too.
+    Raises ContainerError, on a host of the other cgroup version too.
+    """
+    for group in groups:
+        path = f"{_top(cgroup, group['controller'])}/{group['path']}"
+        try:
+            os.makedirs(path, exist_ok=True)
+        except OSError as error:
+            raise ContainerError(f"a cgroup of the container cannot be made again: {error}") from None
+
+
+def _top(cgroup: Cgroup, controller: str) -> str:
+    try:
+        return cgroup.paths[controller]
+    except KeyError:
+        raise ContainerError(
+            f"the container has cgroups of its own in the hierarchy {controller or 'of version 2'}, "
+            "which this host does not have"
+        ) from None
+
+
+def restore(groups: list[dict[str, Any]], cgroup: Cgroup, outside: dict[int, int]) -> None:
+    """Give what `make` has made all that `save` has described, and put the container's processes there.
+
+    `outside` maps thread ids inside to those here. Raises ContainerError.
     """
     gone = {thread for group in groups for thread in group["threads"]} - set(outside)
     if gone:
         raise ContainerError(f"cgroups: there is no thread {min(gone)}")
     for controller in dict.fromkeys(group["controller"] for group in groups):
-        top = cgroup.paths.get(controller)
-        if top is None:
-            raise ContainerError(
-                f"the container has cgroups of its own in the hierarchy {controller or 'of version 2'}, "
-                "which this host does not have"
-            )
+        top = _top(cgroup, controller)
         mine = [group for group in groups if group["controller"] == controller]
         try:
             if controller == UNIFIED:
@@ -149,7 +167,6 @@ def _restore_v1(groups: list[dict[str, Any]], top: str, outside: dict[int, int])
     for group in groups:
         if group["path"]:
             directory = f"{top}/{group['path']}"
-            os.mkdir(directory)
             _set_limits(directory, group["files"])
             for thread in group["threads"]:
                 _write(f"{directory}/tasks", str(outside[thread]))
@@ -160,7 +177,6 @@ def _restore_unified(groups: list[dict[str, Any]], top: str, cgroup: Cgroup, out
     """A cgroup that gives controllers to its children has no processes itself: they leave it first, CRIU too."""
     below_top = [group for group in groups if group["path"]]
     for group in below_top:
-        os.mkdir(f"{top}/{group['path']}")
         for thread in group["threads"]:
             _write(f"{top}/{group['path']}/cgroup.procs", str(outside[thread]))
     if any(group["given"] for group in groups if not group["path"]):

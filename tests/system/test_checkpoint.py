@@ -251,6 +251,28 @@ def test_a_volume_below_a_symbolic_link(pymigrate: Local, bundle: Path, images: 
     assert pymigrate("exec", "ckpt", "ls", "/link/x", "/srv/y").stdout.split().count("file") == 2
 
 
+def test_files_of_cgroups_made_inside(pymigrate: Local, images: Images, tmp_path: Path) -> None:
+    """systemd watches those of its units: they are there when the processes come back."""
+    program = """
+import ctypes, os, time
+libc = ctypes.CDLL(None, use_errno=True)
+top = "/tmp/cgroup"
+os.mkdir(top)
+assert libc.mount(b"cgroup2", top.encode(), b"cgroup2", 0, None) == 0
+os.makedirs(top + "/jobs/one")
+events = os.open(top + "/jobs/one/cgroup.events", os.O_RDONLY)
+watch = libc.inotify_init1(0)
+assert libc.inotify_add_watch(watch, (top + "/jobs/one/cgroup.events").encode(), 2) > 0
+number = 0
+while True:
+    number += os.pread(events, 100, 0).startswith(b"populated 0")
+    print(number, flush=True)
+    time.sleep(0.05)
+"""
+    write_python_bundle(tmp_path / "b", program)
+    there_and_back(pymigrate, tmp_path / "b", images)
+
+
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="elsewhere there is no such call")
 def test_poll_without_a_timeout_goes_on(pymigrate: Local, images: Images, tmp_path: Path) -> None:
     """`tail -f` and others take EINTR for an error when they have no handler of a signal; frozen before or not."""

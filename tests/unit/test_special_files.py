@@ -8,7 +8,7 @@ from migrate.special_files import remedy
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        ("anon_inode:bpf-prog", "user namespace"),
+        ("anon_inode:bpf-prog", "linux.seccomp"),
         ("anon_inode:bpf-map", "bpf(2)"),
         ("anon_inode:bpf_link", "bpf(2)"),
         ("anon_inode:[userfaultfd]", "userfaultfd"),

@@ -33,7 +33,7 @@ class Arriving:
         self._trees, self._locks = trees, locks
         self._place = self._rootfs = ""
         self._made: list[str] = []
-        self._config: dict[str, Any] = {}
+        self._chosen: tuple[Chosen, dict[str, Any]] | None = None  # with the config.json for a place, until it is made
 
     @classmethod
     def plan(cls, call: OpenBundle, owner: Owner) -> tuple[Self, dict[str, Any]]:
@@ -52,7 +52,7 @@ class Arriving:
         files = cls(owner, call.migration, chosen.bundle, trees, locks)
         files._rootfs = str(chosen.rootfs) if not call.fingerprint else ""
         if chosen.is_place:
-            files._config = config
+            files._chosen = chosen, config
         if chosen.is_place and not chosen.complete:
             files._place, files._made = str(chosen.bundle), [str(chosen.bundle)] if chosen.made else []
         return files, files._answer(chosen) | {"notes": list(dict.fromkeys(chooser.notes))}
@@ -93,9 +93,11 @@ class Arriving:
 
         Raises TargetError, OSError, DeadlineExceeded.
         """
-        if self._config:
-            (self.bundle / "rootfs").mkdir(mode=0o755, exist_ok=True)
-            bundles.write_config(self.bundle, self._config)
+        if self._chosen is not None:
+            chosen, config = self._chosen
+            chosen.mark(self._owner, self._migration)
+            chosen.rootfs.mkdir(mode=0o755, exist_ok=True)
+            bundles.write_config(chosen.bundle, config)
         if self._rootfs:
             places.take(self._rootfs, self._owner, self._migration)
         self._trees.make()

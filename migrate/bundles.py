@@ -43,7 +43,8 @@ class Chosen:
     """Where a bundle is, or comes to be.
 
     In a `place` its config.json is written, and what a root file system lacks; an operator's own bundle is only used.
-    `made`: nothing was there before. `complete`: the constant root file system is there already.
+    `made`: nothing was there before, and now an empty directory is. `complete`: the constant root file system is there
+    already. `adopted`: it was nobody's, or another container's, before.
     """
 
     bundle: Path
@@ -51,6 +52,15 @@ class Chosen:
     is_place: bool
     made: bool = False
     complete: bool = False
+    adopted: bool = False
+
+    def mark(self, owner: Owner, migration: str) -> None:
+        """Mark a place as this move's, which has its lock. Raises OSError, DeadlineExceeded."""
+        path = str(self.bundle)
+        if self.made:
+            marks.put(path, owner, migration, whole=False, made=((path, marks.inode(path)),))
+        elif self.is_place and (self.adopted or not self.complete):
+            places.take(path, owner, migration, whole=self.complete)
 
 
 class Chooser:
@@ -63,7 +73,7 @@ class Chooser:
         self.notes: list[str] = []
 
     def choose(self, hints: Iterable[str]) -> Chosen:
-        """The first bundle of `hints` that fits, or a place. It is locked, unless it is only read, and marked.
+        """The first bundle of `hints` that fits, or a place. It is locked, unless it is only read, and not marked yet.
 
         Raises OSError, DeadlineExceeded.
         """
@@ -120,7 +130,6 @@ class Chooser:
             os.mkdir(path, 0o700)
         except FileExistsError:
             return None
-        marks.put(path, self._owner, self._migration, whole=False, made=((path, marks.inode(path)),))
         return Chosen(bundle, bundle / "rootfs", is_place=True, made=True)
 
     def _old(self, bundle: Path) -> Chosen | None:
@@ -136,14 +145,10 @@ class Chooser:
         if rootfs.is_symlink():
             return None
         if mark is not None and mark.is_of(self._owner):
-            complete = mark.whole and self._is_expected(rootfs)
-            if not complete:
-                places.take(path, self._owner, self._migration)
-            return Chosen(bundle, rootfs, is_place=True, complete=complete)
+            return Chosen(bundle, rootfs, is_place=True, complete=mark.whole and self._is_expected(rootfs))
         fits = bool(self._expected) and inner is None and self._fitting(bundle) == rootfs.resolve()
         if fits and (mark is None or mark.whole):
-            places.take(path, self._owner, self._migration, whole=True)
-            return Chosen(bundle, rootfs, is_place=True, complete=True)
+            return Chosen(bundle, rootfs, is_place=True, complete=True, adopted=True)
         if mark is None:
             words = f"no mark says whose it is, and it is not what {self._owner.id} needs"
             self.notes.append(f"{path} is left alone: {words}")

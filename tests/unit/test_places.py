@@ -62,6 +62,7 @@ def choose(host: Path, owner: Owner, migration: str, *hints: Path, locks: Locks 
     held = locks or Locks()
     chooser = Chooser(config, fingerprint(host / "source"), owner, migration, held)
     chosen = chooser.choose(map(str, hints))
+    chosen.mark(owner, migration)
     if locks is None:
         held.release()
     return chosen, " ".join(chooser.notes)
@@ -160,7 +161,7 @@ def test_a_place_without_a_mark_is_left_alone_while_it_is_used(host: Path, alice
 def test_the_place_of_a_container_that_is_no_more_is_taken_if_it_fits(host: Path, alice: Owner, bob: Owner) -> None:
     """Nothing in it changes."""
     place = brought(host, alice)
-    assert choose(host, bob, SECOND)[0] == Chosen(place, place / "rootfs", is_place=True, complete=True)
+    assert choose(host, bob, SECOND)[0] == Chosen(place, place / "rootfs", is_place=True, complete=True, adopted=True)
     marks.put(str(place / "rootfs"), alice, FIRST, whole=True)  # one that the container could write to
     marks.put(str(place), alice, FIRST, whole=True)
     assert choose(host, bob, SECOND)[0].bundle != place

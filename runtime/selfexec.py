@@ -26,7 +26,7 @@ def command(module: str, *args: str) -> list[str]:
 
 
 def is_sealed() -> bool:
-    """Whether nobody can write to our interpreter's file through /proc/PID/exe, even when no process runs it any more.
+    """Whether nobody can write to our interpreter's file through /proc/PID/exe, even after all that run it have ended.
 
     A container can name the interpreter of its init as /proc/self/exe while it is set up, and keep it open. As long as
     some process runs the file the kernel refuses to write to it (ETXTBSY), but the monitor may be killed.

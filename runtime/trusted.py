@@ -100,7 +100,7 @@ def _require(info: os.stat_result, place: str, *, sticky: bool = False) -> None:
 
 
 def _require_owner(info: os.stat_result, place: str, *, host: bool = False) -> None:
-    """`host`: in a user namespace the owner may also be somebody who has no number there, as the host's root."""
+    """`host`: in a user namespace the owner may also be a user without a number there, such as the host's root."""
     if info.st_uid in (0, os.geteuid()) or (host and info.st_uid == _NOBODY and is_remapped()):
         return
     raise PermissionError(errno.EPERM, f"belongs to user {info.st_uid}, not to root", place)

@@ -205,7 +205,7 @@ write_launcher() {
     local file=$1 python=$PREFIX/sealed/python3
     shift
     mkdir -p "$PREFIX/sealed"
-    [ -e "$python" ] || ln -s /usr/bin/python3 "$python"
+    [ -e "$python" ] || ln -sf /usr/bin/python3 "$python"
     {
         printf '#!%s -IS\nimport sys\nsys.path[0:0] = [' "$python"
         printf '"%s", ' "$@"

@@ -192,6 +192,17 @@ def test_exec_of_proc_self_exe(copy: Copy, tmp_path: Path) -> None:
     assert not (bundle / "rootfs/wrote").exists()
 
 
+def test_a_restore_is_sealed_too(copy: Copy, tmp_path: Path) -> None:
+    """CRIU is started by it inside the container's cgroup, and its monitor stays."""
+    bundle, images = make(tmp_path / "b", "sleep 1000"), ["--image-path", tmp_path / "images"]
+    copy("run", "-d", "-b", bundle, "c")
+    copy("checkpoint", *images, "c")
+    copy("restore", "-d", "-b", bundle, *images, "c")
+    exe = f"/proc/{json.loads((copy.root / 'c/state.json').read_text())['shim_pid']}/exe"
+    assert (os.path.samefile(exe, copy.python), bool(os.statvfs(exe).f_flag & os.ST_RDONLY)) == (True, True)
+    copy("delete", "--force", "c")
+
+
 # What podman's conmon does: it adopts the container, and runs another program.
 ENGINE = """
 import subprocess, sys

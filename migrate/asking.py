@@ -110,7 +110,7 @@ def _attempt(store: Store, migration: str) -> bool:
         return True
     with store.lock(entry.id, LOCK_TIMEOUT):
         entry = journal.load(migration) or entry
-        if entry.phase in (Phase.ABORTED, Phase.FORGOTTEN):
+        if entry.phase is Phase.ABORTED:
             return _discarded(entry)
         if entry.phase not in OPEN or entry.phase is Phase.LOST:
             return True

@@ -198,9 +198,7 @@ class Coordinator:
             self._monitor.emit(Warned(f"{self._wanted.host} still has images of a move that was aborted: {error}"))
             return
         for entry in uncleaned:
-            Journal.resume(entry).record(
-                Phase.FORGOTTEN if entry.phase is Phase.FORGOTTEN else Phase.ABORTED, cleaned=True
-            )
+            Journal.resume(entry).record(Phase.ABORTED, cleaned=True)
 
     def _stop_and_copy(self, departure: Departure) -> None:
         self._log.record(Phase.STOP_AND_COPY)
@@ -334,7 +332,7 @@ def _uncleaned(wanted: MigrationSpec, root: str, current: str) -> Iterator[Entry
     for entry in journal.entries():
         if (entry.role, entry.target) != ("source", wanted.host) or entry.migration == current:
             continue
-        untold = entry.phase in (Phase.ABORTED, Phase.FORGOTTEN) and entry.fields.get("cleaned") is False
+        untold = entry.phase is Phase.ABORTED and entry.fields.get("cleaned") is False
         same = (entry.id, entry.fields.get("root")) == (wanted.id, root)
         if untold or (same and workload(entry.phase) == "SOURCE" and entry.phase is not Phase.ABORTED):
             yield entry

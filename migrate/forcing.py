@@ -20,7 +20,8 @@ from runtime.state import Store
 def force_source(store: Store, container_id: str) -> str:
     """The target is gone for good: decide that the container is here, or nowhere. Returns where it is, in words.
 
-    What the target has of it is never resumed: it is told to discard that when it comes back.
+    If it is here, the target is told to discard what it has when it comes back. If the move has ended it here, the
+    images at the target are the last copy: they stay, and `recover` resumes them when the target comes back.
 
     Raises NothingToRecover; MigrateError when the target answers; Lost when the move has ended the container here.
     """
@@ -28,16 +29,15 @@ def force_source(store: Store, container_id: str) -> str:
     with store.lock(container_id, LOCK_TIMEOUT), uninterruptible():
         _require_unanswered(entry)
         notices.warn(
-            f"{entry.target} is taken to be gone for good: if it runs {entry.id} all the same, there are two of it, "
-            "and if it only holds its images, they are discarded when it comes back"
+            f"{entry.target} is taken to be gone for good: if it runs {entry.id} all the same, there are two of it"
         )
         log, left, words = Journal.resume(entry), Left.of(entry, store), "decided by --force-source"
         if left.fate is Fate.KILLED:
-            log.record(Phase.FORGOTTEN, reason=words, cleaned=False)
-            asking.start(store.root, entry.migration)
+            log.record(Phase.LOST, reason=words)
             raise Lost(
                 f"container {entry.id} is lost: it was ended here to go on at {entry.target}, which is gone for good",
-                remedy=f"to remove what is left here: pymigrate delete {entry.id}" if left.state is not None else None,
+                remedy=f"if {entry.target} comes back after all: pymigrate recover {entry.id}\n"
+                f"to close the entry: pymigrate recover --forget {entry.id}",
             )
         log.record(Phase.ABORTED, reason=words, cleaned=False)
         asking.start(store.root, entry.migration)

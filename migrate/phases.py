@@ -34,7 +34,7 @@ NEXT: dict[Phase | None, frozenset[Phase]] = {
     Phase.LOST: frozenset({Phase.LOST, Phase.RESUMED, Phase.FORGOTTEN}),  # asked again, it may turn out to be whole
     Phase.RESUMED: frozenset(),
     Phase.ABORTED: frozenset({Phase.ABORTED}),  # once more when the target could be told at last
-    Phase.FORGOTTEN: frozenset({Phase.FORGOTTEN}),  # likewise
+    Phase.FORGOTTEN: frozenset(),
 }
 
 FINAL = frozenset({Phase.RESUMED, Phase.ABORTED, Phase.FORGOTTEN})

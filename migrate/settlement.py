@@ -114,7 +114,7 @@ def discard(entry: Entry) -> bool:
             peer.call(protocol.Discard([entry.migration]), SETTLE_TIMEOUT)
     except MigrateError:
         return False
-    Journal.resume(entry).record(entry.phase, cleaned=True)
+    Journal.resume(entry).record(Phase.ABORTED, cleaned=True)
     return True
 
 

@@ -14,12 +14,12 @@ from typing import Any
 from tests.hosts import Hosts
 from tests.vm.images import CACHE, Image, Images
 
-BOOT_TIMEOUT = 180.0
+BOOT_TIMEOUT = 600.0
 PROBE_TIMEOUT = 20.0
 STOP_TIMEOUT = 60.0
 MEMORY = "1024"
 COMMAND_TIMEOUT = 120.0
-MONITOR_TIMEOUT = 20.0
+MONITOR_TIMEOUT = 60.0
 _ACCELERATORS = {
     "kvm": ["-accel", "kvm", "-cpu", "host"],
     "tcg": ["-accel", "tcg,thread=multi,tb-size=256", "-cpu", "max"],

@@ -22,7 +22,7 @@ from criu_rpc.errors import CriuError
 from migrate import limits
 from migrate.errors import ProtocolError
 from migrate.space import free_bytes
-from runtime.capabilities import NUMBERS, permitted
+from runtime.capabilities import NUMBERS, names, permitted
 from runtime.errors import InvalidId
 from runtime.state import Store, check_id
 
@@ -93,9 +93,10 @@ class HostFacts:
     overlay: tuple[str, ...] = ()  # what holds for options of overlay mounts where nothing is said, as "name=value"
     any_uid: bool = False  # CAP_SYS_RESOURCE, without which CRIU cannot dump processes of other users
     limits: tuple[str, ...] = ()  # the highest hard limits of what is restored here without that (limits.own)
+    capabilities: tuple[str, ...] = ()  # those that root has here
 
     def to_json(self) -> dict[str, Any]:
-        lists = {name: list(getattr(self, name)) for name in ("missing", "overlay", "limits")}
+        lists = {name: list(getattr(self, name)) for name in ("missing", "overlay", "limits", "capabilities")}
         return {**dataclasses.asdict(self), **lists}
 
     @classmethod
@@ -139,6 +140,7 @@ def gather(query: FactsQuery) -> HostFacts:
         overlay=overlay_defaults(),
         any_uid=can_carry_any_uid(),
         limits=limits.own(),
+        capabilities=tuple(names(permitted())),
     )
 
 

@@ -1,9 +1,12 @@
-"""Limits that a restore cannot give back: hard ones above the target's own, and OOM scores below.
+"""What a target's root lacks that a restore needs: higher hard limits, lower OOM scores, capabilities.
 
 CRIU sets the limits of what it restores in each process itself, and ignores what fails (criu/pie/restorer.c,
 restore_rlims; criu/cr-restore.c, prepare_oom_score_adj): without CAP_SYS_RESOURCE in the host's own user namespace a
 process has the agent's limits then, the soft ones included. Processes of other users need nothing more: a container
 with one was restored here without the capability. Only a dump does, for the limits of a process of another user.
+
+A capability that root there lacks is worse: capset(2) fails in the very last step of a restore (restorer.c,
+restore_creds), when the source has given the container up.
 """
 
 import os
@@ -13,7 +16,7 @@ from pathlib import Path
 
 from migrate.errors import ProtocolError
 from migrate.rules import Blocker
-from runtime import processes
+from runtime import capabilities, processes
 
 _LINE = re.compile(r"Max (\S+(?: \S+)*) {2,}(\S+) +(\S+)")
 _OOM = "OOM score adjustment"
@@ -69,6 +72,23 @@ def blockers(init_pid: int, target: str, there: Iterable[str]) -> list[Blocker]:
             text = f"has the {_OOM} {score}, and root of {target} can give {known[_OOM]} at least"
             found.setdefault(_OOM, Blocker("limit", who, text))
     return list(found.values())
+
+
+def lacking(init_pid: int, target: str, there: Iterable[str]) -> list[Blocker]:
+    """The first thread of a container with capabilities that root of the target lacks; `there` names those it has."""
+    held = capabilities.mask(there)
+    for pid in processes.container_pids(init_pid):
+        for status in Path(f"/proc/{pid}/task").glob("*/status"):
+            try:
+                fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
+            except OSError:
+                continue  # it has ended
+            if beyond := capabilities.names((int(fields["CapPrm"], 16) | int(fields["CapInh"], 16)) & ~held):
+                who = f"process {pid} ({fields['Name'].strip()})"
+                problem = f"has {', '.join(beyond)}, which root of {target} lacks: CRIU could not restore it"
+                remedy = f"give root of {target} the capability, or take it out of process.capabilities"
+                return [Blocker("capabilities", who, problem, remedy)]
+    return []
 
 
 def _words(value: int) -> str:

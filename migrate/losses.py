@@ -156,7 +156,7 @@ def inheritable_beyond_bounding(status: str) -> str:
         if name in masks:
             masks[name] = int(text, 16)
     beyond = masks["CapInh"] & ~masks["CapBnd"]
-    return ", ".join(name for name, number in capabilities.NUMBERS.items() if beyond >> number & 1)
+    return ", ".join(capabilities.names(beyond))
 
 
 def speculation(status: str, store_bypass: str) -> str:

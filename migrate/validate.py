@@ -243,6 +243,8 @@ def _check_limits(state: State, spec: Spec, target: HostFacts) -> list[Blocker]:
     if can_carry_any_uid() and not target.any_uid and (who := limits.other_users(state.pid)):
         text = f"runs as another user: root of {target.name} lacks CAP_SYS_RESOURCE, and CRIU cannot dump it there"
         found.append(Blocker("one-way", who, text))
+    if not remapped:  # there root has all of them in the namespace that CRIU makes
+        found += limits.lacking(state.pid, target.name, target.capabilities)
     return found
 
 

@@ -31,6 +31,11 @@ def mask(names: Iterable[str]) -> int:
     return result
 
 
+def names(mask: int) -> list[str]:
+    """The names of a bit mask's capabilities; those without a name here are left out."""
+    return [name for name, number in NUMBERS.items() if mask >> number & 1]
+
+
 def warn(sets: dict[str, frozenset[str]] | None, *, remapped: bool) -> None:
     """Name those that a bundle asks for and its program does not get (runtime-spec, config.md: a warning, no error).
 

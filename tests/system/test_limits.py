@@ -6,23 +6,23 @@ from typing import Any
 from tests.hosts import in_agent
 from tests.system.conftest import Lab
 
-# The agent, and what it starts, as on a host without the capability and with low limits.
-POOR = in_agent("""
-import resource
-from migrate import hostfacts
+# The agent, and what it starts, as on a host whose root lacks a capability.
+_LACKING = """
 from runtime import syscalls
-syscalls.prctl(24, 24)  # PR_CAPBSET_DROP, CAP_SYS_RESOURCE
-effective, permitted, inheritable = syscalls.capget()
-without = ~(1 << 24)
-resource.setrlimit(resource.RLIMIT_NOFILE, (512, 512))
-syscalls.capset(effective & without, permitted & without, inheritable & without)
-""")
+syscalls.prctl(24, {number})  # PR_CAPBSET_DROP
+syscalls.capset(*(held & ~(1 << {number}) for held in syscalls.capget()))
+"""
+# CAP_SYS_RESOURCE, and low limits.
+POOR = in_agent(
+    "import resource\nresource.setrlimit(resource.RLIMIT_NOFILE, (512, 512))\n" + _LACKING.format(number=24)
+)
+CANNOT_BIND = in_agent(_LACKING.format(number=10))  # CAP_NET_BIND_SERVICE
 RUN = "import sys; from migrate import cli; sys.exit(cli.main(['--json', *sys.argv[1:]]))"
 
 
-def pymigrate(lab: Lab, *argv: str) -> dict[str, Any]:
-    """The last event of a command at host1 whose agent is poor."""
-    done = lab.on("host1", lab.python, "-c", POOR + RUN, *argv, check=False)
+def pymigrate(lab: Lab, *argv: str, agent: str = POOR) -> dict[str, Any]:
+    """The last event of a command at host1 whose agent lacks something."""
+    done = lab.on("host1", lab.python, "-c", agent + RUN, *argv, check=False)
     assert "Traceback" not in done.stderr, done.stderr
     event: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return event
@@ -58,3 +58,15 @@ def test_processes_of_other_users(lab: Lab) -> None:
         assert found.keys() == {rule, "limit"}
         assert "runs as" in found[rule]["problem"]
         assert "CAP_SYS_RESOURCE" in found[rule]["remedy"]
+
+
+def test_a_capability_that_root_there_lacks(lab: Lab) -> None:
+    """CRIU would fail when the source has given the container up already."""
+    lab.run()
+    before = lab.wait_count("host1", 1)
+    event = pymigrate(lab, "move", "web", "host2", agent=CANNOT_BIND)
+    assert (event["kind"], [blocker["rule"] for blocker in event["blockers"]]) == ("blocked", ["capabilities"])
+    (blocker,) = event["blockers"]
+    assert "has CAP_NET_BIND_SERVICE, which root of host2 lacks" in blocker["problem"]
+    assert blocker["remedy"] == "give root of host2 the capability, or take it out of process.capabilities"
+    lab.wait_count("host1", before)

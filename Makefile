@@ -1,11 +1,11 @@
 # `make demo` and `make test` do all that is needed on a fresh Debian 12 or 13 machine, as root, and can be repeated.
 .DEFAULT_GOAL := help
 PYTHON := .venv/bin/python
-PYTEST := $(PYTHON) -m pytest -q --numprocesses=auto --maxprocesses=4
+PYTEST := $(PYTHON) -m pytest -q --numprocesses=3
 
 help:
 	@echo "make demo    set up this machine and move a Redis between two hosts on it"
-	@echo "make test    set up this machine, check the code and run the tests; of those between two virtual machines a few"
+	@echo "make test    set up this machine, check the code and run the tests that the commit's hash draws"
 	@echo "make test-all  the same with all tests"
 	@echo "make test-vm only the tests between two virtual machines; DEBIAN=12 for Debian 12 in them"
 	@echo "make bench   what a container's life costs, beside runc and crun, moves of real services and of files in a tmpfs"

@@ -1,9 +1,11 @@
 """`criu swrk FD`: one CRIU process that answers on a SOCK_SEQPACKET socket, one protobuf message a packet."""
 
 import contextlib
+import ctypes
 import os
 import select
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -15,6 +17,7 @@ from criu_rpc import messages, tar
 from criu_rpc.errors import BadAnswer, CriuNotFound, DeadlineExceeded, SwrkDied
 
 CLOSE_TIMEOUT = 10.0
+_PR_SET_PDEATHSIG = 1
 _PLACES = ("/opt/pymigrate/sbin/criu",)
 _SEARCH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -157,6 +160,11 @@ class Swrk:
         return None
 
 
+def _end_with_parent() -> None:
+    """Have the kernel kill this process when the one that has started it ends, however it does (prctl(2))."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL))
+
+
 class PageServer:
     """`criu page-server` on a connected socket: what comes in lands as pages-*.img and pagemap-*.img in a directory."""
 
@@ -167,13 +175,17 @@ class PageServer:
 
     @classmethod
     def start(cls, path: str, images: Path, sock: socket.socket) -> Self:
-        """Serve `sock` (the caller closes its copy) into the directory `images`. Raises CriuNotFound."""
+        """Serve `sock` (the caller closes its copy) into the directory `images`. Raises CriuNotFound.
+
+        The caller has no threads. The server does not outlive it, even one that is stopped.
+        """
         argv = [path, "page-server", "-D", str(images), "-o", cls.LOG, "-v4", "--ps-socket", str(sock.fileno())]
         null = subprocess.DEVNULL
         try:
             process = subprocess.Popen(
-                argv, pass_fds=[sock.fileno()], stdin=null, stdout=null, stderr=null, cwd="/", start_new_session=True
-            )
+                argv, pass_fds=[sock.fileno()], stdin=null, stdout=null, stderr=null, cwd="/", start_new_session=True,
+                preexec_fn=_end_with_parent,
+            )  # fmt: skip
         except OSError as error:
             raise CriuNotFound(f"{path} cannot be started: {error.strerror}") from None
         return cls(process, images)

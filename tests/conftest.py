@@ -21,7 +21,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--draw",
         action="store_true",
-        help="leave out tests between virtual machines, by $PYMIGRATE_DRAW or else the commit's hash",
+        help="leave out most tests between virtual machines, and half of the cases of system tests that have many, "
+        "by $PYMIGRATE_DRAW or else the commit's hash",
     )
 
 
@@ -34,10 +35,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if kind == "vm":
             item.add_marker(pytest.mark.timeout(VM_TIMEOUT))
     if config.getoption("draw"):
-        machines = {item.nodeid for item in items if item.get_closest_marker("vm")}
-        left_out = machines - draw.drawn(machines, draw.seed())
-        config.hook.pytest_deselected(items=[item for item in items if item.nodeid in left_out])
-        items[:] = [item for item in items if item.nodeid not in left_out]
+        drawn = draw.drawn([item.nodeid for item in items], draw.seed())
+        config.hook.pytest_deselected(items=[item for item in items if item.nodeid not in drawn])
+        items[:] = [item for item in items if item.nodeid in drawn]
     items.sort(key=lambda item: schedule.turn(item.nodeid))
 
 
@@ -46,9 +46,12 @@ def _say_draw(config: pytest.Config, names: Sequence[str]) -> None:
     if not config.getoption("draw") or reporter is None:
         return
     seed = draw.seed()
-    machines = [name for name in names if name.startswith(schedule.MACHINES)]
+    machines = [name for name in names if name.startswith(draw.MACHINES)]
     by = "by a fixed seed, as there is no commit here" if seed == draw.WITHOUT_GIT else f"by {seed}"
-    reporter.write_line(f"draw: {len(machines)} tests between virtual machines, {by}; `make test-all` runs all")
+    reporter.write_line(
+        f"draw: {len(machines)} tests between virtual machines, and half of the cases where a system test has "
+        f"{draw.MANY} or more, {by}; `make test-all` runs all"
+    )
     for name in machines:
         reporter.write_line(f"draw: {name}")
     reporter.write_line(f"draw: the same once more: PYMIGRATE_DRAW={seed} make test")

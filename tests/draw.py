@@ -1,4 +1,7 @@
-"""The draw of `make test`: of the tests between virtual machines only a move and a few others, by the commit's hash.
+"""The draw of `make test`, by the commit's hash.
+
+Of the tests between virtual machines it takes a move and a few others, and half of the cases of each system test that
+has many. Every other test runs.
 
 The draw is the same whenever the seed is, and hardly changes when tests come or go: the place of a test in the queue
 depends on the seed and on its own name only.
@@ -10,8 +13,10 @@ import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
+MACHINES = "tests/vm/"
 ALWAYS = ("tests/vm/test_images.py::", "tests/vm/test_move.py::test_a_bare_target_can_look_after_what_comes")
-NUMBER = 3  # of tests between the machines, beside ALWAYS
+NUMBER = 2  # of tests between the machines, beside ALWAYS
+MANY = 4  # cases of a system test
 WITHOUT_GIT = "no-commit"
 _TOP = Path(__file__).resolve().parent.parent
 
@@ -31,6 +36,20 @@ def seed() -> str:
 
 def drawn(names: Iterable[str], by: str) -> set[str]:
     """Return the node ids, of `names`, that run for the seed `by`."""
-    queue = sorted(names, key=lambda name: hashlib.sha256(f"{by}\0{name}".encode()).digest())
-    always = [name for name in queue if name.startswith(ALWAYS)]
-    return {*always, *[name for name in queue if name not in always][:NUMBER]}
+    queues: dict[str, list[str]] = {}
+    for name in sorted(names, key=lambda name: hashlib.sha256(f"{by}\0{name}".encode()).digest()):
+        queues.setdefault(_queue(name), []).append(name)
+    return {name for queue, waiting in queues.items() for name in waiting[: _number(queue, len(waiting))]}
+
+
+def _queue(name: str) -> str:
+    """Return what a test shares with those that may run in its place."""
+    if name.startswith(MACHINES):
+        return name if name.startswith(ALWAYS) else MACHINES
+    return name.partition("[")[0] if name.startswith("tests/system/") else name
+
+
+def _number(queue: str, waiting: int) -> int:
+    if queue == MACHINES:
+        return NUMBER
+    return waiting if waiting < MANY else (waiting + 1) // 2

@@ -1,7 +1,13 @@
 """CRIU is killed, as by the kernel when memory runs out: the container goes on as if nothing had happened."""
 
 import json
+import os
+import select
+import signal
+import subprocess
+import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -149,7 +155,7 @@ import os, pathlib, subprocess
 from {module} import {owner}
 def dying(*args, original={owner}.{name}, **options):
     result = original(*args, **options)
-    if {condition} and not pathlib.Path("{died}").exists():
+    if not pathlib.Path("{died}").exists():
         pathlib.Path("{died}").touch()
         subprocess.run(["pkill", "-9", "-x", "criu"], check=True)
     return result
@@ -157,9 +163,9 @@ def dying(*args, original={owner}.{name}, **options):
 """
 
 
-def move_with_patched_agent(lab: Lab, owner: str, name: str, condition: str) -> tuple[int, str]:
+def move_with_patched_agent(lab: Lab, module: str, owner: str, name: str) -> tuple[int, str]:
     """Exit status, and where the container is then."""
-    patch = CRIU_DIES.format(module="criu_rpc.client", owner=owner, name=name, condition=condition, died=DIED)
+    patch = CRIU_DIES.format(module=module, owner=owner, name=name, died=DIED)
     move = (
         "import sys\nfrom migrate import agent_zip, cli\n"
         f"agent_zip._MAIN = agent_zip._MAIN.replace('    from migrate.agent', {textwrap.indent(patch, '    ')!r} + "
@@ -178,7 +184,7 @@ def test_at_the_target(lab: Lab) -> None:
     """Nothing stays there, and the container goes on here."""
     mounts = lab.sh("host2", "wc -l < /proc/self/mountinfo")
     with watched(lab):
-        assert move_with_patched_agent(lab, "Criu", "restore", "True") == (10, "SOURCE")
+        assert move_with_patched_agent(lab, "criu_rpc.client", "Criu", "restore") == (10, "SOURCE")
         assert_soon_clean(lab)
         assert interfaces(lab, "host2") == []
         assert lab.sh("host2", "wc -l < /proc/self/mountinfo") == mounts
@@ -189,9 +195,29 @@ def test_at_the_target_when_it_is_too_late(lab: Lab) -> None:
     """It holds the restored container, which the source has given up: it is restored once more."""
     lab.run()
     start = lab.wait_count("host1", 1)
-    found = move_with_patched_agent(lab, "RestoreSession", "run_until", "args[1] == 'post-restore'")
-    assert found == (0, "TARGET")
+    assert move_with_patched_agent(lab, "migrate.incoming", "Incoming", "confirm") == (0, "TARGET")
     lab.wait_count("host2", start)
     numbers = lab.numbers("host2")
     assert numbers == list(range(numbers[0], numbers[-1] + 1))
     assert (lab.ids("host1"), lab.images("host2")) == ([], [])
+
+
+PAGE_SERVER = """
+import os, signal, socket, sys
+from pathlib import Path
+from criu_rpc.client import Criu
+ours, theirs = socket.socketpair()
+server = Criu().page_server(Path(sys.argv[1]), theirs)
+print(server._process.pid, flush=True)
+signal.pause()
+"""
+
+
+def test_a_page_server_does_not_outlive_its_agent(tmp_path: Path) -> None:
+    """Not even one that is stopped, and sees no end of its socket."""
+    agent = subprocess.Popen([sys.executable, "-c", PAGE_SERVER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert agent.stdout is not None
+    with agent, os.fdopen(os.pidfd_open(int(agent.stdout.readline()))) as server:
+        signal.pidfd_send_signal(server.fileno(), signal.SIGSTOP)
+        agent.kill()
+        assert select.select([server], [], [], 10)[0]

@@ -38,11 +38,20 @@ def test_seed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert draw.seed() == draw.WITHOUT_GIT
 
 
-def test_slow_files_begin_first_and_machines_run_last() -> None:
-    here, other, last = "tests/system/test_runtime.py", "tests/unit/test_draw.py", "tests/vm/test_move.py"
-    order = [schedule.IMAGES, *schedule.LONG, here, other, last]
+def test_slow_files_begin_first_and_machines_run_beside_others() -> None:
+    here = "tests/system/test_runtime.py"  # its containers are this machine's
+    order = [schedule.IMAGES, *schedule.LONG, "tests/vm/test_move.py", here, "tests/unit/test_x.py"]
     assert sorted([*order[3:], *order[:3]], key=schedule.turn) == order
-    assert [file for file in order if not Path(file).is_file()] == []
+    assert [file for file in order[:-1] if not Path(file).is_file()] == []
+
+
+def test_half_of_many_cases_run() -> None:
+    many = [f"tests/system/test_x.py::test_many[{number}]" for number in range(7)]
+    few = [f"tests/system/test_x.py::test_few[{number}]" for number in range(3)]
+    unit = [f"tests/unit/test_x.py::test_many[{number}]" for number in range(7)]
+    drawn = draw.drawn([*many, *few, *unit], "seed")
+    assert len(drawn & set(many)) == 4
+    assert drawn - set(many) == {*few, *unit}
 
 
 def test_what_may_not_run_at_the_same_time() -> None:

@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import select
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +17,7 @@ from criu_rpc.client import Criu, DumpSession
 from criu_rpc.errors import BadAnswer, CriuNotFound, DeadlineExceeded, RequestFailed, SwrkDied
 from criu_rpc.logs import error_lines
 from criu_rpc.options import DumpOptions
+from criu_rpc.swrk import PageServer
 
 FAKE = Path(__file__).with_name("fake_criu.py")
 HARMLESS = "(00.01) Error (criu/util.c:1534): rlimit: Can't setup RLIMIT_NOFILE for self: Operation not permitted"
@@ -148,3 +151,19 @@ def test_error_lines_keep_order_and_leave_out_what_is_harmless() -> None:
     lines = [HARMLESS, CAUSE, "(00.080000)     12: Error (criu/x.c:1): second", "(0.1) noise"]
     assert error_lines("\n".join(lines)) == ("Can't dump file 5 of that type", "second")
     assert error_lines("\n".join([CAUSE] * 9), count=2) == ("Can't dump file 5 of that type",) * 2
+
+
+def test_a_page_server_is_killed_with_its_children(tmp_path: Path) -> None:
+    """CRIU starts some when it has not yet seen the kernel; they would wait for ever."""
+    binary = tmp_path / "criu"
+    binary.write_text('#!/bin/sh\nsleep 1000 &\necho $! > "$3/child.new"\nmv "$3/child.new" "$3/child"\nwait\n')
+    binary.chmod(0o755)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        server = PageServer.start(str(binary), tmp_path, theirs)
+    deadline = time.monotonic() + 10
+    while not (tmp_path / "child").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    with os.fdopen(os.pidfd_open(int((tmp_path / "child").read_text()))) as child:
+        server.kill()
+        assert select.select([child], [], [], 10)[0]

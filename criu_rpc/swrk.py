@@ -1,7 +1,6 @@
 """`criu swrk FD`: one CRIU process that answers on a SOCK_SEQPACKET socket, one protobuf message a packet."""
 
 import contextlib
-import ctypes
 import os
 import select
 import shutil
@@ -17,7 +16,6 @@ from criu_rpc import messages, tar
 from criu_rpc.errors import BadAnswer, CriuNotFound, DeadlineExceeded, SwrkDied
 
 CLOSE_TIMEOUT = 10.0
-_PR_SET_PDEATHSIG = 1
 _PLACES = ("/opt/pymigrate/sbin/criu",)
 _SEARCH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -143,13 +141,13 @@ class Swrk:
             try:
                 self._process.wait(CLOSE_TIMEOUT)
             except subprocess.TimeoutExpired:
-                self._process.kill()
+                _kill(self._process)
                 self._process.wait()
 
     def kill(self) -> None:
         """End CRIU at once."""
         if self._process is not None:
-            self._process.kill()
+            _kill(self._process)
         self.close()
 
     def _status(self) -> int | None:
@@ -160,9 +158,14 @@ class Swrk:
         return None
 
 
-def _end_with_parent() -> None:
-    """Have the kernel kill this process when the one that has started it ends, however it does (prctl(2))."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL))
+def _kill(process: "subprocess.Popen[bytes]") -> None:
+    """Kill a CRIU that we have started in a session of its own, and its children.
+
+    Where it has not seen the kernel yet it tries that out with children that stop themselves (criu/kerndat.c,
+    kerndat_breakpoints; criu/vdso.c): without it they would stay for ever.
+    """
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 class PageServer:
@@ -175,17 +178,13 @@ class PageServer:
 
     @classmethod
     def start(cls, path: str, images: Path, sock: socket.socket) -> Self:
-        """Serve `sock` (the caller closes its copy) into the directory `images`. Raises CriuNotFound.
-
-        The caller has no threads. The server does not outlive it, even one that is stopped.
-        """
+        """Serve `sock` (the caller closes its copy) into the directory `images`. Raises CriuNotFound."""
         argv = [path, "page-server", "-D", str(images), "-o", cls.LOG, "-v4", "--ps-socket", str(sock.fileno())]
         null = subprocess.DEVNULL
         try:
             process = subprocess.Popen(
-                argv, pass_fds=[sock.fileno()], stdin=null, stdout=null, stderr=null, cwd="/", start_new_session=True,
-                preexec_fn=_end_with_parent,
-            )  # fmt: skip
+                argv, pass_fds=[sock.fileno()], stdin=null, stdout=null, stderr=null, cwd="/", start_new_session=True
+            )
         except OSError as error:
             raise CriuNotFound(f"{path} cannot be started: {error.strerror}") from None
         return cls(process, images)
@@ -209,7 +208,5 @@ class PageServer:
             raise SwrkDied("page server", status, log_tail=lines, log_path=log)
 
     def kill(self) -> None:
-        """End it, and the children with which a CRIU that starts tries out the kernel: they have its session alone."""
-        if self._process.poll() is None:
-            os.killpg(self._process.pid, signal.SIGKILL)
+        _kill(self._process)
         self._process.wait()

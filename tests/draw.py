@@ -15,7 +15,7 @@ from pathlib import Path
 
 MACHINES = "tests/vm/"
 ALWAYS = ("tests/vm/test_images.py::", "tests/vm/test_move.py::test_a_bare_target_can_look_after_what_comes")
-NUMBER = 2  # of tests between the machines, beside ALWAYS
+NUMBER = 1  # of tests between the machines, beside ALWAYS
 MANY = 4  # cases of a system test
 WITHOUT_GIT = "no-commit"
 _TOP = Path(__file__).resolve().parent.parent

@@ -1,13 +1,7 @@
 """CRIU is killed, as by the kernel when memory runs out: the container goes on as if nothing had happened."""
 
 import json
-import os
-import select
-import signal
-import subprocess
-import sys
 import textwrap
-from pathlib import Path
 
 import pytest
 
@@ -200,24 +194,3 @@ def test_at_the_target_when_it_is_too_late(lab: Lab) -> None:
     numbers = lab.numbers("host2")
     assert numbers == list(range(numbers[0], numbers[-1] + 1))
     assert (lab.ids("host1"), lab.images("host2")) == ([], [])
-
-
-PAGE_SERVER = """
-import os, signal, socket, sys
-from pathlib import Path
-from criu_rpc.client import Criu
-ours, theirs = socket.socketpair()
-server = Criu().page_server(Path(sys.argv[1]), theirs)
-print(server._process.pid, flush=True)
-signal.pause()
-"""
-
-
-def test_a_page_server_does_not_outlive_its_agent(tmp_path: Path) -> None:
-    """Not even one that is stopped, and sees no end of its socket."""
-    agent = subprocess.Popen([sys.executable, "-c", PAGE_SERVER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-    assert agent.stdout is not None
-    with agent, os.fdopen(os.pidfd_open(int(agent.stdout.readline()))) as server:
-        signal.pidfd_send_signal(server.fileno(), signal.SIGSTOP)
-        agent.kill()
-        assert select.select([server], [], [], 10)[0]

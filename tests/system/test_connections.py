@@ -353,5 +353,5 @@ def test_a_connection_whose_peer_has_closed_its_half_sends_at_once(lab: Lab) -> 
             took[target] = float(line(hearer))
         assert max(took.values()) < 2, took  # seconds; 3 before the kernel asks the peer
     finally:
-        hearer.kill()
+        hearer.terminate()
         hearer.communicate()

@@ -7,7 +7,8 @@ import socket
 import subprocess
 from typing import TYPE_CHECKING, Protocol
 
-from migrate import relaunch
+from migrate import marks, relaunch
+from migrate.bundles import BUNDLES
 from migrate.errors import MigrateError
 
 if TYPE_CHECKING:
@@ -149,7 +150,8 @@ class RealHosts:
     def _remove_files(self) -> list[str]:
         places = [f"{HERE}/{self.container}", f"{HERE}/{self.container}.snapshot"]
         if len(self._hosts) > 1:
-            places.append(f"/var/lib/pymigrate/bundles/{self.container}")
+            bundle = str(BUNDLES / self.container)
+            places += [bundle, str(marks.MARKS / f"{marks.key(bundle)}.json")]
         return ["sh", "-c", f"rm -rf {shlex.join(places)} && {{ rmdir {HERE} 2>/dev/null || true; }}"]
 
     def on(self, host: str, *argv: str, stdin: str = "") -> str:

@@ -33,8 +33,8 @@ def hosts(lab: Lab) -> Iterator[Lab]:
 
 
 def mount(lab: Lab, host: str, directory: str, *options: str) -> None:
-    """Mount a directory of the export on /srv."""
-    lab.on(host, "sshfs", *options, f"client:{EXPORT}{directory}", "/srv")
+    """Mount a directory of the export on /srv; a size that sshfs remembers would be another host's past."""
+    lab.on(host, "sshfs", "-o", "cache=no", *options, f"client:{EXPORT}{directory}", "/srv")
 
 
 def start(hosts: Lab) -> int:

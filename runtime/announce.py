@@ -37,6 +37,7 @@ class Announcer:
         from runtime.netlink import Netlink
 
         self._network, self._frames = network, frames(network)
+        self._questions: list[bytes] = []
         kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC
         self._socket = inside_netns(netns, lambda: socket.socket(socket.AF_PACKET, kind, 0))
         try:
@@ -55,16 +56,20 @@ class Announcer:
         _send(self._socket, self._frames)
 
     def ask(self) -> None:
-        """Ask for the neighbours that the container has asked for in vain."""
+        """Ask for the neighbours that the container has asked for without an answer."""
         try:
             asked = [question(self._network, neighbour) for neighbour in self._netlink.unanswered()]
-            _send(self._socket, [frame for frame in asked if frame is not None])
         except OSError:
-            pass  # as in `send`
+            return  # as in `send`
+        self._questions = [frame for frame in asked if frame is not None]
+        _send(self._socket, self._questions)
 
     def repeat(self) -> None:
-        """Some more times, from a process that is not waited for."""
-        argv = selfexec.command("runtime.announce", *(frame.hex() for frame in self._frames))
+        """Send everything some more times, from a process that nobody waits for.
+
+        A bridge whose port has just come up loses frames while the kernel's workers are busy, questions as well.
+        """
+        argv = selfexec.command("runtime.announce", *(frame.hex() for frame in self._frames + self._questions))
         null = [(os.POSIX_SPAWN_OPEN, fd, "/dev/null", os.O_RDWR, 0) for fd in (0, 1, 2)]
         actions = [(os.POSIX_SPAWN_DUP2, self._socket.fileno(), 3), *null]
         try:

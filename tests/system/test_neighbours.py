@@ -44,6 +44,7 @@ announcer = Announcer(network, netns)
 veth.attach(state, network)
 announcer.send()
 announcer.ask()
+announcer.repeat()
 announcer.close()
 print(ear.recv(100).decode())
 """

@@ -19,7 +19,7 @@ from migrate.errors import Interrupted, MigrateError, ProtocolError
 from migrate.incoming import Incoming
 from migrate.protocol import Call, FrameDecoder, FrameType
 from migrate.space import explained
-from runtime.descriptors import write_all
+from runtime.linux.descriptors import write_all
 
 PULSE_INTERVAL = 5.0  # seconds
 LONGEST = 4000  # characters of a failure's message

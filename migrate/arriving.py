@@ -18,7 +18,7 @@ from migrate.places import Locks
 from migrate.protocol import OpenBundle
 from migrate.trees import Owner, Tree, checked_list
 from migrate.treestore import Arrivals, Placed
-from runtime import syscalls
+from runtime.linux import syscalls
 
 
 class Arriving:

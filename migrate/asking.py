@@ -20,8 +20,8 @@ from migrate.errors import MigrateError
 from migrate.journal import Entry, Journal
 from migrate.phases import OPEN, Phase
 from migrate.protocol import check_migration_id
-from runtime import processes
 from runtime.errors import ContainerError
+from runtime.linux import processes
 from runtime.state import Store
 
 DIRECTORY = Path("/run/pymigrate/asking")

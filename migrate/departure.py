@@ -21,10 +21,11 @@ from migrate import protocol, tmpfs_images, watches
 from migrate.errors import DeadlineExceeded
 from migrate.pages import PageRelay
 from migrate.peer import Peer
-from runtime import checkpoint, netlock, syscalls, veth
+from runtime import checkpoint, netlock, veth
 from runtime.dump import Dump
 from runtime.errors import ContainerError
 from runtime.guard import Guard
+from runtime.linux import syscalls
 from runtime.spec import Spec
 from runtime.state import State
 

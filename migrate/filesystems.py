@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from migrate import mountinfo
 from migrate.losses import Finding
 from migrate.mountinfo import Mount
-from runtime import processes
+from runtime.linux import processes
 
 # Types that it knows; "fuse" is there only to be refused.
 _CARRIED = frozenset(

@@ -8,7 +8,7 @@ conventions, and importing it costs every verb of the runtime 7 ms.
 from __future__ import annotations
 
 from migrate.errors import UsageError
-from runtime.records import Record
+from runtime.light.records import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

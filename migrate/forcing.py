@@ -13,7 +13,8 @@ from migrate.moves import undecided, undecided_here
 from migrate.phases import Phase
 from migrate.recovery import LOCK_TIMEOUT, Fate, Left, NothingToRecover, nothing_to_recover, stays
 from migrate.settlement import known_there
-from runtime import notices, processes
+from runtime import notices
+from runtime.linux import processes
 from runtime.state import Store
 
 

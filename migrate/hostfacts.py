@@ -22,8 +22,8 @@ from criu_rpc.errors import CriuError
 from migrate import limits
 from migrate.errors import ProtocolError
 from migrate.space import free_bytes
-from runtime.capabilities import NUMBERS, names, permitted
 from runtime.errors import InvalidId
+from runtime.linux.capabilities import NUMBERS, names, permitted
 from runtime.state import Store, check_id
 
 DATA = Path("/var/lib/pymigrate")

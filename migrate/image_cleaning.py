@@ -14,7 +14,7 @@ from migrate.image_places import Found
 from migrate.journal import DamagedJournal, Entry
 from migrate.phases import FINAL, Phase
 from migrate.reception import ReceivedImages
-from runtime import processes
+from runtime.linux import processes
 
 _BEFORE = (Phase.PREFLIGHT, Phase.SEED, Phase.PRE_COPY, Phase.STOP_AND_COPY)
 

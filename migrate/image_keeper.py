@@ -11,7 +11,7 @@ from typing import Self
 
 from migrate import image_places
 from migrate.errors import DeadlineExceeded
-from runtime import processes, selfexec
+from runtime.linux import processes, selfexec
 
 PATIENCE = 1.0  # seconds for the outcome
 _READY_TIMEOUT = 10.0  # seconds

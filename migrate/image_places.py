@@ -23,7 +23,7 @@ from migrate.errors import DeadlineExceeded, MigrateError, NoSpace
 from migrate.hostfacts import DATA
 from migrate.protocol import check_migration_id
 from migrate.space import no_space
-from runtime import syscalls
+from runtime.linux import syscalls
 from runtime.mount_spec import MS_BIND, MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_PRIVATE, MS_REMOUNT
 
 PLACE = Path("/run/pymigrate/images")

@@ -26,7 +26,7 @@ from migrate.errors import MigrateError, ProtocolError
 from migrate.phases import FINAL, NEXT, Phase
 from migrate.protocol import check_migration_id
 from migrate.space import FULL, no_space
-from runtime import syscalls
+from runtime.linux import syscalls
 
 DIRECTORY = Path("/var/lib/pymigrate/migrations")
 ROOM = 64 << 10  # bytes for all lines that follow SEED

@@ -16,7 +16,7 @@ import platform
 from collections.abc import Iterator
 from pathlib import Path
 
-from runtime import processes, syscalls
+from runtime.linux import processes, syscalls
 from runtime.spec import Spec
 
 _CREATE_RULESET, _RESTRICT_SELF = 444, 446

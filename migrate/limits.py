@@ -16,7 +16,7 @@ from pathlib import Path
 
 from migrate.errors import ProtocolError
 from migrate.rules import Blocker
-from runtime import capabilities, processes
+from runtime.linux import capabilities, processes
 
 _LINE = re.compile(r"Max (\S+(?: \S+)*) {2,}(\S+) +(\S+)")
 _OOM = "OOM score adjustment"

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from migrate import special_files
-from runtime import capabilities, namespaces, syscalls
+from runtime.linux import capabilities, namespaces, syscalls
 
 _SCHED_DEADLINE = 6
 # Types of which a process may have one of its own: CRIU carries these (criu/namespaces.c).

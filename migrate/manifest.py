@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from migrate.errors import SnapshotError
-from runtime import trusted
+from runtime.linux import trusted
 
 FORMAT = 2
 MANIFEST, CONFIG, LOG, IMAGES = "manifest.json", "config.json", "log", "images"

@@ -17,7 +17,7 @@ from typing import Any
 from migrate.atomic import write_atomically
 from migrate.hostfacts import DATA
 from migrate.trees import Owner
-from runtime import syscalls
+from runtime.linux import syscalls
 
 MARKS = DATA / "trees"
 VERSION = 1

@@ -15,7 +15,7 @@ from typing import Any, Protocol, Self
 from migrate import mountinfo
 from migrate.errors import ProtocolError
 from migrate.protocol import MAX_REPLY, CheckFiles, dumps
-from runtime import processes
+from runtime.linux import processes
 
 MAX_FILES = 5000
 _HASHED = 64 << 20  # bytes; up to this size contents decide when only the times differ

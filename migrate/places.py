@@ -29,8 +29,8 @@ from migrate.mountinfo import is_below
 from migrate.phases import FINAL, Phase
 from migrate.space import free_bytes
 from migrate.trees import Owner
-from runtime import processes
 from runtime.errors import ContainerError
+from runtime.linux import processes
 from runtime.state import State, Status, Store
 
 LOCKS = Path("/run/pymigrate/places")

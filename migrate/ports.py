@@ -16,7 +16,7 @@ from typing import Any, Self
 from migrate.errors import ProtocolError
 from migrate.trees import from_json
 from runtime import sockdiag
-from runtime.namespaces import inside_netns
+from runtime.linux.namespaces import inside_netns
 
 MAX_PORTS = 5000
 PROTOCOLS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP, "udplite": 136}

@@ -9,8 +9,8 @@ from pathlib import Path
 from migrate import losses, mountinfo, special_files
 from migrate.losses import Finding
 from migrate.watches import LINKS, Watches
-from runtime import processes, syscalls
 from runtime.checkpoint import GHOST_LIMIT
+from runtime.linux import processes, syscalls
 
 # Character devices that CRIU dumps (criu/files.c, criu/files-ext.c): memory devices, tun.
 _MEM_MAJOR, _MISC_MAJOR, _TUN_MINOR = 1, 10, 200

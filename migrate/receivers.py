@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from migrate.errors import DeadlineExceeded
-from runtime import processes, trusted
+from runtime.linux import processes, trusted
 
 DIRECTORY = Path("/run/pymigrate/receiving")
 VARIABLE = "PYMIGRATE_MIGRATION"

@@ -16,8 +16,9 @@ from migrate.journal import Entry, Journal
 from migrate.moves import is_tree, undecided, undecided_here
 from migrate.settlement import call_off, clean_source, settle
 from migrate.trees import Owner
-from runtime import container, departed, netlock, processes, undump, veth
+from runtime import container, departed, netlock, undump, veth
 from runtime.errors import ContainerError
+from runtime.linux import processes
 from runtime.spec import load_kept
 from runtime.state import State, Store
 

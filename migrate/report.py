@@ -6,7 +6,7 @@ import sys
 from datetime import UTC, datetime
 
 from migrate.errors import Blocked
-from runtime import jsonio
+from runtime.light import json as light_json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def _write_log(glob: Values, level: str, message: str, lines: list[str]) -> str 
     """Append to --log; the reason when that does not work."""
     entry = "\n".join(lines)
     if glob.log_format == "json":  # engines show `msg` of the last entry of level "error"
-        entry = jsonio.dumps({"level": level, "msg": message, "time": datetime.now(UTC).isoformat()})
+        entry = light_json.dumps({"level": level, "msg": message, "time": datetime.now(UTC).isoformat()})
     try:
         with open(glob.log, "a", errors="backslashreplace") as out:
             out.write(entry + "\n")
@@ -84,7 +84,7 @@ def report(error: Exception, glob: Values) -> str:
         if isinstance(error, Blocked):
             names = ("rule", "where", "problem", "remedy")
             event["blockers"] = [dict(zip(names, problem, strict=True)) for problem in problems]
-        print(jsonio.dumps(event), flush=True)
+        print(light_json.dumps(event), flush=True)
     else:
         print("\n".join(lines), file=sys.stderr, flush=True)
     return kind

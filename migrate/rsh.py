@@ -14,8 +14,8 @@ import socket
 import sys
 import threading
 
-from runtime import syscalls
-from runtime.descriptors import read_some, write_all
+from runtime.linux import syscalls
+from runtime.linux.descriptors import read_some, write_all
 
 NAME = "rsync's remote shell"
 _CHUNK = 1 << 18

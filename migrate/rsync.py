@@ -19,7 +19,7 @@ from typing import BinaryIO, Protocol
 
 from migrate import receivers, rsh
 from migrate.errors import DeadlineExceeded, HostError, MigrateError, NoSpace, ProtocolError
-from runtime import processes, selfexec
+from runtime.linux import processes, selfexec
 
 # Seconds in which nobody has computed, read or written a byte for a run of rsync. Its own --timeout does not do: with
 # one of its two processes at the target stopped, or the one here, the others wait for ever.

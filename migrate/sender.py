@@ -9,7 +9,7 @@ argv: TREE PROGRAM ARGUMENT...
 
 import os
 
-from runtime import syscalls
+from runtime.linux import syscalls
 from runtime.mount_spec import ATTR_NOSYMFOLLOW, MS_PRIVATE, MS_REC
 
 

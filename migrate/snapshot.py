@@ -32,8 +32,9 @@ from migrate.manifest import CONFIG, FORMAT, IMAGES, LOG, MANIFEST, Manifest, Sn
 from migrate.sockets import survey
 from migrate.space import is_full, no_space
 from migrate.validate import require_movable, wait_settled
-from runtime import checkpoint, gate, logs, netlock, notices, supplement, syscalls, trusted, undump
+from runtime import checkpoint, gate, logs, netlock, notices, supplement, undump
 from runtime.dump import Dump
+from runtime.linux import syscalls, trusted
 from runtime.restoring import RestorePlan, Restoring
 from runtime.spec import Spec, load_kept
 from runtime.spec import load as load_spec

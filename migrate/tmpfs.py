@@ -26,7 +26,7 @@ from typing import Any, Self
 
 from migrate import mountinfo, treescan
 from migrate.errors import MigrateError, ProtocolError
-from runtime import processes, selfexec, syscalls
+from runtime.linux import processes, selfexec, syscalls
 from runtime.spec import Spec
 from runtime.state import State
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from migrate.atomic import write_atomically
-from runtime import trusted
+from runtime.linux import trusted
 
 DIRECTORY = Path("/run/pymigrate-tar")  # not below /run/pymigrate: the root of a user namespace runs it, too
 _GZIP = b"#!/bin/sh\nexec cat\n"

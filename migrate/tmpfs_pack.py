@@ -16,7 +16,7 @@ from pathlib import Path
 from criu_rpc import tar
 from migrate import image_manifest, mountinfo, tmpfs, tmpfs_store
 from migrate.errors import TargetError
-from runtime import syscalls
+from runtime.linux import syscalls
 from runtime.mount_spec import MS_STRICTATIME
 
 INDEX = "pymigrate-tmpfs.img"

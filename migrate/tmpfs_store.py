@@ -11,7 +11,7 @@ from pathlib import Path
 from migrate.errors import TargetError
 from migrate.hostfacts import DATA
 from migrate.tmpfs import Mounted
-from runtime import syscalls
+from runtime.linux import syscalls
 from runtime.mount_spec import MS_REMOUNT, MS_STRICTATIME
 
 DIRECTORY = DATA / "tmpfs"

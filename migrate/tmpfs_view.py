@@ -8,7 +8,7 @@ import os
 import socket
 import sys
 
-from runtime import selfexec, syscalls
+from runtime.linux import selfexec, syscalls
 from runtime.mount_spec import ATTR_NOSYMFOLLOW, ATTR_RDONLY
 
 

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from runtime import processes
+from runtime.linux import processes
 
 _TICK = 20_000_000  # ns; the coarse clock's step is 1 to 10 ms
 _COARSE_TICK = 2_000_000_000  # file systems that keep whole seconds

@@ -14,7 +14,8 @@ from migrate.hostfacts import FactsQuery, HostFacts, can_carry_any_uid, gather
 from migrate.pages import has_wide_records
 from migrate.rules import RULES, Blocker, raise_blocked
 from migrate.volumes import Plan
-from runtime import checkpoint, processes, unfreezable
+from runtime import checkpoint, unfreezable
+from runtime.linux import processes
 from runtime.spec import Spec
 from runtime.state import State, Status, Store
 

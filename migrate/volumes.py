@@ -26,7 +26,7 @@ from migrate.hostfacts import overlay_defaults
 from migrate.losses import Finding
 from migrate.mountinfo import is_below
 from migrate.trees import OWN, Needed, Tree, is_place
-from runtime import syscalls
+from runtime.linux import syscalls
 from runtime.mount_spec import MS_PRIVATE, MS_RDONLY, Mount, parse_options
 from runtime.spec import Spec
 from runtime.state import State

@@ -19,7 +19,7 @@ from typing import Self
 from migrate import mountinfo
 from migrate.losses import Finding
 from migrate.mountinfo import Mount
-from runtime import processes, syscalls
+from runtime.linux import processes, syscalls
 
 LINKS = ("anon_inode:inotify", "anon_inode:[fanotify]")
 _FILE = re.compile(

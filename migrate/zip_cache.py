@@ -12,7 +12,7 @@ import sys
 import zipimport
 from _frozen_importlib_external import MAGIC_NUMBER
 
-from runtime import trusted
+from runtime.linux import trusted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ import socket
 import struct
 import time
 
-from runtime import selfexec
+from runtime.linux import selfexec
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Announcer:
     """A way to speak for a container's interface from outside. `netns` is a descriptor; raises OSError."""
 
     def __init__(self, network: Network, netns: int) -> None:
-        from runtime.namespaces import inside_netns
+        from runtime.linux.namespaces import inside_netns
         from runtime.netlink import Netlink
 
         self._network, self._frames = network, frames(network)

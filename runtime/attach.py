@@ -14,8 +14,8 @@ import time
 
 from runtime import terminal
 from runtime.attached import NAME, PACKET
-from runtime.descriptors import read_some, write_all
 from runtime.errors import Conflict, ContainerError, DeadlineExceeded, NotFound
+from runtime.linux.descriptors import read_some, write_all
 from runtime.spec import load_kept
 from runtime.state import Status
 

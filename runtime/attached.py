@@ -29,8 +29,8 @@ from __future__ import annotations
 import os
 import select
 
-from runtime import processes
 from runtime.light import sockets
+from runtime.linux import processes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -19,12 +19,14 @@ import time
 
 from criu_rpc import images
 from criu_rpc.options import DumpOptions
-from runtime import container, jsonio, namespaces, netlock, notices, syscalls, undump, unfreezable
+from runtime import container, netlock, notices, undump, unfreezable
 from runtime.cgroups import Cgroup
 from runtime.cgroups.hierarchies import UNIFIED, discover
 from runtime.dump import Dump, pre_dump
 from runtime.errors import ContainerError, SpecError
-from runtime.records import Record
+from runtime.light import json as light_json
+from runtime.light.records import Record
+from runtime.linux import namespaces, syscalls
 from runtime.spec import load_kept
 from runtime.state import Status
 
@@ -233,7 +235,7 @@ def _dump(state: State, spec: Spec, request: Request, *, paused: bool) -> None:
 def write_descriptors(images: str, stdio: tuple[str, ...]) -> None:
     fd = os.open(os.path.join(images, DESCRIPTORS), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     with open(fd, "w") as file:
-        file.write(jsonio.dumps(list(stdio)))
+        file.write(light_json.dumps(list(stdio)))
 
 
 def read_descriptors(images: str) -> tuple[str, ...]:
@@ -241,7 +243,7 @@ def read_descriptors(images: str) -> tuple[str, ...]:
     path = os.path.join(images, DESCRIPTORS)
     try:
         with open(path, "rb") as file:
-            names = jsonio.loads(file.read())
+            names = light_json.loads(file.read())
     except FileNotFoundError:
         return ()
     except (OSError, ValueError, RecursionError) as error:

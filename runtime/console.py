@@ -11,8 +11,9 @@ import os
 import stat
 import struct
 
-from runtime import sync, syscalls
+from runtime import sync
 from runtime.errors import StartFailed
+from runtime.linux import syscalls
 from runtime.process import own_stream
 
 TYPE_CHECKING = False

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import os
 
-from runtime import processes
 from runtime.cgroups import Cgroup
 from runtime.errors import Conflict, DeadlineExceeded, NotFound, StateError
 from runtime.light import signals
+from runtime.linux import processes
 from runtime.state import DUMP, State, Status, Store
 
 TYPE_CHECKING = False

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import time
 
-from runtime import capabilities, handover, hooks, init, monitor, namespaces, processes, sync, syscalls
+from runtime import handover, hooks, init, monitor, sync
 from runtime.cgroups import Cgroup, beside
 from runtime.cgroups.limits import denied_by_default, may_deny_devices
 from runtime.errors import ContainerError, DeadlineExceeded, SpecError, StartFailed
 from runtime.light import signals
-from runtime.records import Record
+from runtime.light.records import Record
+from runtime.linux import capabilities, namespaces, processes, syscalls
 from runtime.resources import Resources
 from runtime.spec import keep, load
 from runtime.state import NET, State

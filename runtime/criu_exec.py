@@ -11,7 +11,7 @@ import os
 import sys
 
 from criu_rpc import tar
-from runtime import syscalls
+from runtime.linux import syscalls
 from runtime.mount_spec import MS_BIND, MS_PRIVATE, MS_REC
 
 

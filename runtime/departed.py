@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 
-from runtime import processes
 from runtime.errors import Conflict, NotFound
+from runtime.linux import processes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

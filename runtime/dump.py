@@ -9,11 +9,12 @@ import os
 
 from criu_rpc.client import Criu
 from criu_rpc.errors import CriuError
-from runtime import container, held, netlock, processes, supplement, undump
+from runtime import container, held, netlock, supplement, undump
 from runtime.cgroups import Cgroup
 from runtime.errors import ContainerError, DeadlineExceeded
 from runtime.guard import Guard
 from runtime.light import signals
+from runtime.linux import processes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

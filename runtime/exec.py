@@ -10,10 +10,11 @@ from __future__ import annotations
 import os
 import time
 
-from runtime import capabilities, foreground, handover, processes, selfexec, sync
+from runtime import foreground, handover, sync
 from runtime.errors import Conflict, StartFailed
 from runtime.light import signals
-from runtime.records import Record
+from runtime.light.records import Record
+from runtime.linux import capabilities, processes, selfexec
 from runtime.state import State, Status
 
 TYPE_CHECKING = False

@@ -10,11 +10,12 @@ from __future__ import annotations
 import os
 import sys
 
-from runtime import init, namespaces, process, processes, selfexec, sync, syscalls
+from runtime import init, process, sync
 from runtime.cgroups import Cgroup
 from runtime.errors import Conflict
 from runtime.light import signals
-from runtime.own_proc import OwnProc
+from runtime.linux import namespaces, processes, selfexec, syscalls
+from runtime.linux.own_proc import OwnProc
 from runtime.process_spec import Process, Rlimit, Scheduler
 
 TYPE_CHECKING = False

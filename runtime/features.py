@@ -19,7 +19,8 @@ UNSAFE_ANNOTATIONS = (NET, PROPERTY)
 
 def features() -> dict[str, Any]:
     """The value of the document, as JSON."""
-    from runtime import capabilities, mount_spec, seccomp, spec
+    from runtime import mount_spec, seccomp, spec
+    from runtime.linux import capabilities
 
     return {
         "ociVersionMin": "1.0.0",

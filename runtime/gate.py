@@ -13,7 +13,8 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from runtime import nftables, processes, sockdiag
+from runtime import nftables, sockdiag
+from runtime.linux import processes
 from runtime.nftables import Nftables
 from runtime.spec import Spec
 from runtime.state import State

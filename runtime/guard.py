@@ -18,10 +18,11 @@ import signal
 import sys
 import time
 
-from runtime import processes, selfexec, syscalls, undump
+from runtime import undump
 from runtime.cgroups import Cgroup
 from runtime.errors import ContainerError, DeadlineExceeded
 from runtime.light import sockets
+from runtime.linux import processes, selfexec, syscalls
 from runtime.state import Store
 
 TYPE_CHECKING = False

@@ -11,9 +11,10 @@ import fcntl
 import os
 
 from criu_rpc.images import join_terminals, keep_external_mounts, restart_polls
-from runtime import attach, jsonio, typeahead
+from runtime import attach, typeahead
 from runtime.attached import RECENT, TIOCGPTPEER
 from runtime.errors import Conflict, ContainerError, SpecError
+from runtime.light import json as light_json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class Hold:
     def save(self, images: int) -> None:
         """Write what its terminal holds to an image file in the directory behind `images`; without one, nothing."""
         if self._terminal:
-            text = jsonio.dumps({"typed": self._typed.hex(), "recent": self._recent.hex()})
+            text = light_json.dumps({"typed": self._typed.hex(), "recent": self._recent.hex()})
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
             with open(os.open(IMAGE, flags, 0o600, dir_fd=images), "w") as file:
                 file.write(text)
@@ -124,7 +125,7 @@ def refill(images: str, master: int) -> bytes:
     path = os.path.join(images, IMAGE)
     try:
         with open(path, "rb") as file:
-            value = jsonio.loads(file.read(_LIMIT))
+            value = light_json.loads(file.read(_LIMIT))
         typed, recent = bytes.fromhex(value["typed"]), bytes.fromhex(value["recent"])
     except FileNotFoundError:
         return b""

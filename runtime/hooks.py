@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import time
 
-from runtime import jsonio, notices
+from runtime import notices
 from runtime.errors import StartFailed
+from runtime.light import json as light_json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def _run(where: str, hook: Hook, state: dict[str, Any], cwd: str | None) -> None
             stderr=stderr, cwd=cwd or (state["bundle"] if os.path.isdir(state["bundle"]) else "/"),  # it may be gone
         )  # fmt: skip
         try:
-            process.communicate(jsonio.dumps(state).encode(), hook.timeout)
+            process.communicate(light_json.dumps(state).encode(), hook.timeout)
         except BaseException:
             process.kill()
             process.wait()

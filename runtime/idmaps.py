@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 
-from runtime import syscalls
-from runtime.cgroups.files import write as write_kernel
 from runtime.errors import StartFailed
+from runtime.linux import syscalls
+from runtime.linux.files import write as write_kernel
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

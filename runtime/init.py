@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import os
 
-from runtime import hooks, mounts, namespaces, process, selfexec, sync, syscalls
+from runtime import hooks, mounts, process, sync
 from runtime.cgroups import Cgroup
-from runtime.own_proc import OwnProc
-from runtime.records import Record
+from runtime.light.records import Record
+from runtime.linux import namespaces, selfexec, syscalls
+from runtime.linux.own_proc import OwnProc
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

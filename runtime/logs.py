@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from runtime import processes
 from runtime.errors import NotFound
+from runtime.linux import processes
 from runtime.state import State
 
 _INTERVAL = 0.1  # seconds between two looks at a log that is followed

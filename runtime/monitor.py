@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import os
 
-from runtime import processes, selfexec, sync
+from runtime import sync
 from runtime.cgroups import beside
 from runtime.errors import ContainerError, StartFailed
 from runtime.light import signals
+from runtime.linux import processes, selfexec
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class Monitor:
 
     def abandon(self) -> None:
         """Make the monitor end and take the child with it; returns when it is gone. No effect after `watch`."""
-        from runtime.processes import wait_exit
+        from runtime.linux.processes import wait_exit
 
         try:
             pidfd = os.pidfd_open(self.pid)
@@ -132,7 +133,7 @@ def spawn(
 
 def _fork(cgroup: Cgroup, birthplace: int) -> int:
     """fork, with the child in the monitor's version 2 cgroup, where there is one."""
-    from runtime import syscalls
+    from runtime.linux import syscalls
 
     if birthplace < 0:
         return os.fork()
@@ -202,7 +203,7 @@ def _run(
         if caller > 1 and os.getppid() == caller:
             sync.send(control, {"monitor": 0})
             child(True)
-        from runtime import syscalls
+        from runtime.linux import syscalls
 
         os.setsid()
         syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)

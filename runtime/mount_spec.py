@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from runtime.errors import NotSupported
-from runtime.records import Record
+from runtime.light.records import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ import errno
 import os
 import stat
 
-from runtime import syscalls
 from runtime.errors import StartFailed
+from runtime.linux import syscalls
 from runtime.mount_spec import (
     ATTR_IDMAP,
     MS_BIND,

@@ -17,7 +17,7 @@ import os
 
 from runtime.errors import Conflict, ContainerError, SpecError
 from runtime.light import sockets
-from runtime.records import Record
+from runtime.light.records import Record
 from runtime.state import NET
 
 TYPE_CHECKING = False

@@ -8,7 +8,8 @@ from __future__ import annotations
 import socket
 import struct
 
-from runtime import namespaces, nlmsg
+from runtime import nlmsg
+from runtime.linux import namespaces
 from runtime.nlmsg import ACK, APPEND, CREATE, DUMP, EXCL, NESTED, attributes
 
 TYPE_CHECKING = False

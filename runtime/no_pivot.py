@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import os
 
-from runtime import syscalls
+from runtime.light.records import Record
+from runtime.linux import syscalls
 from runtime.mount_spec import MS_MOVE, MS_PRIVATE, MS_RDONLY, MS_REC
-from runtime.records import Record
 
 _ESCAPED = ((rb"\040", b" "), (rb"\011", b"\t"), (rb"\012", b"\n"), (rb"\134", b"\\"))  # proc_pid_mountinfo(5)
 _REVEALING = ("proc", "sysfs")

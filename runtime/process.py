@@ -11,12 +11,12 @@ import os
 import resource
 import stat
 
-from runtime import capabilities, syscalls
-from runtime.cgroups.files import write as write_kernel
 from runtime.errors import NotSupported, StartFailed
 from runtime.light import signals
+from runtime.light.records import Record
+from runtime.linux import capabilities, syscalls
+from runtime.linux.files import write as write_kernel
 from runtime.process_spec import LIMIT_MAX, RLIMITS, SCHED_FLAGS, SCHED_POLICIES
-from runtime.records import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import NoReturn
 
-    from runtime.own_proc import OwnProc
+    from runtime.linux.own_proc import OwnProc
     from runtime.process_spec import Process
 
 

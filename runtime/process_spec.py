@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from runtime import capabilities
-from runtime.records import Record
+from runtime.light.records import Record
+from runtime.linux import capabilities
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

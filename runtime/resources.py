@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from runtime.records import Record
+from runtime.light.records import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import os
 
 from criu_rpc.client import Criu
 from runtime import checkpoint, container, create, foreground, handover, mounts, supplement, sync
-from runtime.records import Record
+from runtime.light.records import Record
 from runtime.restoring import RestorePlan, Restoring
 
 TYPE_CHECKING = False

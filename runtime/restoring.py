@@ -10,28 +10,15 @@ import time
 from criu_rpc.client import Criu
 from criu_rpc.options import RestoreOptions
 from criu_rpc.swrk import Swrk
-from runtime import (
-    checkpoint,
-    container,
-    create,
-    hooks,
-    idmaps,
-    init,
-    monitor,
-    namespaces,
-    process,
-    processes,
-    selfexec,
-    supplement,
-    syscalls,
-)
+from runtime import checkpoint, container, create, hooks, idmaps, init, monitor, process, supplement
 from runtime.cgroups import Cgroup, beside
 from runtime.cgroups.hierarchies import UNIFIED
 from runtime.cgroups.leeway import Leeway
 from runtime.errors import ContainerError, DeadlineExceeded, NotFound
 from runtime.fields import Fields
+from runtime.light.records import Record
+from runtime.linux import namespaces, processes, selfexec, syscalls
 from runtime.mount_spec import ATTR_IDMAP, IdMapping
-from runtime.records import Record
 from runtime.resources import parse_resources
 from runtime.spec import keep
 from runtime.state import State

@@ -10,8 +10,8 @@ import errno
 import os
 import stat
 
-from runtime import syscalls
 from runtime.cgroups.hierarchies import UNIFIED, discover
+from runtime.linux import syscalls
 from runtime.mount_spec import ATTR_RDONLY, MS_BIND, MS_PRIVATE, MS_RDONLY, MS_REC, MS_REMOUNT, parse_options, plain
 from runtime.stage import Change, Stage
 

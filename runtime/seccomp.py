@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import errno
 
-from runtime import syscalls
-from runtime.records import Record
+from runtime.light.records import Record
+from runtime.linux import syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import errno
 
-from runtime import syscalls
 from runtime.errors import StartFailed
+from runtime.linux import syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

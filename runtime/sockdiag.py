@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from runtime import nlmsg
-from runtime.namespaces import inside_netns
+from runtime.linux.namespaces import inside_netns
 from runtime.nlmsg import attributes
 
 _NETLINK_SOCK_DIAG, _SOCK_DIAG_BY_FAMILY = 4, 20

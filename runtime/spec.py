@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import os
 
-from runtime import jsonio
 from runtime.errors import NotSupported, SpecError, unwritable
 from runtime.fields import Fields
+from runtime.light import json as light_json
+from runtime.light.records import Record
 from runtime.mount_spec import PROPAGATIONS, Device, IdMapping, Mount, parse_device, parse_mappings, parse_mount
 from runtime.process_spec import Process, parse_process
-from runtime.records import Record
 from runtime.resources import Resources, parse_resources
 from runtime.state import NET
 
@@ -92,7 +92,7 @@ def keep(spec: Spec, directory: str) -> None:
     path = os.path.join(directory, CONFIG)
     try:
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as file:
-            file.write(jsonio.dumps(spec.config))
+            file.write(light_json.dumps(spec.config))
     except OSError as error:
         raise unwritable(path, error) from None
 
@@ -140,7 +140,7 @@ def read_json(path: str, remedy: str) -> Any:
     """The value of a JSON file of a bundle. Raises SpecError."""
     try:
         with open(path, "rb") as file:
-            return jsonio.loads(file.read())
+            return light_json.loads(file.read())
     except FileNotFoundError:
         raise SpecError(f"{path}: no such file or directory", remedy=remedy or None) from None
     except (OSError, UnicodeDecodeError) as error:

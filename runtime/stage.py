@@ -12,7 +12,8 @@ from __future__ import annotations
 import errno
 import os
 
-from runtime import syscalls
+from runtime.light.records import Record
+from runtime.linux import syscalls
 from runtime.mount_spec import (
     ATTR_RDONLY,
     MS_BIND,
@@ -24,7 +25,6 @@ from runtime.mount_spec import (
     MS_REMOUNT,
     attributes,
 )
-from runtime.records import Record
 
 # What statvfs(3) says of a mount -> the flag of mount(2)
 _KEPT = {1: 1, 2: 2, 4: 4, 8: 8, 1024: 1024, 2048: 2048, 4096: MS_RELATIME, 8192: MS_NOSYMFOLLOW}

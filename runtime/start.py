@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import select
 
-from runtime import processes
 from runtime.errors import ContainerError, DeadlineExceeded, StartFailed
+from runtime.linux import processes
 from runtime.state import Status
 
 TYPE_CHECKING = False

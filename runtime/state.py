@@ -22,9 +22,10 @@ import fcntl
 import os
 import time
 
-from runtime import jsonio, processes, trusted
 from runtime.errors import Conflict, ContainerError, DeadlineExceeded, InvalidId, NotFound, StateError, unwritable
-from runtime.records import Record
+from runtime.light import json as light_json
+from runtime.light.records import Record
+from runtime.linux import processes, trusted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -229,7 +230,7 @@ class Store:
         remedy = f"`pymigrate delete --force {container_id}` removes what is left"
         try:
             with open(path, "rb") as file:
-                value = jsonio.loads(file.read())
+                value = light_json.loads(file.read())
         except FileNotFoundError:
             raise NotFound.of(container_id) from None
         except OSError as error:
@@ -260,7 +261,7 @@ class Store:
         try:
             fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             try:
-                data = jsonio.dumps({"ociVersion": OCI_VERSION, **state.plain()}).encode()
+                data = light_json.dumps({"ociVersion": OCI_VERSION, **state.plain()}).encode()
                 if os.write(fd, data) < len(data):  # a full disk takes what fits
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             finally:

@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import os
 
-from runtime import jsonio, processes, syscalls, tcpwindows, timerfds
+from runtime import tcpwindows, timerfds
 from runtime.cgroups import subtree
 from runtime.errors import ContainerError
+from runtime.light import json as light_json
+from runtime.linux import processes, syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -56,7 +58,7 @@ def save(images_fd: int, state: State, cgroup: Cgroup) -> None:
     if value:
         fd = os.open(NAME, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600, dir_fd=images_fd)
         with open(fd, "w") as file:
-            file.write(jsonio.dumps(value))
+            file.write(light_json.dumps(value))
 
 
 def load(images_fd: int) -> dict[str, Any]:
@@ -70,7 +72,7 @@ def load(images_fd: int) -> dict[str, Any]:
     try:
         with open(fd, "rb") as file:
             data = file.read(_LIMIT + 1)
-        value = jsonio.loads(data) if len(data) <= _LIMIT else None
+        value = light_json.loads(data) if len(data) <= _LIMIT else None
     except (OSError, ValueError, RecursionError) as error:
         raise ContainerError(f"{NAME}: cannot be read: {error}") from None
     kinds = {"threads": dict, "timers": list, "windows": list, "cgroups": list, "resources": dict}

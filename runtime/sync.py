@@ -19,8 +19,8 @@ from __future__ import annotations
 import os
 import sys
 
-from runtime import jsonio
 from runtime.errors import DeadlineExceeded, StartFailed
+from runtime.light import json as light_json
 from runtime.light import sockets
 
 TYPE_CHECKING = False
@@ -43,7 +43,7 @@ def adopt(fd: int) -> socket.socket:
 
 def send(sock: socket.socket, message: dict[str, Any]) -> None:
     """Send a message. By write(2), which a seccomp filter that the sender has just loaded is sure to allow."""
-    os.write(sock.fileno(), jsonio.dumps(message).encode())
+    os.write(sock.fileno(), light_json.dumps(message).encode())
 
 
 def tell(sock: socket.socket, message: dict[str, Any]) -> None:
@@ -78,7 +78,7 @@ def receive_pid(sock: socket.socket, timeout: float, what: str) -> int:
         data, ancillary = b"", []  # reset: as good as closed
     finally:
         sock.settimeout(None)
-    message = jsonio.loads(data) if data else {"error": f"{what} ended while it was being set up"}
+    message = light_json.loads(data) if data else {"error": f"{what} ended while it was being set up"}
     if "error" in message or not ancillary:
         raise StartFailed(message.get("error", f"{what} does not say who it is"))
     return int.from_bytes(ancillary[0][2][:4], sys.byteorder)
@@ -105,7 +105,7 @@ def _next(sock: socket.socket, timeout: float, late: str) -> dict[str, Any] | No
         sock.settimeout(None)
     if not data:
         return None
-    message: dict[str, Any] = jsonio.loads(data)
+    message: dict[str, Any] = light_json.loads(data)
     if "error" in message:
         raise StartFailed(message["error"])
     return message

@@ -13,9 +13,9 @@ import os
 import re
 import sys
 
-from runtime import syscalls
 from runtime.errors import ContainerError
 from runtime.light import sockets
+from runtime.linux import syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

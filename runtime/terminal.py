@@ -11,7 +11,7 @@ import struct
 import termios
 import tty
 
-from runtime.descriptors import read_some, write_all
+from runtime.linux.descriptors import read_some, write_all
 
 _CHUNK = 1 << 16
 

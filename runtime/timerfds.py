@@ -12,8 +12,8 @@ import os
 import sys
 import time
 
-from runtime import syscalls
 from runtime.errors import ContainerError
+from runtime.linux import syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -20,9 +20,9 @@ from __future__ import annotations
 
 import os
 
-from runtime import jsonio
 from runtime.errors import NotSupported
 from runtime.fields import Fields
+from runtime.light import json as light_json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def is_two_file(bundle: str | Path) -> bool:
         return False
     try:
         with open(os.path.join(bundle, "config.json"), "rb") as file:
-            config = jsonio.loads(file.read())
+            config = light_json.loads(file.read())
     except (OSError, ValueError, RecursionError):
         return False
     if not isinstance(config, dict) or "ociVersion" in config:

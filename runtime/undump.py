@@ -18,10 +18,12 @@ from __future__ import annotations
 import os
 import time
 
-from runtime import jsonio, netlock, processes, syscalls
+from runtime import netlock
 from runtime.cgroups import Cgroup
 from runtime.errors import ContainerError, unwritable
+from runtime.light import json as light_json
 from runtime.light import sockets
+from runtime.linux import processes, syscalls
 from runtime.state import DUMP
 
 TYPE_CHECKING = False
@@ -47,7 +49,7 @@ def begin(state: State, *, paused: bool, others: Sequence[str] = (), lock: Seque
     path = _note(state)
     try:
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "w") as file:
-            file.write(jsonio.dumps({"paused": paused, "others": list(others), "lock": lock and list(lock)}))
+            file.write(light_json.dumps({"paused": paused, "others": list(others), "lock": lock and list(lock)}))
     except OSError as error:
         raise unwritable(path, error) from None
 
@@ -116,7 +118,7 @@ def _note(state: State) -> str:
 def _read(state: State) -> dict[str, Any]:
     try:
         with open(_note(state), "rb") as file:
-            value = jsonio.loads(file.read())
+            value = light_json.loads(file.read())
     except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}

@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import time
 
-from runtime import processes
 from runtime.errors import ContainerError
-from runtime.records import Record
+from runtime.light.records import Record
+from runtime.linux import processes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

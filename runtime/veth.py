@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 
 from runtime.errors import Conflict, ContainerError, SpecError
-from runtime.namespaces import inside_netns
+from runtime.linux.namespaces import inside_netns
 from runtime.netlink import Netlink
 
 TYPE_CHECKING = False

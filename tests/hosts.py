@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from runtime import capabilities
+from runtime.linux import capabilities
 
 ROOTFS = Path("/var/cache/pymigrate/rootfs/busybox")
 COUNT = "i=0; while :; do i=$((i+1)); echo $i; usleep 20000; done"

@@ -12,8 +12,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from runtime import syscalls
 from runtime.cgroups.hierarchies import discover
+from runtime.linux import syscalls
 
 GRACE = 20.0  # seconds in which what is just ending must be gone
 BRIDGE = "leaks0"

@@ -200,7 +200,7 @@ missing_library() {
 site_packages() { "$1/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; }
 
 # write_launcher FILE DIRECTORY...: the command, without what site-packages would cost every start of it.
-# The interpreter's place is covered by a read-only mount once there is a container (runtime/selfexec.py).
+# The interpreter's place is covered by a read-only mount once there is a container (runtime/linux/selfexec.py).
 write_launcher() {
     local file=$1 python=$PREFIX/sealed/python3
     shift

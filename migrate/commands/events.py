@@ -59,6 +59,6 @@ def _print_stats(container_id: str, cgroup: Cgroup) -> None:
 
 
 def _print(event: dict[str, object]) -> None:
-    from runtime import jsonio
+    from runtime.light import json as light_json
 
-    print(jsonio.dumps(event), flush=True)
+    print(light_json.dumps(event), flush=True)

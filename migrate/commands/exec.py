@@ -59,8 +59,8 @@ def run(args: Values) -> int:
 def _process(args: Values, state: State) -> tuple[Process, Spec]:
     """The program to run: from --process, or the container's own process object with what was given instead."""
     from migrate.errors import UsageError
-    from runtime.capabilities import NUMBERS, SETS
     from runtime.fields import Fields
+    from runtime.linux.capabilities import NUMBERS, SETS
     from runtime.process_spec import parse_process
     from runtime.spec import load_kept, read_json
 

@@ -64,7 +64,7 @@ def _exec(host: "Host", command: list[str]) -> int:
 
 def _status(hosts: list["Host"], *, as_json: bool) -> None:
     from migrate.ui.text import table
-    from runtime import processes
+    from runtime.linux import processes
 
     rows: list[dict[str, object]] = [
         {"name": host.name, "address": host.address, "pid": host.pid,

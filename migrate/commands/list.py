@@ -17,8 +17,8 @@ SYNTAX = Syntax("List the containers of this host.", (FORMAT, Flag("quiet", "onl
 
 def run(args: Values) -> int:
     from migrate.ui.text import table
-    from runtime import jsonio
     from runtime.errors import ContainerError
+    from runtime.light import json as light_json
     from runtime.state import Store
 
     store = Store(args.root)
@@ -33,7 +33,7 @@ def run(args: Values) -> int:
     if args.quiet:
         print(*(state["id"] for state in states), sep="\n", end="\n" if states else "")
     elif args.format == "json" or args.json:
-        print(jsonio.dumps(states))
+        print(light_json.dumps(states))
     else:
         names = ("id", "pid", "status", "bundle", "created", "owner")
         rows = [tuple(str(state[name]) for name in names) for state in states]

@@ -17,13 +17,13 @@ SYNTAX = Syntax(
 
 
 def run(args: Values) -> int:
-    from runtime import jsonio
     from runtime.cgroups import Cgroup
+    from runtime.light import json as light_json
     from runtime.state import Store
 
     pids = Cgroup.of(Store(args.root).load(args.id)).pids()
     if args.format == "json" or args.json:
-        print(jsonio.dumps(pids))
+        print(light_json.dumps(pids))
         return 0
     lines = _ps(args.ps_options or ["-ef"])
     column = lines[0].split().index("PID") if lines and "PID" in lines[0].split() else None

@@ -12,11 +12,15 @@ SYNTAX = Syntax("Print the state of a container as JSON.", (), ("id",))
 
 
 def run(args: Values) -> int:
-    from runtime import jsonio
+    from runtime.light import json as light_json
     from runtime.state import Store
 
     store = Store(args.root)
     found = store.look(args.id)
     state = found.oci(store.status(found))
-    print("{\n" + ",\n".join(f"  {jsonio.dumps(name)}: {jsonio.dumps(value)}" for name, value in state.items()) + "\n}")
+    print(
+        "{\n"
+        + ",\n".join(f"  {light_json.dumps(name)}: {light_json.dumps(value)}" for name, value in state.items())
+        + "\n}"
+    )
     return 0

@@ -59,10 +59,10 @@ def _read(path: str) -> tuple[Any, str]:
     import sys
 
     from migrate.errors import UsageError
-    from runtime import jsonio
+    from runtime.light import json as light_json
 
     try:
-        return jsonio.loads(sys.stdin.buffer.read()), "stdin"
+        return light_json.loads(sys.stdin.buffer.read()), "stdin"
     except (ValueError, RecursionError) as error:
         raise UsageError(f"--resources -: stdin is not JSON: {error}") from None
 

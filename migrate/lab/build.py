@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from migrate.lab.model import CLIENT, LARGEST, ROOT, Host, LabError, hosts, lab_cgroups
-from runtime import processes, selfexec, sync
+from runtime import sync
 from runtime.cgroups.hierarchies import remove_tree
 from runtime.errors import ContainerError
+from runtime.linux import processes, selfexec
 
 STEP_TIMEOUT = 60.0
 DOWN_TIMEOUT = 30.0

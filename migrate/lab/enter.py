@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 
-from runtime import namespaces, syscalls
 from runtime.light import signals
+from runtime.linux import namespaces, syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

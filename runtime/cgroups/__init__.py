@@ -8,7 +8,6 @@ import os
 import time
 
 from runtime.cgroups import freezer, moving
-from runtime.cgroups.files import flat_keyed, number_list, read, write
 from runtime.cgroups.hierarchies import (
     UNIFIED,
     below,
@@ -19,6 +18,7 @@ from runtime.cgroups.hierarchies import (
     remove_tree,
 )
 from runtime.errors import Conflict, ContainerError, StateError
+from runtime.linux.files import flat_keyed, number_list, read, write
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

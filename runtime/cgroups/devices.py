@@ -12,8 +12,8 @@ import os
 import struct
 import sys
 
-from runtime import syscalls
 from runtime.errors import StartFailed
+from runtime.linux import syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 
-from runtime.cgroups.files import read, wait_until, write
 from runtime.cgroups.hierarchies import UNIFIED
 from runtime.errors import ContainerError, DeadlineExceeded
+from runtime.linux.files import read, wait_until, write
 
 TIMEOUT = 10.0
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import time
 
-from runtime.cgroups.files import read, write
 from runtime.errors import ContainerError, DeadlineExceeded
-from runtime.records import Record
+from runtime.light.records import Record
+from runtime.linux.files import read, write
 
 UNIFIED = ""
 _V1 = frozenset(

@@ -12,9 +12,9 @@ import os
 import time
 
 from runtime import notices
-from runtime.cgroups.files import read, write
 from runtime.cgroups.hierarchies import UNIFIED
 from runtime.errors import ContainerError
+from runtime.linux.files import read, write
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

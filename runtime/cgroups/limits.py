@@ -5,10 +5,10 @@ from __future__ import annotations
 import errno
 import os
 
-from runtime import trusted
-from runtime.cgroups.files import read, write
 from runtime.cgroups.hierarchies import UNIFIED
 from runtime.errors import ContainerError
+from runtime.linux import trusted
+from runtime.linux.files import read, write
 from runtime.resources import DeviceRule
 
 TYPE_CHECKING = False

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from runtime.cgroups.files import read, write
 from runtime.cgroups.hierarchies import UNIFIED, discover
 from runtime.errors import ContainerError
+from runtime.linux.files import read, write
 
 
 def entrance(paths: dict[str, str], directory: str, pid: int) -> str:

@@ -11,8 +11,8 @@ import os
 import select
 import time
 
-from runtime.cgroups.files import flat_keyed, read, read_again
 from runtime.errors import ContainerError
+from runtime.linux.files import flat_keyed, read, read_again
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

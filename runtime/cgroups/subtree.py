@@ -14,9 +14,9 @@ import os
 import re
 
 from runtime.cgroups.beside import put_aside
-from runtime.cgroups.files import read, write
 from runtime.cgroups.hierarchies import UNIFIED, below
 from runtime.errors import ContainerError
+from runtime.linux.files import read, write
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -10,11 +10,11 @@ import os
 
 from runtime.cgroups import v1, v2
 from runtime.cgroups.dbus import Refused, Systemd
-from runtime.cgroups.files import read
 from runtime.cgroups.limits import device_rules
 from runtime.errors import Conflict, ContainerError, NotSupported, SpecError, StartFailed
 from runtime.light import signals
-from runtime.records import Record
+from runtime.light.records import Record
+from runtime.linux.files import read
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
-from runtime.cgroups.files import read
 from runtime.errors import ContainerError, NotSupported
+from runtime.linux.files import read
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from runtime import capabilities
 from runtime.default_spec import default_spec
+from runtime.linux import capabilities
 from tests.hosts import Hosts, write_bundle
 
 PROGRAMS = Path(__file__).parent

@@ -12,7 +12,7 @@ from tests.system.conftest import Local
 _AGAIN = """
 import os, sys
 sys.path.insert(0, {base!r})
-from runtime import selfexec, syscalls
+from runtime.linux import selfexec, syscalls
 def _command(module, *args, _before=selfexec.command):
     argv = _before(module, *args)
     place = argv.index("-c") + 1

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from migrate.lab import model
-from runtime import selfexec
+from runtime.linux import selfexec
 from tests.conftest import FAILED
 from tests.hosts import COUNT, PYMIGRATE, ROOTFS, Hosts, write_bundle
 

@@ -213,7 +213,7 @@ def test_without_the_right_to_bpf_denying_fails(unified: str) -> None:
     """In a child that has given up CAP_SYS_ADMIN and CAP_BPF; rules that deny nothing need no program."""
     code = f"""
 import os, sys
-from runtime import syscalls
+from runtime.linux import syscalls
 from runtime.cgroups import devices
 from runtime.resources import DeviceRule
 syscalls.capset(0, 0, 0)

@@ -217,7 +217,7 @@ def test_a_target_without_memory_to_spare_says_so(lab: Lab) -> None:
 def test_a_kernel_whose_tmpfs_maps_no_ids(lab: Lab) -> None:
     """As before Linux 6.3: the images are given to the root of the container's user namespace."""
     old = """
-from runtime import syscalls
+from runtime.linux import syscalls
 from runtime.mount_spec import ATTR_IDMAP
 def refusing(*args, original=syscalls.mount_setattr, **options):
     if options["set"] & ATTR_IDMAP:

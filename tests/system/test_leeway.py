@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from runtime.cgroups.files import read
 from runtime.cgroups.leeway import Leeway
 from runtime.errors import ContainerError
+from runtime.linux.files import read
 from tests.hosts import driver
 from tests.system.boxes import make
 from tests.system.conftest import Lab, Local

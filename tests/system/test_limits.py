@@ -8,7 +8,7 @@ from tests.system.conftest import Lab
 
 # The agent, and what it starts, as on a host whose root lacks a capability.
 _LACKING = """
-from runtime import syscalls
+from runtime.linux import syscalls
 syscalls.prctl(24, {number})  # PR_CAPBSET_DROP
 syscalls.capset(*(held & ~(1 << {number}) for held in syscalls.capget()))
 """

@@ -12,7 +12,7 @@ import os, socket, sys
 from types import SimpleNamespace
 from runtime import veth
 from runtime.announce import Announcer
-from runtime.namespaces import inside_netns, new_netns
+from runtime.linux.namespaces import inside_netns, new_netns
 from runtime.netlink import Netlink
 from runtime.network import parse
 

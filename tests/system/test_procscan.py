@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from migrate import procscan
-from runtime import processes
+from runtime.linux import processes
 
 
 def test_a_child_that_came_meanwhile_was_not_started_by_exec(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,8 @@ _DRIVER = """
 import os, sys
 from migrate import cli
 from migrate.commands import logs as logs_command
-from runtime import attach, cgroups, container, exec, logs, processes, selfexec, state
+from runtime import attach, cgroups, container, exec, logs, state
+from runtime.linux import processes, selfexec
 store = state.Store({root!r})
 def end():
     found = store.load("c")

@@ -14,7 +14,7 @@ import pytest
 
 from migrate.errors import MigrateError
 from migrate.rsync import send_tree
-from runtime import processes, selfexec
+from runtime.linux import processes, selfexec
 from tests.system.test_files import Here, ShellChannel
 
 SIZE = 4 << 20  # more than the buffers of both sockets hold

@@ -64,7 +64,7 @@ def test_life_of_a_container(pymigrate: Local, bundle: Path) -> None:
     assert (refused.returncode, "cannot delete" in refused.stderr) == (5, True)
     pidfd = os.pidfd_open(pymigrate.state("c")["shim_pid"])
     pymigrate("kill", "c", "KILL")
-    from runtime.processes import wait_exit
+    from runtime.linux.processes import wait_exit
 
     assert wait_exit(pidfd, 10)
     os.close(pidfd)

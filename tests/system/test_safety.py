@@ -16,7 +16,7 @@ from tests.system.conftest import Local
 
 # Runs a command as a child of a process that adopts what it leaves behind.
 ADOPT = (
-    "import subprocess, sys; from runtime import syscalls; syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1); "
+    "import subprocess, sys; from runtime.linux import syscalls; syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1); "
     "sys.exit(subprocess.run(sys.argv[1:]).returncode)"
 )
 

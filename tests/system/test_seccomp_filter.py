@@ -21,9 +21,10 @@ from typing import Any
 
 import pytest
 
-from runtime import libseccomp, seccomp_filter, syscalls
+from runtime import libseccomp, seccomp_filter
 from runtime.errors import StartFailed
 from runtime.fields import Fields
+from runtime.linux import syscalls
 from runtime.seccomp import parse
 from runtime.seccomp_load import load, send_listener, take_listener
 

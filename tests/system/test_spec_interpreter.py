@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 import runtime
-from runtime import selfexec
+from runtime.linux import selfexec
 from tests.hosts import ABLE
 from tests.system.boxes import PATIENCE, make, wait_for
 from tests.system.conftest import Local
@@ -155,7 +155,7 @@ def test_the_launchers_interpreter_is_sealed_by_the_first_container(copy: Copy, 
     verb = shlex.join(
         [*argv, copy.program, "--root", str(copy.root), "run", "-b", str(make(tmp_path / "b", "true")), "c"]
     )
-    asked = "from runtime import selfexec; print(selfexec.is_sealed())"
+    asked = "from runtime.linux import selfexec; print(selfexec.is_sealed())"
     ask = shlex.join([*argv, copy.program.replace("from migrate import cli; sys.exit(cli.main(sys.argv[1:]))", asked)])
     script = f"""
         set -e; mount -t tmpfs tmpfs {Path(place).parent}; mkdir {place}; ln -s {copy.python} {place}/python3
@@ -207,7 +207,7 @@ def test_a_restore_is_sealed_too(copy: Copy, tmp_path: Path) -> None:
 ENGINE = """
 import subprocess, sys
 sys.path.insert(0, {base!r})
-from runtime import syscalls
+from runtime.linux import syscalls
 syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
 {call}
 """

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime import processes
+from runtime.linux import processes
 from tests.hosts import COUNT
 from tests.system.boxes import PATIENCE, Fields, foreground, make, namespaces, wait_for
 from tests.system.conftest import Local

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from runtime import syscalls
-from runtime.capabilities import NUMBERS
-from runtime.cgroups.files import number_list
+from runtime.linux import syscalls
+from runtime.linux.capabilities import NUMBERS
+from runtime.linux.files import number_list
 from tests.hosts import PYMIGRATE
 from tests.pybox import write_python_bundle
 from tests.system.boxes import Fields, listener, make, output, refusal, run
@@ -192,7 +192,7 @@ def test_exec_does_not_hand_on_the_callers_session_keyring(pymigrate: Local, tmp
     name = f"keys-{os.getpid()}"  # others may have a container of any other one
     pymigrate("run", "-d", "-b", tmp_path / "b", name)
     number = syscalls._number("keyctl")
-    code = "from runtime import syscalls; syscalls.join_session_keyring('callers'); import subprocess, sys; "
+    code = "from runtime.linux import syscalls; syscalls.join_session_keyring('callers'); import subprocess, sys; "
     code += f"{keyring.format(number)}; sys.stdout.flush(); subprocess.run(sys.argv[1:], check=True)"
     argv = pymigrate.argv("exec", name, "python3", "-ISc", keyring.format(number))
     done = subprocess.run([sys.executable, "-c", code, *argv], stdout=subprocess.PIPE, text=True, check=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from runtime import syscalls
+from runtime.linux import syscalls
 from tests.system.boxes import Fields, make, output, refusal, run
 from tests.system.conftest import Local
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from migrate import mountinfo, tmpfs
-from runtime import syscalls
+from runtime.linux import syscalls
 from tests.hosts import ABLE, KILL_AGENT, driver
 from tests.pybox import write_python_bundle
 from tests.system.conftest import Lab

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from runtime import selfexec
 from runtime.default_spec import default_spec
+from runtime.linux import selfexec
 from tests.hosts import COUNT, NO_MEMORY, driver, verb
 from tests.system.conftest import Lab
 

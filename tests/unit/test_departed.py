@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from runtime import departed, processes
+from runtime import departed
 from runtime.errors import Conflict, NotFound
+from runtime.linux import processes
 from runtime.state import State
 
 

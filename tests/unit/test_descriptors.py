@@ -3,7 +3,7 @@
 import os
 import threading
 
-from runtime.descriptors import read_some, write_all
+from runtime.linux.descriptors import read_some, write_all
 
 
 def test_a_call_waits_where_it_would_block() -> None:

@@ -6,7 +6,7 @@ from threading import Event, Thread
 import pytest
 
 from runtime import exec as execution
-from runtime import processes
+from runtime.linux import processes
 from runtime.state import State
 
 pytestmark = pytest.mark.unit

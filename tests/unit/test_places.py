@@ -20,7 +20,7 @@ from migrate.phases import Phase
 from migrate.places import Locks, Uses
 from migrate.trees import Owner, Tree
 from migrate.treestore import Arrivals
-from runtime import processes
+from runtime.linux import processes
 from runtime.state import State, Store
 
 FIRST, SECOND = "20260101T000000-0000000000000001", "20260101T000000-0000000000000002"

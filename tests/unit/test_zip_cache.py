@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from migrate import zip_cache
-from runtime import trusted
+from runtime.linux import trusted
 
 MAIN = """
 from top import zip_cache
@@ -32,7 +32,7 @@ def archive(tmp_path: Path) -> Path:
         file.writestr("top/__init__.py", "")
         file.writestr("top/zip_cache.py", Path(zip_cache.__file__).read_text())
         file.writestr("runtime/__init__.py", "")
-        file.writestr("runtime/trusted.py", Path(trusted.__file__).read_text())
+        file.writestr("runtime/linux/trusted.py", Path(trusted.__file__).read_text())
         file.writestr("plain.py", "")
         file.writestr("package/__init__.py", "")
         file.writestr("package/inner.py", "WORD = 'inner'")

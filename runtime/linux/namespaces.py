@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
-from runtime import syscalls
 from runtime.errors import StartFailed
+from runtime.linux import syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 
-from runtime import syscalls
 from runtime.errors import StartFailed
+from runtime.linux import syscalls
 
 
 class OwnProc:

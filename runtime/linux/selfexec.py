@@ -50,7 +50,7 @@ def _seal_launcher() -> None:
     """
     import fcntl
 
-    from runtime import syscalls
+    from runtime.linux import syscalls
     from runtime.mount_spec import ATTR_RDONLY
 
     there = os.open(PLACE, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -75,7 +75,7 @@ def sealed() -> int:
     kernel takes what /proc/PID/exe says with the mount it belongs to. Where such a mount cannot be made (no privilege,
     Linux before 5.12), the file itself, if it is out of our reach, or else a copy of it that nobody can change.
     """
-    from runtime import syscalls
+    from runtime.linux import syscalls
     from runtime.mount_spec import ATTR_RDONLY
 
     path = os.path.realpath("/proc/self/exe")

@@ -9,7 +9,7 @@ import errno
 import os
 import sys
 
-from runtime import light_ctypes as ctypes
+from runtime.light import ctypes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

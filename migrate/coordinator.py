@@ -28,8 +28,9 @@ from migrate.settlement import clean_source, clean_target, save_log, settle
 from migrate.trees import Owner, Tree
 from migrate.validate import container_blockers, preflight, wait_settled
 from migrate.volumes import Plan
-from runtime import checkpoint, departed, gate, network, undump
-from runtime.spec import Spec, load_kept
+from runtime import checkpoint, departed, gate, undump
+from runtime.spec import network
+from runtime.spec.config import Spec, load_kept
 from runtime.state import State, Store
 
 LOCK_TIMEOUT = 5.0

@@ -26,7 +26,7 @@ from runtime.dump import Dump
 from runtime.errors import ContainerError
 from runtime.guard import Guard
 from runtime.linux import syscalls
-from runtime.spec import Spec
+from runtime.spec.config import Spec
 from runtime.state import State
 
 

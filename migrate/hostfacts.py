@@ -48,7 +48,7 @@ def _checked(cls: type[Any], value: Any) -> dict[str, Any]:
 @dataclass(frozen=True)
 class FactsQuery:
     """What the source wants to know: is `id` in use below `root`, which of `paths` are missing, does the processor have
-    what `cpuinfo` (CRIU's cpuinfo.img, base64) says, can a container have the network `net` (network.py) here; ""
+    what `cpuinfo` (CRIU's cpuinfo.img, base64) says, can a container have the network `net` (spec/network.py) here; ""
     asks nothing."""
 
     id: str = ""
@@ -148,7 +148,8 @@ def _network(query: FactsQuery) -> tuple[str, str]:
     """What is wrong with the bridge of the network that is asked for, and with its addresses, here."""
     if not query.net:
         return "", ""
-    from runtime import network, veth
+    from runtime import veth
+    from runtime.spec import network
 
     wanted = network.parse(query.net, "--net")
     try:

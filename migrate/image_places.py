@@ -24,7 +24,7 @@ from migrate.hostfacts import DATA
 from migrate.protocol import check_migration_id
 from migrate.space import no_space
 from runtime.linux import syscalls
-from runtime.mount_spec import MS_BIND, MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_PRIVATE, MS_REMOUNT
+from runtime.spec.mounts import MS_BIND, MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_PRIVATE, MS_REMOUNT
 
 PLACE = Path("/run/pymigrate/images")
 MEMORY = PLACE / "memory"

@@ -27,9 +27,9 @@ from migrate.protocol import FREEZE_TIMEOUT, CheckTrees, OpenBundle, Prepare, Re
 from migrate.reception import ReceivedImages, ReceivedPages
 from migrate.tmpfs import Mounted, Root
 from migrate.trees import Needed, Owner, Tree, checked_list
-from runtime import spec
 from runtime.linux import processes
 from runtime.restoring import RestorePlan, Restoring
+from runtime.spec import config as spec_config
 from runtime.state import State, Store, check_id
 
 RESTORE_TIMEOUT = 120.0
@@ -373,7 +373,7 @@ class Incoming:
         assert self._images is not None
         carried = dict(fields["state"])
         annotations = {str(key): str(value) for key, value in dict(carried.get("annotations", {})).items()}
-        loaded = spec.load(bundle, annotations)
+        loaded = spec_config.load(bundle, annotations)
         plan = RestorePlan(
             id=self._id,
             bundle=str(bundle),

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from runtime.linux import processes, syscalls
-from runtime.spec import Spec
+from runtime.spec.config import Spec
 
 _CREATE_RULESET, _RESTRICT_SELF = 444, 446
 _NEAR = 64 << 10  # bytes of code between the two calls

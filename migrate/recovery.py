@@ -19,7 +19,7 @@ from migrate.trees import Owner
 from runtime import container, departed, netlock, undump, veth
 from runtime.errors import ContainerError
 from runtime.linux import processes
-from runtime.spec import load_kept
+from runtime.spec.config import load_kept
 from runtime.state import State, Store
 
 LOCK_TIMEOUT = 5.0

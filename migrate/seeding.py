@@ -26,7 +26,7 @@ from migrate.rsync import Rsync, SentTree, send_tree
 from migrate.tmpfs import View
 from migrate.trees import Tree
 from migrate.treescan import Scan
-from runtime.spec import Spec
+from runtime.spec.config import Spec
 from runtime.state import State
 
 SEED_TIMEOUT = 6 * 3600.0

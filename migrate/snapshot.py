@@ -36,8 +36,8 @@ from runtime import checkpoint, gate, logs, netlock, notices, supplement, undump
 from runtime.dump import Dump
 from runtime.linux import syscalls, trusted
 from runtime.restoring import RestorePlan, Restoring
-from runtime.spec import Spec, load_kept
-from runtime.spec import load as load_spec
+from runtime.spec.config import Spec, load_kept
+from runtime.spec.config import load as load_spec
 from runtime.state import State, Store
 
 LOCK_TIMEOUT = 5.0
@@ -167,7 +167,7 @@ def restore(
     net: str | None = None,
     connections: str | None = None,
 ) -> State:
-    """Make a running container of a snapshot; the snapshot stays as it is. `net` is what --net says (network.py).
+    """Make a running container of a snapshot; the snapshot stays as it is. `net` is what --net says (spec/network.py).
 
     What becomes of its TCP connections with others, if it has any, must be said: `connections` is "close" (it finds
     them closed) or "keep" (they go on, which their peers must not have noticed yet).

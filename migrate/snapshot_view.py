@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 
-from runtime.mount_spec import MS_RDONLY, parse_options
-from runtime.resources import DeviceRule
-from runtime.spec import Spec
+from runtime.spec.config import Spec
+from runtime.spec.mounts import MS_RDONLY, parse_options
+from runtime.spec.resources import DeviceRule
 
 
 def demands(spec: Spec) -> Iterator[tuple[str, str]]:

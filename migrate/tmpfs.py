@@ -27,7 +27,7 @@ from typing import Any, Self
 from migrate import mountinfo, treescan
 from migrate.errors import MigrateError, ProtocolError
 from runtime.linux import processes, selfexec, syscalls
-from runtime.spec import Spec
+from runtime.spec.config import Spec
 from runtime.state import State
 
 SMALL = 4 << 20  # bytes that CRIU packs in less time than a pass takes

@@ -17,7 +17,7 @@ from criu_rpc import tar
 from migrate import image_manifest, mountinfo, tmpfs, tmpfs_store
 from migrate.errors import TargetError
 from runtime.linux import syscalls
-from runtime.mount_spec import MS_STRICTATIME
+from runtime.spec.mounts import MS_STRICTATIME
 
 INDEX = "pymigrate-tmpfs.img"
 _CHUNK = 1 << 20

@@ -12,7 +12,7 @@ from migrate.errors import TargetError
 from migrate.hostfacts import DATA
 from migrate.tmpfs import Mounted
 from runtime.linux import syscalls
-from runtime.mount_spec import MS_REMOUNT, MS_STRICTATIME
+from runtime.spec.mounts import MS_REMOUNT, MS_STRICTATIME
 
 DIRECTORY = DATA / "tmpfs"
 

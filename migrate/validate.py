@@ -16,7 +16,7 @@ from migrate.rules import RULES, Blocker, raise_blocked
 from migrate.volumes import Plan
 from runtime import checkpoint, unfreezable
 from runtime.linux import processes
-from runtime.spec import Spec
+from runtime.spec.config import Spec
 from runtime.state import State, Status, Store
 
 if TYPE_CHECKING:

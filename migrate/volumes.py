@@ -27,8 +27,8 @@ from migrate.losses import Finding
 from migrate.mountinfo import is_below
 from migrate.trees import OWN, Needed, Tree, is_place
 from runtime.linux import syscalls
-from runtime.mount_spec import MS_PRIVATE, MS_RDONLY, Mount, parse_options
-from runtime.spec import Spec
+from runtime.spec.config import Spec
+from runtime.spec.mounts import MS_PRIVATE, MS_RDONLY, Mount, parse_options
 from runtime.state import State
 
 SMALL = 1 << 20  # bytes; a file bound by itself, up to this size, goes along where it is missing

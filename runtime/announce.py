@@ -19,7 +19,7 @@ from runtime.linux import selfexec
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from runtime.network import Network
+    from runtime.spec.network import Network
 
 _AGAIN = (0.05, 0.25, 0.7)  # seconds, each after the one before
 _ARP, _IPV6, _ICMPV6 = 0x0806, 0x86DD, 58

@@ -16,7 +16,7 @@ from runtime import terminal
 from runtime.attached import NAME, PACKET
 from runtime.errors import Conflict, ContainerError, DeadlineExceeded, NotFound
 from runtime.linux.descriptors import read_some, write_all
-from runtime.spec import load_kept
+from runtime.spec.config import load_kept
 from runtime.state import Status
 
 TYPE_CHECKING = False

@@ -27,7 +27,7 @@ from runtime.errors import ContainerError, SpecError
 from runtime.light import json as light_json
 from runtime.light.records import Record
 from runtime.linux import namespaces, syscalls
-from runtime.spec import load_kept
+from runtime.spec.config import load_kept
 from runtime.state import Status
 
 TYPE_CHECKING = False
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any
 
-    from runtime.spec import Spec
+    from runtime.spec.config import Spec
     from runtime.state import State, Store
 
 NETNS_KEY = "pymigrate-net"

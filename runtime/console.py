@@ -20,7 +20,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
 
-    from runtime.process_spec import Process
+    from runtime.spec.process import Process
 
 _TIOCSCTTY, _TIOCSWINSZ, _TIOCSPTLCK, _TIOCGPTPEER = 0x540E, 0x5414, 0x40045431, 0x5441
 _PTMX = os.makedev(5, 2)

@@ -81,8 +81,8 @@ def update(store: Store, container_id: str, resources: dict[str, Any], name: str
 
     `resources` is a resources object as in config.json, called `name` in errors. Raises SpecError, ContainerError.
     """
-    from runtime.fields import Fields
-    from runtime.resources import merge, parse_resources
+    from runtime.spec.fields import Fields
+    from runtime.spec.resources import merge, parse_resources
 
     parsed = parse_resources(Fields(resources, name))
     with store.lock_existing(container_id):

@@ -12,8 +12,8 @@ from runtime.errors import ContainerError, DeadlineExceeded, SpecError, StartFai
 from runtime.light import signals
 from runtime.light.records import Record
 from runtime.linux import capabilities, namespaces, processes, syscalls
-from runtime.resources import Resources
-from runtime.spec import keep, load
+from runtime.spec.config import keep, load
+from runtime.spec.resources import Resources
 from runtime.state import NET, State
 
 TYPE_CHECKING = False
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from runtime.network import Network
-    from runtime.spec import Spec
+    from runtime.spec.config import Spec
+    from runtime.spec.network import Network
     from runtime.state import Store
 
 _CLAIM_TIMEOUT = 10.0
@@ -35,7 +35,7 @@ class Options(Record):
 
     `foreground` is for a caller that stays: the container gets its standard streams, and is its child. A `monitored`
     one gets a monitor of ours in any case, which owns its terminal too if there is no `console_socket`; else a caller
-    who is ready to adopt it, and asks for a `pid_file`, is that. `net` is what --net says (network.py). Of the
+    who is ready to adopt it, and asks for a `pid_file`, is that. `net` is what --net says (spec/network.py). Of the
     `preserve_fds` the first `listen_fds` are sockets that the program is told of as systemd tells (sd_listen_fds(3)).
     """
 
@@ -77,7 +77,7 @@ def create(
             spec = spec.replace(process=spec.process.replace(env=(*spec.process.env, *told)))
         _check(spec, options, connect is not None)
         if spec.network is not None:
-            from runtime import network
+            from runtime.spec import network
 
             spec = network.with_mac(spec)
         directory = store.create(container_id)
@@ -189,7 +189,7 @@ def claim_network(store: Store, state: State, wanted: Network) -> None:
     Raises Conflict when another container has that, and removes the new one. Of two that ask at the same time one has
     saved its state before the other one looks.
     """
-    from runtime import network
+    from runtime.spec import network
 
     root = os.open(store.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from criu_rpc.client import DumpSession
     from criu_rpc.options import DumpOptions
-    from runtime.spec import Spec
+    from runtime.spec.config import Spec
     from runtime.state import State
 
 DEATH_TIMEOUT = 30.0

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from runtime.process_spec import Process
-    from runtime.spec import Spec
+    from runtime.spec.config import Spec
+    from runtime.spec.process import Process
     from runtime.state import Store
 
 _WHO = "the exec'ed process"

@@ -16,7 +16,7 @@ from runtime.errors import Conflict
 from runtime.light import signals
 from runtime.linux import namespaces, processes, selfexec, syscalls
 from runtime.linux.own_proc import OwnProc
-from runtime.process_spec import Process, Rlimit, Scheduler
+from runtime.spec.process import Process, Rlimit, Scheduler
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -19,16 +19,18 @@ UNSAFE_ANNOTATIONS = (NET, PROPERTY)
 
 def features() -> dict[str, Any]:
     """The value of the document, as JSON."""
-    from runtime import mount_spec, seccomp, spec
     from runtime.linux import capabilities
+    from runtime.spec import config as spec_config
+    from runtime.spec import mounts as mount_spec
+    from runtime.spec import seccomp
 
     return {
         "ociVersionMin": "1.0.0",
         "ociVersionMax": "1.2.1",
-        "hooks": list(spec.HOOK_POINTS),
+        "hooks": list(spec_config.HOOK_POINTS),
         "mountOptions": sorted((*mount_spec.FLAGS, *mount_spec.PROPAGATIONS, *mount_spec.RECURSIVE, *mount_spec.OTHER)),
         "linux": {
-            "namespaces": sorted(spec.NAMESPACES),
+            "namespaces": sorted(spec_config.NAMESPACES),
             "capabilities": list(capabilities.NUMBERS),
             "cgroup": {"v1": True, "v2": True, "systemd": True, "systemdUser": False, "rdma": True},
             "seccomp": seccomp.features(),

@@ -16,7 +16,7 @@ from typing import Any
 from runtime import nftables, sockdiag
 from runtime.linux import processes
 from runtime.nftables import Nftables
-from runtime.spec import Spec
+from runtime.spec.config import Spec
 from runtime.state import State
 
 _LISTEN = 10

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import socket
     from typing import Any
 
-    from runtime.spec import Spec
+    from runtime.spec.config import Spec
 
 TIMEOUT = 60.0
 

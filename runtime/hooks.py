@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from types import ModuleType
     from typing import Any
 
-    from runtime.spec import Hook
+    from runtime.spec.config import Hook
     from runtime.state import State
 
 
@@ -54,7 +54,7 @@ def run_all(point: str, hooks: Iterable[Hook], state: dict[str, Any]) -> None:
 
 def run_later(state: State, point: str, status: str | None = None) -> None:
     """Run hooks that the state has kept, as `run_all` does; they see the container's status, or `status`."""
-    from runtime.spec import Hook
+    from runtime.spec.config import Hook
 
     try:
         known = [Hook(**hook) for hook in state.hooks[point]]

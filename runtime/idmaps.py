@@ -10,7 +10,7 @@ from runtime.linux.files import write as write_kernel
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from runtime.mount_spec import IdMapping
+    from runtime.spec.mounts import IdMapping
 
 
 def write(pid: int, uids: tuple[IdMapping, ...], gids: tuple[IdMapping, ...]) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
     from runtime.process import Filter
-    from runtime.spec import Spec
+    from runtime.spec.config import Spec
 
 STEP_TIMEOUT = 120.0
 

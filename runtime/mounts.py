@@ -14,7 +14,8 @@ import stat
 
 from runtime.errors import StartFailed
 from runtime.linux import syscalls
-from runtime.mount_spec import (
+from runtime.rootfs import Root
+from runtime.spec.mounts import (
     ATTR_IDMAP,
     MS_BIND,
     MS_PRIVATE,
@@ -26,12 +27,11 @@ from runtime.mount_spec import (
     Device,
     Mount,
 )
-from runtime.rootfs import Root
 from runtime.stage import Change
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from runtime.spec import Spec
+    from runtime.spec.config import Spec
 
 # What the policy itself labels.
 _UNLABELLED = ("proc", "sysfs", "cgroup", "cgroup2", "mqueue")

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 
     from runtime.nftables import Chain, Message
-    from runtime.spec import Spec
+    from runtime.spec.config import Spec
     from runtime.state import State
 
     _End = tuple[bytes, int]

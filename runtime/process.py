@@ -16,7 +16,7 @@ from runtime.light import signals
 from runtime.light.records import Record
 from runtime.linux import capabilities, syscalls
 from runtime.linux.files import write as write_kernel
-from runtime.process_spec import LIMIT_MAX, RLIMITS, SCHED_FLAGS, SCHED_POLICIES
+from runtime.spec.process import LIMIT_MAX, RLIMITS, SCHED_FLAGS, SCHED_POLICIES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
     from runtime.linux.own_proc import OwnProc
-    from runtime.process_spec import Process
+    from runtime.spec.process import Process
 
 
 _NULL = os.makedev(1, 3)

@@ -15,12 +15,12 @@ from runtime.cgroups import Cgroup, beside
 from runtime.cgroups.hierarchies import UNIFIED
 from runtime.cgroups.leeway import Leeway
 from runtime.errors import ContainerError, DeadlineExceeded, NotFound
-from runtime.fields import Fields
 from runtime.light.records import Record
 from runtime.linux import namespaces, processes, selfexec, syscalls
-from runtime.mount_spec import ATTR_IDMAP, IdMapping
-from runtime.resources import parse_resources
-from runtime.spec import keep
+from runtime.spec.config import keep
+from runtime.spec.fields import Fields
+from runtime.spec.mounts import ATTR_IDMAP, IdMapping
+from runtime.spec.resources import parse_resources
 from runtime.state import State
 
 TYPE_CHECKING = False
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from criu_rpc.client import RestoreSession
     from runtime.announce import Announcer
-    from runtime.spec import Spec
+    from runtime.spec.config import Spec
     from runtime.state import Store
 
 
@@ -99,7 +99,7 @@ class Restoring:
         process without threads. Raises Conflict when the id is in use; a failure leaves nothing.
         """
         if spec.network is not None:
-            from runtime import network
+            from runtime.spec import network
 
             spec = network.with_mac(spec)
         carried = plan.carried

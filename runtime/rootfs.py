@@ -12,12 +12,12 @@ import stat
 
 from runtime.cgroups.hierarchies import UNIFIED, discover
 from runtime.linux import syscalls
-from runtime.mount_spec import ATTR_RDONLY, MS_BIND, MS_PRIVATE, MS_RDONLY, MS_REC, MS_REMOUNT, parse_options, plain
+from runtime.spec.mounts import ATTR_RDONLY, MS_BIND, MS_PRIVATE, MS_RDONLY, MS_REC, MS_REMOUNT, parse_options, plain
 from runtime.stage import Change, Stage
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from runtime.mount_spec import Device, Mount, Options
+    from runtime.spec.mounts import Device, Mount, Options
 
 _DEVICE_LINKS = {
     "/dev/fd": "/proc/self/fd", "/dev/stdin": "/proc/self/fd/0", "/dev/stdout": "/proc/self/fd/1",

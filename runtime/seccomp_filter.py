@@ -10,13 +10,13 @@ from struct import pack
 
 from runtime import libseccomp
 from runtime.errors import NotSupported, SpecError
-from runtime.seccomp import ACTIONS, ERRNO_MAX, OPERATORS, kernel_knows
+from runtime.spec.seccomp import ACTIONS, ERRNO_MAX, OPERATORS, kernel_knows
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
 
-    from runtime.seccomp import Rule, Seccomp
+    from runtime.spec.seccomp import Rule, Seccomp
 
 # seccomp_api_get(3)
 _API_LEVELS = {"SCMP_ACT_KILL_PROCESS": 3, "SCMP_ACT_LOG": 3, "SCMP_ACT_NOTIFY": 5}

@@ -14,7 +14,7 @@ import os
 
 from runtime.light.records import Record
 from runtime.linux import syscalls
-from runtime.mount_spec import (
+from runtime.spec.mounts import (
     ATTR_RDONLY,
     MS_BIND,
     MS_NOATIME,

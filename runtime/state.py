@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 OCI_VERSION = "1.2.0"
-NET = "io.pymigrate.net"  # the annotation that says what network a container has (network.py)
+NET = "io.pymigrate.net"  # the annotation that says what network a container has (spec/network.py)
 DUMP = "dump.json"  # in a container's directory: a dump goes on, or was left unfinished (undump.py)
 _ID_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_+.-")
 

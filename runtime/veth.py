@@ -16,7 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from runtime.network import Network
+    from runtime.spec.network import Network
     from runtime.state import State
 
 

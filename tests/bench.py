@@ -36,7 +36,7 @@ def bundle(directory: Path, *args: str) -> Path:
     directory.mkdir()
     shutil.copytree(ROOTFS, directory / "rootfs", symlinks=True)
     sys.path.insert(0, str(TOP))
-    from runtime.default_spec import default_spec
+    from runtime.spec.default import default_spec
 
     config = default_spec()
     config["process"]["args"] = list(args)

@@ -9,7 +9,7 @@ import os
 import sys
 from typing import Any
 
-from runtime.default_spec import default_spec
+from runtime.spec.default import default_spec
 from tests.hosts import COUNT
 from tests.system.conftest import Lab
 

@@ -67,7 +67,7 @@ NO_MEMORY = in_agent("from migrate import image_places\nimage_places.room = lamb
 
 def write_bundle(bundle: Path, script: str, **changes: Any) -> None:
     """A bundle of busybox that runs `script`; `changes` replace top-level fields of the default config.json."""
-    from runtime.default_spec import default_spec
+    from runtime.spec.default import default_spec
 
     bundle.mkdir(parents=True)
     shutil.copytree(ROOTFS, bundle / "rootfs", symlinks=True)

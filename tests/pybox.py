@@ -13,7 +13,7 @@ def write_python_bundle(bundle: Path, program: str, *arguments: str, **changes: 
 
     The program may do what root may do in its namespaces.
     """
-    from runtime.default_spec import default_spec
+    from runtime.spec.default import default_spec
 
     rootfs = bundle / "rootfs"
     for name in _PLACES:

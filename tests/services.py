@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from runtime.default_spec import default_spec
+from runtime.spec.default import default_spec
 from tests.hosts import Hosts
 
 ROOTFS = Path("/var/cache/pymigrate/rootfs/services")  # also holds the clients' programs

@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     from migrate.flags import Values
-    from runtime.process_spec import Process
-    from runtime.spec import Spec
+    from runtime.spec.config import Spec
+    from runtime.spec.process import Process
     from runtime.state import State
 
 FLAGS = (
@@ -59,10 +59,10 @@ def run(args: Values) -> int:
 def _process(args: Values, state: State) -> tuple[Process, Spec]:
     """The program to run: from --process, or the container's own process object with what was given instead."""
     from migrate.errors import UsageError
-    from runtime.fields import Fields
     from runtime.linux.capabilities import NUMBERS, SETS
-    from runtime.process_spec import parse_process
-    from runtime.spec import load_kept, read_json
+    from runtime.spec.config import load_kept, read_json
+    from runtime.spec.fields import Fields
+    from runtime.spec.process import parse_process
 
     spec = load_kept(state)
     if args.process is not None:
@@ -110,6 +110,6 @@ def _says(value: object) -> bool:
 
 
 def _is_id(text: str) -> bool:
-    from runtime.process_spec import ID_MAX
+    from runtime.spec.process import ID_MAX
 
     return text.isdecimal() and len(text) < 11 and int(text) <= ID_MAX

@@ -60,12 +60,12 @@ def _show(args: argparse.Namespace) -> int:
     from migrate.report import printable
     from migrate.snapshot_view import demands
     from migrate.ui.text import size
-    from runtime import spec
+    from runtime.spec import config as spec_config
 
     with Snapshot.open(args.dir) as snapshot:
         snapshot.verify()
         manifest, warnings = snapshot.manifest, snapshot.warnings
-        wanted = list(demands(spec.load(snapshot.path, manifest.annotations)))
+        wanted = list(demands(spec_config.load(snapshot.path, manifest.annotations)))
     if args.json:
         more = {"warnings": warnings, "restore": wanted}
         print(json.dumps({"event": "show", **dataclasses.asdict(manifest), **more}))

@@ -23,14 +23,14 @@ SYNTAX = Syntax(
 
 
 def run(args: Values) -> int:
-    from runtime.default_spec import default_spec, rootless
+    from runtime.spec.default import default_spec, rootless
 
     value = default_spec()
     if args.rootless:
         value = rootless(value, os.geteuid(), os.getegid())
     files: dict[str, Any] = {"config.json": value}
     if args.two_file:
-        from runtime.two_file_split import split
+        from runtime.spec.two_file_split import split
 
         files["config.json"], files["runtime.json"] = split(value)
     for name in files:

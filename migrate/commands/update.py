@@ -53,7 +53,7 @@ def run(args: Values) -> int:
 
 def _read(path: str) -> tuple[Any, str]:
     if path != "-":
-        from runtime.spec import read_json
+        from runtime.spec.config import read_json
 
         return read_json(path, ""), path
     import sys

@@ -18,8 +18,9 @@ def run(args: argparse.Namespace) -> int:
     from migrate.rules import check_allowed
     from migrate.validate import check_target, container_blockers, plan_blockers
     from migrate.volumes import plan
-    from runtime import network, notices
-    from runtime.spec import load_kept
+    from runtime import notices
+    from runtime.spec import network
+    from runtime.spec.config import load_kept
     from runtime.state import Status, Store
 
     wanted = move_options.wanted(args)

@@ -23,9 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from migrate.lab.enter import namespace_flags
-from runtime import mount_spec, sync
+from runtime import sync
 from runtime.cgroups.hierarchies import UNIFIED, discover
 from runtime.linux import syscalls
+from runtime.spec import mounts as mount_spec
 
 _STEP_TIMEOUT = 60.0
 _SSHD_TIMEOUT = 20.0

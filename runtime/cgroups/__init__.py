@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from typing import Any, Self
 
     from runtime.cgroups.hierarchies import Hierarchy
-    from runtime.resources import Resources
+    from runtime.spec.resources import Resources
     from runtime.state import State
 
 REMOVE_TIMEOUT = 10.0

@@ -9,14 +9,14 @@ from runtime.cgroups.hierarchies import UNIFIED
 from runtime.errors import ContainerError
 from runtime.linux import trusted
 from runtime.linux.files import read, write
-from runtime.resources import DeviceRule
+from runtime.spec.resources import DeviceRule
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from runtime.cgroups.v1 import Write
-    from runtime.resources import Resources
+    from runtime.spec.resources import Resources
 
     Paths = dict[str, str]
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any, Self
 
-    from runtime.resources import DeviceRule, Resources
+    from runtime.spec.resources import DeviceRule, Resources
 
     Properties = dict[str, tuple[str, Any]]  # name to D-Bus signature and value
 

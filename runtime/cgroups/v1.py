@@ -10,7 +10,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from runtime.resources import DeviceRule, Resources
+    from runtime.spec.resources import DeviceRule, Resources
 
     Write = tuple[str, str, str, str]  # field of linux.resources, controller, file, value
 

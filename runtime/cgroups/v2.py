@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from runtime.cgroups.v1 import Write
-    from runtime.resources import Resources
+    from runtime.spec.resources import Resources
 
 
 def cpu_weight(shares: int) -> int:

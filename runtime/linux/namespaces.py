@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import TypeVar
 
-    from runtime.spec import Spec
+    from runtime.spec.config import Spec
 
     T = TypeVar("T")
 

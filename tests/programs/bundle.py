@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from runtime.default_spec import default_spec
 from runtime.linux import capabilities
+from runtime.spec.default import default_spec
 from tests.hosts import Hosts, write_bundle
 
 PROGRAMS = Path(__file__).parent

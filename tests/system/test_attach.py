@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime import attach, held
-from runtime.default_spec import default_spec
+from runtime.spec.default import default_spec
 from runtime.state import Store
 from tests.hosts import COUNT, driver, write_bundle
 from tests.system.boxes import PATIENCE, make, running, seat, wait_for

@@ -15,8 +15,8 @@ import pytest
 from runtime.cgroups import Cgroup, devices
 from runtime.cgroups.hierarchies import UNIFIED, discover, owner_of
 from runtime.errors import Conflict, ContainerError, DeadlineExceeded, StartFailed
-from runtime.fields import Fields
-from runtime.resources import DeviceRule, Resources, parse_resources
+from runtime.spec.fields import Fields
+from runtime.spec.resources import DeviceRule, Resources, parse_resources
 
 MIB = 1 << 20
 NAME = f"test-cgroups-{os.getpid()}"
@@ -215,7 +215,7 @@ def test_without_the_right_to_bpf_denying_fails(unified: str) -> None:
 import os, sys
 from runtime.linux import syscalls
 from runtime.cgroups import devices
-from runtime.resources import DeviceRule
+from runtime.spec.resources import DeviceRule
 syscalls.capset(0, 0, 0)
 everything = DeviceRule(True, "a", None, None, "rwm")
 devices.apply({unified!r}, [everything])

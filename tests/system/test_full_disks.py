@@ -15,7 +15,7 @@ from migrate import journal
 from migrate.errors import NoSpace
 from migrate.journal import Journal
 from migrate.phases import Phase
-from runtime.default_spec import default_spec
+from runtime.spec.default import default_spec
 from tests.hosts import COUNT, NO_MEMORY, driver
 from tests.system.conftest import Lab
 from tests.system.test_move import assert_still_here

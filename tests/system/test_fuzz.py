@@ -18,8 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from migrate.exits import EXIT_CODES
-from runtime.default_spec import default_spec
-from runtime.process_spec import RLIMITS
+from runtime.spec.default import default_spec
+from runtime.spec.process import RLIMITS
 from tests.hosts import PYMIGRATE, ROOTFS
 from tests.leaks import leaks, left
 

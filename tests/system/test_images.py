@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from runtime.default_spec import default_spec
+from runtime.spec.default import default_spec
 from tests.hosts import COUNT, KILL_AGENT, NO_MEMORY, driver, in_agent
 from tests.system.conftest import Lab
 from tests.system.test_move import assert_soon_clean, assert_still_here
@@ -218,7 +218,7 @@ def test_a_kernel_whose_tmpfs_maps_no_ids(lab: Lab) -> None:
     """As before Linux 6.3: the images are given to the root of the container's user namespace."""
     old = """
 from runtime.linux import syscalls
-from runtime.mount_spec import ATTR_IDMAP
+from runtime.spec.mounts import ATTR_IDMAP
 def refusing(*args, original=syscalls.mount_setattr, **options):
     if options["set"] & ATTR_IDMAP:
         raise OSError(22, "Invalid argument")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from runtime.default_spec import default_spec
 from runtime.linux import syscalls
+from runtime.spec.default import default_spec
 from tests.hosts import COUNT
 from tests.system.boxes import PATIENCE, make
 from tests.system.conftest import Lab, Local

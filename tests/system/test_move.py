@@ -93,7 +93,7 @@ def test_what_is_changed_in_the_bundle_later_does_not_go_along(lab: Lab) -> None
 def test_a_bundle_of_two_files(lab: Lab) -> None:
     lab.run(start=False)
     split = (
-        "import json; from runtime.two_file_split import split; "
+        "import json; from runtime.spec.two_file_split import split; "
         "config, runtime = split(json.load(open('config.json'))); "
         "json.dump(config, open('config.json', 'w')); json.dump(runtime, open('runtime.json', 'w'))"
     )
@@ -129,7 +129,7 @@ def test_a_connection_inside_the_container_survives(lab: Lab) -> None:
 
 
 def test_limits_and_own_cgroup_hold_at_the_target(lab: Lab) -> None:
-    from runtime.default_spec import default_spec
+    from runtime.spec.default import default_spec
 
     linux = default_spec()["linux"]
     linux["resources"]["pids"] = {"limit": 77}

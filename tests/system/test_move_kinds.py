@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from runtime.default_spec import default_spec
+from runtime.spec.default import default_spec
 from tests.system.conftest import Lab
 
 IDS = [{"containerID": 0, "hostID": 100000, "size": 65536}]

@@ -14,7 +14,7 @@ from runtime import veth
 from runtime.announce import Announcer
 from runtime.linux.namespaces import inside_netns, new_netns
 from runtime.netlink import Netlink
-from runtime.network import parse
+from runtime.spec.network import parse
 
 ours, neighbour, family = sys.argv[1:]
 number = int(family)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from runtime.default_spec import default_spec
+from runtime.spec.default import default_spec
 from tests.hosts import write_bundle
 from tests.system.conftest import Lab
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from runtime.default_spec import default_spec
+from runtime.spec.default import default_spec
 from tests.hosts import driver
 from tests.system.conftest import Lab
 from tests.system.test_move import assert_soon_clean

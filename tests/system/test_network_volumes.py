@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from runtime.default_spec import default_spec
+from runtime.spec.default import default_spec
 from tests.system.conftest import Lab
 from tests.system.test_move import move
 

@@ -2,7 +2,7 @@
 
 import json
 
-from runtime.default_spec import default_spec
+from runtime.spec.default import default_spec
 from tests.hosts import COUNT, driver
 from tests.system.conftest import Lab
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.default_spec import default_spec
+from runtime.spec.default import default_spec
 from tests.hosts import COUNT
 from tests.leaks import BRIDGE, leaks, left, own_network
 from tests.system.boxes import PATIENCE, make

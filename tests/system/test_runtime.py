@@ -182,7 +182,7 @@ def test_descriptors_of_the_caller_do_not_reach_the_container(pymigrate: Local, 
 
 
 def test_capabilities_limits_and_user(pymigrate: Local, tmp_path: Path) -> None:
-    from runtime.default_spec import default_spec
+    from runtime.spec.default import default_spec
 
     process = default_spec()["process"] | {
         "user": {"uid": 1000, "gid": 1001, "additionalGids": [7]},

@@ -23,10 +23,10 @@ import pytest
 
 from runtime import libseccomp, seccomp_filter
 from runtime.errors import StartFailed
-from runtime.fields import Fields
 from runtime.linux import syscalls
-from runtime.seccomp import parse
 from runtime.seccomp_load import load, send_listener, take_listener
+from runtime.spec.fields import Fields
+from runtime.spec.seccomp import parse
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="system calls by their x86-64 numbers")
 
@@ -384,7 +384,7 @@ def test_a_host_without_the_library() -> None:
     code = (
         "from runtime import seccomp_filter\n"
         "from runtime.errors import NotSupported\n"
-        "from runtime.seccomp import Seccomp\n"
+        "from runtime.spec.seccomp import Seccomp\n"
         "try:\n"
         "    seccomp_filter.compile(Seccomp('SCMP_ACT_ALLOW', None, (), (), (), None, None))\n"
         "except NotSupported as error:\n"

@@ -145,7 +145,7 @@ def told(lab: Lab, host: str, count: int) -> dict[str, Any]:
 
 
 def start(lab: Lab, program: str = PROGRAM) -> None:
-    from runtime.default_spec import default_spec
+    from runtime.spec.default import default_spec
 
     mounts = [MOUNT if entry["destination"] == "/tmp" else entry for entry in default_spec()["mounts"]]
     with tempfile.TemporaryDirectory() as directory:
@@ -268,7 +268,7 @@ def test_mounts_that_change_meanwhile_are_noticed(lab: Lab) -> None:
     ],
 )
 def test_what_is_not_plain_goes_with_the_images(lab: Lab, mount: dict[str, Any], more: dict[str, Any] | None) -> None:
-    from runtime.default_spec import default_spec
+    from runtime.spec.default import default_spec
 
     mounts = [entry for entry in default_spec()["mounts"] if entry["destination"] != "/tmp"]
     mounts += [MOUNT | mount, *([more] if more else [])]

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from runtime.default_spec import default_spec
 from runtime.linux import selfexec
+from runtime.spec.default import default_spec
 from tests.hosts import COUNT, NO_MEMORY, driver, verb
 from tests.system.conftest import Lab
 

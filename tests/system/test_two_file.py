@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from runtime.default_spec import default_spec
-from runtime.two_file_split import split
+from runtime.spec.default import default_spec
+from runtime.spec.two_file_split import split
 from tests.hosts import ROOTFS
 from tests.system.conftest import Local
 

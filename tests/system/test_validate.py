@@ -11,7 +11,7 @@ import pytest
 
 from migrate import sockets
 from migrate.validate import container_blockers
-from runtime.spec import load_kept
+from runtime.spec.config import load_kept
 from runtime.state import Store
 from tests.hosts import ABLE, COUNT, write_bundle
 from tests.pybox import write_python_bundle

@@ -11,11 +11,11 @@ from migrate.cli import VERBS
 from migrate.commands import features as verb
 from migrate.flags import Values
 from runtime.cgroups.systemd import ANNOTATION as PROPERTY
-from runtime.default_spec import default_spec
 from runtime.errors import SpecError
 from runtime.features import features
-from runtime.mount_spec import parse_options
-from runtime.spec import parse
+from runtime.spec.config import parse
+from runtime.spec.default import default_spec
+from runtime.spec.mounts import parse_options
 from runtime.state import NET
 
 BUNDLE = Path("/bundle")

@@ -6,7 +6,7 @@ import pytest
 
 from runtime import hooks
 from runtime.errors import StartFailed
-from runtime.spec import Hook
+from runtime.spec.config import Hook
 
 STATE = {"id": "c", "bundle": "/"}
 

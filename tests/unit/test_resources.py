@@ -7,8 +7,8 @@ import pytest
 
 from runtime.cgroups import gvariant, systemd, v1, v2
 from runtime.errors import ContainerError, NotSupported, SpecError
-from runtime.fields import Fields
-from runtime.resources import Resources, parse_resources
+from runtime.spec.fields import Fields
+from runtime.spec.resources import Resources, parse_resources
 
 MIB = 1 << 20
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from runtime.default_spec import default_spec
 from runtime.errors import NotSupported, SpecError
-from runtime.spec import parse
+from runtime.spec.config import parse
+from runtime.spec.default import default_spec
 
 TESTS = Path(__file__).parent.parent
 _ONE_ID = {"containerID": 0, "hostID": 5, "size": 1}

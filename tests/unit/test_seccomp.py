@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from runtime import libseccomp, seccomp_filter
 from runtime.errors import NotSupported, SpecError
-from runtime.fields import Fields
-from runtime.seccomp import Seccomp, features, parse
+from runtime.spec.fields import Fields
+from runtime.spec.seccomp import Seccomp, features, parse
 from tests import bpf
 from tests.unit.test_spec import VALUES, places
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime.default_spec import default_spec
 from runtime.errors import SpecError
-from runtime.spec import load, parse
+from runtime.spec.config import load, parse
+from runtime.spec.default import default_spec
 
 BUNDLE = Path("/bundle")
 VALUES = st.one_of(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from runtime.mount_spec import (
+from runtime.spec.mounts import (
     ATTR_ATIME,
     ATTR_NOATIME,
     ATTR_NODEV,

@@ -10,7 +10,7 @@ import pytest
 from runtime import supplement
 from runtime.cgroups import Cgroup, subtree
 from runtime.errors import ContainerError
-from runtime.resources import merge
+from runtime.spec.resources import merge
 
 GROUP: dict[str, Any] = {
     "controller": "pids", "path": "jobs/1", "owner": [0, 0, 0o755], "files": {"pids.max": "10"},

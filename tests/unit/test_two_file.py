@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime.default_spec import default_spec
 from runtime.errors import NotSupported, SpecError
-from runtime.spec import parse
-from runtime.two_file import is_two_file, merge, translate
-from runtime.two_file_split import split
+from runtime.spec.config import parse
+from runtime.spec.default import default_spec
+from runtime.spec.two_file import is_two_file, merge, translate
+from runtime.spec.two_file_split import split
 from tests.unit.test_spec import VALUES, places
 
 BUNDLE = Path("/bundle")

@@ -13,7 +13,7 @@ from migrate.openfiles import Seen
 from migrate.trees import Needed, Owner, Tree, is_place
 from migrate.treescan import Scan, again, scan
 from migrate.volumes import Plan, _layers, parse
-from runtime.mount_spec import Mount
+from runtime.spec.mounts import Mount
 
 MOUNTS = """
 22 1 259:2 / / rw,relatime shared:1 - ext4 /dev/nvme0n1p2 rw

@@ -13,8 +13,8 @@ import contextlib, itertools, json, os, subprocess, sys
 from runtime.cgroups import Cgroup, beside
 from runtime.cgroups.limits import denied_by_default
 from runtime.errors import ContainerError
-from runtime.fields import Fields
-from runtime.resources import parse_resources
+from runtime.spec.fields import Fields
+from runtime.spec.resources import parse_resources
 
 def parsed(**resources):
     return parse_resources(Fields(resources, "config.json", "linux.resources"))

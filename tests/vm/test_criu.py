@@ -12,7 +12,8 @@ IMAGES = "/var/lib/pymigrate/test/images"
 _ROUNDS = """
 import dataclasses, json, os, pathlib
 from criu_rpc.client import Criu
-from runtime import checkpoint, spec
+from runtime import checkpoint
+from runtime.spec import config as spec_config
 from runtime.state import Store
 state = Store(pathlib.Path("/run/opencontainer/containers")).load("web")
 criu, top, sizes = Criu(), pathlib.Path("/root/rounds"), []
@@ -21,7 +22,7 @@ for number in (1, 2, 3):
     images.mkdir(parents=True)
     fd = os.open(images, os.O_RDONLY | os.O_DIRECTORY)
     options = checkpoint.dump_options(
-        state, spec.load(pathlib.Path(state.bundle)), images_dir_fd=fd, work_dir_fd=fd, leave_running=number == 3
+        state, spec_config.load(pathlib.Path(state.bundle)), images_dir_fd=fd, work_dir_fd=fd, leave_running=number == 3
     )
     parent = f"../{number - 1}" if number > 1 else None
     options = dataclasses.replace(options, track_mem=True, parent_img=parent)

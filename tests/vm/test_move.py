@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from runtime.default_spec import default_spec
+from runtime.spec.default import default_spec
 from tests.hosts import COUNT
 from tests.vm.machines import AGENT, Machines
 

@@ -9,7 +9,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from runtime.fields import Fields
+    from runtime.spec.fields import Fields
 
 LIMIT_MAX = 2**64 - 1
 ID_MAX = 2**32 - 2

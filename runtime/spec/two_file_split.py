@@ -1,4 +1,4 @@
-"""A config.json of today as the two files of the OCI specification 0.2 (two_file.py says what they are).
+"""A config.json of today as the two files of the OCI specification 0.2 (spec/two_file.py says what they are).
 
 The layout cannot say, and `split` leaves out, because `two_file.merge` gives them back:
 - the cgroup namespace, the default device rules, the default masked and read-only paths;
@@ -13,9 +13,9 @@ device rules that deny, flags of seccomp, and so on.
 
 from __future__ import annotations
 
-from runtime import two_file
 from runtime.errors import NotSupported
-from runtime.fields import Fields
+from runtime.spec import two_file
+from runtime.spec.fields import Fields
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

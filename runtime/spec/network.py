@@ -24,7 +24,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, NoReturn
 
-    from runtime.spec import Spec
+    from runtime.spec.config import Spec
     from runtime.state import Store
 
 _MOST = 16  # addresses

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any
 
-    from runtime.fields import Fields
+    from runtime.spec.fields import Fields
 
 # linux/seccomp.h, SECCOMP_RET_*: the low 16 bits are for the errno, or the tracer's message.
 ACTIONS = {

@@ -8,7 +8,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from runtime.fields import Fields
+    from runtime.spec.fields import Fields
 
 _UINT16, _UINT32, _UINT64 = 2**16 - 1, 2**32 - 1, 2**64 - 1
 # Field of blockIO, and what version 2's io.max calls it.

@@ -21,8 +21,8 @@ from __future__ import annotations
 import os
 
 from runtime.errors import NotSupported
-from runtime.fields import Fields
 from runtime.light import json as light_json
+from runtime.spec.fields import Fields
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -199,7 +199,7 @@ def _linux(linux: Fields) -> dict[str, Any]:
 
 
 def default_linux() -> dict[str, Any]:
-    from runtime.default_spec import default_spec
+    from runtime.spec.default import default_spec
 
     linux: dict[str, Any] = default_spec()["linux"]
     return linux

@@ -8,12 +8,12 @@ from __future__ import annotations
 import os
 
 from runtime.errors import NotSupported, SpecError, unwritable
-from runtime.fields import Fields
 from runtime.light import json as light_json
 from runtime.light.records import Record
-from runtime.mount_spec import PROPAGATIONS, Device, IdMapping, Mount, parse_device, parse_mappings, parse_mount
-from runtime.process_spec import Process, parse_process
-from runtime.resources import Resources, parse_resources
+from runtime.spec.fields import Fields
+from runtime.spec.mounts import PROPAGATIONS, Device, IdMapping, Mount, parse_device, parse_mappings, parse_mount
+from runtime.spec.process import Process, parse_process
+from runtime.spec.resources import Resources, parse_resources
 from runtime.state import NET
 
 TYPE_CHECKING = False
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any
 
-    from runtime.network import Network
-    from runtime.seccomp import Seccomp
+    from runtime.spec.network import Network
+    from runtime.spec.seccomp import Seccomp
     from runtime.state import State
 
 NAMESPACES = ("pid", "network", "mount", "ipc", "uts", "user", "cgroup", "time")
@@ -71,7 +71,7 @@ class Spec(Record):
     time_offsets: dict[str, tuple[int, int]] = {}
     personality: int | None = None
     mount_label: str | None = None
-    network: Network | None = None  # on a bridge of the host (network.py)
+    network: Network | None = None  # on a bridge of the host (spec/network.py)
 
     def is_new(self, kind: str) -> bool:
         """Whether the container gets a new namespace of this type."""
@@ -114,7 +114,7 @@ def _in_force(spec: Spec, annotations: dict[str, str] | None, net: str | None) -
     text = spec.annotations.get(NET)
     if net is None and text is None:
         return spec
-    from runtime import network
+    from runtime.spec import network
 
     if net is not None:
         return network.apply(spec, net, "--net")
@@ -124,7 +124,7 @@ def _in_force(spec: Spec, annotations: dict[str, str] | None, net: str | None) -
 def _load(bundle: str | Path) -> Spec:
     value = read_json(os.path.join(bundle, CONFIG), "is this the bundle? `pymigrate spec` writes a config.json")
     if isinstance(value, dict) and "ociVersion" not in value:
-        from runtime import two_file
+        from runtime.spec import two_file
 
         if two_file.is_two_file(bundle):
             host = read_json(os.path.join(bundle, "runtime.json"), "")
@@ -275,7 +275,7 @@ def _personality(linux: Fields) -> int | None:
 def _seccomp(linux: Fields) -> Seccomp | None:
     if not linux.take("seccomp", dict, {}):
         return None
-    from runtime import seccomp
+    from runtime.spec import seccomp
 
     return seccomp.parse(linux.object("seccomp"))
 

@@ -25,7 +25,7 @@ def await_ready(ours: socket.socket, spec: Spec, pid: int, state: dict[str, Any]
     """
     message = sync.receive(ours, TIMEOUT, what)
     if "listener" in message and spec.seccomp is not None:
-        from runtime import seccomp_load
+        from runtime.seccomp import load as seccomp_load
 
         agent = spec.seccomp.listener_path or ""
         fd = seccomp_load.take_listener(pid, int(message["listener"]))
@@ -41,8 +41,8 @@ def compile_filter(spec: Spec) -> Any:
     """The seccomp filter of a bundle for the process that loads it; None without one. Raises NotSupported."""
     if spec.seccomp is None:
         return None
-    from runtime import seccomp_filter
     from runtime.process import Filter
+    from runtime.seccomp import filter as seccomp_filter
 
     return Filter(seccomp_filter.compile(spec.seccomp), spec.seccomp.load_flags, spec.seccomp.notifies)
 

@@ -309,7 +309,7 @@ def loader(seccomp: Filter, sock: socket.socket) -> Callable[[], None]:
 
     After that only write, read and close are called before the exec.
     """
-    from runtime.seccomp_load import load
+    from runtime.seccomp.load import load
 
     fd = sock.fileno()
 

@@ -1,4 +1,4 @@
-"""linux.seccomp of config.json, checked; seccomp_filter.py compiles it, seccomp_load.py loads what comes out.
+"""linux.seccomp of config.json, checked; seccomp/filter.py compiles it, seccomp/load.py loads what comes out.
 
 Sources: seccomp(2), seccomp_rule_add(3), runtime-spec 1.2 config-linux.md "Seccomp". What the specification leaves open
 is decided as runc does, because the profiles of container engines rely on it; each such place says so.

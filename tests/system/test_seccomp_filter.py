@@ -21,10 +21,11 @@ from typing import Any
 
 import pytest
 
-from runtime import libseccomp, seccomp_filter
 from runtime.errors import StartFailed
 from runtime.linux import syscalls
-from runtime.seccomp_load import load, send_listener, take_listener
+from runtime.seccomp import filter as seccomp_filter
+from runtime.seccomp import libseccomp
+from runtime.seccomp.load import load, send_listener, take_listener
 from runtime.spec.fields import Fields
 from runtime.spec.seccomp import parse
 
@@ -382,7 +383,7 @@ def test_a_host_without_the_library() -> None:
     maps = Path("/proc/self/maps").read_text().splitlines()
     library = next(line.split()[-1] for line in maps if "libseccomp.so" in line)
     code = (
-        "from runtime import seccomp_filter\n"
+        "from runtime.seccomp import filter as seccomp_filter\n"
         "from runtime.errors import NotSupported\n"
         "from runtime.spec.seccomp import Seccomp\n"
         "try:\n"

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime import libseccomp, seccomp_filter
 from runtime.errors import NotSupported, SpecError
+from runtime.seccomp import filter as seccomp_filter
+from runtime.seccomp import libseccomp
 from runtime.spec.fields import Fields
 from runtime.spec.seccomp import Seccomp, features, parse
 from tests import bpf

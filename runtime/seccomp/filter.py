@@ -8,8 +8,8 @@ from __future__ import annotations
 import errno
 from struct import pack
 
-from runtime import libseccomp
 from runtime.errors import NotSupported, SpecError
+from runtime.seccomp import libseccomp
 from runtime.spec.seccomp import ACTIONS, ERRNO_MAX, OPERATORS, kernel_knows
 
 TYPE_CHECKING = False

@@ -20,7 +20,7 @@ import time
 from criu_rpc import images
 from criu_rpc.options import DumpOptions
 from runtime import container, netlock, notices, undump, unfreezable
-from runtime.cgroups import Cgroup
+from runtime.cgroups.cgroup import Cgroup
 from runtime.cgroups.hierarchies import UNIFIED, discover
 from runtime.dump import Dump, pre_dump
 from runtime.errors import ContainerError, SpecError

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-from runtime.cgroups import Cgroup
+from runtime.cgroups.cgroup import Cgroup
 from runtime.errors import Conflict, DeadlineExceeded, NotFound, StateError
 from runtime.light import signals
 from runtime.linux import processes

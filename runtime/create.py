@@ -6,7 +6,8 @@ import os
 import time
 
 from runtime import handover, hooks, init, monitor, sync
-from runtime.cgroups import Cgroup, beside
+from runtime.cgroups import monitor as monitor_cgroup
+from runtime.cgroups.cgroup import Cgroup
 from runtime.cgroups.limits import denied_by_default, may_deny_devices
 from runtime.errors import ContainerError, DeadlineExceeded, SpecError, StartFailed
 from runtime.light import signals
@@ -337,7 +338,7 @@ def _launch(
                 stdio = ("", "", "")
                 terminal.close()
             if keeper.pid and cgroup.unit is not None:
-                beside.add(cgroup, keeper.pid)
+                monitor_cgroup.add(cgroup, keeper.pid)
         theirs.close()
         for fd in (out_r, out_w, err_r, err_w, errors):
             if fd >= 0:

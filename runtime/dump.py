@@ -10,7 +10,7 @@ import os
 from criu_rpc.client import Criu
 from criu_rpc.errors import CriuError
 from runtime import container, held, netlock, supplement, undump
-from runtime.cgroups import Cgroup
+from runtime.cgroups.cgroup import Cgroup
 from runtime.errors import ContainerError, DeadlineExceeded
 from runtime.guard import Guard
 from runtime.light import signals

@@ -11,7 +11,7 @@ import os
 import sys
 
 from runtime import init, process, sync
-from runtime.cgroups import Cgroup
+from runtime.cgroups.cgroup import Cgroup
 from runtime.errors import Conflict
 from runtime.light import signals
 from runtime.linux import namespaces, processes, selfexec, syscalls

@@ -19,7 +19,7 @@ import sys
 import time
 
 from runtime import undump
-from runtime.cgroups import Cgroup
+from runtime.cgroups.cgroup import Cgroup
 from runtime.errors import ContainerError, DeadlineExceeded
 from runtime.light import sockets
 from runtime.linux import processes, selfexec, syscalls

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 
 from runtime import hooks, mounts, process, sync
-from runtime.cgroups import Cgroup
+from runtime.cgroups.cgroup import Cgroup
 from runtime.light.records import Record
 from runtime.linux import namespaces, selfexec, syscalls
 from runtime.linux.own_proc import OwnProc

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 
 from runtime import sync
-from runtime.cgroups import beside
+from runtime.cgroups import monitor as monitor_cgroup
 from runtime.errors import ContainerError, StartFailed
 from runtime.light import signals
 from runtime.linux import processes, selfexec
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import NoReturn
 
-    from runtime.cgroups import Cgroup
+    from runtime.cgroups.cgroup import Cgroup
 
 START_TIMEOUT = 20.0
 _OOM_NEVER = -1000
@@ -108,7 +108,7 @@ def spawn(
     Must be called by a process without threads, which without `fresh` is about to end: the monitor is its child then.
     Raises ContainerError.
     """
-    birthplace = beside.birthplace(cgroup)
+    birthplace = monitor_cgroup.birthplace(cgroup)
     ours, theirs = sync.pair()
     caller, starter = os.getppid(), 0
     orphan = fresh or adoptable  # then its parent is a starter that ends
@@ -142,7 +142,7 @@ def _fork(cgroup: Cgroup, birthplace: int) -> int:
     except OSError:  # before Linux 5.7
         pid = os.fork()
         if pid == 0:
-            beside.add(cgroup, 0)
+            monitor_cgroup.add(cgroup, 0)
         return pid
 
 
@@ -215,7 +215,7 @@ def _run(
         if not fresh:
             _await_end(first, control)
         if cgroup.unit is None:  # systemd is told by the caller, who knows its language already
-            beside.add(cgroup, 0, but_unified=True)
+            monitor_cgroup.add(cgroup, 0, but_unified=True)
         keep = (control.fileno(), *pipes)
         for name in os.listdir("/proc/self/fd"):
             if int(name) not in keep:

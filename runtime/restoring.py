@@ -11,7 +11,8 @@ from criu_rpc.client import Criu
 from criu_rpc.options import RestoreOptions
 from criu_rpc.swrk import Swrk
 from runtime import checkpoint, container, create, hooks, idmaps, init, monitor, process, supplement
-from runtime.cgroups import Cgroup, beside
+from runtime.cgroups import monitor as monitor_cgroup
+from runtime.cgroups.cgroup import Cgroup
 from runtime.cgroups.hierarchies import UNIFIED
 from runtime.cgroups.leeway import Leeway
 from runtime.errors import ContainerError, DeadlineExceeded, NotFound
@@ -184,7 +185,7 @@ class Restoring:
             self._state = self._state.replace(stdio=self._names(spec, ends))
             if self._monitor is not None and self._monitor.pid:
                 if self._cgroup.unit is not None:
-                    beside.add(self._cgroup, self._monitor.pid)
+                    monitor_cgroup.add(self._cgroup, self._monitor.pid)
                 start = processes.start_time(self._monitor.pid)
                 self._state = self._state.replace(shim_pid=self._monitor.pid, shim_start_time=start)
             self._store.save(self._state)

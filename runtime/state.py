@@ -114,7 +114,7 @@ class State(Record):
         if self.pid and processes.is_alive(self.pid, self.pid_start_time):
             if not self.started:
                 return Status.CREATED if self.move is None else Status.CREATING
-            from runtime.cgroups import Cgroup
+            from runtime.cgroups.cgroup import Cgroup
 
             return Status.PAUSED if Cgroup.of(self).frozen else Status.RUNNING
         if not self.pid and self.shim_pid and processes.is_alive(self.shim_pid, self.shim_start_time):

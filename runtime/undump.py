@@ -19,7 +19,7 @@ import os
 import time
 
 from runtime import netlock
-from runtime.cgroups import Cgroup
+from runtime.cgroups.cgroup import Cgroup
 from runtime.errors import ContainerError, unwritable
 from runtime.light import json as light_json
 from runtime.light import sockets

@@ -7,7 +7,7 @@ from migrate.flags import Flag, Syntax
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from migrate.flags import Values
-    from runtime.cgroups import Cgroup
+    from runtime.cgroups.cgroup import Cgroup
 
 SYNTAX = Syntax(
     "Print what happens to a container, and every now and then how much it uses, until it ends.",
@@ -36,7 +36,7 @@ def _seconds(text: str) -> float:
 
 
 def run(args: Values) -> int:
-    from runtime.cgroups import Cgroup
+    from runtime.cgroups.cgroup import Cgroup
     from runtime.state import Status, Store
 
     interval = _seconds(args.interval)

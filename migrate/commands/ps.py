@@ -17,7 +17,7 @@ SYNTAX = Syntax(
 
 
 def run(args: Values) -> int:
-    from runtime.cgroups import Cgroup
+    from runtime.cgroups.cgroup import Cgroup
     from runtime.light import json as light_json
     from runtime.state import Store
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from typing import Any
 
-    from runtime.cgroups import Cgroup
+    from runtime.cgroups.cgroup import Cgroup
 
 _UNLIMITED = 2**64 - 1
 _TICKS = 10**9 // os.sysconf("SC_CLK_TCK")  # nanoseconds in one tick of cpuacct.stat

@@ -13,8 +13,8 @@ from __future__ import annotations
 import os
 import re
 
-from runtime.cgroups.beside import put_aside
 from runtime.cgroups.hierarchies import UNIFIED, below
+from runtime.cgroups.monitor import put_aside
 from runtime.errors import ContainerError
 from runtime.linux.files import read, write
 
@@ -22,7 +22,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from runtime.cgroups import Cgroup
+    from runtime.cgroups.cgroup import Cgroup
 
 _V1_FILES = (
     "cpu.shares", "cpu.cfs_period_us", "cpu.cfs_quota_us", "cpu.cfs_burst_us", "cpu.idle", "cpuset.cpus", "cpuset.mems",

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from runtime.cgroups import Cgroup, devices
+from runtime.cgroups import devices
+from runtime.cgroups.cgroup import Cgroup
 from runtime.cgroups.hierarchies import UNIFIED, discover, owner_of
 from runtime.errors import Conflict, ContainerError, DeadlineExceeded, StartFailed
 from runtime.spec.fields import Fields

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from migrate.exits import EXIT_CODES
-from runtime.cgroups import Cgroup
+from runtime.cgroups.cgroup import Cgroup
 from runtime.cgroups.hierarchies import discover
 from runtime.errors import StateError
 from tests.hosts import PYMIGRATE, write_bundle

@@ -20,7 +20,8 @@ _DRIVER = """
 import os, sys
 from migrate import cli
 from migrate.commands import logs as logs_command
-from runtime import attach, cgroups, container, exec, logs, state
+from runtime import attach, container, exec, logs, state
+from runtime.cgroups import cgroup
 from runtime.linux import processes, selfexec
 store = state.Store({root!r})
 def end():
@@ -127,7 +128,7 @@ def test_two_that_delete(pymigrate: Local, tmp_path: Path) -> None:
 
 def test_events_of_one_that_is_deleted(pymigrate: Local, tmp_path: Path) -> None:
     pymigrate("run", "-d", "-b", make(tmp_path / "b", COUNT), "c")
-    assert run(command(pymigrate, "cgroups.Cgroup, 'oom_events'", DELETE, "events", "c")) == (0, "")
+    assert run(command(pymigrate, "cgroup.Cgroup, 'oom_events'", DELETE, "events", "c")) == (0, "")
 
 
 def test_a_log_that_is_followed_is_whole(pymigrate: Local, tmp_path: Path) -> None:
@@ -148,7 +149,7 @@ def test_what_is_being_created_has_not_stopped(pymigrate: Local, tmp_path: Path)
         "print(*(os.popen('{} -m migrate.cli --root {} ' + verb).read() for verb in ('state c', 'list')), flush=True)"
     )
     meanwhile = seen.format(sys.executable, pymigrate.root)
-    argv = command(pymigrate, "cgroups.Cgroup, 'apply'", meanwhile, "create", "-b", "b", "c")
+    argv = command(pymigrate, "cgroup.Cgroup, 'apply'", meanwhile, "create", "-b", "b", "c")
     make(tmp_path / "b", COUNT)
     shown = subprocess.run(argv, capture_output=True, text=True, timeout=60, cwd=tmp_path)
     assert (shown.returncode, shown.stdout.count("creating"), "stopped" in shown.stdout) == (0, 2, False), shown

@@ -2,7 +2,7 @@
 
 import pytest
 
-from runtime.cgroups import Cgroup
+from runtime.cgroups.cgroup import Cgroup
 from runtime.cgroups.hierarchies import discover
 from runtime.errors import StateError
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from runtime import supplement
-from runtime.cgroups import Cgroup, subtree
+from runtime.cgroups import subtree
+from runtime.cgroups.cgroup import Cgroup
 from runtime.errors import ContainerError
 from runtime.spec.resources import merge
 

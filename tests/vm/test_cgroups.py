@@ -10,7 +10,8 @@ MIB = 1 << 20
 # Runs at host1 with pymigrate's Python; `body` fills `out`, which is what comes back.
 _SCRIPT = """
 import contextlib, itertools, json, os, subprocess, sys
-from runtime.cgroups import Cgroup, beside
+from runtime.cgroups import monitor as monitor_cgroup
+from runtime.cgroups.cgroup import Cgroup
 from runtime.cgroups.limits import denied_by_default
 from runtime.errors import ContainerError
 from runtime.spec.fields import Fields

@@ -15,7 +15,7 @@ from runtime.errors import ContainerError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from runtime.cgroups import Cgroup
+    from runtime.cgroups.cgroup import Cgroup
 
 _MONITOR = "@monitor"  # a character that no id has: it cannot be the cgroup of another container
 

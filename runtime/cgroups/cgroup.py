@@ -1,0 +1,384 @@
+"""Control groups of one container, on version 1, version 2, and the hybrid of both."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import time
+
+from runtime.cgroups import freezer, moving
+from runtime.cgroups.hierarchies import (
+    UNIFIED,
+    below,
+    discover,
+    own,
+    owner_of,
+    remove_parents,
+    remove_tree,
+)
+from runtime.errors import Conflict, ContainerError, StateError
+from runtime.linux.files import flat_keyed, number_list, read, write
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from typing import Any, Self
+
+    from runtime.cgroups.hierarchies import Hierarchy
+    from runtime.spec.resources import Resources
+    from runtime.state import State
+
+REMOVE_TIMEOUT = 10.0
+KILL_TIMEOUT = 2.0
+
+
+class Cgroup:
+    """The directories of one container: `paths` maps a v1 controller, or "" for version 2, to its directory.
+
+    `unit` is the name of systemd's unit where the cgroup is systemd's, else None.
+    """
+
+    def __init__(self, paths: dict[str, str], unit: str | None = None) -> None:
+        self.paths = paths
+        self.unit = unit
+        self._told: Resources | None = None  # what the unit was started with
+        self._placeholder = 0
+        self._lock = -1  # on the first directory, while nobody is in it yet
+        self._claimed = paths  # what the state names, another container's included
+        self._is_own = False  # seen by require_own
+
+    @classmethod
+    def of(cls, state: State) -> Self:
+        """The cgroup of a container that is there, without directories that have become another container's.
+
+        Paths can be used again: by the same id below another --root, by another bundle with the same cgroupsPath.
+        """
+        strangers = [path for path in state.cgroup_paths.values() if owner_of(path) not in (None, b"", state.owner)]
+        paths = {key: path for key, path in state.cgroup_paths.items() if path not in strangers}
+        cgroup = cls(paths, None if strangers else state.systemd_unit)
+        cgroup._claimed = state.cgroup_paths
+        return cgroup
+
+    @classmethod
+    def create(
+        cls,
+        container_id: str,
+        cgroups_path: str | None,
+        *,
+        systemd: bool = False,
+        pid: int | None = None,
+        resources: Resources | None = None,
+        annotations: Mapping[str, str] | None = None,
+        owner: bytes = b"",
+    ) -> Self:
+        """Make the container's directory below each mount point: `cgroups_path`, or /pymigrate/<id>.
+
+        They are noted to be `owner`'s (see `of`).
+
+        With `systemd` it is a unit of systemd's, `cgroups_path` is slice:prefix:name (by default
+        system.slice:pymigrate:<id>), and the process `pid` is in it from the beginning: no scope is without any. When
+        there is no `pid`, a child of ours holds the place until `occupied` is called. The unit is told what the
+        `resources` say, which `apply` must still be called for, and the properties that `annotations` hold. Without
+        `systemd` a `pid` is moved in.
+
+        Raises ContainerError when one exists already with processes in it, or when there is no systemd.
+        """
+        hierarchies = discover()
+        unit: str | None = None
+        if systemd:
+            from runtime.cgroups import systemd as driver
+
+            name = driver.UnitName.parse(container_id, cgroups_path)
+            placeholder = 0 if pid else driver.hold_place()
+            unified = all(UNIFIED in hierarchy.controllers for hierarchy in hierarchies)
+            try:
+                relative = driver.start(name, pid or placeholder, resources, annotations or {}, unified=unified).strip(
+                    "/"
+                )
+            except BaseException:
+                driver.end_place(placeholder)
+                raise
+            unit = name.unit
+        elif cgroups_path is not None and ":" in cgroups_path:
+            raise ContainerError(
+                f"linux.cgroupsPath: {cgroups_path} names a unit of systemd's",
+                remedy="let the runtime be called with --systemd-cgroup, or set a path",
+            )
+        else:
+            relative = cls._relative(container_id, cgroups_path)
+        paths: dict[str, str] = {}
+        there: dict[str, str] = {}
+        made: dict[str, bool] = {}
+        cgroup = cls(paths, unit)
+        if systemd:
+            cgroup._told, cgroup._placeholder = resources, placeholder
+        try:
+            for hierarchy in hierarchies:
+                path = f"{hierarchy.mountpoint.rstrip('/')}/{relative}"
+                new = hierarchy.make(path) if systemd or made else cgroup._claim(hierarchy, path)
+                made[path] = new
+                for controller in hierarchy.controllers:
+                    paths[controller] = path
+                    if not new:
+                        there[controller] = path
+            if there and not systemd:
+                cls(there).require_free()
+            for path, new in made.items():
+                own(path, owner, new=new or systemd)
+            if pid is not None:
+                cgroup.add(pid)
+        except BaseException as error:
+            # What another container uses is not ours to remove, only what is new in other hierarchies.
+            used = there if isinstance(error, Conflict) else {}
+            cls({key: path for key, path in paths.items() if key not in used}, unit).remove()
+            cgroup.occupied()
+            if isinstance(error, OSError):
+                raise ContainerError(f"cannot make the cgroup {error.filename}: {error.strerror}") from None
+            raise
+        return cgroup
+
+    def _claim(self, hierarchy: Hierarchy, path: str) -> bool:
+        """Make the first directory, and lock it up to `occupied`; returns whether it is new.
+
+        Of two containers that are to have the same cgroup, and are made at the same time, one is refused: until there
+        is a process in it, it looks free. Raises Conflict, OSError.
+        """
+        while True:
+            new = hierarchy.make(path)
+            try:
+                lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                continue  # who had it has removed it
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.path.samestat(os.stat(path), os.fstat(lock)):
+                    self._lock, lock = lock, -1
+                    return new
+            except BlockingIOError:
+                raise Conflict(
+                    f"linux.cgroupsPath: {path} is to be another container's, which is just being made",
+                    remedy="set it to another path",
+                ) from None
+            except FileNotFoundError:
+                continue
+            finally:
+                if lock >= 0:
+                    os.close(lock)
+
+    @staticmethod
+    def _relative(container_id: str, cgroups_path: str | None) -> str:
+        return os.path.normpath((cgroups_path or f"/pymigrate/{container_id}").strip("/"))
+
+    @classmethod
+    def planned(cls, container_id: str, cgroups_path: str | None) -> dict[str, str]:
+        """The paths that `create` is going to make, without systemd."""
+        relative = cls._relative(container_id, cgroups_path)
+        return {
+            controller: f"{hierarchy.mountpoint.rstrip('/')}/{relative}"
+            for hierarchy in discover()
+            for controller in hierarchy.controllers
+        }
+
+    def occupied(self) -> None:
+        """There is a process in it: the one that has held its place may end, and who looks at it sees whose it is."""
+        if self._lock >= 0:
+            fcntl.flock(self._lock, fcntl.LOCK_UN)  # a process forked meanwhile may still have the descriptor
+            os.close(self._lock)
+            self._lock = -1
+        if self._placeholder:
+            from runtime.cgroups import systemd as driver
+
+            driver.end_place(self._placeholder)
+            self._placeholder = 0
+
+    def require_free(self) -> None:
+        """Raise ContainerError when there are processes in it, or when those that come would be frozen."""
+        busy = self.pids()
+        problem = f"in use by process {busy[0]}" if busy else "frozen" if self.frozen else None
+        if problem:
+            raise Conflict(f"linux.cgroupsPath: {self.directories()[0]} is {problem}", remedy="set it to another path")
+
+    def require_own(self) -> None:
+        """Raise StateError unless these can be a container's own cgroups: below a mount point, and we are not in them.
+
+        They come from a state.json, and whoever is in them is killed: a damaged one must not end this machine.
+        """
+        if self._is_own:
+            return
+        points = [hierarchy.mountpoint.rstrip("/") for hierarchy in discover()]
+        for directory in self._claimed.values():
+            below = any(directory.startswith(f"{point}/") for point in points) and directory not in points
+            if not below or os.path.normpath(directory) != directory:
+                raise StateError(f"cgroup_paths: {directory} is no cgroup of a container")
+        if not {1, os.getpid()}.isdisjoint(self.pids()):
+            raise StateError(
+                f"cgroup_paths: {self.directories()[0]} holds processes of the host, this one or process 1"
+            )
+        self._is_own = True
+
+    def directories(self) -> list[str]:
+        """Each directory once."""
+        return list(dict.fromkeys(self.paths.values()))
+
+    def add(self, pid: int, *, beside: int | None = None) -> None:
+        """Move a process in; 0 is the caller. Raises ContainerError.
+
+        `beside` is a process of the container: a version 2 cgroup that has given controllers to its children takes no
+        processes itself, and `pid` then goes to where that process is.
+        """
+        for directory in self.directories():
+            try:
+                write(f"{directory}/{moving.entrance(self.paths, directory, pid)}", str(pid))
+            except OSError as error:
+                if error.errno != errno.EBUSY or beside is None or directory != self.paths.get(UNIFIED):
+                    raise moving.not_taken(directory, pid, error) from None
+                moving.move_in(moving.unified_of(beside, directory), pid, "cgroup.procs")
+
+    def enter_but_unified(self) -> int:
+        """Move the caller in, but for version 2: a descriptor of that directory is returned, for fork_into; -1 if none.
+
+        Raises ContainerError.
+        """
+        paths = {controller: path for controller, path in self.paths.items() if controller != UNIFIED}
+        type(self)(paths).add(0)
+        if UNIFIED not in self.paths:
+            return -1
+        try:
+            return os.open(self.paths[UNIFIED], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise moving.not_taken(self.paths[UNIFIED], 0, error) from None
+
+    def apply(self, resources: Resources) -> None:
+        """Set the limits, and no others. Raises ContainerError naming the field of config.json and the file."""
+        if self.unit is not None and resources is not self._told:
+            from runtime.cgroups import systemd as driver
+
+            driver.set_properties(self.unit, resources, self.paths[UNIFIED] if self.unified_only else None)
+        from runtime.cgroups import limits
+
+        limits.apply(self.paths, resources)
+
+    @property
+    def unified_only(self) -> bool:
+        return set(self.paths) == {UNIFIED}
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the processes are paused by the freezer."""
+        return freezer.is_frozen(self.paths)
+
+    def freeze(self) -> None:
+        """Pause all processes, and wait until they are. Raises ContainerError, DeadlineExceeded: they run on then."""
+        self.require_own()
+        freezer.freeze(self.paths)
+
+    def hold(self) -> None:
+        """Pause the processes as soon as who traces them lets go of them. Raises ContainerError."""
+        self.require_own()
+        freezer.hold(self.paths)
+
+    def thaw(self) -> None:
+        """Let the processes go on. Raises ContainerError."""
+        freezer.thaw(self.paths)
+
+    def pids(self) -> list[int]:
+        """All processes in it and below it."""
+        found: set[int] = set()
+        for directory in self.directories():
+            for group in below(directory):
+                try:
+                    found.update(map(int, read(f"{group}/cgroup.procs").split()))
+                except OSError:  # it has just been removed, or it is threaded: its processes are its parent's then
+                    continue
+        found.discard(0)  # what is outside of our pid namespace
+        return sorted(found)
+
+    def signal(self, number: int) -> None:
+        """Send a signal to every process in it. Raises StateError."""
+        self.require_own()
+        for pid in self.pids():
+            _kill(pid, number)
+
+    def kill(self) -> None:
+        """Send SIGKILL to every process in it; one that forks meanwhile is killed as well. Raises StateError."""
+        self.require_own()
+        deadline = time.monotonic() + KILL_TIMEOUT
+        while pids := self.pids():
+            self._kill_all(pids)
+            if time.monotonic() > deadline:
+                return
+            time.sleep(0.001)
+
+    def _kill_all(self, pids: list[int]) -> None:
+        if self.frozen:
+            self.thaw()  # what a version 1 freezer holds does not die
+        try:
+            write(f"{self.paths[UNIFIED]}/cgroup.kill", "1")  # since Linux 5.14
+        except (KeyError, OSError):
+            for pid in pids:
+                _kill(pid)
+
+    def remove(self) -> None:
+        """Remove the directories, and the parents that we have made when they are empty.
+
+        Raises DeadlineExceeded, StateError.
+        """
+        self.occupied()
+        self.require_own()
+        from runtime.cgroups import monitor as monitor_cgroup
+
+        directories = self.directories()
+        if self.unit is not None:
+            from runtime.cgroups import systemd as driver
+
+            driver.stop(self.unit, driver.monitor_unit(self.unit))
+        deadline = time.monotonic() + REMOVE_TIMEOUT
+        for directory, monitors in zip(directories, monitor_cgroup.directories(self), strict=True):
+            remove_tree(directory, deadline)
+            remove_tree(monitors, deadline)
+            remove_parents(directory)
+
+    def processors(self) -> frozenset[int]:
+        """The processors that its processes may use; none when no cpuset says so."""
+        for key, name in (("cpuset", "cpuset.effective_cpus"), (UNIFIED, "cpuset.cpus.effective")):
+            try:
+                return frozenset(number_list(read(f"{self.paths[key]}/{name}")))
+            except (KeyError, OSError):
+                continue
+        return frozenset()
+
+    def limits_reached(self) -> list[str]:
+        """Of memory and pids those whose limit the kernel has enforced here: by a kill, by refusing a fork."""
+        found = []
+        for kind, v1_file, v2_file, keys in (
+            ("memory", "memory.oom_control", "memory.events", ("oom_kill", "under_oom")),
+            ("pids", "pids.events", "pids.events", ("max",)),
+        ):
+            directory, file = (self.paths[kind], v1_file) if kind in self.paths else (self.paths.get(UNIFIED), v2_file)
+            try:
+                counts = flat_keyed(read(f"{directory}/{file}"))
+            except OSError:
+                continue  # no such controller here
+            if any(counts.get(key) for key in keys):
+                found.append(kind)
+        return found
+
+    def stats(self) -> dict[str, Any]:
+        """Usage and limits, in the shape of the data of `runc events --stats`."""
+        from runtime.cgroups.stats import stats
+
+        return stats(self.paths)
+
+    def oom_events(self, interval: float | None = None) -> Iterator[bool]:
+        """True whenever the kernel was out of memory here, False after `interval` seconds; ends with the processes."""
+        from runtime.cgroups.stats import oom_events
+
+        return oom_events(self, interval)
+
+
+def _kill(pid: int, number: int = 9) -> None:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return

@@ -22,7 +22,7 @@ from migrate.phases import OPEN, Phase
 from migrate.protocol import check_migration_id
 from runtime.errors import ContainerError
 from runtime.linux import processes
-from runtime.state import Store
+from runtime.state.store import Store
 
 DIRECTORY = Path("/run/pymigrate/asking")
 LASTS = 3600.0  # seconds

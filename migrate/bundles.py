@@ -22,7 +22,7 @@ from migrate.files import fingerprint
 from migrate.hostfacts import DATA
 from migrate.places import Locks, Uses
 from migrate.trees import Owner
-from runtime import departed
+from runtime.state import moved_mark
 
 BUNDLES = DATA / "bundles"
 
@@ -78,7 +78,7 @@ class Chooser:
         Raises OSError, DeadlineExceeded.
         """
         for hint in map(Path, hints):
-            if hint.is_absolute() and ".." not in hint.parts and not departed.is_marked(str(hint)):
+            if hint.is_absolute() and ".." not in hint.parts and not moved_mark.is_marked(str(hint)):
                 found = self._place(hint) if hint.parent == BUNDLES else self._operators(hint)
                 if found is not None:
                     return found

@@ -28,10 +28,11 @@ from migrate.settlement import clean_source, clean_target, save_log, settle
 from migrate.trees import Owner, Tree
 from migrate.validate import container_blockers, preflight, wait_settled
 from migrate.volumes import Plan
-from runtime import checkpoint, departed, gate, undump
+from runtime import checkpoint, gate, undump
 from runtime.spec import network
 from runtime.spec.config import Spec, load_kept
-from runtime.state import State, Store
+from runtime.state import moved_mark
+from runtime.state.store import State, Store
 
 LOCK_TIMEOUT = 5.0
 FINGERPRINT_TIMEOUT = 600.0
@@ -248,7 +249,7 @@ class Coordinator:
         """The source dies, then the target runs."""
         state = self._state
         try:
-            departed.note(state)
+            moved_mark.note(state)
         except OSError as error:
             words = f"{state.bundle} cannot be marked ({error.strerror}): an engine may start {state.id} here again"
             self._monitor.emit(Warned(words))

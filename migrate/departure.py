@@ -27,7 +27,7 @@ from runtime.errors import ContainerError
 from runtime.guard import Guard
 from runtime.linux import syscalls
 from runtime.spec.config import Spec
-from runtime.state import State
+from runtime.state.store import State
 
 
 class Departure:

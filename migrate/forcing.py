@@ -15,7 +15,7 @@ from migrate.recovery import LOCK_TIMEOUT, Fate, Left, NothingToRecover, nothing
 from migrate.settlement import known_there
 from runtime import notices
 from runtime.linux import processes
-from runtime.state import Store
+from runtime.state.store import Store
 
 
 def force_source(store: Store, container_id: str) -> str:

@@ -24,7 +24,7 @@ from migrate.errors import ProtocolError
 from migrate.space import free_bytes
 from runtime.errors import InvalidId
 from runtime.linux.capabilities import NUMBERS, names, permitted
-from runtime.state import Store, check_id
+from runtime.state.store import Store, check_id
 
 DATA = Path("/var/lib/pymigrate")
 _MAX_PATHS = 1000

@@ -30,7 +30,7 @@ from migrate.trees import Needed, Owner, Tree, checked_list
 from runtime.linux import processes
 from runtime.restoring import RestorePlan, Restoring
 from runtime.spec import config as spec_config
-from runtime.state import State, Store, check_id
+from runtime.state.store import State, Store, check_id
 
 RESTORE_TIMEOUT = 120.0
 OLD_AGENT_TIMEOUT = 20.0

@@ -11,7 +11,7 @@ from migrate import journal
 from migrate.image_manifest import boot_id
 from migrate.journal import Entry, Journal
 from migrate.phases import FINAL, OPEN, Phase
-from runtime.state import State, Store
+from runtime.state.store import State, Store
 
 _UNDECIDED_THERE = frozenset({Phase.STOP_AND_COPY, Phase.PREPARED, Phase.COMMITTED})
 

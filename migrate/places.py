@@ -31,7 +31,7 @@ from migrate.space import free_bytes
 from migrate.trees import Owner
 from runtime.errors import ContainerError
 from runtime.linux import processes
-from runtime.state import State, Status, Store
+from runtime.state.store import State, Status, Store
 
 LOCKS = Path("/run/pymigrate/places")
 WORTH_KEEPING = 8 << 20  # bytes; less is sent again as quickly as it is looked through

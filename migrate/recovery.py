@@ -16,11 +16,12 @@ from migrate.journal import Entry, Journal
 from migrate.moves import is_tree, undecided, undecided_here
 from migrate.settlement import call_off, clean_source, settle
 from migrate.trees import Owner
-from runtime import container, departed, netlock, undump, veth
+from runtime import container, netlock, undump, veth
 from runtime.errors import ContainerError
 from runtime.linux import processes
 from runtime.spec.config import load_kept
-from runtime.state import State, Store
+from runtime.state import moved_mark
+from runtime.state.store import State, Store
 
 LOCK_TIMEOUT = 5.0
 
@@ -136,7 +137,7 @@ def finish(store: Store, entry: Entry, *, patience: float | None = None) -> str:
 def stays(entry: Entry, left: Left, source: str) -> str:
     """The container belongs to this host: it goes on if a dump has left it frozen. Returns where it is, in words."""
     if left.state is not None:
-        departed.erase(left.state.bundle)
+        moved_mark.erase(left.state.bundle)
         undump.mend_left(left.state)
     return f"{entry.id}: {'runs' if left.fate is Fate.RUNS else 'has ended'} at {source}"
 
@@ -166,7 +167,7 @@ def _ended_frozen(state: State) -> bool:
 def _end(state: State) -> None:
     """End the tree and what was locked for it, as far as the coordinator has not done so."""
     with contextlib.suppress(OSError):
-        departed.note(state)
+        moved_mark.note(state)
     if state.has_bridge:
         veth.take_down(state)  # its peers are to hear of it at the target only
     container.end(state)

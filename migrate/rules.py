@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from migrate.errors import Blocked, UsageError
 from runtime import unfreezable
-from runtime.state import State
+from runtime.state.store import State
 
 
 @dataclass(frozen=True)

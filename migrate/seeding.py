@@ -27,7 +27,7 @@ from migrate.tmpfs import View
 from migrate.trees import Tree
 from migrate.treescan import Scan
 from runtime.spec.config import Spec
-from runtime.state import State
+from runtime.state.store import State
 
 SEED_TIMEOUT = 6 * 3600.0
 VERIFY_TIMEOUT = 600.0

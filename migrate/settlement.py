@@ -12,7 +12,7 @@ from migrate.journal import Entry, Journal
 from migrate.peer import Peer, RemoteFailure, connect
 from migrate.phases import Phase
 from runtime import container, logs
-from runtime.state import State, Store
+from runtime.state.store import State, Store
 
 RECONNECT_TIMEOUT = 30.0
 RETRY_AFTER = 1.0

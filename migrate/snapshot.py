@@ -38,7 +38,7 @@ from runtime.linux import syscalls, trusted
 from runtime.restoring import RestorePlan, Restoring
 from runtime.spec.config import Spec, load_kept
 from runtime.spec.config import load as load_spec
-from runtime.state import State, Store
+from runtime.state.store import State, Store
 
 LOCK_TIMEOUT = 5.0
 RESTORE_TIMEOUT = 120.0

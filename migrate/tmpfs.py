@@ -28,7 +28,7 @@ from migrate import mountinfo, treescan
 from migrate.errors import MigrateError, ProtocolError
 from runtime.linux import processes, selfexec, syscalls
 from runtime.spec.config import Spec
-from runtime.state import State
+from runtime.state.store import State
 
 SMALL = 4 << 20  # bytes that CRIU packs in less time than a pass takes
 MOST = 20  # mounts

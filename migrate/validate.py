@@ -17,7 +17,7 @@ from migrate.volumes import Plan
 from runtime import checkpoint, unfreezable
 from runtime.linux import processes
 from runtime.spec.config import Spec
-from runtime.state import State, Status, Store
+from runtime.state.store import State, Status, Store
 
 if TYPE_CHECKING:
     from migrate.peer import Peer

@@ -29,7 +29,7 @@ from migrate.trees import OWN, Needed, Tree, is_place
 from runtime.linux import syscalls
 from runtime.spec.config import Spec
 from runtime.spec.mounts import MS_PRIVATE, MS_RDONLY, Mount, parse_options
-from runtime.state import State
+from runtime.state.store import State
 
 SMALL = 1 << 20  # bytes; a file bound by itself, up to this size, goes along where it is missing
 _HOST = ("/proc", "/sys", "/dev")  # what every host has its own of

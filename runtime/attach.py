@@ -17,11 +17,11 @@ from runtime.attached import NAME, PACKET
 from runtime.errors import Conflict, ContainerError, DeadlineExceeded, NotFound
 from runtime.linux.descriptors import read_some, write_all
 from runtime.spec.config import load_kept
-from runtime.state import Status
+from runtime.state.store import Status
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from runtime.state import State, Store
+    from runtime.state.store import State, Store
 
 TIMEOUT = 20.0
 _STEP = 0.01

@@ -28,7 +28,7 @@ from runtime.light import json as light_json
 from runtime.light.records import Record
 from runtime.linux import namespaces, syscalls
 from runtime.spec.config import load_kept
-from runtime.state import Status
+from runtime.state.store import Status
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from runtime.spec.config import Spec
-    from runtime.state import State, Store
+    from runtime.state.store import State, Store
 
 NETNS_KEY = "pymigrate-net"
 DESCRIPTORS = "descriptors.json"  # the standard streams at the dump, as runc's images say them

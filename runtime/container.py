@@ -11,7 +11,7 @@ from runtime.cgroups.cgroup import Cgroup
 from runtime.errors import Conflict, DeadlineExceeded, NotFound, StateError
 from runtime.light import signals
 from runtime.linux import processes
-from runtime.state import DUMP, State, Status, Store
+from runtime.state.store import DUMP, State, Status, Store
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -120,9 +120,9 @@ def delete(store: Store, container_id: str, *, force: bool = False, created: str
             remedy = f"`pymigrate delete --force {container_id}` removes its directory, and nothing else"
             raise type(error)(str(error), remedy=remedy) from None
         if state.bundle_hints:
-            from runtime import departed
+            from runtime.state import moved_mark
 
-            departed.require_not_returned(state)
+            moved_mark.require_not_returned(state)
         if not force:
             state.status.require(container_id, "delete", Status.STOPPED, Status.CREATED)
         remove(store, state, cgroup)

@@ -15,7 +15,7 @@ from runtime.light.records import Record
 from runtime.linux import capabilities, namespaces, processes, syscalls
 from runtime.spec.config import keep, load
 from runtime.spec.resources import Resources
-from runtime.state import NET, State
+from runtime.state.store import NET, State
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from runtime.spec.config import Spec
     from runtime.spec.network import Network
-    from runtime.state import Store
+    from runtime.state.store import Store
 
 _CLAIM_TIMEOUT = 10.0
 _LATER = ("poststart", "poststop")
@@ -69,9 +69,9 @@ def create(
     bundle = os.path.abspath(bundle)
     with store.lock(container_id):
         if options.pid_file is not None:
-            from runtime import departed
+            from runtime.state import moved_mark
 
-            departed.require_not_moved(container_id, bundle)
+            moved_mark.require_not_moved(container_id, bundle)
         spec = load_asked(bundle, options.net, options.pid_file)
         if options.listen_fds:
             told = (f"LISTEN_FDS={options.listen_fds}", "LISTEN_PID=1")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from criu_rpc.client import DumpSession
     from criu_rpc.options import DumpOptions
     from runtime.spec.config import Spec
-    from runtime.state import State
+    from runtime.state.store import State
 
 DEATH_TIMEOUT = 30.0
 

@@ -15,7 +15,7 @@ from runtime.errors import Conflict, StartFailed
 from runtime.light import signals
 from runtime.light.records import Record
 from runtime.linux import capabilities, processes, selfexec
-from runtime.state import State, Status
+from runtime.state.store import State, Status
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from runtime.spec.config import Spec
     from runtime.spec.process import Process
-    from runtime.state import Store
+    from runtime.state.store import Store
 
 _WHO = "the exec'ed process"
 _STEP = 0.05  # seconds

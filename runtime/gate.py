@@ -17,7 +17,7 @@ from runtime import nftables, sockdiag
 from runtime.linux import processes
 from runtime.nftables import Nftables
 from runtime.spec.config import Spec
-from runtime.state import State
+from runtime.state.store import State
 
 _LISTEN = 10
 _TABLE = "pymigrate-gate"

@@ -23,14 +23,14 @@ from runtime.cgroups.cgroup import Cgroup
 from runtime.errors import ContainerError, DeadlineExceeded
 from runtime.light import sockets
 from runtime.linux import processes, selfexec, syscalls
-from runtime.state import Store
+from runtime.state.store import Store
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
     from typing import NoReturn
 
-    from runtime.state import State
+    from runtime.state.store import State
 
 START_TIMEOUT = 20.0
 END_TIMEOUT = 5.0

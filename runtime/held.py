@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import socket
     from typing import Self
 
-    from runtime.state import State
+    from runtime.state.store import State
 
 IMAGE = "pymigrate-terminal.img"
 _LIMIT = 1 << 20

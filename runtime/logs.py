@@ -7,7 +7,7 @@ from typing import BinaryIO
 
 from runtime.errors import NotFound
 from runtime.linux import processes
-from runtime.state import State
+from runtime.state.store import State
 
 _INTERVAL = 0.1  # seconds between two looks at a log that is followed
 

@@ -13,7 +13,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from runtime.state import Store
+    from runtime.state.store import Store
 
 
 class Request(Record):

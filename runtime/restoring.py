@@ -22,7 +22,7 @@ from runtime.spec.config import keep
 from runtime.spec.fields import Fields
 from runtime.spec.mounts import ATTR_IDMAP, IdMapping
 from runtime.spec.resources import parse_resources
-from runtime.state import State
+from runtime.state.store import State
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from criu_rpc.client import RestoreSession
     from runtime.announce import Announcer
     from runtime.spec.config import Spec
-    from runtime.state import Store
+    from runtime.state.store import Store
 
 
 MONITOR_TIMEOUT = 5.0

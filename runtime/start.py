@@ -7,11 +7,11 @@ import select
 
 from runtime.errors import ContainerError, DeadlineExceeded, StartFailed
 from runtime.linux import processes
-from runtime.state import Status
+from runtime.state.store import Status
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from runtime.state import State, Store
+    from runtime.state.store import State, Store
 
 START_TIMEOUT = 120.0
 

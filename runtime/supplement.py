@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from runtime.cgroups.cgroup import Cgroup
-    from runtime.state import State
+    from runtime.state.store import State
 
 NAME = "supplement.img"
 _LIMIT = 16 << 20  # bytes

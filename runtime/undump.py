@@ -24,7 +24,7 @@ from runtime.errors import ContainerError, unwritable
 from runtime.light import json as light_json
 from runtime.light import sockets
 from runtime.linux import processes, syscalls
-from runtime.state import DUMP
+from runtime.state.store import DUMP
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from typing import Any
 
-    from runtime.state import State
+    from runtime.state.store import State
 
 RELEASE_TIMEOUT = 600.0  # a CRIU that lost us notices when it next has something to say
 CODE_TIMEOUT = 5.0

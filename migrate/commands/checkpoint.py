@@ -74,7 +74,7 @@ def options(args: Values) -> dict[str, Any]:
 def run(args: Values) -> int:
     from migrate.errors import UsageError
     from runtime import checkpoint
-    from runtime.state import Store
+    from runtime.state.store import Store
 
     images, work = paths(args)
     chosen = options(args)

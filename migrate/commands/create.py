@@ -73,7 +73,7 @@ def require_open(count: int, listening: int = 0) -> None:
 
 def run(args: Values) -> int:
     from runtime import create
-    from runtime.state import Store
+    from runtime.state.store import Store
 
     create.create(Store(args.root), args.id, args.bundle, options(args))
     return 0

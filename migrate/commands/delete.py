@@ -17,7 +17,7 @@ SYNTAX = Syntax(
 
 def run(args: Values) -> int:
     from runtime import container
-    from runtime.state import Store
+    from runtime.state.store import Store
 
     container.delete(Store(args.root), args.id, force=args.force)
     return 0

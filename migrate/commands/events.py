@@ -37,7 +37,7 @@ def _seconds(text: str) -> float:
 
 def run(args: Values) -> int:
     from runtime.cgroups.cgroup import Cgroup
-    from runtime.state import Status, Store
+    from runtime.state.store import Status, Store
 
     interval = _seconds(args.interval)
     state = Store(args.root).load(args.id)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from migrate.flags import Values
     from runtime.spec.config import Spec
     from runtime.spec.process import Process
-    from runtime.state import State
+    from runtime.state.store import State
 
 FLAGS = (
     Flag("env", "set a variable (repeatable)", "list", short="e", metavar="NAME=VALUE"),
@@ -48,7 +48,7 @@ SYNTAX = Syntax(
 
 def run(args: Values) -> int:
     from runtime import exec as execution
-    from runtime.state import Store
+    from runtime.state.store import Store
 
     create.require_open(args.preserve_fds)
     names = ("detach", "pid_file", "console_socket", "pidfd_socket", "preserve_fds", "ignore_paused")

@@ -9,7 +9,7 @@ from migrate.flags import Flag, Syntax
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from migrate.flags import Values
-    from runtime.state import State, Store
+    from runtime.state.store import State, Store
 
 FORMAT = Flag("format", "how it is shown", "str", short="f", default="table", choices=("table", "json"))
 SYNTAX = Syntax("List the containers of this host.", (FORMAT, Flag("quiet", "only the ids", short="q")))
@@ -19,7 +19,7 @@ def run(args: Values) -> int:
     from migrate.ui.text import table
     from runtime.errors import ContainerError
     from runtime.light import json as light_json
-    from runtime.state import Store
+    from runtime.state.store import Store
 
     store = Store(args.root)
     states = []

@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from migrate.coordinator import Coordinator
     from migrate.ui import monitor
-    from runtime.state import Store
+    from runtime.state.store import Store
 
     display = monitor(as_json=args.json)
     try:

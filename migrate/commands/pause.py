@@ -13,7 +13,7 @@ SYNTAX = Syntax("Freeze all processes of a container; `resume` lets them go on."
 
 def run(args: Values) -> int:
     from runtime import container
-    from runtime.state import Store
+    from runtime.state.store import Store
 
     container.pause(Store(args.root), args.id)
     return 0

@@ -19,7 +19,7 @@ SYNTAX = Syntax(
 def run(args: Values) -> int:
     from runtime.cgroups.cgroup import Cgroup
     from runtime.light import json as light_json
-    from runtime.state import Store
+    from runtime.state.store import Store
 
     pids = Cgroup.of(Store(args.root).load(args.id)).pids()
     if args.format == "json" or args.json:

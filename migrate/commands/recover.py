@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from migrate import forcing, recovery
     from migrate.report import printable
-    from runtime.state import Store
+    from runtime.state.store import Store
 
     action = recovery.recover
     if args.force_source:

@@ -33,7 +33,7 @@ SYNTAX = Syntax(
 def run(args: Values) -> int:
     from migrate.errors import UsageError
     from runtime import restore
-    from runtime.state import Store
+    from runtime.state.store import Store
 
     images, work = checkpoint.paths(args)
     if not os.path.isdir(images):

@@ -13,7 +13,7 @@ SYNTAX = Syntax("Let a paused container go on.", (), ("id",))
 
 def run(args: Values) -> int:
     from runtime import container
-    from runtime.state import Store
+    from runtime.state.store import Store
 
     container.resume(Store(args.root), args.id)
     return 0

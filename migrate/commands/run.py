@@ -22,7 +22,7 @@ def run(args: Values) -> int:
     from runtime import container, foreground
     from runtime.create import create as make
     from runtime.start import start
-    from runtime.state import Store
+    from runtime.state.store import Store
 
     store, options = Store(args.root), create.options(args)
     if not args.detach:

@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from migrate import snapshot
     from migrate.ui.text import size
-    from runtime.state import Store
+    from runtime.state.store import Store
 
     store = Store(args.root)
     match args.action:

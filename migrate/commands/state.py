@@ -13,7 +13,7 @@ SYNTAX = Syntax("Print the state of a container as JSON.", (), ("id",))
 
 def run(args: Values) -> int:
     from runtime.light import json as light_json
-    from runtime.state import Store
+    from runtime.state.store import Store
 
     store = Store(args.root)
     found = store.look(args.id)

@@ -21,7 +21,7 @@ def run(args: argparse.Namespace) -> int:
     from runtime import notices
     from runtime.spec import network
     from runtime.spec.config import load_kept
-    from runtime.state import Status, Store
+    from runtime.state.store import Status, Store
 
     wanted = move_options.wanted(args)
     check_allowed(wanted.allow)

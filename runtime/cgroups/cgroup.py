@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from runtime.cgroups.hierarchies import Hierarchy
     from runtime.spec.resources import Resources
-    from runtime.state import State
+    from runtime.state.store import State
 
 REMOVE_TIMEOUT = 10.0
 KILL_TIMEOUT = 2.0

@@ -14,7 +14,7 @@ from runtime.spec.fields import Fields
 from runtime.spec.mounts import PROPAGATIONS, Device, IdMapping, Mount, parse_device, parse_mappings, parse_mount
 from runtime.spec.process import Process, parse_process
 from runtime.spec.resources import Resources, parse_resources
-from runtime.state import NET
+from runtime.state.store import NET
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from runtime.spec.network import Network
     from runtime.spec.seccomp import Seccomp
-    from runtime.state import State
+    from runtime.state.store import State
 
 NAMESPACES = ("pid", "network", "mount", "ipc", "uts", "user", "cgroup", "time")
 CONFIG = "config.json"

@@ -18,14 +18,14 @@ import os
 from runtime.errors import Conflict, ContainerError, SpecError
 from runtime.light import sockets
 from runtime.light.records import Record
-from runtime.state import NET
+from runtime.state.store import NET
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, NoReturn
 
     from runtime.spec.config import Spec
-    from runtime.state import Store
+    from runtime.state.store import Store
 
 _MOST = 16  # addresses
 _MAX_TEXT = 1024

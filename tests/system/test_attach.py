@@ -14,7 +14,7 @@ from typing import Any
 
 from runtime import attach, held
 from runtime.spec.default import default_spec
-from runtime.state import Store
+from runtime.state.store import Store
 from tests.hosts import COUNT, driver, write_bundle
 from tests.system.boxes import PATIENCE, make, running, seat, wait_for
 from tests.system.conftest import Lab, Local

@@ -114,7 +114,7 @@ def dying(*args, original={owner}.{name}, **options):
         pytest.param(
             "criu_rpc.client", "RestoreSession", "run_until", "args[1] == 'network-unlock'", id="not-let-run-yet"
         ),
-        pytest.param("runtime.state", "Store", "save", "args[1].started", id="let-run-state-lags-behind"),
+        pytest.param("runtime.state.store", "Store", "save", "args[1].started", id="let-run-state-lags-behind"),
         pytest.param(
             "migrate.journal", "Journal", "record", "args[1] == 'committed'", id="let-run-journal-lags-behind"
         ),

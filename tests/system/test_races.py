@@ -20,10 +20,11 @@ _DRIVER = """
 import os, sys
 from migrate import cli
 from migrate.commands import logs as logs_command
-from runtime import attach, container, exec, logs, state
+from runtime import attach, container, exec, logs
+from runtime.state import store as state_store
 from runtime.cgroups import cgroup
 from runtime.linux import processes, selfexec
-store = state.Store({root!r})
+store = state_store.Store({root!r})
 def end():
     found = store.load("c")
     container.kill(store, "c", 9)
@@ -66,7 +67,7 @@ def run(argv: list[str]) -> tuple[int, str]:
 
 @pytest.mark.parametrize(
     ("where", "when"),
-    [("os, 'open'", "'error.fifo' in str(args[0])"), ("state.Store, 'save'", "True")],
+    [("os, 'open'", "'error.fifo' in str(args[0])"), ("state_store.Store, 'save'", "True")],
     ids=["before it has looked", "before it has told the init"],
 )
 def test_start_of_one_that_is_killed(pymigrate: Local, tmp_path: Path, where: str, when: str) -> None:
@@ -97,7 +98,7 @@ def test_exec_in_one_that_is_killed(pymigrate: Local, tmp_path: Path, where: str
 def test_exec_that_is_to_wait_for_who_pauses(pymigrate: Local, tmp_path: Path) -> None:
     pymigrate("run", "-d", "-b", make(tmp_path / "b", COUNT), "c")
     argv = command(
-        pymigrate, "state.Store, 'lock'", "container.pause(store, 'c')", "exec", "--ignore-paused", "c", "true"
+        pymigrate, "state_store.Store, 'lock'", "container.pause(store, 'c')", "exec", "--ignore-paused", "c", "true"
     )
     with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True) as waiting:
         await_status(pymigrate, "paused")
@@ -121,7 +122,7 @@ def test_attach_to_one_that_ends(
 
 def test_two_that_delete(pymigrate: Local, tmp_path: Path) -> None:
     pymigrate("create", "-b", make(tmp_path / "b", COUNT), "c")
-    code, said = run(command(pymigrate, "state.Store, 'lock'", DELETE, "delete", "c"))
+    code, said = run(command(pymigrate, "state_store.Store, 'lock'", DELETE, "delete", "c"))
     assert (code, "does not exist" in said, "--force" in said) == (4, True, False), said
     assert os.listdir(pymigrate.root) == []
 

@@ -12,7 +12,7 @@ import pytest
 from migrate.errors import SnapshotError
 from migrate.manifest import Snapshot
 from migrate.snapshot import save
-from runtime.state import Store
+from runtime.state.store import Store
 from tests.hosts import COUNT
 from tests.system.boxes import make
 from tests.system.conftest import Local

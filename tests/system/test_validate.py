@@ -12,7 +12,7 @@ import pytest
 from migrate import sockets
 from migrate.validate import container_blockers
 from runtime.spec.config import load_kept
-from runtime.state import Store
+from runtime.state.store import Store
 from tests.hosts import ABLE, COUNT, write_bundle
 from tests.pybox import write_python_bundle
 from tests.system.conftest import PYMIGRATE, Local

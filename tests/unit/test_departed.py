@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from runtime import departed
 from runtime.errors import Conflict, NotFound
 from runtime.linux import processes
-from runtime.state import State
+from runtime.state import moved_mark
+from runtime.state.store import State
 
 
 def state(bundle: Path, **changes: object) -> State:
@@ -16,21 +16,21 @@ def state(bundle: Path, **changes: object) -> State:
 
 
 def test_an_engine_does_not_start_again_what_was_moved(tmp_path: Path) -> None:
-    departed.note(state(tmp_path, shim_pid=5))  # has a monitor of ours
-    departed.require_not_moved("web", str(tmp_path))
-    departed.note(state(tmp_path))
+    moved_mark.note(state(tmp_path, shim_pid=5))  # has a monitor of ours
+    moved_mark.require_not_moved("web", str(tmp_path))
+    moved_mark.note(state(tmp_path))
     with pytest.raises(Conflict, match="was moved"):
-        departed.require_not_moved("web", str(tmp_path))
-    departed.erase(str(tmp_path))
-    departed.erase(str(tmp_path))
-    departed.require_not_moved("web", str(tmp_path))
+        moved_mark.require_not_moved("web", str(tmp_path))
+    moved_mark.erase(str(tmp_path))
+    moved_mark.erase(str(tmp_path))
+    moved_mark.require_not_moved("web", str(tmp_path))
 
 
 def test_an_engine_does_not_delete_what_has_come_back(tmp_path: Path) -> None:
     alive = {"pid": os.getpid(), "pid_start_time": processes.start_time(os.getpid()), "shim_pid": 5}
     here = state(tmp_path / "other", bundle_hints=(str(tmp_path),), **alive)
-    departed.require_not_returned(here)
-    departed.note(state(tmp_path))
+    moved_mark.require_not_returned(here)
+    moved_mark.note(state(tmp_path))
     with pytest.raises(NotFound, match="does not exist any more"):
-        departed.require_not_returned(here)
-    departed.require_not_returned(here.replace(pid_start_time=1))  # it has ended
+        moved_mark.require_not_returned(here)
+    moved_mark.require_not_returned(here.replace(pid_start_time=1))  # it has ended

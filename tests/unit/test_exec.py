@@ -7,7 +7,7 @@ import pytest
 
 from runtime import exec as execution
 from runtime.linux import processes
-from runtime.state import State
+from runtime.state.store import State
 
 pytestmark = pytest.mark.unit
 

@@ -16,7 +16,7 @@ from runtime.features import features
 from runtime.spec.config import parse
 from runtime.spec.default import default_spec
 from runtime.spec.mounts import parse_options
-from runtime.state import NET
+from runtime.state.store import NET
 
 BUNDLE = Path("/bundle")
 LINUX = features()["linux"]

@@ -7,7 +7,7 @@ import pytest
 from migrate import moves
 from migrate.journal import Entry
 from migrate.phases import Phase
-from runtime.state import State
+from runtime.state.store import State
 
 TREE = {"init": [100, 5000], "boot": "b", "before": None}
 

@@ -16,7 +16,7 @@ from runtime.errors import Conflict, SpecError
 from runtime.spec import network
 from runtime.spec.config import Spec, load
 from runtime.spec.default import default_spec
-from runtime.state import NET, State, Store
+from runtime.state.store import NET, State, Store
 
 FULL = "bridge=br0,ip=10.88.0.5/24,ip=fd88::5/64,gw=10.88.0.1,gw=fe80::1,mac=02:00:00:00:00:05,name=net0,mtu=1400"
 

@@ -21,7 +21,7 @@ from migrate.places import Locks, Uses
 from migrate.trees import Owner, Tree
 from migrate.treestore import Arrivals
 from runtime.linux import processes
-from runtime.state import State, Store
+from runtime.state.store import State, Store
 
 FIRST, SECOND = "20260101T000000-0000000000000001", "20260101T000000-0000000000000002"
 NEITHER = "20260101T000000-0000000000000003"

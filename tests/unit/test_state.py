@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from runtime.errors import StateError
-from runtime.state import State, Store
+from runtime.state.store import State, Store
 from tests.hosts import PYMIGRATE
 
 # As version 0.1.0 has written it before there were limits of `update` in it.

@@ -9,7 +9,7 @@ from migrate.errors import Blocked, ProtocolError, UsageError
 from migrate.hostfacts import FactsQuery, HostFacts
 from migrate.rules import RULES, Blocker, check_allowed, raise_blocked
 from migrate.validate import target_blockers
-from runtime.state import State
+from runtime.state.store import State
 
 SOURCE = HostFacts(name="host1", machine="x86_64", bits=64, criu="4.2.1", images_free=1 << 40, rsync=True)
 STATE = State(id="web", bundle="/b", rootfs="/b/rootfs", created="", log_path="")

@@ -14,7 +14,7 @@ import dataclasses, json, os, pathlib
 from criu_rpc.client import Criu
 from runtime import checkpoint
 from runtime.spec import config as spec_config
-from runtime.state import Store
+from runtime.state.store import Store
 state = Store(pathlib.Path("/run/opencontainer/containers")).load("web")
 criu, top, sizes = Criu(), pathlib.Path("/root/rounds"), []
 for number in (1, 2, 3):

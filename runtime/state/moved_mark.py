@@ -14,7 +14,7 @@ from runtime.linux import processes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from runtime.state import State
+    from runtime.state.store import State
 
 _MARK = "moved-by-pymigrate"
 

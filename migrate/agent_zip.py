@@ -29,7 +29,7 @@ if __name__ == "__main__":
     sys.exit(main())
 """
 _LEFT_OUT = ("migrate/lab/", "migrate/demo", "migrate/commands/lab", "migrate/commands/demo")
-# What runtime/netlink.py imports of pyroute2.
+# What runtime/network/netlink.py imports of pyroute2.
 _PYROUTE2 = (
     "common.py", "config/__init__.py", "netlink/__init__.py", "netlink/exceptions.py", "netlink/rtnl/__init__.py",
     "netlink/rtnl/ifaddrmsg.py", "netlink/rtnl/iw_event.py", "netlink/rtnl/ndmsg.py", "netlink/rtnl/rtmsg.py",

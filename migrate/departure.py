@@ -21,11 +21,12 @@ from migrate import protocol, tmpfs_images, watches
 from migrate.errors import DeadlineExceeded
 from migrate.pages import PageRelay
 from migrate.peer import Peer
-from runtime import checkpoint, netlock, veth
+from runtime import checkpoint, netlock
 from runtime.dump import Dump
 from runtime.errors import ContainerError
 from runtime.guard import Guard
 from runtime.linux import syscalls
+from runtime.network import veth
 from runtime.spec.config import Spec
 from runtime.state.store import State
 

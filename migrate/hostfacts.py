@@ -148,7 +148,7 @@ def _network(query: FactsQuery) -> tuple[str, str]:
     """What is wrong with the bridge of the network that is asked for, and with its addresses, here."""
     if not query.net:
         return "", ""
-    from runtime import veth
+    from runtime.network import veth
     from runtime.spec import network
 
     wanted = network.parse(query.net, "--net")

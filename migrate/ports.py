@@ -15,8 +15,8 @@ from typing import Any, Self
 
 from migrate.errors import ProtocolError
 from migrate.trees import from_json
-from runtime import sockdiag
 from runtime.linux.namespaces import inside_netns
+from runtime.network import sockdiag
 
 MAX_PORTS = 5000
 PROTOCOLS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP, "udplite": 136}

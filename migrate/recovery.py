@@ -16,9 +16,10 @@ from migrate.journal import Entry, Journal
 from migrate.moves import is_tree, undecided, undecided_here
 from migrate.settlement import call_off, clean_source, settle
 from migrate.trees import Owner
-from runtime import container, netlock, undump, veth
+from runtime import container, netlock, undump
 from runtime.errors import ContainerError
 from runtime.linux import processes
+from runtime.network import veth
 from runtime.spec.config import load_kept
 from runtime.state import moved_mark
 from runtime.state.store import State, Store

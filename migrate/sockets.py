@@ -20,8 +20,8 @@ from dataclasses import dataclass
 
 from migrate.losses import Finding
 from migrate.ports import IP_FREEBIND, PROTOCOLS, Bound, endpoint
-from runtime import sockdiag
 from runtime.linux import processes, syscalls
+from runtime.network import sockdiag
 
 _SO_PASSSEC, _SO_TIMESTAMPS, _SO_PASSPIDFD = 34, (29, 35, 37, 63, 64, 65), 76
 _SIOCGSKNS, _SIOCINQ = 0x894C, 0x541B

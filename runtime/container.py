@@ -135,7 +135,7 @@ def remove(store: Store, state: State, cgroup: Cgroup | None = None) -> None:
     end(state, cgroup)
     cgroup.kill()
     if state.has_bridge:
-        from runtime import veth
+        from runtime.network import veth
 
         veth.remove(state)  # with the namespace it would go by itself, but later
     wait_monitor(state, MONITOR_TIMEOUT)

@@ -221,7 +221,7 @@ def _lock(root: int, path: str) -> None:
 def remove_network(state: State) -> None:
     """After a failure, as remove_cgroup."""
     if state.has_bridge:
-        from runtime import veth
+        from runtime.network import veth
 
         try:
             veth.remove(state)
@@ -231,7 +231,7 @@ def remove_network(state: State) -> None:
 
 def _connect(state: State, wanted: Network, *, again: bool) -> None:
     """Build the network of an init that waits, and announce it, `again` and again."""
-    from runtime import announce, veth
+    from runtime.network import announce, veth
 
     try:
         netns = os.open(f"/proc/{state.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)

@@ -13,9 +13,9 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from runtime import nftables, sockdiag
 from runtime.linux import processes
-from runtime.nftables import Nftables
+from runtime.network import nftables, sockdiag
+from runtime.network.nftables import Nftables
 from runtime.spec.config import Spec
 from runtime.state.store import State
 

@@ -17,15 +17,15 @@ from __future__ import annotations
 import os
 
 from criu_rpc import images
-from runtime import nftables
 from runtime.errors import ContainerError
-from runtime.nftables import Nftables
+from runtime.network import nftables
+from runtime.network.nftables import Nftables
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 
-    from runtime.nftables import Chain, Message
+    from runtime.network.nftables import Chain, Message
     from runtime.spec.config import Spec
     from runtime.state.store import State
 

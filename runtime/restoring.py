@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn, Self
 
     from criu_rpc.client import RestoreSession
-    from runtime.announce import Announcer
+    from runtime.network.announce import Announcer
     from runtime.spec.config import Spec
     from runtime.state.store import Store
 
@@ -221,7 +221,7 @@ class Restoring:
     def _build_network(self, netns: int) -> None:
         """All of a network on a bridge but its connection to it, in a namespace that holds only `lo`."""
         if self._spec.network is not None:
-            from runtime import announce, veth
+            from runtime.network import announce, veth
 
             veth.build(self._state, self._spec.network, netns)
             self._announcer = announce.Announcer(self._spec.network, netns)
@@ -375,7 +375,7 @@ class Restoring:
         if self._monitor is not None:
             self._monitor.watch(self._state.pid)
         if self._announcer is not None and self._spec.network is not None:
-            from runtime import veth
+            from runtime.network import veth
 
             veth.attach(self._state, self._spec.network)
             self._announcer.send()

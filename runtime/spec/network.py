@@ -8,7 +8,7 @@
 
 It overrides what linux.namespaces says of the network. What is in force is kept in the container's state, as the same
 annotation, so that it goes where the container goes; `spec.load` makes the spec in force of both. What is done about it
-in the kernel is in veth.py, which only containers with a bridge need.
+in the kernel is in network/veth.py, which only containers with a bridge need.
 """
 
 from __future__ import annotations

@@ -10,10 +10,10 @@ import pytest
 _PROGRAM = """
 import os, socket, sys
 from types import SimpleNamespace
-from runtime import veth
-from runtime.announce import Announcer
+from runtime.network import veth
+from runtime.network.announce import Announcer
 from runtime.linux.namespaces import inside_netns, new_netns
-from runtime.netlink import Netlink
+from runtime.network.netlink import Netlink
 from runtime.spec.network import parse
 
 ours, neighbour, family = sys.argv[1:]

@@ -37,7 +37,7 @@ def test_imports_point_the_right_way(path: Path) -> None:
         if package == "jeepney":
             assert name == "runtime/cgroups/dbus.py", f"{name} imports jeepney"
         if package == "pyroute2":
-            assert name == "runtime/netlink.py", f"{name} imports pyroute2"
+            assert name == "runtime/network/netlink.py", f"{name} imports pyroute2"
         if imported.startswith("migrate.commands"):
             assert name.startswith(("migrate/commands/", "migrate/cli")), f"{name} imports {imported}"
         if package in ("ctypes", "_ctypes"):

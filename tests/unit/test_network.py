@@ -121,7 +121,7 @@ def test_a_hardware_address_is_made_once(tmp_path: Path) -> None:
 
 def test_only_the_messages_of_pyroute2_are_imported() -> None:
     """The rest brings an event loop, and takes four times as long; the agent's zip does not have it."""
-    code = "import sys, runtime.netlink; print({'asyncio', 'sqlite3', 'pyroute2.iproute'} & set(sys.modules))"
+    code = "import sys, runtime.network.netlink; print({'asyncio', 'sqlite3', 'pyroute2.iproute'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
 

@@ -34,7 +34,7 @@ class Announcer:
 
     def __init__(self, network: Network, netns: int) -> None:
         from runtime.linux.namespaces import inside_netns
-        from runtime.netlink import Netlink
+        from runtime.network.netlink import Netlink
 
         self._network, self._frames = network, frames(network)
         self._questions: list[bytes] = []
@@ -69,7 +69,7 @@ class Announcer:
 
         A bridge whose port has just come up loses frames while the kernel's workers are busy, questions as well.
         """
-        argv = selfexec.command("runtime.announce", *(frame.hex() for frame in self._frames + self._questions))
+        argv = selfexec.command("runtime.network.announce", *(frame.hex() for frame in self._frames + self._questions))
         null = [(os.POSIX_SPAWN_OPEN, fd, "/dev/null", os.O_RDWR, 0) for fd in (0, 1, 2)]
         actions = [(os.POSIX_SPAWN_DUP2, self._socket.fileno(), 3), *null]
         try:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import socket
 import struct
 
-from runtime import nlmsg
 from runtime.linux import namespaces
-from runtime.nlmsg import ACK, APPEND, CREATE, DUMP, EXCL, NESTED, attributes
+from runtime.network import nlmsg
+from runtime.network.nlmsg import ACK, APPEND, CREATE, DUMP, EXCL, NESTED, attributes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

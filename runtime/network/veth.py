@@ -10,7 +10,7 @@ import errno
 
 from runtime.errors import Conflict, ContainerError, SpecError
 from runtime.linux.namespaces import inside_netns
-from runtime.netlink import Netlink
+from runtime.network.netlink import Netlink
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from runtime import nlmsg
 from runtime.linux.namespaces import inside_netns
-from runtime.nlmsg import attributes
+from runtime.network import nlmsg
+from runtime.network.nlmsg import attributes
 
 _NETLINK_SOCK_DIAG, _SOCK_DIAG_BY_FAMILY = 4, 20
 _ALL_STATES = 0xFFFFFFFF

@@ -11,8 +11,8 @@ import socket
 import sys
 import time
 
-from runtime import nlmsg
-from runtime.nlmsg import ACK, CREATE, DUMP, EXCL, REQUEST
+from runtime.network import nlmsg
+from runtime.network.nlmsg import ACK, CREATE, DUMP, EXCL, REQUEST
 
 if "pyroute2" not in sys.modules:
     _found = importlib.util.find_spec("pyroute2")

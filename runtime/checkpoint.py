@@ -67,7 +67,7 @@ def bind_mounts(spec: Spec) -> dict[str, str]:
 
 
 def external_mounts(spec: Spec, cgroup_paths: dict[str, str]) -> dict[str, str]:
-    """Everything that lies outside and is mounted inside: bind mounts, and what we bind ourselves (mounts.py)."""
+    """Everything that lies outside and is mounted inside: bind mounts, and what we bind ourselves (init/mounts.py)."""
     found = bind_mounts(spec)
     if "user" in spec.namespaces:
         found |= {f"/dev/{name}": f"/dev/{name}" for name in _HOST_DEVICES}

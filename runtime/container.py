@@ -141,7 +141,7 @@ def remove(store: Store, state: State, cgroup: Cgroup | None = None) -> None:
     wait_monitor(state, MONITOR_TIMEOUT)
     cgroup.remove()
     if state.hooks.get("poststop"):
-        from runtime import hooks
+        from runtime.init import hooks
 
         hooks.run_later(state, "poststop", "stopped")
     store.remove(state.id)

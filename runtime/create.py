@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import time
 
-from runtime import handover, hooks, init, monitor, sync
+from runtime import handover, monitor, sync
 from runtime.cgroups import monitor as monitor_cgroup
 from runtime.cgroups.cgroup import Cgroup
 from runtime.cgroups.limits import denied_by_default, may_deny_devices
 from runtime.errors import ContainerError, DeadlineExceeded, SpecError, StartFailed
+from runtime.init import container as container_init
+from runtime.init import hooks
 from runtime.light import signals
 from runtime.light.records import Record
 from runtime.linux import capabilities, namespaces, processes, syscalls
@@ -269,7 +271,7 @@ def _check(spec: Spec, options: Options, has_console: bool) -> None:
         raise SpecError("cannot use console socket if pymigrate will not detach or allocate tty: terminal is false")
     capabilities.warn(spec.process.capabilities, remapped="user" in spec.namespaces)
     if spec.process.apparmor_profile or spec.process.selinux_label or spec.mount_label:
-        from runtime.process import require_labels
+        from runtime.init.program import require_labels
 
         require_labels(spec.process, spec.mount_label)
 
@@ -295,7 +297,7 @@ def _launch(
     sync.ask_for_pids(ours)
     kept: socket.socket | None = None  # takes the master of a terminal that is the monitor's
     (out_r, out_w), (err_r, err_w) = ((-1, -1),) * 2 if options.foreground else (os.pipe(), os.pipe())
-    setup = init.Setup(
+    setup = container_init.Setup(
         spec=spec,
         cgroups=state.cgroup_paths,
         fifo=fifo,
@@ -324,12 +326,12 @@ def _launch(
             syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
             adopted = processes.fork()
             if adopted == 0:
-                init.become(setup, theirs)
+                container_init.become(setup, theirs)
             stdio = _streams(0, 1, 2)
         else:
             keeper = monitor.spawn(
                 directory,
-                lambda own: init.become(setup if own else setup.replace(stdio=(None, out_w, err_w)), theirs),
+                lambda own: container_init.become(setup if own else setup.replace(stdio=(None, out_w, err_w)), theirs),
                 cgroup=cgroup, stdout=out_r, stderr=err_r, fresh=False,
                 adoptable=options.pid_file is not None and not options.monitored,
             )  # fmt: skip
@@ -387,7 +389,7 @@ def _launch(
 def _receive_pid(ours: socket.socket, spec: Spec) -> int:
     """The init's pid; the maps of a new user namespace are written on the way."""
     if spec.is_new("user"):
-        from runtime import idmaps
+        from runtime.init import idmaps
 
         message = sync.receive(ours, handover.TIMEOUT, "the container's init")
         idmaps.write(int(message["map"]), spec.uid_mappings, spec.gid_mappings)

@@ -1,4 +1,4 @@
-"""Another program in a container (`exec`): its starter's side; exec_init.py is the other one.
+"""Another program in a container (`exec`): its starter's side; init/exec.py is the other one.
 
 A detached one becomes a child of the container's init, as if that had started it, with the container's own log for its
 output: so CRIU finds it, and it moves along. Not one whose caller takes care of it (an engine, which asks for a pid
@@ -141,7 +141,7 @@ def _begin(
         "filter": filter and {**filter.plain(), "program": filter.program.hex()},
     }  # fmt: skip
     sync.ask_for_pids(ours)
-    child = selfexec.spawn_sealed(selfexec.command("runtime.exec_init", str(theirs.fileno())), keep)
+    child = selfexec.spawn_sealed(selfexec.command("runtime.init.exec", str(theirs.fileno())), keep)
     theirs.close()
     for fd in streams:
         if fd >= 0:

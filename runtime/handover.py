@@ -41,7 +41,7 @@ def compile_filter(spec: Spec) -> Any:
     """The seccomp filter of a bundle for the process that loads it; None without one. Raises NotSupported."""
     if spec.seccomp is None:
         return None
-    from runtime.process import Filter
+    from runtime.init.program import Filter
     from runtime.seccomp import filter as seccomp_filter
 
     return Filter(seccomp_filter.compile(spec.seccomp), spec.seccomp.load_flags, spec.seccomp.notifies)
@@ -56,7 +56,7 @@ def connect_console(path: str) -> socket.socket:
 
 
 def receive_master(sock: socket.socket) -> int:
-    """The master that console.py sends; the connection is closed. Raises StartFailed."""
+    """The master that init/console.py sends; the connection is closed. Raises StartFailed."""
     from runtime.light import sockets
 
     sock.settimeout(TIMEOUT)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 
 from criu_rpc.client import Criu
-from runtime import checkpoint, container, create, foreground, handover, mounts, supplement, sync
+from runtime import checkpoint, container, create, foreground, handover, supplement, sync
+from runtime.init import mounts
 from runtime.light.records import Record
 from runtime.restoring import RestorePlan, Restoring
 

@@ -10,12 +10,15 @@ import time
 from criu_rpc.client import Criu
 from criu_rpc.options import RestoreOptions
 from criu_rpc.swrk import Swrk
-from runtime import checkpoint, container, create, hooks, idmaps, init, monitor, process, supplement
+from runtime import checkpoint, container, create, monitor, supplement
 from runtime.cgroups import monitor as monitor_cgroup
 from runtime.cgroups.cgroup import Cgroup
 from runtime.cgroups.hierarchies import UNIFIED
 from runtime.cgroups.leeway import Leeway
 from runtime.errors import ContainerError, DeadlineExceeded, NotFound
+from runtime.init import container as container_init
+from runtime.init import hooks, idmaps
+from runtime.init import program as container_program
 from runtime.light.records import Record
 from runtime.linux import namespaces, processes, selfexec, syscalls
 from runtime.spec.config import keep
@@ -160,11 +163,11 @@ class Restoring:
             inherited = [theirs.fileno(), *streams, out_w, err_w, *(fd for _, fd in namespaces_inherited)]
 
             def child(_own: bool) -> NoReturn:
-                process.reset_signals()
+                container_program.reset_signals()
                 null = os.open("/dev/null", os.O_RDWR)
                 for number in (0, 1, 2):
                     os.dup2(null, number)
-                init.close_all_but(set(inherited), 0)
+                container_init.close_all_but(set(inherited), 0)
                 for fd in inherited:
                     if fd >= 0:
                         os.set_inheritable(fd, True)

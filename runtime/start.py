@@ -40,7 +40,7 @@ def start(store: Store, container_id: str) -> State:
         os.unlink(fifo)
         os.unlink(errors_fifo)
         if state.hooks.get("poststart"):
-            from runtime import hooks
+            from runtime.init import hooks
 
             hooks.run_later(state, "poststart")
         return state

@@ -146,8 +146,8 @@ def test_a_label_is_not_written_into_a_proc_of_the_container(pymigrate: Local, t
 
 
 NO_CHECK = """
-from runtime import process
-process.require_labels = lambda *args: None
+from runtime.init import program as container_program
+container_program.require_labels = lambda *args: None
 """
 
 
@@ -297,11 +297,11 @@ def test_nothing_but_the_terminal_becomes_the_console(
 
 # A directory of the host is left open by mistake.
 LEAK = """
-from runtime import init
-def _close(keep, given, _before=init.close_all_but):
+from runtime.init import container as container_init
+def _close(keep, given, _before=container_init.close_all_but):
     _before(keep, given)
     os.dup2(os.open("/usr", os.O_PATH), 99, inheritable=False)
-init.close_all_but = _close
+container_init.close_all_but = _close
 """
 
 

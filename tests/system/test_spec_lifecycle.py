@@ -163,14 +163,14 @@ def test_pid_of_somebody_else_is_never_killed(pymigrate: Local, tmp_path: Path) 
 _KILLED = """
 import os, signal, sys
 from migrate import cli
-from runtime import init
-fork = init._fork
+from runtime.init import container as container_init
+fork = container_init._fork
 def fork_and_die(*args):
     pid = fork(*args)
     if pid:
         os.kill(os.getpid(), signal.SIGKILL)
     return pid
-init._fork = fork_and_die
+container_init._fork = fork_and_die
 sys.exit(cli.main(sys.argv[1:]))
 """
 

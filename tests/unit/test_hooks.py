@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from runtime import hooks
 from runtime.errors import StartFailed
+from runtime.init import hooks
 from runtime.spec.config import Hook
 
 STATE = {"id": "c", "bundle": "/"}

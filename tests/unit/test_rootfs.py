@@ -1,4 +1,4 @@
-"""Making what is missing in a root file system (runtime/rootfs.py)."""
+"""Making what is missing in a root file system (runtime/init/rootfs.py)."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -7,7 +7,7 @@ from threading import Barrier
 
 import pytest
 
-from runtime.rootfs import Root
+from runtime.init.rootfs import Root
 
 pytestmark = pytest.mark.unit
 

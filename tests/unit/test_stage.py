@@ -2,6 +2,7 @@
 
 import pytest
 
+from runtime.init.stage import Change, _calls
 from runtime.spec.mounts import (
     ATTR_ATIME,
     ATTR_NOATIME,
@@ -14,7 +15,6 @@ from runtime.spec.mounts import (
     attributes,
     parse_options,
 )
-from runtime.stage import Change, _calls
 
 pytestmark = pytest.mark.unit
 

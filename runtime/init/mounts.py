@@ -1,4 +1,4 @@
-"""The container's file system tree: the order of things, masked and read-only paths, pivot_root (rootfs.py: the rest).
+"""The container's file system tree: the order of things, masked and read-only paths, pivot_root (init/rootfs.py: the rest).
 
 Everything is private to the container's mount namespace, and nothing of the host stays visible, which CRIU needs to be
 able to dump it.
@@ -13,8 +13,9 @@ import os
 import stat
 
 from runtime.errors import StartFailed
+from runtime.init.rootfs import Root
+from runtime.init.stage import Change
 from runtime.linux import syscalls
-from runtime.rootfs import Root
 from runtime.spec.mounts import (
     ATTR_IDMAP,
     MS_BIND,
@@ -27,7 +28,6 @@ from runtime.spec.mounts import (
     Device,
     Mount,
 )
-from runtime.stage import Change
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def prepare(spec: Spec) -> dict[int, int]:
 
 
 def _map_ids(tree: int, mount: Mount, spec: Spec) -> None:
-    from runtime import idmaps
+    from runtime.init import idmaps
 
     uids, gids = mount.uid_mappings or spec.uid_mappings, mount.gid_mappings or spec.gid_mappings
     userns = idmaps.namespace(uids, gids)
@@ -236,7 +236,7 @@ def pivot(spec: Spec, *, move: bool) -> None:
     """
     old = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     if move:
-        from runtime import no_pivot  # loaded already: init.py
+        from runtime.init import no_pivot  # loaded already: init/container.py
 
         no_pivot.enter(old)
     else:

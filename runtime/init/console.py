@@ -13,8 +13,8 @@ import struct
 
 from runtime import sync
 from runtime.errors import StartFailed
+from runtime.init.program import own_stream
 from runtime.linux import syscalls
-from runtime.process import own_stream
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

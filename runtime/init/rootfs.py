@@ -1,7 +1,7 @@
 """The root file system of a container while it is being set up: its mounts, devices and links.
 
 Every destination is resolved inside of it (openat2, RESOLVE_IN_ROOT): a symbolic link in an image cannot make us mount
-over the host. It is resolved once: from then on a descriptor stands for it (stage.py).
+over the host. It is resolved once: from then on a descriptor stands for it (init/stage.py).
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import os
 import stat
 
 from runtime.cgroups.hierarchies import UNIFIED, discover
+from runtime.init.stage import Change, Stage
 from runtime.linux import syscalls
 from runtime.spec.mounts import ATTR_RDONLY, MS_BIND, MS_PRIVATE, MS_RDONLY, MS_REC, MS_REMOUNT, parse_options, plain
-from runtime.stage import Change, Stage
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -10,9 +10,11 @@ from __future__ import annotations
 import os
 import sys
 
-from runtime import init, process, sync
+from runtime import sync
 from runtime.cgroups.cgroup import Cgroup
 from runtime.errors import Conflict
+from runtime.init import container as container_init
+from runtime.init import program as container_program
 from runtime.light import signals
 from runtime.linux import namespaces, processes, selfexec, syscalls
 from runtime.linux.own_proc import OwnProc
@@ -47,7 +49,7 @@ def _join(pid: int, start_time: int, wanted: Process) -> bool:
             flags |= namespaces.FLAGS[kind]
     remapped = bool(flags & syscalls.CLONE_NEWUSER)
     if remapped:
-        process.schedule_self(wanted, forks=True)  # its root may not
+        container_program.schedule_self(wanted, forks=True)  # its root may not
     syscalls.setns(pidfd, flags)
     os.close(pidfd)
     if remapped:
@@ -60,23 +62,23 @@ def main(argv: list[str]) -> int:
     """argv: the number of the handshake's descriptor."""
     sock = sync.adopt(int(argv[0]))
     try:
-        config = sync.receive(sock, init.STEP_TIMEOUT, "exec")["config"]
+        config = sync.receive(sock, container_init.STEP_TIMEOUT, "exec")["config"]
         wanted = _process(config["process"])
         given = set() if config["console"] is None else {config["console"]}
         streams = [fd for fd in config["streams"] if fd >= 0]
-        init.close_all_but({sock.fileno(), *given, *streams}, config["keep"])
+        container_init.close_all_but({sock.fileno(), *given, *streams}, config["keep"])
         if given:
-            from runtime import console
+            from runtime.init import console
         load = None
         if config["filter"]:
             value = {**config["filter"], "program": bytes.fromhex(config["filter"]["program"])}
-            load = process.loader(process.Filter(**value), sock)
+            load = container_program.loader(container_program.Filter(**value), sock)
         syscalls.join_session_keyring(f"_ses.{config['id']}")  # the caller's may hold his secrets
-        process.use_processors("initial", wanted.initial_cpus)
+        container_program.use_processors("initial", wanted.initial_cpus)
         Cgroup(config["cgroups"]).add(0, beside=config["pid"])
-        process.use_processors("final", wanted.final_cpus)
-        process.tune_self(wanted)
-        process.raise_limits(wanted)
+        container_program.use_processors("final", wanted.final_cpus)
+        container_program.tune_self(wanted)
+        container_program.raise_limits(wanted)
         # The container's processes must not reach us, nor through us the host, before we have become one of them;
         # nor may a module be loaded from its files.
         syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
@@ -90,7 +92,7 @@ def main(argv: list[str]) -> int:
         if config["resident"]:
             _settle()
         sync.send(sock, {})  # our starter reads our pid off it
-        sync.receive(sock, init.STEP_TIMEOUT, "exec")
+        sync.receive(sock, container_init.STEP_TIMEOUT, "exec")
         # A session of its own: the caller's terminal, if it is on 0 to 2, is not to be the program's to control.
         os.setsid()
         if given:
@@ -101,24 +103,24 @@ def main(argv: list[str]) -> int:
             if config["resident"]:
                 _use(config["streams"])
             for fd in (0, 1, 2):
-                process.own_null(fd)
+                container_program.own_null(fd)
                 if not config["resident"]:  # else they are others' as well
-                    process.own_stream(fd, wanted.uid)
-        process.label_next_exec(wanted, own)
-        process.join_groups(wanted, own)
+                    container_program.own_stream(fd, wanted.uid)
+        container_program.label_next_exec(wanted, own)
+        container_program.join_groups(wanted, own)
         own.close()
-        process.enter_cwd(wanted)
-        process.reset_signals()
-        process.limit_self(wanted)
+        container_program.enter_cwd(wanted)
+        container_program.reset_signals()
+        container_program.limit_self(wanted)
         if not remapped:
-            process.schedule_self(wanted)
+            container_program.schedule_self(wanted)
         if config["personality"] is not None:
             syscalls.personality(config["personality"])
-        program = process.become_user(wanted, load)
+        program = container_program.become_user(wanted, load)
         sync.send(sock, {"ready": True})
-        process.execute(wanted, program)
+        container_program.execute(wanted, program)
     except BaseException as error:
-        init.report(error, sock, "exec")
+        container_init.report(error, sock, "exec")
     os._exit(1)
 
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import os
 
-from runtime import hooks, mounts, process, sync
+from runtime import sync
 from runtime.cgroups.cgroup import Cgroup
+from runtime.init import hooks, mounts
+from runtime.init import program as container_program
 from runtime.light.records import Record
 from runtime.linux import namespaces, selfexec, syscalls
 from runtime.linux.own_proc import OwnProc
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     import socket
     from typing import Any, NoReturn
 
-    from runtime.process import Filter
+    from runtime.init.program import Filter
     from runtime.spec.config import Spec
 
 STEP_TIMEOUT = 120.0
@@ -51,7 +53,7 @@ class Setup(Record):
 def become(setup: Setup, sock: socket.socket, *, sealed: bool = False) -> NoReturn:
     """Runs in a process that was forked for it and never returns."""
     try:
-        process.reset_signals()
+        container_program.reset_signals()
         close_all_but({sock.fileno(), *_given(setup)}, setup.keep)
         if not sealed and not selfexec.is_sealed():
             _become_sealed(setup, sock)
@@ -104,7 +106,7 @@ def _become_sealed(setup: Setup, sock: socket.socket) -> NoReturn:
         pickle.dump(setup, file)
     for fd in (memory, sock.fileno(), *_given(setup)):
         os.set_inheritable(fd, True)
-    selfexec.execute(selfexec.command("runtime.init", str(memory), str(sock.fileno())))
+    selfexec.execute(selfexec.command("runtime.init.container", str(memory), str(sock.fileno())))
 
 
 def main(argv: list[str]) -> int:
@@ -141,10 +143,10 @@ def _stage_one(setup: Setup, sock: socket.socket) -> tuple[dict[int, int], froze
         cgroup.add(0)  # from inside it would not be allowed
     else:
         born = cgroup.enter_but_unified()
-    process.tune_self(spec.process)
-    process.raise_limits(spec.process)
+    container_program.tune_self(spec.process)
+    container_program.raise_limits(spec.process)
     if "user" in spec.namespaces:
-        process.schedule_self(spec.process, forks=True)  # it cannot be done from inside
+        container_program.schedule_self(spec.process, forks=True)  # it cannot be done from inside
     if setup.keyring is not None:
         syscalls.join_session_keyring(setup.keyring)
     trees = mounts.prepare(spec)
@@ -188,10 +190,10 @@ def _stage_two(setup: Setup, sock: socket.socket, trees: dict[int, int], separat
     if spec.hooks["startContainer"]:
         hooks.preload()
     if setup.console is not None:
-        from runtime import console
+        from runtime.init import console
     if setup.move_root:
-        from runtime import no_pivot  # noqa: F401 (for mounts.pivot, where nothing can be loaded)
-    load_filter = process.loader(setup.filter, sock) if setup.filter is not None else None
+        from runtime.init import no_pivot  # noqa: F401 (for mounts.pivot, where nothing can be loaded)
+    load_filter = container_program.loader(setup.filter, sock) if setup.filter is not None else None
     selfexec.forbid_imports()
     own = OwnProc()
     mounts.protect(spec, root)
@@ -203,21 +205,21 @@ def _stage_two(setup: Setup, sock: socket.socket, trees: dict[int, int], separat
         owner.close()
     else:
         _connect_stdio(setup)
-    process.label_next_exec(spec.process, own)
-    process.join_groups(spec.process, own)
+    container_program.label_next_exec(spec.process, own)
+    container_program.join_groups(spec.process, own)
     own.close()
-    process.enter_cwd(spec.process)
-    process.limit_self(spec.process)
+    container_program.enter_cwd(spec.process)
+    container_program.limit_self(spec.process)
     if "user" not in spec.namespaces:
-        process.schedule_self(spec.process)
+        container_program.schedule_self(spec.process)
     if spec.personality is not None:
         syscalls.personality(spec.personality)
-    program = process.become_user(spec.process, load_filter)
+    program = container_program.become_user(spec.process, load_filter)
     sync.send(sock, {"ready": True})
     _await_start(fifo)
     try:
         hooks.run("startContainer", spec.hooks["startContainer"], dict(state, status="created"), cwd="/")
-        process.execute(spec.process, program)
+        container_program.execute(spec.process, program)
     except BaseException as error:
         os.write(setup.errors, explain(error, "init").encode())  # to `start`: the socket's other end is closed
     os._exit(1)
@@ -234,8 +236,8 @@ def _connect_stdio(setup: Setup) -> None:
             os.dup2(fd, number)
         else:
             os.set_inheritable(fd, True)
-        process.own_null(number)
-        process.own_stream(number, setup.spec.process.uid)
+        container_program.own_null(number)
+        container_program.own_stream(number, setup.spec.process.uid)
 
 
 def _await_start(fifo: int) -> None:

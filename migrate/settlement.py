@@ -11,7 +11,8 @@ from migrate.errors import InDoubt, Lost, MigrateError
 from migrate.journal import Entry, Journal
 from migrate.peer import Peer, RemoteFailure, connect
 from migrate.phases import Phase
-from runtime import container, logs
+from runtime import container
+from runtime.monitor import logs
 from runtime.state.store import State, Store
 
 RECONNECT_TIMEOUT = 30.0

@@ -32,9 +32,10 @@ from migrate.manifest import CONFIG, FORMAT, IMAGES, LOG, MANIFEST, Manifest, Sn
 from migrate.sockets import survey
 from migrate.space import is_full, no_space
 from migrate.validate import require_movable, wait_settled
-from runtime import checkpoint, gate, logs, netlock, notices, supplement, undump
+from runtime import checkpoint, gate, netlock, notices, supplement, undump
 from runtime.dump import Dump
 from runtime.linux import syscalls, trusted
+from runtime.monitor import logs
 from runtime.restoring import RestorePlan, Restoring
 from runtime.spec.config import Spec, load_kept
 from runtime.spec.config import load as load_spec

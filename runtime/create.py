@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 
-from runtime import handover, monitor, sync
+from runtime import handover, sync
 from runtime.cgroups import monitor as monitor_cgroup
 from runtime.cgroups.cgroup import Cgroup
 from runtime.cgroups.limits import denied_by_default, may_deny_devices
@@ -15,6 +15,7 @@ from runtime.init import hooks
 from runtime.light import signals
 from runtime.light.records import Record
 from runtime.linux import capabilities, namespaces, processes, syscalls
+from runtime.monitor import spawn
 from runtime.spec.config import keep, load
 from runtime.spec.resources import Resources
 from runtime.state.store import NET, State
@@ -309,7 +310,7 @@ def _launch(
         keyring=None if options.no_new_keyring else f"_ses.{state.id}",
         move_root=options.no_pivot,
     )
-    keeper: monitor.Monitor | None = None
+    keeper: spawn.Monitor | None = None
     adopted: int | None = None
     pid = 0
     try:
@@ -329,7 +330,7 @@ def _launch(
                 container_init.become(setup, theirs)
             stdio = _streams(0, 1, 2)
         else:
-            keeper = monitor.spawn(
+            keeper = spawn.spawn(
                 directory,
                 lambda own: container_init.become(setup if own else setup.replace(stdio=(None, out_w, err_w)), theirs),
                 cgroup=cgroup, stdout=out_r, stderr=err_r, fresh=False,

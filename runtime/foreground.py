@@ -50,7 +50,7 @@ def with_terminal(ours: socket.socket, begin: Callable[[], object], end: Callabl
 
 def show(master: int, begin: Callable[[], object], end: Callable[[], int]) -> int:
     """Copy between the master of a terminal and our own streams from `begin` until its other end is gone."""
-    from runtime import terminal
+    from runtime.monitor import terminal
 
     try:
         with terminal.Raw(0):

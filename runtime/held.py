@@ -1,7 +1,7 @@
 """The monitor of a frozen container, held: what was written is logged, and what its terminal holds goes along.
 
 CRIU knows a terminal's settings and size, but not what is on its way in it: the other end belongs to the monitor
-(attached.py draws the conversation). What was typed and not read yet, and what was shown last, become an image file
+(monitor/clients.py draws the conversation). What was typed and not read yet, and what was shown last, become an image file
 beside CRIU's own.
 """
 
@@ -11,10 +11,10 @@ import fcntl
 import os
 
 from criu_rpc.images import join_terminals, keep_external_mounts, restart_polls
-from runtime import attach, typeahead
-from runtime.attached import RECENT, TIOCGPTPEER
 from runtime.errors import Conflict, ContainerError, SpecError
 from runtime.light import json as light_json
+from runtime.monitor import attach, typeahead
+from runtime.monitor.clients import RECENT, TIOCGPTPEER
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

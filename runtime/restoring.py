@@ -10,7 +10,7 @@ import time
 from criu_rpc.client import Criu
 from criu_rpc.options import RestoreOptions
 from criu_rpc.swrk import Swrk
-from runtime import checkpoint, container, create, monitor, supplement
+from runtime import checkpoint, container, create, supplement
 from runtime.cgroups import monitor as monitor_cgroup
 from runtime.cgroups.cgroup import Cgroup
 from runtime.cgroups.hierarchies import UNIFIED
@@ -21,6 +21,7 @@ from runtime.init import hooks, idmaps
 from runtime.init import program as container_program
 from runtime.light.records import Record
 from runtime.linux import namespaces, processes, selfexec, syscalls
+from runtime.monitor import spawn
 from runtime.spec.config import keep
 from runtime.spec.fields import Fields
 from runtime.spec.mounts import ATTR_IDMAP, IdMapping
@@ -49,7 +50,7 @@ class RestorePlan(Record):
     `stdio` are the init's standard streams as they were named at the dump ("pipe:[123]"); `rootfs` overrides the
     bundle's; `carried` is what goes along of the old state beside annotations: created, bundle_hints, resources; `move`
     the migration this belongs to, `source` the host that it comes from; `options` are further RestoreOptions. An
-    `adoptable` container is its caller's where that is ready to be (monitor.py); a `foreground` one is a child of ours,
+    `adoptable` container is its caller's where that is ready to be (monitor/spawn.py); a `foreground` one is a child of ours,
     with our own standard streams. `mounted` are mounts that are bound in as they are here: mount point in the container
     -> path here.
     """
@@ -77,7 +78,7 @@ class Restoring:
         self._store, self._state, self._plan, self._spec = store, state, plan, spec
         self._cgroup = Cgroup({})
         self._leeway = Leeway()
-        self._monitor: monitor.Monitor | None = None
+        self._monitor: spawn.Monitor | None = None
         self._connection: Swrk | None = None
         self._session: RestoreSession | None = None
         self._options: Callable[[int, int], RestoreOptions] | None = None
@@ -179,7 +180,7 @@ class Restoring:
                 if processes.fork() == 0:
                     child(True)
             else:
-                self._monitor = monitor.spawn(
+                self._monitor = spawn.spawn(
                     directory, child, cgroup=self._cgroup, stdout=out_r, stderr=err_r,
                     adoptable=self._plan.adoptable, fresh=True,
                 )  # fmt: skip

@@ -43,7 +43,8 @@ def parse_keys(text: str) -> bytes:
 
 def run(args: Values) -> int:
     from migrate.exits import exit_code
-    from runtime import attach, notices
+    from runtime import notices
+    from runtime.monitor import attach
     from runtime.state.store import Store
 
     ended = attach.attach(Store(args.root), args.id, parse_keys(args.detach_keys), stdin=not args.no_stdin)

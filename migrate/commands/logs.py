@@ -12,7 +12,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from runtime import logs
+    from runtime.monitor import logs
     from runtime.state.store import Store
 
     log = logs.Log(Store(args.root).look(args.id))

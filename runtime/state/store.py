@@ -7,7 +7,7 @@
     config.json     the bundle's, as it was when the container was made
     exit.json       once init has ended, when a monitor of ours has seen it
     dump.json       while a dump of it goes on, or was cut short (undump.py)
-    attach          the socket of its monitor, when that is ours (attached.py)
+    attach          the socket of its monitor, when that is ours (monitor/clients.py)
     log, log.0      what it wrote here: the last, and what was put aside when that grew too long
     log.1           what it had written elsewhere before
 <root>/.<id>.lock   taken by every verb that changes the container

@@ -12,7 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from runtime import attach, held
+from runtime import held
+from runtime.monitor import attach
 from runtime.spec.default import default_spec
 from runtime.state.store import Store
 from tests.hosts import COUNT, driver, write_bundle

@@ -20,7 +20,8 @@ _DRIVER = """
 import os, sys
 from migrate import cli
 from migrate.commands import logs as logs_command
-from runtime import attach, container, exec, logs
+from runtime import container, exec
+from runtime.monitor import attach, logs
 from runtime.state import store as state_store
 from runtime.cgroups import cgroup
 from runtime.linux import processes, selfexec

@@ -12,9 +12,9 @@ import pytest
 
 from migrate.commands.attach import parse_keys
 from migrate.errors import UsageError
-from runtime import typeahead
-from runtime.attach import DetachKeys
-from runtime.attached import TIOCGPTPEER
+from runtime.monitor import typeahead
+from runtime.monitor.attach import DetachKeys
+from runtime.monitor.clients import TIOCGPTPEER
 
 
 class Pair:

@@ -1,4 +1,4 @@
-"""The starter's side of a container's monitor: starts it (shim.py), tells it the init, or gives it up.
+"""The starter's side of a container's monitor: starts it (monitor/main.py), tells it the init, or gives it up.
 
 A caller that is ready to adopt what we leave behind, such as podman's conmon or containerd's shim, is the monitor of
 its containers itself: it reaps them and owns their standard streams, and there is no monitor of ours then. Such a
@@ -228,12 +228,12 @@ def _run(
             os.set_inheritable(number, True)
         os.chdir("/")
         if not fresh:
-            from runtime import shim
+            from runtime.monitor import main as monitor_main
 
-            shim.watch(directory, *keep)
+            monitor_main.watch(directory, *keep)
         for fd in keep:
             os.set_inheritable(fd, True)
-        selfexec.execute(selfexec.command("runtime.shim", directory, *map(str, keep)))
+        selfexec.execute(selfexec.command("runtime.monitor.main", directory, *map(str, keep)))
     except ContainerError as error:
         control.send(str(error).encode())
     finally:

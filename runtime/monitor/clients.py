@@ -1,4 +1,4 @@
-"""Who is attached to a container, and its terminal: the monitor's side of `attach`. The other side is attach.py.
+"""Who is attached to a container, and its terminal: the monitor's side of `attach`. The other side is monitor/attach.py.
 
 The container's directory has a SOCK_SEQPACKET socket `attach`, 0600. A packet is one message; its first byte tells
 what it is:
@@ -108,7 +108,7 @@ class Terminal:
 
     def take(self) -> bytes:
         """What was typed and not read by the container's processes, which are frozen."""
-        from runtime import typeahead
+        from runtime.monitor import typeahead
 
         pending, self.pending = self.pending, b""
         try:
@@ -117,7 +117,7 @@ class Terminal:
             return pending
 
     def put(self, typed: bytes) -> None:
-        from runtime import typeahead
+        from runtime.monitor import typeahead
 
         try:
             typeahead.put(self.master, self._slave, typed)

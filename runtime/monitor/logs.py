@@ -1,4 +1,4 @@
-"""Reading a container's log (its format is drawn in shim.py)."""
+"""Reading a container's log (its format is drawn in monitor/main.py)."""
 
 import os
 from collections.abc import Iterator

@@ -6,7 +6,7 @@ its tree), adopts what the child leaves, and its starter tells it over a SOCK_SE
 is the init:
 
     starter                       monitor
-      | <--- {"monitor": pid} ------ |   the child has been started (monitor.py)
+      | <--- {"monitor": pid} ------ |   the child has been started (monitor/spawn.py)
       | ---- terminal DATA --------> |   with a descriptor: the master of its terminal; what that has shown before
       | ---- ping -----------------> |   is there a monitor?
       | <--- ok -------------------- |
@@ -31,8 +31,8 @@ import select
 import sys
 import time
 
-from runtime import attached
 from runtime.light import signals, sockets
+from runtime.monitor import clients
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ class _Shim:
         self._pipes = pipes
         self._log = _Log(os.path.join(directory, "log"))
         self._poll = select.poll()
-        self._attached = attached.Attached(directory, self._poll, self._drain_all)
+        self._attached = clients.Attached(directory, self._poll, self._drain_all)
         self._init = 0
         self._ended: dict[int, int] = {}
         self._wakeup, wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -144,11 +144,11 @@ class _Shim:
         assert self._control is not None
         try:
             data, ancillary, _, _ = self._control.recvmsg(
-                attached.RECENT + 64, sockets.CMSG_SPACE(4), sockets.MSG_CMSG_CLOEXEC
+                clients.RECENT + 64, sockets.CMSG_SPACE(4), sockets.MSG_CMSG_CLOEXEC
             )
             if ancillary:
                 master = int.from_bytes(ancillary[0][2][:4], sys.byteorder)
-                self._attached.terminal = attached.Terminal(master, data.partition(b" ")[2])
+                self._attached.terminal = clients.Terminal(master, data.partition(b" ")[2])
                 self._pipes[master] = "stdout"
                 self._poll.register(master, select.POLLIN)
                 return True

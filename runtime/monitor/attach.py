@@ -1,4 +1,4 @@
-"""`attach`: our terminal as that of a container that runs detached; the monitor's side is attached.py."""
+"""`attach`: our terminal as that of a container that runs detached; the monitor's side is monitor/clients.py."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import struct
 import termios
 import time
 
-from runtime import terminal
-from runtime.attached import NAME, PACKET
 from runtime.errors import Conflict, ContainerError, DeadlineExceeded, NotFound
 from runtime.linux.descriptors import read_some, write_all
+from runtime.monitor import terminal
+from runtime.monitor.clients import NAME, PACKET
 from runtime.spec.config import load_kept
 from runtime.state.store import Status
 

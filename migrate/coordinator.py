@@ -28,7 +28,8 @@ from migrate.settlement import clean_source, clean_target, save_log, settle
 from migrate.trees import Owner, Tree
 from migrate.validate import container_blockers, preflight, wait_settled
 from migrate.volumes import Plan
-from runtime import checkpoint, gate, undump
+from runtime import checkpoint
+from runtime.freeze import mend, syn_gate
 from runtime.spec import network
 from runtime.spec.config import Spec, load_kept
 from runtime.state import moved_mark
@@ -85,7 +86,7 @@ class Coordinator:
                     f"container {wanted.id}: an earlier move of it, to {entry.target}, is not decided yet",
                     remedy=f"pymigrate recover {wanted.id}",
                 )
-            undump.mend_left(state)
+            mend.mend_left(state)
             spec = load_kept(state)
             self._say(Phase.PREFLIGHT, f"checking {wanted.id} and {wanted.host}")
             plan = volumes.plan(state, spec, wanted.volumes)
@@ -208,7 +209,7 @@ class Coordinator:
         self._peer.call(protocol.PagesBegin())
         self._seeding.arm()
         self._clock.step("prepare")
-        departure.gate.enter_context(gate.closed(self._state, departure.spec))
+        departure.gate.enter_context(syn_gate.closed(self._state, departure.spec))
         wait_settled(self._state, self._wanted.allow, PATIENCE)
         self._peer.limit(self._wanted.timeout)
         pages = departure.freeze(

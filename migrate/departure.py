@@ -21,10 +21,11 @@ from migrate import protocol, tmpfs_images, watches
 from migrate.errors import DeadlineExceeded
 from migrate.pages import PageRelay
 from migrate.peer import Peer
-from runtime import checkpoint, netlock
+from runtime import checkpoint
 from runtime.dump import Dump
 from runtime.errors import ContainerError
-from runtime.guard import Guard
+from runtime.freeze import network_lock
+from runtime.freeze.guard import Guard
 from runtime.linux import syscalls
 from runtime.network import veth
 from runtime.spec.config import Spec
@@ -138,7 +139,7 @@ class Departure:
             with contextlib.suppress(OSError, ContainerError):  # it has to end all the same
                 veth.take_down(self._state)
         self._dump.kill(self._peer.name, on_killed)
-        netlock.ended(self.spec, self._state.id)
+        network_lock.ended(self.spec, self._state.id)
 
     def roll_back(self) -> None:
         """Thaw the tree: it goes on as before. Harmless when there is nothing to thaw."""

@@ -16,8 +16,9 @@ from migrate.journal import Entry, Journal
 from migrate.moves import is_tree, undecided, undecided_here
 from migrate.settlement import call_off, clean_source, settle
 from migrate.trees import Owner
-from runtime import container, netlock, undump
+from runtime import container
 from runtime.errors import ContainerError
+from runtime.freeze import mend, network_lock
 from runtime.linux import processes
 from runtime.network import veth
 from runtime.spec.config import load_kept
@@ -92,7 +93,7 @@ def recover(store: Store, container_id: str) -> str:
             with uninterruptible():
                 return finish(store, entry)
         state = store.look(container_id) if container_id in store.ids() else None
-        if state is not None and undump.mend_left(state):
+        if state is not None and mend.mend_left(state):
             return f"{container_id}: runs at {socket.gethostname()}"
     raise nothing_to_recover(store, container_id)
 
@@ -139,7 +140,7 @@ def stays(entry: Entry, left: Left, source: str) -> str:
     """The container belongs to this host: it goes on if a dump has left it frozen. Returns where it is, in words."""
     if left.state is not None:
         moved_mark.erase(left.state.bundle)
-        undump.mend_left(left.state)
+        mend.mend_left(left.state)
     return f"{entry.id}: {'runs' if left.fate is Fate.RUNS else 'has ended'} at {source}"
 
 
@@ -173,4 +174,4 @@ def _end(state: State) -> None:
         veth.take_down(state)  # its peers are to hear of it at the target only
     container.end(state)
     with contextlib.suppress(ContainerError):
-        netlock.ended(load_kept(state), state.id)
+        network_lock.ended(load_kept(state), state.id)

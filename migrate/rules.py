@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from migrate.errors import Blocked, UsageError
-from runtime import unfreezable
+from runtime.freeze import unfreezable
 from runtime.state.store import State
 
 

@@ -32,8 +32,9 @@ from migrate.manifest import CONFIG, FORMAT, IMAGES, LOG, MANIFEST, Manifest, Sn
 from migrate.sockets import survey
 from migrate.space import is_full, no_space
 from migrate.validate import require_movable, wait_settled
-from runtime import checkpoint, gate, netlock, notices, supplement, undump
+from runtime import checkpoint, notices, supplement
 from runtime.dump import Dump
+from runtime.freeze import mend, network_lock, syn_gate
 from runtime.linux import syscalls, trusted
 from runtime.monitor import logs
 from runtime.restoring import RestorePlan, Restoring
@@ -62,7 +63,7 @@ def save(store: Store, container_id: str, directory: Path, *, allow: frozenset[s
         raise refusal(directory.parent, error, "save it where nobody else can write") from None
     with store.lock(container_id, LOCK_TIMEOUT):
         state = store.load(container_id)
-        undump.mend_left(state)
+        mend.mend_left(state)
         spec = load_kept(state)
         require_movable(store, state, spec, allow, PATIENCE)
         if words := landlock.warning(state.id, landlock.suspects(state.pid, spec)):
@@ -70,7 +71,7 @@ def save(store: Store, container_id: str, directory: Path, *, allow: frozenset[s
         watched = watches.names(state.pid)
         with _temporary(directory, state.pid) as place:
             _write(place / CONFIG, json.dumps(spec.config, indent=4).encode())
-            with gate.closed(state, spec):
+            with syn_gate.closed(state, spec):
                 wait_settled(state, allow, PATIENCE)
                 skip = "tcp-backlog" in allow
                 options = {"leave_running": not stop, "tcp_skip_in_flight": skip, "irmap_scan_paths": watched}
@@ -84,7 +85,7 @@ def save(store: Store, container_id: str, directory: Path, *, allow: frozenset[s
                         _finish(dump, directory, stop)
             manifest = manifest or _seal(state, place, directory, connections)
         if stop:
-            netlock.ended(spec, state.id)
+            network_lock.ended(spec, state.id)
         return manifest
 
 

@@ -14,7 +14,8 @@ from migrate.hostfacts import FactsQuery, HostFacts, can_carry_any_uid, gather
 from migrate.pages import has_wide_records
 from migrate.rules import RULES, Blocker, raise_blocked
 from migrate.volumes import Plan
-from runtime import checkpoint, unfreezable
+from runtime import checkpoint
+from runtime.freeze import unfreezable
 from runtime.linux import processes
 from runtime.spec.config import Spec
 from runtime.state.store import State, Status, Store

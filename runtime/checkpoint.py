@@ -19,11 +19,12 @@ import time
 
 from criu_rpc import images
 from criu_rpc.options import DumpOptions
-from runtime import container, netlock, notices, undump, unfreezable
+from runtime import container, notices
 from runtime.cgroups.cgroup import Cgroup
 from runtime.cgroups.hierarchies import UNIFIED, discover
 from runtime.dump import Dump, pre_dump
 from runtime.errors import ContainerError, SpecError
+from runtime.freeze import mend, network_lock, unfreezable
 from runtime.light import json as light_json
 from runtime.light.records import Record
 from runtime.linux import namespaces, syscalls
@@ -177,7 +178,7 @@ def checkpoint(store: Store, container_id: str, request: Request) -> None:
     """
     with store.lock(container_id):
         state = store.load(container_id)
-        undump.mend_left(state)
+        mend.mend_left(state)
         status = state.status
         status.require(container_id, "checkpoint", Status.RUNNING, Status.PAUSED)
         spec = load_kept(state)
@@ -202,7 +203,7 @@ def checkpoint(store: Store, container_id: str, request: Request) -> None:
                 cgroup.freeze()
         if gone:
             container.remove(store, state)
-            netlock.ended(spec, state.id)
+            network_lock.ended(spec, state.id)
 
 
 def _dump(state: State, spec: Spec, request: Request, *, paused: bool) -> None:
@@ -218,10 +219,10 @@ def _dump(state: State, spec: Spec, request: Request, *, paused: bool) -> None:
         if request.pre_dump:
             pre_dump(state, options, timeout=DUMP_TIMEOUT, paused=paused)
         else:
-            from runtime import gate
+            from runtime.freeze import syn_gate
 
             with (
-                gate.closed(state, spec),
+                syn_gate.closed(state, spec),
                 Dump(state, spec, options, timeout=DUMP_TIMEOUT, paused=paused) as dump,
             ):
                 dump.run_until("post-dump")

@@ -67,9 +67,9 @@ def resume(store: Store, container_id: str) -> None:
     with store.lock_existing(container_id):
         state = store.load(container_id)
         if os.path.exists(f"{store.directory(container_id)}/{DUMP}"):
-            from runtime import undump
+            from runtime.freeze import mend
 
-            undump.mend(state)
+            mend.mend(state)
             if state.status is Status.RUNNING:
                 return
         state.status.require(container_id, "resume", Status.PAUSED)

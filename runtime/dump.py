@@ -1,6 +1,6 @@
 """One dump of a running container: whatever ends it, the container goes on as before, unless it is ended here.
 
-CRIU holds it frozen; a guard sees to it that it stays so when CRIU is killed, until that is mended (guard.py).
+CRIU holds it frozen; a guard sees to it that it stays so when CRIU is killed, until that is mended (freeze/guard.py).
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ import os
 
 from criu_rpc.client import Criu
 from criu_rpc.errors import CriuError
-from runtime import container, held, netlock, supplement, undump
+from runtime import container, supplement
 from runtime.cgroups.cgroup import Cgroup
 from runtime.errors import ContainerError, DeadlineExceeded
-from runtime.guard import Guard
+from runtime.freeze import mend, monitor_hold, network_lock
+from runtime.freeze.guard import Guard
 from runtime.light import signals
 from runtime.linux import processes
 
@@ -50,11 +51,11 @@ class Dump:
         """
         self._state, self._spec, self._options, self._paused = state, spec, options, paused
         self._cgroup = Cgroup.of(state)
-        self._hold: held.Hold | None = None
+        self._hold: monitor_hold.Hold | None = None
         self._session: DumpSession | None = None
         self._guarded = self._locked = self._over = False
         self._shared = not spec.is_new("network")  # where others may have made a lock of theirs
-        self._others = netlock.locks(state.pid) if self._shared else []
+        self._others = network_lock.locks(state.pid) if self._shared else []
         self._guard = guard or Guard(state)
         self._init = -1
         try:
@@ -62,7 +63,7 @@ class Dump:
             if init is None:
                 raise ContainerError(f"container {state.id}: its init is gone")
             self._init = init
-            undump.begin(state, paused=paused, others=self._others)
+            mend.begin(state, paused=paused, others=self._others)
             self._session = Criu().dump(options, timeout=timeout, env=env)
         except BaseException:
             self._close()
@@ -89,8 +90,8 @@ class Dump:
         unlocked = self._shared and not self._locked
         reached = self._session.run_until(*scripts, *(["query-ext-files"] if unlocked else [])).script
         if unlocked:
-            lock = sorted(set(netlock.locks(self._state.pid)).difference(self._others))
-            undump.begin(self._state, paused=self._paused, others=self._others, lock=lock)
+            lock = sorted(set(network_lock.locks(self._state.pid)).difference(self._others))
+            mend.begin(self._state, paused=self._paused, others=self._others, lock=lock)
             self._locked = True
         return reached if reached in scripts else self.run_until(*scripts)
 
@@ -101,9 +102,9 @@ class Dump:
         ContainerError, CriuError.
         """
         supplement.save(images, self._state, self._cgroup)
-        self._hold = held.complete(self._state, images)
+        self._hold = monitor_hold.complete(self._state, images)
         if not self._options.leave_running:
-            netlock.prepare(self._state, self._spec, images, keep=keep)
+            network_lock.prepare(self._state, self._spec, images, keep=keep)
 
     def require_frozen(self) -> None:
         """Raise CriuError when CRIU has ended since it was last heard of."""
@@ -152,13 +153,13 @@ class Dump:
         if self._session is not None:
             self._session.abort()
         try:
-            undump.mend(self._state)
+            mend.mend(self._state)
         finally:
             self._close()
 
     def _close(self) -> None:
         self._over = True
-        undump.end(self._state)
+        mend.end(self._state)
         if self._session is not None:
             self._session.abort()
         self._guard.close()
@@ -172,10 +173,10 @@ class Dump:
 
 def pre_dump(state: State, options: DumpOptions, *, timeout: float, paused: bool) -> None:
     """One pre-dump; the container goes on in any case. Raises CriuError, ContainerError."""
-    undump.begin(state, paused=paused)
+    mend.begin(state, paused=paused)
     try:
         Criu().pre_dump(options, timeout=timeout)
     except BaseException:
-        undump.mend(state)
+        mend.mend(state)
         raise
-    undump.end(state)
+    mend.end(state)

@@ -309,9 +309,9 @@ class Restoring:
             hooks.run(point, self._spec.hooks[point], state, deadline=deadline)
 
     def _hand_on(self, master: int, take_terminal: Callable[[int], None] | None) -> None:
-        from runtime import held
+        from runtime.freeze import monitor_hold
 
-        recent = held.refill(self._plan.images, master)
+        recent = monitor_hold.refill(self._plan.images, master)
         if take_terminal is not None:
             take_terminal(master)
             return
@@ -389,9 +389,9 @@ class Restoring:
         # CRIU unlocks, and says so, only a network that is not the host's.
         self._session.run_until("network-unlock" if "network" in self._spec.namespaces else "pre-resume")
         if "network" in checkpoint.joined(self._spec):
-            from runtime import netlock
+            from runtime.freeze import network_lock
 
-            netlock.back(self._spec, self._state.id)
+            network_lock.back(self._spec, self._state.id)
         self._released = True
         self._state = self._state.replace(started=True, releasing=False)
         self._store.save(self._state)

@@ -12,7 +12,7 @@ what it is:
       | <--- x STATUS ---------------- |   the container has ended
       | <--- m HOST ------------------ |   it has gone to another host
 
-and for who has frozen the container (held.py):
+and for who has frozen the container (freeze/monitor_hold.py):
 
       | ---- h ----------------------> |   log all that was written, take what was typed and not read, pass no more on
       | <--- i DATA, o DATA, h ------- |   what was typed; the last output, if it has a terminal

@@ -6,7 +6,7 @@
     error.fifo      likewise: init says there what goes wrong after `start`
     config.json     the bundle's, as it was when the container was made
     exit.json       once init has ended, when a monitor of ours has seen it
-    dump.json       while a dump of it goes on, or was cut short (undump.py)
+    dump.json       while a dump of it goes on, or was cut short (freeze/mend.py)
     attach          the socket of its monitor, when that is ours (monitor/clients.py)
     log, log.0      what it wrote here: the last, and what was put aside when that grew too long
     log.1           what it had written elsewhere before
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 OCI_VERSION = "1.2.0"
 NET = "io.pymigrate.net"  # the annotation that says what network a container has (spec/network.py)
-DUMP = "dump.json"  # in a container's directory: a dump goes on, or was left unfinished (undump.py)
+DUMP = "dump.json"  # in a container's directory: a dump goes on, or was left unfinished (freeze/mend.py)
 _ID_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_+.-")
 
 

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from runtime import held
+from runtime.freeze import monitor_hold
 from runtime.monitor import attach
 from runtime.spec.default import default_spec
 from runtime.state.store import Store
@@ -161,7 +161,7 @@ def test_holding_what_does_not_cease_to_write(pymigrate: Local, tmp_path: Path) 
     deadline = time.monotonic() + PATIENCE
     while not pymigrate("logs", "--tail", "1", "c").stdout and time.monotonic() < deadline:
         pass
-    hold = held.Hold.begin(Store(str(pymigrate.root)).load("c"))
+    hold = monitor_hold.Hold.begin(Store(str(pymigrate.root)).load("c"))
     hold.release()
     assert pymigrate("logs", "--tail", "1", "c").stdout == "y\n"
 

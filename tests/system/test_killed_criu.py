@@ -21,7 +21,7 @@ def kill(*who):
         os.kill(pid, signal.SIGKILL)
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
 """
-KILL, KILL_GUARD, KILL_SELF = "kill('-x', 'criu')", "kill('-f', 'runtime.guard')", "os.kill(os.getpid(), 9)"
+KILL, KILL_GUARD, KILL_SELF = "kill('-x', 'criu')", "kill('-f', 'runtime.freeze.guard')", "os.kill(os.getpid(), 9)"
 SCRIPT = "(__import__('criu_rpc.client').client.DumpSession, 'run_until')"
 # Where a dump is: all frozen, the network locked; CRIU's code in a process; all done and held, connections in repair
 # mode; restored at the target.

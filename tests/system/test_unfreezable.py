@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from runtime import unfreezable
+from runtime.freeze import unfreezable
 from tests.pybox import write_python_bundle
 from tests.system.conftest import Local
 

@@ -3,7 +3,7 @@
 The kernel lets a container go when the CRIU that traces it dies, and its first look at a connection in repair mode
 would be an error. So CRIU is traced as well: one that was killed stops on its way out (PTRACE_EVENT_EXIT), where it has
 let nothing go yet, and the freezer of the container's cgroup is set first. Who makes the dump mends and thaws then
-(undump.py); the guard does it when that one is gone as well.
+(freeze/mend.py); the guard does it when that one is gone as well.
 
     who makes the dump            guard
       | ---- PID of CRIU ---------> |
@@ -18,9 +18,9 @@ import signal
 import sys
 import time
 
-from runtime import undump
 from runtime.cgroups.cgroup import Cgroup
 from runtime.errors import ContainerError, DeadlineExceeded
+from runtime.freeze import mend
 from runtime.light import sockets
 from runtime.linux import processes, selfexec, syscalls
 from runtime.state.store import Store
@@ -49,7 +49,7 @@ class Guard:
         self._socket.settimeout(START_TIMEOUT)
         try:
             directory = os.path.dirname(state.log_path)
-            argv = selfexec.command("runtime.guard", directory, str(theirs.fileno()))
+            argv = selfexec.command("runtime.freeze.guard", directory, str(theirs.fileno()))
             os.set_inheritable(theirs.fileno(), True)
             quiet = [(os.POSIX_SPAWN_OPEN, number, "/dev/null", os.O_RDWR, 0) for number in (0, 1, 2)]
             self._pid = os.posix_spawn(argv[0], argv, os.environ, file_actions=quiet, setsid=True)
@@ -108,11 +108,11 @@ def _watch(criu: int, cgroup: Cgroup) -> None:
 
 def _mend(store: Store, container_id: str) -> None:
     """Undo the dump for its maker, who was killed."""
-    deadline = time.monotonic() + undump.RELEASE_TIMEOUT
-    while undump.is_left(store.load(container_id)) and time.monotonic() < deadline:
+    deadline = time.monotonic() + mend.RELEASE_TIMEOUT
+    while mend.is_left(store.load(container_id)) and time.monotonic() < deadline:
         try:
             with store.lock_existing(container_id, 0):
-                undump.mend_left(store.load(container_id))
+                mend.mend_left(store.load(container_id))
         except DeadlineExceeded:
             time.sleep(0.01)  # somebody works on it, who does this himself, or removes it
 

@@ -3,13 +3,13 @@
 CRIU undoes a dump by itself when it is refused or its socket closes, but not when it is killed, as by the kernel when
 memory runs out. Its code in a process of the container ends by itself then, and all of them run; but it leaves
 
-- its lock on the network (netlock.py);
+- its lock on the network (freeze/network_lock.py);
 - connections in repair mode (TCP_REPAIR): reading from one fails, and what is written to it is not sent;
 - names that it gave to open files without one (link_remap.N);
 - memory of its own in one process, 200 KiB that do no harm.
 
 dump.json in the container's directory says that a dump has begun: what there was before it. Who makes the dump calls
-`mend` when it fails. When that one is killed as well the guard does (guard.py); when all three are killed, the next
+`mend` when it fails. When that one is killed as well the guard does (freeze/guard.py); when all three are killed, the next
 verb that would dump it again, or `recover`, or `resume`.
 """
 
@@ -18,9 +18,9 @@ from __future__ import annotations
 import os
 import time
 
-from runtime import netlock
 from runtime.cgroups.cgroup import Cgroup
 from runtime.errors import ContainerError, unwritable
+from runtime.freeze import network_lock
 from runtime.light import json as light_json
 from runtime.light import sockets
 from runtime.linux import processes, syscalls
@@ -42,7 +42,7 @@ _DELETED = " (deleted)"
 
 
 def begin(state: State, *, paused: bool, others: Sequence[str] = (), lock: Sequence[str] | None = None) -> None:
-    """A dump is about to begin; or it has made its `lock` (netlock.py), where there are `others`.
+    """A dump is about to begin; or it has made its `lock` (freeze/network_lock.py), where there are `others`.
 
     `paused`: the container was, and is to be again when that is undone. Raises ContainerError.
     """
@@ -89,8 +89,8 @@ def mend(state: State) -> None:
         try:
             lock = note.get("lock")
             if lock is None:
-                lock = set(netlock.locks(state.pid)).difference(note.get("others", []))
-            netlock.unlock(state.pid, lock)
+                lock = set(network_lock.locks(state.pid)).difference(note.get("others", []))
+            network_lock.unlock(state.pid, lock)
         except (OSError, ContainerError) as error:
             problems.append(f"its network is still locked: {error}")
         problems += _end_repair(pids)

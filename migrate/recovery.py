@@ -16,9 +16,9 @@ from migrate.journal import Entry, Journal
 from migrate.moves import is_tree, undecided, undecided_here
 from migrate.settlement import call_off, clean_source, settle
 from migrate.trees import Owner
-from runtime import container
 from runtime.errors import ContainerError
 from runtime.freeze import mend, network_lock
+from runtime.lifecycle import control
 from runtime.linux import processes
 from runtime.network import veth
 from runtime.spec.config import load_kept
@@ -158,7 +158,7 @@ def _clean(store: Store, entry: Entry, left: Left) -> None:
 
 def _ended_frozen(state: State) -> bool:
     """Whether a monitor of ours has seen the container end while it was frozen."""
-    container.wait_monitor(state, container.MONITOR_TIMEOUT)
+    control.wait_monitor(state, control.MONITOR_TIMEOUT)
     try:
         record = json.loads((Path(state.log_path).parent / "exit.json").read_bytes())
     except (OSError, ValueError):
@@ -172,6 +172,6 @@ def _end(state: State) -> None:
         moved_mark.note(state)
     if state.has_bridge:
         veth.take_down(state)  # its peers are to hear of it at the target only
-    container.end(state)
+    control.end(state)
     with contextlib.suppress(ContainerError):
         network_lock.ended(load_kept(state), state.id)

@@ -11,7 +11,7 @@ from migrate.errors import InDoubt, Lost, MigrateError
 from migrate.journal import Entry, Journal
 from migrate.peer import Peer, RemoteFailure, connect
 from migrate.phases import Phase
-from runtime import container
+from runtime.lifecycle import control
 from runtime.monitor import logs
 from runtime.state.store import State, Store
 
@@ -137,11 +137,11 @@ def clean_target(peer: Peer, host: str, root: str, migration: str) -> bool:
 def clean_source(store: Store, state: State, peer: Peer | None) -> Exception | None:
     """Send the container's log after it and remove what is left of it here. Returns what went wrong, if anything."""
     try:
-        container.wait_monitor(state, SHIM_TIMEOUT)
+        control.wait_monitor(state, SHIM_TIMEOUT)
         if peer is not None:
             with contextlib.suppress(MigrateError):
                 peer.call(protocol.History(_log_tail(state)))
-        container.remove(store, state)
+        control.remove(store, state)
     except Exception as error:
         return error
     return None

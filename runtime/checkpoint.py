@@ -19,12 +19,13 @@ import time
 
 from criu_rpc import images
 from criu_rpc.options import DumpOptions
-from runtime import container, notices
+from runtime import notices
 from runtime.cgroups.cgroup import Cgroup
 from runtime.cgroups.hierarchies import UNIFIED, discover
 from runtime.dump import Dump, pre_dump
 from runtime.errors import ContainerError, SpecError
 from runtime.freeze import mend, network_lock, unfreezable
+from runtime.lifecycle import control
 from runtime.light import json as light_json
 from runtime.light.records import Record
 from runtime.linux import namespaces, syscalls
@@ -202,7 +203,7 @@ def checkpoint(store: Store, container_id: str, request: Request) -> None:
             if status is Status.PAUSED and not gone:
                 cgroup.freeze()
         if gone:
-            container.remove(store, state)
+            control.remove(store, state)
             network_lock.ended(spec, state.id)
 
 

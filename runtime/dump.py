@@ -9,11 +9,12 @@ import os
 
 from criu_rpc.client import Criu
 from criu_rpc.errors import CriuError
-from runtime import container, supplement
+from runtime import supplement
 from runtime.cgroups.cgroup import Cgroup
 from runtime.errors import ContainerError, DeadlineExceeded
 from runtime.freeze import mend, monitor_hold, network_lock
 from runtime.freeze.guard import Guard
+from runtime.lifecycle import control
 from runtime.light import signals
 from runtime.linux import processes
 
@@ -59,7 +60,7 @@ class Dump:
         self._guard = guard or Guard(state)
         self._init = -1
         try:
-            init = container.open_init(state)
+            init = control.open_init(state)
             if init is None:
                 raise ContainerError(f"container {state.id}: its init is gone")
             self._init = init

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 
 from criu_rpc.client import Criu
-from runtime import checkpoint, container, create, foreground, handover, supplement, sync
+from runtime import checkpoint, supplement, sync
 from runtime.init import mounts
+from runtime.lifecycle import control, create, engine_sockets
+from runtime.lifecycle import run as foreground
 from runtime.light.records import Record
 from runtime.restoring import RestorePlan, Restoring
 
@@ -61,7 +63,7 @@ def restore(store: Store, container_id: str, bundle: str, request: Request) -> i
             if request.console_socket is not None and masters:
                 sync.send_fd(request.console_socket, masters.pop(), b"/dev/ptmx")
             if request.pid_file is not None:
-                handover.write_pid(request.pid_file, pid)
+                engine_sockets.write_pid(request.pid_file, pid)
             state = restoring.resume()
         except BaseException:
             restoring.abort()
@@ -75,4 +77,4 @@ def restore(store: Store, container_id: str, bundle: str, request: Request) -> i
             return foreground.wait(state.pid)
     finally:
         foreground.hold_signals()
-        container.delete(store, container_id, force=True, created=state.created)
+        control.delete(store, container_id, force=True, created=state.created)

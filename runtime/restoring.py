@@ -10,7 +10,7 @@ import time
 from criu_rpc.client import Criu
 from criu_rpc.options import RestoreOptions
 from criu_rpc.swrk import Swrk
-from runtime import checkpoint, container, create, supplement
+from runtime import checkpoint, supplement
 from runtime.cgroups import monitor as monitor_cgroup
 from runtime.cgroups.cgroup import Cgroup
 from runtime.cgroups.hierarchies import UNIFIED
@@ -19,6 +19,7 @@ from runtime.errors import ContainerError, DeadlineExceeded, NotFound
 from runtime.init import container as container_init
 from runtime.init import hooks, idmaps
 from runtime.init import program as container_program
+from runtime.lifecycle import control, create
 from runtime.light.records import Record
 from runtime.linux import namespaces, processes, selfexec, syscalls
 from runtime.monitor import spawn
@@ -463,7 +464,7 @@ class Restoring:
             store.save(state)
         if state.started:
             return state
-        container.remove(store, state)
+        control.remove(store, state)
         return None
 
 

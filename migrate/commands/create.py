@@ -7,7 +7,7 @@ from migrate.flags import Flag, Syntax
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from migrate.flags import Values
-    from runtime.create import Options
+    from runtime.lifecycle.create import Options
 
 NET_HELP = "bridge=BRIDGE,ip=ADDRESS/LENGTH[,gw=][,mac=][,name=][,mtu=] | host | none | ns:PATH (docs/network.md)"
 FLAGS = (
@@ -33,7 +33,7 @@ SYNTAX = Syntax("Create a container from a bundle; `start` lets it run.", FLAGS,
 
 
 def options(args: Values) -> Options:
-    from runtime.create import Options
+    from runtime.lifecycle.create import Options
 
     listening = _listening()
     require_open(args.preserve_fds, listening)
@@ -72,7 +72,7 @@ def require_open(count: int, listening: int = 0) -> None:
 
 
 def run(args: Values) -> int:
-    from runtime import create
+    from runtime.lifecycle import create
     from runtime.state.store import Store
 
     create.create(Store(args.root), args.id, args.bundle, options(args))

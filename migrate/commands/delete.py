@@ -16,8 +16,8 @@ SYNTAX = Syntax(
 
 
 def run(args: Values) -> int:
-    from runtime import container
+    from runtime.lifecycle import control
     from runtime.state.store import Store
 
-    container.delete(Store(args.root), args.id, force=args.force)
+    control.delete(Store(args.root), args.id, force=args.force)
     return 0

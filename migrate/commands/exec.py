@@ -47,7 +47,7 @@ SYNTAX = Syntax(
 
 
 def run(args: Values) -> int:
-    from runtime import exec as execution
+    from runtime.lifecycle import exec as execution
     from runtime.state.store import Store
 
     create.require_open(args.preserve_fds)

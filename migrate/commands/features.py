@@ -15,7 +15,7 @@ def run(args: Values) -> int:
     import json
 
     from migrate import __version__
-    from runtime.features import features
+    from runtime.lifecycle.features import features
 
     value = features()
     value["annotations"]["org.pymigrate.version"] = __version__

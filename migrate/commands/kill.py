@@ -30,8 +30,8 @@ def parse_signal(text: str) -> int:
 
 
 def run(args: Values) -> int:
-    from runtime import container
+    from runtime.lifecycle import control
     from runtime.state.store import Store
 
-    container.kill(Store(args.root), args.id, parse_signal(args.signal or "TERM"), everyone=args.all)
+    control.kill(Store(args.root), args.id, parse_signal(args.signal or "TERM"), everyone=args.all)
     return 0

@@ -12,8 +12,8 @@ SYNTAX = Syntax("Freeze all processes of a container; `resume` lets them go on."
 
 
 def run(args: Values) -> int:
-    from runtime import container
+    from runtime.lifecycle import control
     from runtime.state.store import Store
 
-    container.pause(Store(args.root), args.id)
+    control.pause(Store(args.root), args.id)
     return 0

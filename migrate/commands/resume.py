@@ -12,8 +12,8 @@ SYNTAX = Syntax("Let a paused container go on.", (), ("id",))
 
 
 def run(args: Values) -> int:
-    from runtime import container
+    from runtime.lifecycle import control
     from runtime.state.store import Store
 
-    container.resume(Store(args.root), args.id)
+    control.resume(Store(args.root), args.id)
     return 0

@@ -19,9 +19,10 @@ SYNTAX = Syntax("Create and start a container, with our own stdin, stdout and st
 
 
 def run(args: Values) -> int:
-    from runtime import container, foreground
-    from runtime.create import create as make
-    from runtime.start import start
+    from runtime.lifecycle import control
+    from runtime.lifecycle import run as foreground
+    from runtime.lifecycle.create import create as make
+    from runtime.lifecycle.start import start
     from runtime.state.store import Store
 
     store, options = Store(args.root), create.options(args)
@@ -31,6 +32,6 @@ def run(args: Values) -> int:
     try:
         start(store, args.id)
     except BaseException:
-        container.delete(store, args.id, force=True, created=state.created)
+        control.delete(store, args.id, force=True, created=state.created)
         raise
     return 0

@@ -12,7 +12,7 @@ SYNTAX = Syntax("Let a created container run its program.", (), ("id",))
 
 
 def run(args: Values) -> int:
-    from runtime.start import start
+    from runtime.lifecycle.start import start
     from runtime.state.store import Store
 
     start(Store(args.root), args.id)

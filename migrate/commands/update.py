@@ -43,11 +43,11 @@ SYNTAX = Syntax(
 
 
 def run(args: Values) -> int:
-    from runtime import container
+    from runtime.lifecycle import control
     from runtime.state.store import Store
 
     value, name = _read(args.resources) if args.resources else (_from_flags(args), "update")
-    container.update(Store(args.root), args.id, value, name)
+    control.update(Store(args.root), args.id, value, name)
     return 0
 
 

@@ -20,7 +20,7 @@ _DRIVER = """
 import os, sys
 from migrate import cli
 from migrate.commands import logs as logs_command
-from runtime import container, exec
+from runtime.lifecycle import control, exec
 from runtime.monitor import attach, logs
 from runtime.state import store as state_store
 from runtime.cgroups import cgroup
@@ -28,9 +28,9 @@ from runtime.linux import processes, selfexec
 store = state_store.Store({root!r})
 def end():
     found = store.load("c")
-    container.kill(store, "c", 9)
-    container.end(found)
-    container.wait_monitor(found, 10)
+    control.kill(store, "c", 9)
+    control.end(found)
+    control.wait_monitor(found, 10)
 owner, name = {where}
 original = getattr(owner, name)
 def replaced(*args, **kwargs):

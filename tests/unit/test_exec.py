@@ -1,11 +1,11 @@
-"""The standard streams of a program that becomes a child of the container's init (runtime/exec.py)."""
+"""The standard streams of a program that becomes a child of the container's init (runtime/lifecycle/exec.py)."""
 
 import os
 from threading import Event, Thread
 
 import pytest
 
-from runtime import exec as execution
+from runtime.lifecycle import exec as execution
 from runtime.linux import processes
 from runtime.state.store import State
 

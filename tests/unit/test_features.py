@@ -12,7 +12,7 @@ from migrate.commands import features as verb
 from migrate.flags import Values
 from runtime.cgroups.systemd import ANNOTATION as PROPERTY
 from runtime.errors import SpecError
-from runtime.features import features
+from runtime.lifecycle.features import features
 from runtime.spec.config import parse
 from runtime.spec.default import default_spec
 from runtime.spec.mounts import parse_options

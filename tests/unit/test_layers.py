@@ -56,7 +56,7 @@ def test_verbs_that_engines_call_import_next_to_nothing(verb: str) -> None:
     code = (
         f"import sys; sys.path.insert(0, {str(TOP)!r}); from migrate.cli import main;"
         f"main([{verb!r}, 'no-such-container'] + ['9'] * ({verb!r} == 'kill'));"
-        "import runtime.container, runtime.start, runtime.create, runtime.cgroups.limits, runtime.cgroups.v1;"
+        "import runtime.lifecycle.control, runtime.lifecycle.start, runtime.lifecycle.create, runtime.cgroups.limits, runtime.cgroups.v1;"
         f"print([name for name in {HOT!r} if name in sys.modules])"
     )
     done = subprocess.run(["/usr/bin/python3", "-I", "-S", "-c", code], capture_output=True, text=True, cwd="/")

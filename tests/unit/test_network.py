@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.create import claim_network
 from runtime.errors import Conflict, SpecError
+from runtime.lifecycle.create import claim_network
 from runtime.spec import network
 from runtime.spec.config import Spec, load
 from runtime.spec.default import default_spec

@@ -10,8 +10,10 @@ from __future__ import annotations
 import os
 import time
 
-from runtime import foreground, handover, sync
+from runtime import sync
 from runtime.errors import Conflict, StartFailed
+from runtime.lifecycle import engine_sockets
+from runtime.lifecycle import run as foreground
 from runtime.light import signals
 from runtime.light.records import Record
 from runtime.linux import capabilities, processes, selfexec
@@ -91,7 +93,7 @@ def _prepare(
     ours = theirs = None
     if process.terminal:
         if options.console_socket is not None:
-            theirs = handover.connect_console(options.console_socket)
+            theirs = engine_sockets.connect_console(options.console_socket)
         elif options.detach:
             raise Conflict("cannot allocate tty if pymigrate will detach without setting console socket")
         else:
@@ -130,7 +132,7 @@ def _begin(
     keep = [theirs.fileno(), *range(3, 3 + options.preserve_fds), *(fd for fd in streams if fd >= 0)]
     if console is not None:
         keep.append(console.fileno())
-    filter = handover.compile_filter(spec)
+    filter = engine_sockets.compile_filter(spec)
     config: dict[str, Any] = {
         "id": state.id, "pid": state.pid, "start_time": state.pid_start_time,
         "process": process.plain(), "detach": options.detach,
@@ -150,7 +152,7 @@ def _begin(
         console.close()
     try:
         sync.tell(ours, {"config": config})
-        return child, sync.receive_pid(ours, handover.TIMEOUT, _WHO), ours
+        return child, sync.receive_pid(ours, engine_sockets.TIMEOUT, _WHO), ours
     except BaseException as error:
         ours.close()
         _end(child, 0)
@@ -185,12 +187,12 @@ def _finish(ours: socket.socket, state: State, spec: Spec, pid: int, options: Op
     """Go through the rest of the handshake, until the program runs. Raises StartFailed."""
     try:
         if options.pidfd_socket is not None:
-            handover.send_pidfd(options.pidfd_socket, pid)
+            engine_sockets.send_pidfd(options.pidfd_socket, pid)
         if options.pid_file is not None:
-            handover.write_pid(options.pid_file, pid)
+            engine_sockets.write_pid(options.pid_file, pid)
         sync.tell(ours, {})
-        handover.await_ready(ours, spec, pid, state.oci(), _WHO)
-        sync.await_end(ours, handover.TIMEOUT, _WHO)
+        engine_sockets.await_ready(ours, spec, pid, state.oci(), _WHO)
+        sync.await_end(ours, engine_sockets.TIMEOUT, _WHO)
     finally:
         ours.close()
 

@@ -1,6 +1,6 @@
 """The life of a container that is there: kill, pause, delete. Every verb but `kill` holds the container's lock.
 
-What makes one is in create.py and start.py.
+What makes one is in lifecycle/create.py and lifecycle/start.py.
 """
 
 from __future__ import annotations

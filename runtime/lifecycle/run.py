@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 
-from runtime import container, create, handover, sync
+from runtime import sync
+from runtime.lifecycle import control, create, engine_sockets
+from runtime.lifecycle.start import start
 from runtime.light import signals
-from runtime.start import start
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,12 +41,12 @@ def run(store: Store, container_id: str, bundle: str, options: create.Options, *
     finally:
         if not keep:
             hold_signals()
-            container.delete(store, container_id, force=True, created=state.created)
+            control.delete(store, container_id, force=True, created=state.created)
 
 
 def with_terminal(ours: socket.socket, begin: Callable[[], object], end: Callable[[], int]) -> int:
     """Take the master of a terminal and show it."""
-    return show(handover.receive_master(ours), begin, end)
+    return show(engine_sockets.receive_master(ours), begin, end)
 
 
 def show(master: int, begin: Callable[[], object], end: Callable[[], int]) -> int:

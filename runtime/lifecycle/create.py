@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import time
 
-from runtime import handover, sync
+from runtime import sync
 from runtime.cgroups import monitor as monitor_cgroup
 from runtime.cgroups.cgroup import Cgroup
 from runtime.cgroups.limits import denied_by_default, may_deny_devices
 from runtime.errors import ContainerError, DeadlineExceeded, SpecError, StartFailed
 from runtime.init import container as container_init
 from runtime.init import hooks
+from runtime.lifecycle import engine_sockets
 from runtime.light import signals
 from runtime.light.records import Record
 from runtime.linux import capabilities, namespaces, processes, syscalls
@@ -306,7 +307,7 @@ def _launch(
         stdio=(0, 1, 2),
         errors=errors,
         keep=options.preserve_fds,
-        filter=handover.compile_filter(spec),
+        filter=engine_sockets.compile_filter(spec),
         keyring=None if options.no_new_keyring else f"_ses.{state.id}",
         move_root=options.no_pivot,
     )
@@ -316,7 +317,7 @@ def _launch(
     try:
         terminal: socket.socket | None = None
         if options.console_socket is not None:
-            terminal = handover.connect_console(options.console_socket)
+            terminal = engine_sockets.connect_console(options.console_socket)
         elif connect is not None and spec.process.terminal:
             terminal = connect()
         elif spec.process.terminal:
@@ -363,17 +364,17 @@ def _launch(
         for point in ("prestart", "createRuntime"):
             hooks.run(point, spec.hooks[point], state.oci("creating"))
         sync.tell(ours, {})
-        handover.await_ready(ours, spec, pid, state.oci("creating"), "the container's init")
+        engine_sockets.await_ready(ours, spec, pid, state.oci("creating"), "the container's init")
         if keeper is not None:
             if kept is not None:
-                master = handover.receive_master(kept)
+                master = engine_sockets.receive_master(kept)
                 keeper.give_terminal(master)
                 os.close(master)
             keeper.watch(pid)
         if options.pidfd_socket is not None:
-            handover.send_pidfd(options.pidfd_socket, pid)
+            engine_sockets.send_pidfd(options.pidfd_socket, pid)
         if options.pid_file is not None:
-            handover.write_pid(options.pid_file, pid)
+            engine_sockets.write_pid(options.pid_file, pid)
         return state
     except BaseException:
         if pid:
@@ -392,10 +393,10 @@ def _receive_pid(ours: socket.socket, spec: Spec) -> int:
     if spec.is_new("user"):
         from runtime.init import idmaps
 
-        message = sync.receive(ours, handover.TIMEOUT, "the container's init")
+        message = sync.receive(ours, engine_sockets.TIMEOUT, "the container's init")
         idmaps.write(int(message["map"]), spec.uid_mappings, spec.gid_mappings)
         sync.tell(ours, {})
-    return sync.receive_pid(ours, handover.TIMEOUT, "the container's init")
+    return sync.receive_pid(ours, engine_sockets.TIMEOUT, "the container's init")
 
 
 def _streams(*fds: int) -> Any:

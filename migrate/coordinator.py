@@ -28,7 +28,7 @@ from migrate.settlement import clean_source, clean_target, save_log, settle
 from migrate.trees import Owner, Tree
 from migrate.validate import container_blockers, preflight, wait_settled
 from migrate.volumes import Plan
-from runtime import checkpoint
+from runtime.checkpoint import options as criu_options
 from runtime.freeze import mend, syn_gate
 from runtime.spec import network
 from runtime.spec.config import Spec, load_kept
@@ -308,7 +308,7 @@ class Coordinator:
             notes.append(f"CRIU's log: {saved}")
         if not cleaned:
             notes.append(f"{self._wanted.host} could not be cleaned: the next move to it does that")
-        alive = checkpoint.is_running(self._state)
+        alive = criu_options.is_running(self._state)
         where = f"it runs here, at {self._source}, as before" if alive else f"it has ended here, at {self._source}"
         if alive and damage:
             where = f"it runs here, at {self._source}, but is damaged ({damage})"

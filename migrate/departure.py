@@ -21,8 +21,8 @@ from migrate import protocol, tmpfs_images, watches
 from migrate.errors import DeadlineExceeded
 from migrate.pages import PageRelay
 from migrate.peer import Peer
-from runtime import checkpoint
-from runtime.dump import Dump
+from runtime.checkpoint import options as criu_options
+from runtime.checkpoint.dump import Dump
 from runtime.errors import ContainerError
 from runtime.freeze import network_lock
 from runtime.freeze.guard import Guard
@@ -76,7 +76,7 @@ class Departure:
         while the dump goes on. With `skip_in_flight`, connections that have not been accepted yet are left out: they
         are lost.
         """
-        options = checkpoint.dump_options(
+        options = criu_options.dump_options(
             self._state,
             self.spec,
             self._carried,

@@ -27,8 +27,8 @@ from migrate.protocol import FREEZE_TIMEOUT, CheckTrees, OpenBundle, Prepare, Re
 from migrate.reception import ReceivedImages, ReceivedPages
 from migrate.tmpfs import Mounted, Root
 from migrate.trees import Needed, Owner, Tree, checked_list
+from runtime.checkpoint.restore import RestorePlan, Restoring
 from runtime.linux import processes
-from runtime.restoring import RestorePlan, Restoring
 from runtime.spec import config as spec_config
 from runtime.state.store import State, Store, check_id
 

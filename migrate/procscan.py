@@ -9,7 +9,7 @@ from pathlib import Path
 from migrate import losses, mountinfo, special_files
 from migrate.losses import Finding
 from migrate.watches import LINKS, Watches
-from runtime.checkpoint import GHOST_LIMIT
+from runtime.checkpoint.options import GHOST_LIMIT
 from runtime.linux import processes, syscalls
 
 # Character devices that CRIU dumps (criu/files.c, criu/files-ext.c): memory devices, tun.

@@ -32,12 +32,14 @@ from migrate.manifest import CONFIG, FORMAT, IMAGES, LOG, MANIFEST, Manifest, Sn
 from migrate.sockets import survey
 from migrate.space import is_full, no_space
 from migrate.validate import require_movable, wait_settled
-from runtime import checkpoint, notices, supplement
-from runtime.dump import Dump
+from runtime import notices
+from runtime.checkpoint import options as criu_options
+from runtime.checkpoint import supplement
+from runtime.checkpoint.dump import Dump
+from runtime.checkpoint.restore import RestorePlan, Restoring
 from runtime.freeze import mend, network_lock, syn_gate
 from runtime.linux import syscalls, trusted
 from runtime.monitor import logs
-from runtime.restoring import RestorePlan, Restoring
 from runtime.spec.config import Spec, load_kept
 from runtime.spec.config import load as load_spec
 from runtime.state.store import State, Store
@@ -77,7 +79,7 @@ def save(store: Store, container_id: str, directory: Path, *, allow: frozenset[s
                 options = {"leave_running": not stop, "tcp_skip_in_flight": skip, "irmap_scan_paths": watched}
                 with _dump(state, spec, place, options) as dump:
                     # While it is frozen: what it writes later belongs to the container, not to the snapshot.
-                    checkpoint.wait_output_logged(state, LOG_TIMEOUT)
+                    criu_options.wait_output_logged(state, LOG_TIMEOUT)
                     _copy_log(state, place / LOG)
                     connections = sorted(str(entry) for entry in survey(state.pid).connections if not entry.inside)
                     manifest = _seal(state, place, directory, connections) if stop else None  # before it ends
@@ -109,7 +111,7 @@ def _dump(state: State, spec: Spec, place: Path, more: dict[str, Any]) -> Iterat
     images = os.open(place / IMAGES, os.O_RDONLY | os.O_DIRECTORY)
     work = syscalls.detached_tmpfs(mode=0o700)  # for CRIU's log, which must not fail with the disk
     try:
-        options = checkpoint.dump_options(state, spec, images_dir_fd=images, work_dir_fd=work, **more)
+        options = criu_options.dump_options(state, spec, images_dir_fd=images, work_dir_fd=work, **more)
         with Dump(state, spec, options, timeout=RESTORE_TIMEOUT) as dump:
             dump.run_until("post-dump")
             dump.complete(images)

@@ -14,7 +14,7 @@ from migrate.hostfacts import FactsQuery, HostFacts, can_carry_any_uid, gather
 from migrate.pages import has_wide_records
 from migrate.rules import RULES, Blocker, raise_blocked
 from migrate.volumes import Plan
-from runtime import checkpoint
+from runtime.checkpoint import options as criu_options
 from runtime.freeze import unfreezable
 from runtime.linux import processes
 from runtime.spec.config import Spec
@@ -67,12 +67,12 @@ def container_blockers(
         Blocker(
             "joined-namespace", "config.json: linux.namespaces", f"the {kind} namespace is a process's here: {path}"
         )
-        for kind, path in checkpoint.joined(spec).items()
+        for kind, path in criu_options.joined(spec).items()
         if path.startswith("/proc/")
     ]
     found += _submounts(state, spec)
     known = {blocker.where for blocker in found if blocker.rule == "submount"}
-    external = checkpoint.mount_points(state, spec).values()
+    external = criu_options.mount_points(state, spec).values()
     found += [blocker for blocker in _blockers(filesystems.findings(state.pid, external)) if blocker.where not in known]
     survey = sockets.settled(state.pid, patience)
     if "network" not in spec.namespaces and not tcp_close:
@@ -112,8 +112,8 @@ def _blockers(findings: Iterable[losses.Finding]) -> list[Blocker]:
 
 def _submounts(state: State, spec: Spec) -> list[Blocker]:
     """Mounts below a recursive bind mount: CRIU wants each named."""
-    places = checkpoint.mount_points(state, spec)
-    binds = [places[destination] for destination in checkpoint.bind_mounts(spec)]
+    places = criu_options.mount_points(state, spec)
+    binds = [places[destination] for destination in criu_options.bind_mounts(spec)]
     known = {places.get(place, place) for place in (mount.destination.rstrip("/") for mount in spec.mounts)}
     return [
         Blocker("submount", mount.place, "is mounted below a bind mount")
@@ -209,7 +209,7 @@ def require_movable(store: Store, state: State, spec: Spec, allow: frozenset[str
 
 def external_paths(spec: Spec) -> tuple[str, ...]:
     """What must exist at a target beside files: namespaces joined by path, hooks."""
-    joined = [path for path in checkpoint.joined(spec).values() if not path.startswith("/proc/")]  # they block anyway
+    joined = [path for path in criu_options.joined(spec).values() if not path.startswith("/proc/")]  # they block anyway
     hooks = [hook.path for point in ("prestart", "createRuntime", "poststop") for hook in spec.hooks[point]]
     return tuple(dict.fromkeys([*joined, *hooks]))
 
@@ -225,7 +225,7 @@ def check_target(peer: "Peer", store: Store, state: State, spec: Spec, plan: Pla
     target = dataclasses.replace(target, name=peer.name)
     needed = procscan.memory_bytes(state.pid) + SPARE_BYTES if state.status is Status.RUNNING else 0
     needed += files.size(Path(state.rootfs))
-    found = target_blockers(source, target, state, needed, send_rootfs=True, joined=checkpoint.joined(spec))
+    found = target_blockers(source, target, state, needed, send_rootfs=True, joined=criu_options.joined(spec))
     other = [there for there in target.overlay if there not in source.overlay] if source.overlay else []
     if other and any(mount.type == "overlay" for mount in spec.mounts):
         text = f"has {', '.join(other)}, unlike here: mount options that nobody has said would change"

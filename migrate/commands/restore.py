@@ -32,7 +32,7 @@ SYNTAX = Syntax(
 
 def run(args: Values) -> int:
     from migrate.errors import UsageError
-    from runtime import restore
+    from runtime.checkpoint import runc_restore
     from runtime.state.store import Store
 
     images, work = checkpoint.paths(args)
@@ -44,8 +44,8 @@ def run(args: Values) -> int:
             chosen[name] = args.__dict__[name]
     if args.lazy_pages:
         chosen["lazy_pages"] = True
-    request = restore.Request(
+    request = runc_restore.Request(
         images=images, work=work, detach=args.detach, pid_file=args.pid_file, console_socket=args.console_socket,
         systemd=args.systemd_cgroup, net=args.net, options=chosen,
     )  # fmt: skip
-    return restore.restore(Store(args.root), args.id, args.bundle, request)
+    return runc_restore.restore(Store(args.root), args.id, args.bundle, request)

@@ -95,7 +95,7 @@ OTHER = (
     + """
 import sys
 from migrate import cli
-from runtime import dump
+from runtime.checkpoint import dump
 def complete(self, *args, original=dump.Dump.complete, **options):
     original(self, *args, **options)
     {what}

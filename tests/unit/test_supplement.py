@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from runtime import supplement
 from runtime.cgroups import subtree
 from runtime.cgroups.cgroup import Cgroup
+from runtime.checkpoint import supplement
 from runtime.errors import ContainerError
 from runtime.spec.resources import merge
 

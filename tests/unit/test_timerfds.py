@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime import timerfds
+from runtime.checkpoint import timerfds
 
 MONOTONIC, WALL = 1, 0
 ABSOLUTE, CANCEL_ON_SET = 1, 2

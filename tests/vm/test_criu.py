@@ -12,7 +12,7 @@ IMAGES = "/var/lib/pymigrate/test/images"
 _ROUNDS = """
 import dataclasses, json, os, pathlib
 from criu_rpc.client import Criu
-from runtime import checkpoint
+from runtime.checkpoint import options as criu_options
 from runtime.spec import config as spec_config
 from runtime.state.store import Store
 state = Store(pathlib.Path("/run/opencontainer/containers")).load("web")
@@ -21,7 +21,7 @@ for number in (1, 2, 3):
     images = top / str(number)
     images.mkdir(parents=True)
     fd = os.open(images, os.O_RDONLY | os.O_DIRECTORY)
-    options = checkpoint.dump_options(
+    options = criu_options.dump_options(
         state, spec_config.load(pathlib.Path(state.bundle)), images_dir_fd=fd, work_dir_fd=fd, leave_running=number == 3
     )
     parent = f"../{number - 1}" if number > 1 else None

@@ -4,8 +4,8 @@
                                "cgroups": [...], "resources": {...}}
 
 Of a thread: the processors that it may run on, priority of block I/O, timer slack and time slice; of a process, which
-memory a core dump of it holds; timers that CRIU restores wrongly (timerfds.py), and windows of connections
-(tcpwindows.py). Of the cgroups below the container's: limits, owners and processes (CRIU is told to ignore cgroups).
+memory a core dump of it holds; timers that CRIU restores wrongly (checkpoint/timerfds.py), and windows of connections
+(checkpoint/tcp_windows.py). Of the cgroups below the container's: limits, owners and processes (CRIU is told to ignore cgroups).
 And what `update` has changed of the container's own limits. It is written while the container is frozen, and applied
 before it runs again. What is as it is by default is not noted: for most containers, nothing is.
 """
@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import os
 
-from runtime import tcpwindows, timerfds
 from runtime.cgroups import subtree
+from runtime.checkpoint import tcp_windows, timerfds
 from runtime.errors import ContainerError
 from runtime.light import json as light_json
 from runtime.linux import processes, syscalls
@@ -47,7 +47,7 @@ def save(images_fd: int, state: State, cgroup: Cgroup) -> None:
     timers = timerfds.save(pids)
     if timers:
         value["timers"] = timers
-    windows = tcpwindows.save(pids, images_fd)
+    windows = tcp_windows.save(pids, images_fd)
     if windows:
         value["windows"] = windows
     cgroups = subtree.save(cgroup.paths, inside)
@@ -92,7 +92,7 @@ def load(images_fd: int) -> dict[str, Any]:
         if "io" in noted and len(noted["io"]) != 2:
             raise ContainerError(f"{NAME}: thread {thread[:20]}: io: must be two numbers")
     timerfds.check(value.get("timers", []))
-    tcpwindows.check(value.get("windows", []))
+    tcp_windows.check(value.get("windows", []))
     subtree.check(value.get("cgroups", []))
     return value
 
@@ -125,7 +125,7 @@ def apply(value: dict[str, Any], pid: int, cgroup: Cgroup) -> None:
         except OSError as error:
             raise ContainerError(f"thread {inside} of the container cannot be given {noted}: {error}") from None
     timerfds.restore(value.get("timers", []), outside)
-    tcpwindows.restore(value.get("windows", []), outside)
+    tcp_windows.restore(value.get("windows", []), outside)
     subtree.restore(value.get("cgroups", []), cgroup, outside)
 
 

@@ -3,7 +3,7 @@
 Kept out of CRIU's hands, because it is cheaper or sounder so:
 - the network namespace is external: at a restore it is made anew with `lo` up before anything is frozen. One that
   belongs to a user namespace of the container can only be made by CRIU, which leaves it empty: we fill it then;
-- cgroups are ignored: the restored tree is born in the container's new cgroup (criu_exec.py);
+- cgroups are ignored: the restored tree is born in the container's new cgroup (checkpoint/criu_launcher.py);
 - standard streams that are pipes: at a restore other pipes are inherited in their place.
 
 What is bound into the container is external as well, and goes by the place where it is mounted.
@@ -22,7 +22,7 @@ from criu_rpc.options import DumpOptions
 from runtime import notices
 from runtime.cgroups.cgroup import Cgroup
 from runtime.cgroups.hierarchies import UNIFIED, discover
-from runtime.dump import Dump, pre_dump
+from runtime.checkpoint.dump import Dump, pre_dump
 from runtime.errors import ContainerError, SpecError
 from runtime.freeze import mend, network_lock, unfreezable
 from runtime.lifecycle import control

@@ -9,8 +9,8 @@ import os
 
 from criu_rpc.client import Criu
 from criu_rpc.errors import CriuError
-from runtime import supplement
 from runtime.cgroups.cgroup import Cgroup
+from runtime.checkpoint import supplement
 from runtime.errors import ContainerError, DeadlineExceeded
 from runtime.freeze import mend, monitor_hold, network_lock
 from runtime.freeze.guard import Guard

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 
 from criu_rpc.client import Criu
-from runtime import checkpoint, supplement, sync
+from runtime import sync
+from runtime.checkpoint import options as criu_options
+from runtime.checkpoint import supplement
+from runtime.checkpoint.restore import RestorePlan, Restoring
 from runtime.init import mounts
 from runtime.lifecycle import control, create, engine_sockets
 from runtime.lifecycle import run as foreground
 from runtime.light.records import Record
-from runtime.restoring import RestorePlan, Restoring
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,7 +40,7 @@ def restore(store: Store, container_id: str, bundle: str, request: Request) -> i
     Raises ContainerError, CriuError; nothing of it is left then.
     """
     spec = create.load_asked(os.path.abspath(bundle), request.net, request.pid_file)
-    checkpoint.warn_of_config(spec)
+    criu_options.warn_of_config(spec)
     os.makedirs(request.work, 0o700, exist_ok=True)
     with store.lock(container_id):
         plan = RestorePlan(
@@ -46,7 +48,7 @@ def restore(store: Store, container_id: str, bundle: str, request: Request) -> i
             bundle=os.path.abspath(bundle),
             images=request.images,
             work=request.work,
-            stdio=checkpoint.read_descriptors(request.images),
+            stdio=criu_options.read_descriptors(request.images),
             carried={"resources": supplement.resources(request.images)},
             options=request.options,
             adoptable=request.pid_file is not None,
@@ -58,7 +60,7 @@ def restore(store: Store, container_id: str, bundle: str, request: Request) -> i
         masters: list[int] = []
         try:
             ours = request.console_socket is None and request.detach  # the monitor's
-            pid = restoring.restore(checkpoint.DUMP_TIMEOUT, None if ours else masters.append)
+            pid = restoring.restore(criu_options.DUMP_TIMEOUT, None if ours else masters.append)
             # Once it runs it is not undone any more: what can fail comes before.
             if request.console_socket is not None and masters:
                 sync.send_fd(request.console_socket, masters.pop(), b"/dev/ptmx")

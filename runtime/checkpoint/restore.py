@@ -10,11 +10,12 @@ import time
 from criu_rpc.client import Criu
 from criu_rpc.options import RestoreOptions
 from criu_rpc.swrk import Swrk
-from runtime import checkpoint, supplement
 from runtime.cgroups import monitor as monitor_cgroup
 from runtime.cgroups.cgroup import Cgroup
 from runtime.cgroups.hierarchies import UNIFIED
 from runtime.cgroups.leeway import Leeway
+from runtime.checkpoint import options as criu_options
+from runtime.checkpoint import supplement
 from runtime.errors import ContainerError, DeadlineExceeded, NotFound
 from runtime.init import container as container_init
 from runtime.init import hooks, idmaps
@@ -161,7 +162,9 @@ class Restoring:
                 f"_ses.{self._plan.id}",
                 *self._cgroup.directories(),
             ]
-            argv = selfexec.command("runtime.criu_exec", *wrapper, "--", criu.path, "swrk", str(theirs.fileno()))
+            argv = selfexec.command(
+                "runtime.checkpoint.criu_launcher", *wrapper, "--", criu.path, "swrk", str(theirs.fileno())
+            )
             inherited = [theirs.fileno(), *streams, out_w, err_w, *(fd for _, fd in namespaces_inherited)]
 
             def child(_own: bool) -> NoReturn:
@@ -203,9 +206,9 @@ class Restoring:
             for fd in opened:
                 os.close(fd)
         self._connection = Swrk.adopt(ours)
-        outside = checkpoint.external_mounts(spec, self._state.cgroup_paths) | self._plan.mounted
+        outside = criu_options.external_mounts(spec, self._state.cgroup_paths) | self._plan.mounted
         external = tuple(f"mnt[{destination}]:{source}" for destination, source in outside.items())
-        options = checkpoint.common_options(spec)
+        options = criu_options.common_options(spec)
         self._options = lambda images, work: RestoreOptions(
             images_dir_fd=images, work_dir_fd=work, root=rootfs, external=external, inherit_fd=tuple(inherit),
             orphan_pts_master=spec.process.terminal, **options | self._plan.options,
@@ -214,13 +217,13 @@ class Restoring:
     def _open_namespaces(self, spec: Spec, opened: list[int]) -> list[tuple[str, int]]:
         """The namespaces that CRIU does not make: key in the images -> descriptor, which is noted in `opened`."""
         found: list[tuple[str, int]] = []
-        if checkpoint.is_own_network(spec):
+        if criu_options.is_own_network(spec):
             opened.append(namespaces.new_netns())
             self._build_network(opened[-1])
-            found.append((checkpoint.external_key("network"), opened[-1]))
-        for kind, path in checkpoint.joined(spec).items():
+            found.append((criu_options.external_key("network"), opened[-1]))
+        for kind, path in criu_options.joined(spec).items():
             opened.append(namespaces.open_path(kind, path))
-            found.append((checkpoint.external_key(kind), opened[-1]))
+            found.append((criu_options.external_key(kind), opened[-1]))
         return found
 
     def _build_network(self, netns: int) -> None:
@@ -298,7 +301,7 @@ class Restoring:
         """
         assert self._session is not None
         points = [point for point in ("prestart", "createRuntime") if self._spec.hooks[point]]
-        users_network = checkpoint.is_users_network(self._spec)
+        users_network = criu_options.is_users_network(self._spec)
         if not (points or users_network):
             return
         pid = self._session.run_until("setup-namespaces").pid
@@ -389,7 +392,7 @@ class Restoring:
         self._store.save(self._state)
         # CRIU unlocks, and says so, only a network that is not the host's.
         self._session.run_until("network-unlock" if "network" in self._spec.namespaces else "pre-resume")
-        if "network" in checkpoint.joined(self._spec):
+        if "network" in criu_options.joined(self._spec):
             from runtime.freeze import network_lock
 
             network_lock.back(self._spec, self._state.id)

@@ -9,14 +9,15 @@ import os
 from pathlib import Path
 from typing import Any, Self
 
-from migrate import bundles, marks, places
+from migrate import bundles, places
 from migrate.bundles import Chooser, Chosen
 from migrate.errors import TargetError
-from migrate.files import fingerprint
+from migrate.files import marks
+from migrate.files.fingerprint import fingerprint
+from migrate.files.trees import Owner, Tree, checked_list
 from migrate.journal import Entry
 from migrate.places import Locks
 from migrate.protocol import OpenBundle
-from migrate.trees import Owner, Tree, checked_list
 from migrate.treestore import Arrivals, Placed
 from runtime.linux import syscalls
 

@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from migrate import marks, places
+from migrate import places
 from migrate.atomic import write_atomically
 from migrate.errors import MigrateError, ProtocolError
-from migrate.files import fingerprint
+from migrate.files import marks
+from migrate.files.fingerprint import fingerprint
+from migrate.files.trees import Owner
 from migrate.hostfacts import DATA
 from migrate.places import Locks, Uses
-from migrate.trees import Owner
 from runtime.state import moved_mark
 
 BUNDLES = DATA / "bundles"

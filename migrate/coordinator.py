@@ -16,7 +16,8 @@ from migrate import journal, landlock, procscan, protocol, treestore, volumes
 from migrate.departure import Departure
 from migrate.errors import DeadlineExceeded, InDoubt, MigrateError, MovedDirty, MoveFailed, RolledBack
 from migrate.events import Monitor, PassDone, PhaseStarted, Progress, Report, Warned
-from migrate.files import fingerprint
+from migrate.files.fingerprint import fingerprint
+from migrate.files.trees import Owner, Tree
 from migrate.interrupts import uninterruptible
 from migrate.journal import Entry, Journal
 from migrate.model import MigrationSpec
@@ -25,7 +26,6 @@ from migrate.peer import Peer, RemoteFailure, connect
 from migrate.phases import OPEN, Phase, workload
 from migrate.seeding import ROOTFS, Seeding
 from migrate.settlement import clean_source, clean_target, save_log, settle
-from migrate.trees import Owner, Tree
 from migrate.validate import container_blockers, preflight, wait_settled
 from migrate.volumes import Plan
 from runtime.checkpoint import options as criu_options

@@ -3,9 +3,9 @@
 import os
 from collections.abc import Iterable, Iterator
 
-from migrate import mountinfo
+from migrate.files import mountinfo
+from migrate.files.mountinfo import Mount
 from migrate.losses import Finding
-from migrate.mountinfo import Mount
 from runtime.linux import processes
 
 # Types that it knows; "fuse" is there only to be refused.

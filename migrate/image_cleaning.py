@@ -7,8 +7,9 @@ that was prepared, and whose outcome is not known here, may be the last copy of 
 import contextlib
 from dataclasses import dataclass
 
-from migrate import image_manifest, image_places, journal, receivers, tmpfs_store
+from migrate import image_manifest, image_places, journal, tmpfs_store
 from migrate.errors import MigrateError
+from migrate.files import receivers
 from migrate.image_keeper import Keeper
 from migrate.image_places import Found
 from migrate.journal import DamagedJournal, Entry

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from migrate import mountinfo
 from migrate.errors import DeadlineExceeded, MigrateError, NoSpace
+from migrate.files import mountinfo
 from migrate.hostfacts import DATA
 from migrate.protocol import check_migration_id
 from migrate.space import no_space

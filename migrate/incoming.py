@@ -17,16 +17,17 @@ from pathlib import Path
 from typing import Any, Self
 
 from criu_rpc.client import Criu
-from migrate import image_cleaning, journal, places, receivers, tmpfs_pack, tmpfs_store, treestore
+from migrate import image_cleaning, journal, places, tmpfs_pack, tmpfs_store, treestore
 from migrate.arriving import Arriving
 from migrate.atomic import write_atomically
 from migrate.errors import DeadlineExceeded, MigrateError, ProtocolError, TargetError
+from migrate.files import receivers
+from migrate.files.tmpfs import Mounted, Root
+from migrate.files.trees import Needed, Owner, Tree, checked_list
 from migrate.journal import Entry, Journal
 from migrate.phases import FINAL, NEXT, Phase, workload
 from migrate.protocol import FREEZE_TIMEOUT, CheckTrees, OpenBundle, Prepare, Restore
 from migrate.reception import ReceivedImages, ReceivedPages
-from migrate.tmpfs import Mounted, Root
-from migrate.trees import Needed, Owner, Tree, checked_list
 from runtime.checkpoint.restore import RestorePlan, Restoring
 from runtime.linux import processes
 from runtime.spec import config as spec_config

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
-from migrate import mountinfo
 from migrate.errors import ProtocolError
+from migrate.files import mountinfo
 from migrate.protocol import MAX_REPLY, CheckFiles, dumps
 from runtime.linux import processes
 

@@ -1,6 +1,6 @@
 """Places: what moves have put on this host, who uses it, and when it may be written to or removed.
 
-A place is a bundle below /var/lib/pymigrate/bundles, or a tree that came with a container. It has a mark (marks.py),
+A place is a bundle below /var/lib/pymigrate/bundles, or a tree that came with a container. It has a mark (files/marks.py),
 and a lock that the agent of a move holds until the container runs, or the move is undone. A place is renewed only by
 moves of the container that its mark names, and removed only for the move that its mark names; neither while a living
 container of any root uses it, or a move that is not decided refers to it.
@@ -20,15 +20,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from migrate import DEFAULT_ROOT, journal, marks, mountinfo, receivers
+from migrate import DEFAULT_ROOT, journal
 from migrate.errors import MigrateError
-from migrate.files import size
+from migrate.files import marks, mountinfo, receivers
+from migrate.files.fingerprint import size
+from migrate.files.marks import Mark
+from migrate.files.mountinfo import is_below
+from migrate.files.trees import Owner
 from migrate.journal import DamagedJournal, Entry
-from migrate.marks import Mark
-from migrate.mountinfo import is_below
 from migrate.phases import FINAL, Phase
 from migrate.space import free_bytes
-from migrate.trees import Owner
 from runtime.errors import ContainerError
 from runtime.linux import processes
 from runtime.state.store import State, Status, Store

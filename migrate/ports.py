@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from migrate.errors import ProtocolError
-from migrate.trees import from_json
+from migrate.files.trees import from_json
 from runtime.linux.namespaces import inside_netns
 from runtime.network import sockdiag
 

@@ -6,7 +6,8 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from migrate import losses, mountinfo, special_files
+from migrate import losses, special_files
+from migrate.files import mountinfo
 from migrate.losses import Finding
 from migrate.watches import LINKS, Watches
 from runtime.checkpoint.options import GHOST_LIMIT

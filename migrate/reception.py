@@ -246,7 +246,7 @@ def _sync_files(migration: str) -> None:
     Raises OSError.
     """
     from migrate.arriving import Arriving
-    from migrate.trees import Owner
+    from migrate.files.trees import Owner
 
     with contextlib.suppress(MigrateError):  # what a damaged journal says is not needed to keep the images
         entry = journal.load(migration)

@@ -1,7 +1,7 @@
 """The source's half of file trees: sent ahead while the container runs, and what has changed since while it is frozen.
 
 A tree that the container may write to goes in passes. The first sends all of it; each further one looks at the tree
-(treescan.py) and sends what has changed since the look before the previous pass began, so whatever a file did while
+(files/scan.py) and sends what has changed since the look before the previous pass began, so whatever a file did while
 rsync read it, the next pass has it again. The last pass runs while the container is frozen: its rsync has been started
 before and has connected; it waits for the names of what has changed.
 """
@@ -17,15 +17,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from migrate import protocol, receivers, tmpfs, treescan
+from migrate import protocol
 from migrate.errors import DeadlineExceeded, MigrateError
 from migrate.events import Monitor, PassDone, Progress
+from migrate.files import receivers, tmpfs
+from migrate.files import scan as tree_scan
+from migrate.files.rsync import Rsync, SentTree, send_tree
+from migrate.files.scan import Scan
+from migrate.files.tmpfs import View
+from migrate.files.trees import Tree
 from migrate.peer import Peer
 from migrate.phases import Phase
-from migrate.rsync import Rsync, SentTree, send_tree
-from migrate.tmpfs import View
-from migrate.trees import Tree
-from migrate.treescan import Scan
 from runtime.spec.config import Spec
 from runtime.state.store import State
 
@@ -71,13 +73,13 @@ class _Growing:
     def note(self, init_pid: int) -> None:
         """Before a look: which files' contents count, whatever it finds. What is mapped later changes times after it,
         but in a tmpfs."""
-        self.mapped |= treescan.mapped(init_pid)
+        self.mapped |= tree_scan.mapped(init_pid)
         if self.view is not None:
             self.mapped |= self.view.stored(init_pid)
 
     def scan(self, until: Callable[[], float] = lambda: math.inf) -> Scan:
         one = self.tree.name != ROOTFS
-        return treescan.scan(self.tree.source, one_file_system=one, single=self.tree.single, until=until)
+        return tree_scan.scan(self.tree.source, one_file_system=one, single=self.tree.single, until=until)
 
 
 ROOTFS = "rootfs"
@@ -307,7 +309,7 @@ class Seeding:
     def _last(self, item: _Growing, deadline: float) -> None:
         assert item.now is not None
         assert item.look is not None
-        now = item.now if item.tree.single else treescan.again(item.tree.source, item.now, lambda: deadline)
+        now = item.now if item.tree.single else tree_scan.again(item.tree.source, item.now, lambda: deadline)
         new = now.entries.keys() - item.look.entries.keys()  # the look beside the dump has seen some of CRIU's as well
         item.remapped = tuple(name for name in new if _LINK_REMAP.fullmatch(name))
         if item.rsync is None:

@@ -26,7 +26,7 @@ from criu_rpc.client import Criu
 from criu_rpc.errors import CriuError
 from migrate import landlock, procscan, watches
 from migrate.errors import SnapshotError
-from migrate.files import fingerprint
+from migrate.files.fingerprint import fingerprint
 from migrate.interrupts import uninterruptible
 from migrate.manifest import CONFIG, FORMAT, IMAGES, LOG, MANIFEST, Manifest, Snapshot, entry, refusal
 from migrate.sockets import survey

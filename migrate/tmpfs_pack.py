@@ -14,8 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from criu_rpc import tar
-from migrate import image_manifest, mountinfo, tmpfs, tmpfs_store
+from migrate import image_manifest, tmpfs_store
 from migrate.errors import TargetError
+from migrate.files import mountinfo, tmpfs
 from runtime.linux import syscalls
 from runtime.spec.mounts import MS_STRICTATIME
 

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from migrate.errors import TargetError
+from migrate.files.tmpfs import Mounted
 from migrate.hostfacts import DATA
-from migrate.tmpfs import Mounted
 from runtime.linux import syscalls
 from runtime.spec.mounts import MS_REMOUNT, MS_STRICTATIME
 

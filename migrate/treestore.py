@@ -1,7 +1,7 @@
 """The target's half of file trees: where they are put, and what becomes of them when the move fails.
 
 A tree is only ever put where nothing is, or where an earlier move of the same container has put it or left it, by the
-mark there (marks.py, places.py). A constant one that is there already is used as it is, and never written to.
+mark there (files/marks.py, places.py). A constant one that is there already is used as it is, and never written to.
 """
 
 import contextlib
@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from migrate import marks, mountinfo, places
+from migrate import places
 from migrate.errors import MigrateError, TargetError
-from migrate.files import fingerprint, size
+from migrate.files import marks, mountinfo
+from migrate.files.fingerprint import fingerprint, size
+from migrate.files.trees import Needed, Owner, Tree
 from migrate.hostfacts import DATA
 from migrate.places import Locks, Uses
 from migrate.space import existing, free_bytes
-from migrate.trees import Needed, Owner, Tree
 
 
 def leave(leaving: dict[str, list[str]], owner: Owner, migration: str) -> None:

@@ -8,8 +8,10 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from criu_rpc.errors import CriuError
-from migrate import files, filesystems, limits, losses, mountinfo, openfiles, procscan, protocol, sockets
+from migrate import filesystems, limits, losses, openfiles, procscan, protocol, sockets
 from migrate.errors import ProtocolError
+from migrate.files import fingerprint as fingerprints
+from migrate.files import mountinfo
 from migrate.hostfacts import FactsQuery, HostFacts, can_carry_any_uid, gather
 from migrate.pages import has_wide_records
 from migrate.rules import RULES, Blocker, raise_blocked
@@ -224,7 +226,7 @@ def check_target(peer: "Peer", store: Store, state: State, spec: Spec, plan: Pla
     target: HostFacts = peer.facts(query)
     target = dataclasses.replace(target, name=peer.name)
     needed = procscan.memory_bytes(state.pid) + SPARE_BYTES if state.status is Status.RUNNING else 0
-    needed += files.size(Path(state.rootfs))
+    needed += fingerprints.size(Path(state.rootfs))
     found = target_blockers(source, target, state, needed, send_rootfs=True, joined=criu_options.joined(spec))
     other = [there for there in target.overlay if there not in source.overlay] if source.overlay else []
     if other and any(mount.type == "overlay" for mount in spec.mounts):

@@ -20,12 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from migrate import files, mountinfo
 from migrate.errors import UsageError
+from migrate.files import fingerprint as fingerprints
+from migrate.files import mountinfo
+from migrate.files.mountinfo import is_below
+from migrate.files.trees import OWN, Needed, Tree, is_place
 from migrate.hostfacts import overlay_defaults
 from migrate.losses import Finding
-from migrate.mountinfo import is_below
-from migrate.trees import OWN, Needed, Tree, is_place
 from runtime.linux import syscalls
 from runtime.spec.config import Spec
 from runtime.spec.mounts import MS_PRIVATE, MS_RDONLY, Mount, parse_options
@@ -74,8 +75,8 @@ class Plan:
         for tree in self.trees:
             if not tree.empty:
                 path = Path(tree.source)
-                constant = files.fingerprint(path) if tree.fingerprint else ""
-                tree = dataclasses.replace(tree, size=files.size(path), fingerprint=constant)
+                constant = fingerprints.fingerprint(path) if tree.fingerprint else ""
+                tree = dataclasses.replace(tree, size=fingerprints.size(path), fingerprint=constant)
             trees.append(tree)
         return dataclasses.replace(self, trees=tuple(trees))
 

@@ -16,9 +16,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from migrate import mountinfo
+from migrate.files import mountinfo
+from migrate.files.mountinfo import Mount
 from migrate.losses import Finding
-from migrate.mountinfo import Mount
 from runtime.linux import processes, syscalls
 
 LINKS = ("anon_inode:inotify", "anon_inode:[fanotify]")

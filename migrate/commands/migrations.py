@@ -7,9 +7,9 @@ import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from migrate.files.marks import Mark
     from migrate.image_cleaning import Left
     from migrate.journal import DamagedJournal, Entry
-    from migrate.marks import Mark
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

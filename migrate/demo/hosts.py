@@ -7,9 +7,10 @@ import socket
 import subprocess
 from typing import TYPE_CHECKING, Protocol
 
-from migrate import marks, relaunch
+from migrate import relaunch
 from migrate.bundles import BUNDLES
 from migrate.errors import MigrateError
+from migrate.files import marks
 
 if TYPE_CHECKING:
     from migrate.demo.client import Client

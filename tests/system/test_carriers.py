@@ -19,7 +19,8 @@ VICTIMS = "/run/victims"
 BODY = (
     in_agent("from migrate import agent\nagent.PULSE_INTERVAL = 0.4")
     + """
-from migrate import rsync, settlement
+from migrate import settlement
+from migrate.files import rsync
 rsync.STALL_TIMEOUT, settlement.ABORT_TIMEOUT, peer.SILENCE = {stall}, {abort}, 2.0
 run = cli.main
 cli.main = lambda argv: run([*argv, "--volume", "/data=copy"])

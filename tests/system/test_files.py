@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from migrate import rsync, treescan
 from migrate.errors import MigrateError, NoSpace, ProtocolError
-from migrate.files import fingerprint, size
-from migrate.rsync import send_tree
+from migrate.files import rsync
+from migrate.files import scan as tree_scan
+from migrate.files.fingerprint import fingerprint, size
+from migrate.files.rsync import send_tree
 
 
 class ShellChannel:
@@ -115,7 +116,7 @@ def test_a_living_tree_tells_every_name_that_was_touched(tree: Path, tmp_path: P
     (tmp_path / "to").mkdir()
     deadline = time.monotonic() + 60
     sent = send_tree(Here(), tree, str(tmp_path / "to"), on_progress=lambda _: None, deadline=deadline, living=True)
-    assert sent.names - {b"."} == set(treescan.scan(str(tree)).entries) - {b"."}
+    assert sent.names - {b"."} == set(tree_scan.scan(str(tree)).entries) - {b"."}
 
 
 def test_what_the_other_rsync_says_is_bounded(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

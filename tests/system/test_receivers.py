@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from migrate import receivers
+from migrate.files import receivers
 
 pytestmark = pytest.mark.system
 RACES = 600

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from migrate.errors import MigrateError
-from migrate.rsync import send_tree
+from migrate.files.rsync import send_tree
 from runtime.linux import processes, selfexec
 from tests.system.test_files import Here, ShellChannel
 
@@ -27,7 +27,7 @@ def relay() -> Iterator[tuple[socket.socket, socket.socket, socket.socket]]:
     into, stdin = socket.socketpair()
     stdout, out = socket.socketpair()
     out.setblocking(False)  # as rsync leaves it
-    argv = selfexec.command("migrate.rsh", str(theirs.fileno()), "target", "rsync", "--server")
+    argv = selfexec.command("migrate.files.rsh", str(theirs.fileno()), "target", "rsync", "--server")
     process = subprocess.Popen(argv, stdin=stdin, stdout=out, pass_fds=[theirs.fileno()])
     theirs.close()
     try:

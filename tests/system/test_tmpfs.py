@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from migrate import mountinfo, tmpfs
+from migrate.files import mountinfo, tmpfs
 from runtime.linux import syscalls
 from tests.hosts import ABLE, KILL_AGENT, driver
 from tests.pybox import write_python_bundle

@@ -301,7 +301,11 @@ def test_no_link_in_a_tree_is_followed(tmp_path: Path) -> None:
     for place in ("outside/file", "tree/d/file"):
         (tmp_path / place).write_text("x")
     for name, word in (("d", "x"), ("link", "")):
-        argv = [*selfexec.command("migrate.sender", str(tmp_path / "tree")), "/bin/cat", f"{tmp_path}/tree/{name}/file"]
+        argv = [
+            *selfexec.command("migrate.files.no_follow", str(tmp_path / "tree")),
+            "/bin/cat",
+            f"{tmp_path}/tree/{name}/file",
+        ]
         done = subprocess.run(argv, capture_output=True, text=True, timeout=30)
         assert (done.stdout, "symbolic links" in done.stderr) == (word, not word), done.stderr
 

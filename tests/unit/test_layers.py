@@ -74,7 +74,7 @@ def test_a_short_verb_pays_for_nothing_heavy() -> None:
 
 
 def test_shim_and_init_need_no_site_packages() -> None:
-    names = "runtime.monitor.main, runtime.init.container, runtime.init.exec, runtime.checkpoint.criu_launcher, migrate.rsh, migrate.sender"
+    names = "runtime.monitor.main, runtime.init.container, runtime.init.exec, runtime.checkpoint.criu_launcher, migrate.files.rsh, migrate.files.no_follow"
     names += ", migrate.lab.host_init"
     code = f"import sys; sys.path.insert(0, {str(TOP)!r}); import {names}"
     subprocess.run(["/usr/bin/python3", "-I", "-S", "-c", code], check=True)

@@ -11,14 +11,15 @@ from typing import Any
 
 import pytest
 
-from migrate import bundles, journal, marks, places, receivers
+from migrate import bundles, journal, places
 from migrate.arriving import Arriving
 from migrate.bundles import Chooser, Chosen
-from migrate.files import fingerprint
+from migrate.files import marks, receivers
+from migrate.files.fingerprint import fingerprint
+from migrate.files.trees import Owner, Tree
 from migrate.journal import Journal
 from migrate.phases import Phase
 from migrate.places import Locks, Uses
-from migrate.trees import Owner, Tree
 from migrate.treestore import Arrivals
 from runtime.linux import processes
 from runtime.state.store import State, Store

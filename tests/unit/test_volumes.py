@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from migrate import marks, mountinfo
 from migrate.errors import ProtocolError, UsageError
+from migrate.files import marks, mountinfo
+from migrate.files.scan import Scan, again, scan
+from migrate.files.trees import Needed, Owner, Tree, is_place
 from migrate.openfiles import Seen
-from migrate.trees import Needed, Owner, Tree, is_place
-from migrate.treescan import Scan, again, scan
 from migrate.volumes import Plan, _layers, parse
 from runtime.spec.mounts import Mount
 

@@ -24,8 +24,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from migrate import mountinfo, treescan
 from migrate.errors import MigrateError, ProtocolError
+from migrate.files import mountinfo
+from migrate.files import scan as tree_scan
 from runtime.linux import processes, selfexec, syscalls
 from runtime.spec.config import Spec
 from runtime.state.store import State
@@ -152,7 +153,7 @@ class View:
 
     def stored(self, init_pid: int) -> set[int]:
         """Inodes of files whose contents may have changed without a trace since this was opened, or still can."""
-        found = treescan.open_for_both(init_pid, os.stat(self.path).st_dev)
+        found = tree_scan.open_for_both(init_pid, os.stat(self.path).st_dev)
         with contextlib.suppress(BlockingIOError):
             while data := os.read(self._closed, 1 << 16):
                 found |= self._inodes(data)
@@ -266,7 +267,7 @@ def _open(init_pid: int, places: list[str]) -> list[int]:
     if not places:
         return []
     ours, theirs = socket.socketpair()
-    argv = selfexec.command("migrate.tmpfs_view", str(init_pid), str(theirs.fileno()), *places)
+    argv = selfexec.command("migrate.files.tmpfs_opener", str(init_pid), str(theirs.fileno()), *places)
     with ours:
         ours.settimeout(_OPEN_TIMEOUT)
         with theirs:

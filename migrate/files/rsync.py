@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from migrate import receivers, rsh
 from migrate.errors import DeadlineExceeded, HostError, MigrateError, NoSpace, ProtocolError
+from migrate.files import receivers, rsh
 from runtime.linux import processes, selfexec
 
 # Seconds in which nobody has computed, read or written a byte for a run of rsync. Its own --timeout does not do: with
@@ -135,10 +135,10 @@ class Rsync:
         listed = ("--files-from=-", "--from0", "--delete-missing-args", "--ignore-times") if names else ()
         ours, theirs = socket.socketpair()
         argv = [
-            *(selfexec.command("migrate.sender", str(source)) if guarded else ()),
+            *(selfexec.command("migrate.files.no_follow", str(source)) if guarded else ()),
             rsync, "-aHAX", "--numeric-ids", "--sparse", "--force", "--modify-window=-1", "--protect-args",
             "--no-motd", "--stats", "--no-human-readable", *listed, *options,
-            f"--rsh={shlex.join(selfexec.command('migrate.rsh', str(theirs.fileno())))}",
+            f"--rsh={shlex.join(selfexec.command('migrate.files.rsh', str(theirs.fileno())))}",
             f"{source}/", f"target:{destination}/",
         ]  # fmt: skip
         # What it says is for the target to choose: in files, which can be bounded.

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from migrate.atomic import write_atomically
+from migrate.files.trees import Owner
 from migrate.hostfacts import DATA
-from migrate.trees import Owner
 from runtime.linux import syscalls
 
 MARKS = DATA / "trees"

@@ -94,7 +94,7 @@ class Agent:
                 self._incoming = Incoming.begin(call.root)
                 return {"version": protocol.VERSION, "host": os.uname().nodename, "pid": os.getpid()}
             case protocol.Facts():
-                from migrate.hostfacts import FactsQuery, gather
+                from migrate.preflight.hostfacts import FactsQuery, gather
 
                 return gather(FactsQuery.from_json(call.query)).to_json()
             case protocol.Discard():
@@ -106,11 +106,11 @@ class Agent:
             case protocol.CheckTrees():
                 return self._move().check_trees(call)
             case protocol.CheckFiles():
-                from migrate import openfiles
+                from migrate.preflight import open_files
 
-                return openfiles.answer(call.files)
+                return open_files.answer(call.files)
             case protocol.CheckPorts():
-                from migrate import ports
+                from migrate.preflight import ports
 
                 return ports.answer(call.netns, call.ports)
             case protocol.TreesSent():

@@ -21,8 +21,8 @@ from migrate.errors import MigrateError, ProtocolError
 from migrate.files import marks
 from migrate.files.fingerprint import fingerprint
 from migrate.files.trees import Owner
-from migrate.hostfacts import DATA
 from migrate.places import Locks, Uses
+from migrate.preflight.hostfacts import DATA
 from runtime.state import moved_mark
 
 BUNDLES = DATA / "bundles"

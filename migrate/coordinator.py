@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from migrate import journal, landlock, procscan, protocol, treestore, volumes
+from migrate import journal, protocol, treestore
 from migrate.departure import Departure
 from migrate.errors import DeadlineExceeded, InDoubt, MigrateError, MovedDirty, MoveFailed, RolledBack
 from migrate.events import Monitor, PassDone, PhaseStarted, Progress, Report, Warned
@@ -24,10 +24,12 @@ from migrate.model import MigrationSpec
 from migrate.moves import frozen_tree, undecided
 from migrate.peer import Peer, RemoteFailure, connect
 from migrate.phases import OPEN, Phase, workload
+from migrate.preflight import landlock, volumes
+from migrate.preflight import processes as process_scan
+from migrate.preflight.container import container_blockers, preflight, wait_settled
+from migrate.preflight.volumes import Plan
 from migrate.seeding import ROOTFS, Seeding
 from migrate.settlement import clean_source, clean_target, save_log, settle
-from migrate.validate import container_blockers, preflight, wait_settled
-from migrate.volumes import Plan
 from runtime.checkpoint import options as criu_options
 from runtime.freeze import mend, syn_gate
 from runtime.spec import network
@@ -181,7 +183,7 @@ class Coordinator:
         mounts = [view.mounted.to_json() for view in self._seeding.open_tmpfs(self._spec)]
         prepare = protocol.Prepare(
             carried, list(self._state.stdio), self._wanted.tcp_close, self._wanted.timeout, mounts,
-            procscan.memory_bytes(self._state.pid),
+            process_scan.memory_bytes(self._state.pid),
         )  # fmt: skip
         ready = self._peer.call(prepare)
         if ready["on_disk"]:

@@ -17,10 +17,11 @@ from typing import Self
 
 from criu_rpc.client import Criu
 from criu_rpc.errors import CriuError, SwrkDied
-from migrate import protocol, tmpfs_images, watches
+from migrate import protocol, tmpfs_images
 from migrate.errors import DeadlineExceeded
 from migrate.pages import PageRelay
 from migrate.peer import Peer
+from migrate.preflight import watches
 from runtime.checkpoint import options as criu_options
 from runtime.checkpoint.dump import Dump
 from runtime.errors import ContainerError

@@ -20,7 +20,7 @@ from typing import Literal
 
 from migrate.errors import DeadlineExceeded, MigrateError, NoSpace
 from migrate.files import mountinfo
-from migrate.hostfacts import DATA
+from migrate.preflight.hostfacts import DATA
 from migrate.protocol import check_migration_id
 from migrate.space import no_space
 from runtime.linux import syscalls

@@ -37,7 +37,7 @@ def seconds(text: str) -> float:
 def wanted(args: argparse.Namespace, timeout: float = FREEZE_TIMEOUT) -> "MigrationSpec":
     """The move that a command line asks for. Raises UsageError."""
     from migrate.model import MigrationSpec
-    from migrate.volumes import parse
+    from migrate.preflight.volumes import parse
 
     return MigrationSpec(
         args.id, args.host or "", frozenset(args.allow), timeout=timeout, net=args.net, tcp_close=args.tcp_close,

@@ -266,7 +266,7 @@ class Peer:
 
     def facts(self, query: Any) -> Any:
         """The target's HostFacts for a FactsQuery."""
-        from migrate.hostfacts import HostFacts
+        from migrate.preflight.hostfacts import HostFacts
 
         answer = self.call(protocol.Facts(query.to_json()), timeout=60)
         try:

@@ -324,7 +324,7 @@ class Seeding:
 
     def leaving(self) -> dict[str, list[str]]:
         """What `treestore.leave` needs when the container has gone."""
-        # What is only to be seen through the container (volumes.py, _replaced) is gone with it.
+        # What is only to be seen through the container (preflight/volumes.py, _replaced) is gone with it.
         stay = [tree for tree in self._trees if not tree.source.startswith("/proc/")]
         trees = [tree for tree in stay if tree.writable or tree.empty]
         lasting = [item for item in self._growing if item.view is None]

@@ -24,14 +24,15 @@ from typing import Any
 
 from criu_rpc.client import Criu
 from criu_rpc.errors import CriuError
-from migrate import landlock, procscan, watches
 from migrate.errors import SnapshotError
 from migrate.files.fingerprint import fingerprint
 from migrate.interrupts import uninterruptible
 from migrate.manifest import CONFIG, FORMAT, IMAGES, LOG, MANIFEST, Manifest, Snapshot, entry, refusal
-from migrate.sockets import survey
+from migrate.preflight import landlock, watches
+from migrate.preflight import processes as process_scan
+from migrate.preflight.container import require_movable, wait_settled
+from migrate.preflight.sockets import survey
 from migrate.space import is_full, no_space
-from migrate.validate import require_movable, wait_settled
 from runtime import notices
 from runtime.checkpoint import options as criu_options
 from runtime.checkpoint import supplement
@@ -252,7 +253,7 @@ def _temporary(directory: Path, pid: int) -> Iterator[Path]:
 
     The memory of the container whose init is `pid` is to go there.
     """
-    needed = procscan.memory_bytes(pid)
+    needed = process_scan.memory_bytes(pid)
     place: Path | None = None
     try:
         place = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))

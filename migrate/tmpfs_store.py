@@ -10,7 +10,7 @@ from pathlib import Path
 
 from migrate.errors import TargetError
 from migrate.files.tmpfs import Mounted
-from migrate.hostfacts import DATA
+from migrate.preflight.hostfacts import DATA
 from runtime.linux import syscalls
 from runtime.spec.mounts import MS_REMOUNT, MS_STRICTATIME
 

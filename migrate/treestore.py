@@ -17,8 +17,8 @@ from migrate.errors import MigrateError, TargetError
 from migrate.files import marks, mountinfo
 from migrate.files.fingerprint import fingerprint, size
 from migrate.files.trees import Needed, Owner, Tree
-from migrate.hostfacts import DATA
 from migrate.places import Locks, Uses
+from migrate.preflight.hostfacts import DATA
 from migrate.space import existing, free_bytes
 
 

@@ -13,11 +13,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from migrate import landlock
     from migrate.exits import exit_code
-    from migrate.rules import check_allowed
-    from migrate.validate import check_target, container_blockers, plan_blockers
-    from migrate.volumes import plan
+    from migrate.preflight import landlock
+    from migrate.preflight.container import check_target, container_blockers, plan_blockers
+    from migrate.preflight.rules import check_allowed
+    from migrate.preflight.volumes import plan
     from runtime import notices
     from runtime.spec import network
     from runtime.spec.config import load_kept

@@ -16,7 +16,7 @@ from typing import Any
 
 from migrate.atomic import write_atomically
 from migrate.files.trees import Owner
-from migrate.hostfacts import DATA
+from migrate.preflight.hostfacts import DATA
 from runtime.linux import syscalls
 
 MARKS = DATA / "trees"

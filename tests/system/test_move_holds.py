@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from migrate.rules import RULES
+from migrate.preflight.rules import RULES
 from tests.programs import bundle
 from tests.system.conftest import Lab
 

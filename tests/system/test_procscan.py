@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from migrate import procscan
+from migrate.preflight import processes as process_scan
 from runtime.linux import processes
 
 
@@ -28,7 +28,9 @@ def test_a_child_that_came_meanwhile_was_not_started_by_exec(monkeypatch: pytest
                     family = processes.descendants(init)
                     assert (len(family), len(inside)) == (4, 6)
                     monkeypatch.setattr(processes, "descendants", lambda pid: {pid})
-                    found = {entry.where.split()[1] for entry in procscan.scan(init) if entry.rule == "exec-session"}
+                    found = {
+                        entry.where.split()[1] for entry in process_scan.scan(init) if entry.rule == "exec-session"
+                    }
                     assert found == {str(pid) for pid in inside - family}
                 finally:
                     os.kill(init, 9)  # and with it the whole namespace
@@ -46,7 +48,7 @@ def test_a_number_that_is_given_to_another_file_meanwhile(tmp_path: Path) -> Non
             assert outer.stdout.readline() == "ready\n"
             init = int(Path(f"/proc/{outer.pid}/task/{outer.pid}/children").read_text())
             found = [
-                entry for _ in range(4000) for entry in procscan.scan(init) if entry.where.endswith("descriptor 1")
+                entry for _ in range(4000) for entry in process_scan.scan(init) if entry.where.endswith("descriptor 1")
             ]
             assert not found
         finally:

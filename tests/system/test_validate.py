@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from migrate import sockets
-from migrate.validate import container_blockers
+from migrate.preflight import sockets
+from migrate.preflight.container import container_blockers
 from runtime.spec.config import load_kept
 from runtime.state.store import Store
 from tests.hosts import ABLE, COUNT, write_bundle

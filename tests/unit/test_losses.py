@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from migrate import losses
+from migrate.preflight import silent_losses
 
 MAPPING = """{range} {flags} 00000000 00:00 0 {name}
 Size:                  4 kB
@@ -24,15 +24,15 @@ def smaps(*mappings: tuple[str, int]) -> str:
 
 
 def test_memory_with_a_protection_key() -> None:
-    assert losses.protected_by_key(smaps(("rw-p", 0), ("rw-p", 3), ("rw-p", 1))) == "7f000002000"
-    assert losses.protected_by_key(smaps(("--xp", 1), ("rw-p", 12))) == "7f000002000"
+    assert silent_losses.protected_by_key(smaps(("rw-p", 0), ("rw-p", 3), ("rw-p", 1))) == "7f000002000"
+    assert silent_losses.protected_by_key(smaps(("--xp", 1), ("rw-p", 12))) == "7f000002000"
 
 
 def test_memory_without_one() -> None:
     """Memory that may only be executed has a key of the kernel's; a processor without keys shows no such line."""
-    assert losses.protected_by_key(smaps(("rw-p", 0), ("--xp", 1))) == ""
-    assert losses.protected_by_key("7f0000001000-7f0000002000 rw-p 00000000 00:00 0\nSize: 4 kB\n") == ""
-    assert losses.protected_by_key("") == ""
+    assert silent_losses.protected_by_key(smaps(("rw-p", 0), ("--xp", 1))) == ""
+    assert silent_losses.protected_by_key("7f0000001000-7f0000002000 rw-p 00000000 00:00 0\nSize: 4 kB\n") == ""
+    assert silent_losses.protected_by_key("") == ""
 
 
 # (Documentation/userspace-api/spec_ctrl.rst and fs/proc/array.c have the words.)
@@ -51,26 +51,26 @@ def test_memory_without_one() -> None:
 )
 def test_restricted_speculation(bypass: str, branch: str, found: str) -> None:
     status = f"Name:\tx\nSeccomp:\t0\nSpeculation_Store_Bypass:\t{bypass}\nSpeculationIndirectBranch:\t{branch}\n"
-    assert losses.speculation(status, "Mitigation: Speculative Store Bypass disabled via prctl") == found
+    assert silent_losses.speculation(status, "Mitigation: Speculative Store Bypass disabled via prctl") == found
 
 
 def test_speculation_that_a_seccomp_filter_restricts() -> None:
     """Before Linux 5.16 each filter does: it is carried, and does so again."""
     status = "Seccomp:\t2\nSpeculation_Store_Bypass:\tthread force mitigated\n"
     text = "Mitigation: Speculative Store Bypass disabled via prctl"
-    assert losses.speculation(status, f"{text} and seccomp") == ""
-    assert losses.speculation(status, text) == "Speculation_Store_Bypass: thread force mitigated"
+    assert silent_losses.speculation(status, f"{text} and seccomp") == ""
+    assert silent_losses.speculation(status, text) == "Speculation_Store_Bypass: thread force mitigated"
 
 
 def test_inheritable_capabilities() -> None:
     text = "CapInh:\t{:016x}\nCapPrm:\t000001ffffffffff\nCapBnd:\t{:016x}\n"
-    assert losses.inheritable_beyond_bounding(text.format(0x2000001, 0x1FF)) == "CAP_SYS_TIME"
-    assert losses.inheritable_beyond_bounding(text.format(0x1FF, 0x1FF)) == ""
-    assert losses.inheritable_beyond_bounding("") == ""
+    assert silent_losses.inheritable_beyond_bounding(text.format(0x2000001, 0x1FF)) == "CAP_SYS_TIME"
+    assert silent_losses.inheritable_beyond_bounding(text.format(0x1FF, 0x1FF)) == ""
+    assert silent_losses.inheritable_beyond_bounding("") == ""
 
 
 def test_a_kernel_that_says_nothing() -> None:
-    assert losses.speculation("Name:\tx\n", "") == ""
+    assert silent_losses.speculation("Name:\tx\n", "") == ""
 
 
 def test_a_thread_that_ends_while_it_is_looked_at_is_in_no_other_cgroup(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,6 +90,6 @@ def test_a_thread_that_ends_while_it_is_looked_at_is_in_no_other_cgroup(monkeypa
         return policy
 
     monkeypatch.setattr(os, "sched_getscheduler", ended)
-    rules = [finding.rule for finding in losses.of_process(os.getpid(), os.getpid(), "this")]
+    rules = [finding.rule for finding in silent_losses.of_process(os.getpid(), os.getpid(), "this")]
     assert end.is_set()
     assert "threaded-cgroup" not in rules

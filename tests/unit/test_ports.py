@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from migrate.errors import ProtocolError
-from migrate.ports import Bound
+from migrate.preflight.ports import Bound
 
 GOOD = Bound("tcp", "::", 80, "eth0", reuse_port=True)
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from migrate.special_files import remedy
+from migrate.preflight.special_files import remedy
 
 
 @pytest.mark.parametrize(

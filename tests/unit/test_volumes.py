@@ -11,8 +11,8 @@ from migrate.errors import ProtocolError, UsageError
 from migrate.files import marks, mountinfo
 from migrate.files.scan import Scan, again, scan
 from migrate.files.trees import Needed, Owner, Tree, is_place
-from migrate.openfiles import Seen
-from migrate.volumes import Plan, _layers, parse
+from migrate.preflight.open_files import Seen
+from migrate.preflight.volumes import Plan, _layers, parse
 from runtime.spec.mounts import Mount
 
 MOUNTS = """

@@ -18,8 +18,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from migrate.losses import Finding
-from migrate.ports import IP_FREEBIND, PROTOCOLS, Bound, endpoint
+from migrate.preflight.ports import IP_FREEBIND, PROTOCOLS, Bound, endpoint
+from migrate.preflight.silent_losses import Finding
 from runtime.linux import processes, syscalls
 from runtime.network import sockdiag
 

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from migrate import special_files
+from migrate.preflight import special_files
 from runtime.linux import capabilities, namespaces, syscalls
 
 _SCHED_DEADLINE = 6

@@ -18,7 +18,7 @@ from typing import Self
 
 from migrate.files import mountinfo
 from migrate.files.mountinfo import Mount
-from migrate.losses import Finding
+from migrate.preflight.silent_losses import Finding
 from runtime.linux import processes, syscalls
 
 LINKS = ("anon_inode:inotify", "anon_inode:[fanotify]")

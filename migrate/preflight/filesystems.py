@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 
 from migrate.files import mountinfo
 from migrate.files.mountinfo import Mount
-from migrate.losses import Finding
+from migrate.preflight.silent_losses import Finding
 from runtime.linux import processes
 
 # Types that it knows; "fuse" is there only to be refused.

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from migrate.errors import ProtocolError
-from migrate.rules import Blocker
+from migrate.preflight.rules import Blocker
 from runtime.linux import capabilities, processes
 
 _LINE = re.compile(r"Max (\S+(?: \S+)*) {2,}(\S+) +(\S+)")

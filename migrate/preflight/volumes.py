@@ -25,8 +25,8 @@ from migrate.files import fingerprint as fingerprints
 from migrate.files import mountinfo
 from migrate.files.mountinfo import is_below
 from migrate.files.trees import OWN, Needed, Tree, is_place
-from migrate.hostfacts import overlay_defaults
-from migrate.losses import Finding
+from migrate.preflight.hostfacts import overlay_defaults
+from migrate.preflight.silent_losses import Finding
 from runtime.linux import syscalls
 from runtime.spec.config import Spec
 from runtime.spec.mounts import MS_PRIVATE, MS_RDONLY, Mount, parse_options

@@ -8,14 +8,16 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from criu_rpc.errors import CriuError
-from migrate import filesystems, limits, losses, openfiles, procscan, protocol, sockets
+from migrate import protocol
 from migrate.errors import ProtocolError
 from migrate.files import fingerprint as fingerprints
 from migrate.files import mountinfo
-from migrate.hostfacts import FactsQuery, HostFacts, can_carry_any_uid, gather
 from migrate.pages import has_wide_records
-from migrate.rules import RULES, Blocker, raise_blocked
-from migrate.volumes import Plan
+from migrate.preflight import filesystems, limits, open_files, silent_losses, sockets
+from migrate.preflight import processes as process_scan
+from migrate.preflight.hostfacts import FactsQuery, HostFacts, can_carry_any_uid, gather
+from migrate.preflight.rules import RULES, Blocker, raise_blocked
+from migrate.preflight.volumes import Plan
 from runtime.checkpoint import options as criu_options
 from runtime.freeze import unfreezable
 from runtime.linux import processes
@@ -62,7 +64,7 @@ def container_blockers(
     if spec.is_new("network"):  # one that was joined is there at the target as well, with its own
         found += [
             Blocker("network-device", f"interface {name}", "is in the container's network namespace")
-            for name in procscan.network_devices(state.pid)
+            for name in process_scan.network_devices(state.pid)
             if spec.network is None or name != spec.network.name
         ]
     found += [
@@ -85,12 +87,12 @@ def container_blockers(
         problem = "has no new ipc namespace: System V and POSIX IPC objects would stay behind"
         found.append(Blocker("host-ipc", "config.json: linux.namespaces", problem))
     else:
-        found += _blockers(losses.ipc(state.pid, processes.container_pids(state.pid)))
-    found += _blockers(losses.keys(state.id))
+        found += _blockers(silent_losses.ipc(state.pid, processes.container_pids(state.pid)))
+    found += _blockers(silent_losses.keys(state.id))
     known = {"other-uid"} if can_carry_any_uid() else set()
     if spec.seccomp:
         known.add("seccomp")  # said of the container already
-    found += _blockers(finding for finding in procscan.scan(state.pid) if finding.rule not in known)
+    found += _blockers(finding for finding in process_scan.scan(state.pid) if finding.rule not in known)
     return found
 
 
@@ -108,7 +110,7 @@ def _host_connections(survey: sockets.Survey) -> list[Blocker]:
     ]
 
 
-def _blockers(findings: Iterable[losses.Finding]) -> list[Blocker]:
+def _blockers(findings: Iterable[silent_losses.Finding]) -> list[Blocker]:
     return [Blocker(finding.rule, finding.where, finding.problem, finding.remedy) for finding in findings]
 
 
@@ -225,7 +227,7 @@ def check_target(peer: "Peer", store: Store, state: State, spec: Spec, plan: Pla
     query = FactsQuery(state.id, str(store.root), external_paths(spec), source.cpuinfo, net)
     target: HostFacts = peer.facts(query)
     target = dataclasses.replace(target, name=peer.name)
-    needed = procscan.memory_bytes(state.pid) + SPARE_BYTES if state.status is Status.RUNNING else 0
+    needed = process_scan.memory_bytes(state.pid) + SPARE_BYTES if state.status is Status.RUNNING else 0
     needed += fingerprints.size(Path(state.rootfs))
     found = target_blockers(source, target, state, needed, send_rootfs=True, joined=criu_options.joined(spec))
     other = [there for there in target.overlay if there not in source.overlay] if source.overlay else []
@@ -280,8 +282,8 @@ def _check_trees(peer: "Peer", state: State, plan: Plan, reserved: int) -> tuple
     if any(blocker.rule not in RULES for blocker in found):
         raise ProtocolError(f"{peer.name}: the answer to CheckTrees names an unknown rule")
     if not found:
-        used = openfiles.in_use(state.pid, plan.bound)
-        wrong = openfiles.differing(peer, used, TREES_TIMEOUT)
+        used = open_files.in_use(state.pid, plan.bound)
+        wrong = open_files.differing(peer, used, TREES_TIMEOUT)
         found = [Blocker("file-differs", f"{peer.name}: {path}", text) for path, text in wrong]
     return found, plan
 

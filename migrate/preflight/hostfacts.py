@@ -19,8 +19,8 @@ from typing import Any, Self
 
 from criu_rpc.client import Criu
 from criu_rpc.errors import CriuError
-from migrate import limits
 from migrate.errors import ProtocolError
+from migrate.preflight import limits
 from migrate.space import free_bytes
 from runtime.errors import InvalidId
 from runtime.linux.capabilities import NUMBERS, names, permitted

@@ -6,10 +6,10 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from migrate import losses, special_files
 from migrate.files import mountinfo
-from migrate.losses import Finding
-from migrate.watches import LINKS, Watches
+from migrate.preflight import silent_losses, special_files
+from migrate.preflight.silent_losses import Finding
+from migrate.preflight.watches import LINKS, Watches
 from runtime.checkpoint.options import GHOST_LIMIT
 from runtime.linux import processes, syscalls
 
@@ -42,7 +42,7 @@ def scan(init_pid: int) -> list[Finding]:
                     found.append(Finding("exec-session", who, text))
                     continue
                 found += _status(pid, init_pid, who)
-                found += losses.of_process(pid, init_pid, who)
+                found += silent_losses.of_process(pid, init_pid, who)
                 found += _descriptors(pid, who, mounts, terminals, ghosts, watches)
                 found += ghosts.mapped(pid, who)
             except OSError:
@@ -195,7 +195,7 @@ def _descriptors(
         except OSError:
             continue
         yield from ghosts.look(info, link, place)
-        finding = losses.of_descriptor(pid, number, link, place)
+        finding = silent_losses.of_descriptor(pid, number, link, place)
         if finding is not None:
             yield finding
         elif link in LINKS:
@@ -212,11 +212,11 @@ def _descriptors(
             elif path := _foreign(pid, int(number), mounts):
                 yield Finding("host-file", place, f"is {path} of the host, opened outside the container's mounts")
         elif link.startswith("/memfd:"):
-            if not losses.is_memfd(info.st_dev):
+            if not silent_losses.is_memfd(info.st_dev):
                 text = "is a memfd of huge pages, which is not carried"
                 yield Finding("special-file", place, text, special_files.remedy("hugepages"))
         elif link.startswith("/") and (path := _foreign(pid, int(number), mounts)):
-            if losses.is_message_queue(pid, number):
+            if silent_losses.is_message_queue(pid, number):
                 continue  # losses.ipc names it
             yield Finding("host-file", place, f"is {path} of the host, opened outside the container's mounts")
 

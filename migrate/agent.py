@@ -14,11 +14,11 @@ import time
 from types import FrameType as StackFrame
 from typing import Any, NoReturn
 
-from migrate import protocol
 from migrate.errors import Interrupted, MigrateError, ProtocolError
 from migrate.incoming import Incoming
-from migrate.protocol import Call, FrameDecoder, FrameType
 from migrate.space import explained
+from migrate.wire import protocol
+from migrate.wire.protocol import Call, FrameDecoder, FrameType
 from runtime.linux.descriptors import write_all
 
 PULSE_INTERVAL = 5.0  # seconds

@@ -17,8 +17,8 @@ from migrate.files.fingerprint import fingerprint
 from migrate.files.trees import Owner, Tree, checked_list
 from migrate.journal import Entry
 from migrate.places import Locks
-from migrate.protocol import OpenBundle
 from migrate.treestore import Arrivals, Placed
+from migrate.wire.protocol import OpenBundle
 from runtime.linux import syscalls
 
 

@@ -19,7 +19,7 @@ from migrate import journal, relaunch
 from migrate.errors import MigrateError
 from migrate.journal import Entry, Journal
 from migrate.phases import OPEN, Phase
-from migrate.protocol import check_migration_id
+from migrate.wire.protocol import check_migration_id
 from runtime.errors import ContainerError
 from runtime.linux import processes
 from runtime.state.store import Store

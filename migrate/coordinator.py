@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from migrate import journal, protocol, treestore
+from migrate import journal, treestore
 from migrate.departure import Departure
 from migrate.errors import DeadlineExceeded, InDoubt, MigrateError, MovedDirty, MoveFailed, RolledBack
 from migrate.events import Monitor, PassDone, PhaseStarted, Progress, Report, Warned
@@ -22,7 +22,6 @@ from migrate.interrupts import uninterruptible
 from migrate.journal import Entry, Journal
 from migrate.model import MigrationSpec
 from migrate.moves import frozen_tree, undecided
-from migrate.peer import Peer, RemoteFailure, connect
 from migrate.phases import OPEN, Phase, workload
 from migrate.preflight import landlock, volumes
 from migrate.preflight import processes as process_scan
@@ -30,6 +29,8 @@ from migrate.preflight.container import container_blockers, preflight, wait_sett
 from migrate.preflight.volumes import Plan
 from migrate.seeding import ROOTFS, Seeding
 from migrate.settlement import clean_source, clean_target, save_log, settle
+from migrate.wire import protocol
+from migrate.wire.peer import Peer, RemoteFailure, connect
 from runtime.checkpoint import options as criu_options
 from runtime.freeze import mend, syn_gate
 from runtime.spec import network

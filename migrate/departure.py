@@ -17,11 +17,12 @@ from typing import Self
 
 from criu_rpc.client import Criu
 from criu_rpc.errors import CriuError, SwrkDied
-from migrate import protocol, tmpfs_images
+from migrate import tmpfs_images
 from migrate.errors import DeadlineExceeded
-from migrate.pages import PageRelay
-from migrate.peer import Peer
 from migrate.preflight import watches
+from migrate.wire import protocol
+from migrate.wire.pages import PageRelay
+from migrate.wire.peer import Peer
 from runtime.checkpoint import options as criu_options
 from runtime.checkpoint.dump import Dump
 from runtime.errors import ContainerError

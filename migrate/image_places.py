@@ -21,8 +21,8 @@ from typing import Literal
 from migrate.errors import DeadlineExceeded, MigrateError, NoSpace
 from migrate.files import mountinfo
 from migrate.preflight.hostfacts import DATA
-from migrate.protocol import check_migration_id
 from migrate.space import no_space
+from migrate.wire.protocol import check_migration_id
 from runtime.linux import syscalls
 from runtime.spec.mounts import MS_BIND, MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_PRIVATE, MS_REMOUNT
 

@@ -26,8 +26,8 @@ from migrate.files.tmpfs import Mounted, Root
 from migrate.files.trees import Needed, Owner, Tree, checked_list
 from migrate.journal import Entry, Journal
 from migrate.phases import FINAL, NEXT, Phase, workload
-from migrate.protocol import FREEZE_TIMEOUT, CheckTrees, OpenBundle, Prepare, Restore
 from migrate.reception import ReceivedImages, ReceivedPages
+from migrate.wire.protocol import FREEZE_TIMEOUT, CheckTrees, OpenBundle, Prepare, Restore
 from runtime.checkpoint.restore import RestorePlan, Restoring
 from runtime.linux import processes
 from runtime.spec import config as spec_config

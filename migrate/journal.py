@@ -24,8 +24,8 @@ from migrate import journal_lines
 from migrate.atomic import sync_directory
 from migrate.errors import MigrateError, ProtocolError
 from migrate.phases import FINAL, NEXT, Phase
-from migrate.protocol import check_migration_id
 from migrate.space import FULL, no_space
+from migrate.wire.protocol import check_migration_id
 from runtime.linux import syscalls
 
 DIRECTORY = Path("/var/lib/pymigrate/migrations")

@@ -4,7 +4,7 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from migrate.protocol import FREEZE_TIMEOUT
+from migrate.wire.protocol import FREEZE_TIMEOUT
 
 
 class MigrationMode(enum.StrEnum):

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from migrate import protocol
 from migrate.errors import DeadlineExceeded, MigrateError
 from migrate.events import Monitor, PassDone, Progress
 from migrate.files import receivers, tmpfs
@@ -26,8 +25,9 @@ from migrate.files.rsync import Rsync, SentTree, send_tree
 from migrate.files.scan import Scan
 from migrate.files.tmpfs import View
 from migrate.files.trees import Tree
-from migrate.peer import Peer
 from migrate.phases import Phase
+from migrate.wire import protocol
+from migrate.wire.peer import Peer
 from runtime.spec.config import Spec
 from runtime.state.store import State
 

@@ -6,11 +6,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from migrate import asking, protocol
+from migrate import asking
 from migrate.errors import InDoubt, Lost, MigrateError
 from migrate.journal import Entry, Journal
-from migrate.peer import Peer, RemoteFailure, connect
 from migrate.phases import Phase
+from migrate.wire import protocol
+from migrate.wire.peer import Peer, RemoteFailure, connect
 from runtime.lifecycle import control
 from runtime.monitor import logs
 from runtime.state.store import State, Store

@@ -23,7 +23,8 @@ PYMIGRATE = [str(Path(sys.executable).with_name("pymigrate"))]  # `-m migrate.cl
 # {after} when it has done its work.
 _DRIVER = """
 import os, signal, subprocess, sys, time
-from migrate import cli, departure, coordinator, incoming, peer
+from migrate import cli, departure, coordinator, incoming
+from migrate.wire import peer
 {body}
 owner, name = {where}
 original = getattr(owner, name)
@@ -46,7 +47,7 @@ def in_agent(text: str) -> str:
     """A Python program for a source that ends with a move: its agent runs `text` before it serves."""
     added = textwrap.indent(text.strip() + "\n", "    ")
     return (
-        "from migrate import agent_zip\n"
+        "from migrate.wire import agent_zip\n"
         f"agent_zip._MAIN = agent_zip._MAIN.replace('    from migrate.agent', {added!r} + '    from migrate.agent')\n"
     )
 

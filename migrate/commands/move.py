@@ -3,7 +3,7 @@
 import argparse
 
 from migrate import move_options
-from migrate.protocol import FREEZE_TIMEOUT
+from migrate.wire.protocol import FREEZE_TIMEOUT
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

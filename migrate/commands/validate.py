@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     trees = plan(state, spec, wanted.volumes)
     blockers = container_blockers(store, state, spec, tcp_close=wanted.tcp_close) + plan_blockers(trees)
     if wanted.host:
-        from migrate.peer import connect
+        from migrate.wire.peer import connect
 
         with connect(wanted.host, root=str(args.root)) as peer:
             blockers += check_target(peer, store, state, there, trees)[0]

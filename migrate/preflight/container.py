@@ -8,16 +8,16 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from criu_rpc.errors import CriuError
-from migrate import protocol
 from migrate.errors import ProtocolError
 from migrate.files import fingerprint as fingerprints
 from migrate.files import mountinfo
-from migrate.pages import has_wide_records
 from migrate.preflight import filesystems, limits, open_files, silent_losses, sockets
 from migrate.preflight import processes as process_scan
 from migrate.preflight.hostfacts import FactsQuery, HostFacts, can_carry_any_uid, gather
 from migrate.preflight.rules import RULES, Blocker, raise_blocked
 from migrate.preflight.volumes import Plan
+from migrate.wire import protocol
+from migrate.wire.pages import has_wide_records
 from runtime.checkpoint import options as criu_options
 from runtime.freeze import unfreezable
 from runtime.linux import processes
@@ -25,7 +25,7 @@ from runtime.spec.config import Spec
 from runtime.state.store import State, Status, Store
 
 if TYPE_CHECKING:
-    from migrate.peer import Peer
+    from migrate.wire.peer import Peer
 
 TREES_TIMEOUT = 600.0
 SPARE_BYTES = 64 << 20  # for images that are not memory

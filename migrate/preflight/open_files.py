@@ -14,7 +14,7 @@ from typing import Any, Protocol, Self
 
 from migrate.errors import ProtocolError
 from migrate.files import mountinfo
-from migrate.protocol import MAX_REPLY, CheckFiles, dumps
+from migrate.wire.protocol import MAX_REPLY, CheckFiles, dumps
 from runtime.linux import processes
 
 MAX_FILES = 5000

@@ -1,6 +1,6 @@
 """What is loaded or run must be root's or ours, and nobody else may be able to change or replace it.
 
-zip_cache.py needs this before anything is cached: nothing else is imported here.
+wire/zip_cache.py needs this before anything is cached: nothing else is imported here.
 """
 
 from __future__ import annotations

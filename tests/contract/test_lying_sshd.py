@@ -10,8 +10,8 @@ import paramiko
 import pytest
 from paramiko.common import cMSG_CHANNEL_DATA, cMSG_CHANNEL_EXTENDED_DATA
 
-from migrate import ssh
-from migrate.known_hosts import Known
+from migrate.wire import ssh
+from migrate.wire.known_hosts import Known
 
 PATIENCE = 20.0
 BANNER = b"SSH-2.0-x\r\n"

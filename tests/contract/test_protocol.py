@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from migrate import protocol
 from migrate.errors import MigrateError, ProtocolError
-from migrate.protocol import FrameDecoder, FrameType
+from migrate.wire import protocol
+from migrate.wire.protocol import FrameDecoder, FrameType
 
 DIGEST = "0" * 64
 MIGRATION = "20261124T093000-0123456789abcdef"

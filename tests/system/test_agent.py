@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from migrate import protocol
-from migrate.protocol import FrameDecoder, FrameType
+from migrate.wire import protocol
+from migrate.wire.protocol import FrameDecoder, FrameType
 from tests.system.conftest import Lab
 
 MIGRATION = "20261124T093000-0123456789abcdef"

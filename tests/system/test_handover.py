@@ -21,7 +21,8 @@ def cut():
     out_of_reach()
 def out_of_reach():
     # From now on every deadline passes, however long it is, and nothing asks again by itself.
-    from migrate import asking, coordinator, settlement, ssh
+    from migrate import asking, coordinator, settlement
+    from migrate.wire import ssh
     asking.start = lambda *_: False
     coordinator.CONFIRM_TIMEOUT = 1.0
     coordinator.RESUME_TIMEOUT = settlement.RECONNECT_TIMEOUT = ssh.CONNECT_TIMEOUT = 1.0

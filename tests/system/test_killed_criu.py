@@ -161,7 +161,7 @@ def move_with_patched_agent(lab: Lab, module: str, owner: str, name: str) -> tup
     """Exit status, and where the container is then."""
     patch = CRIU_DIES.format(module=module, owner=owner, name=name, died=DIED)
     move = (
-        "import sys\nfrom migrate import agent_zip, cli\n"
+        "import sys\nfrom migrate import cli; from migrate.wire import agent_zip\n"
         f"agent_zip._MAIN = agent_zip._MAIN.replace('    from migrate.agent', {textwrap.indent(patch, '    ')!r} + "
         "'    from migrate.agent')\nsys.exit(cli.main(['--json', 'move', 'web', 'host2']))"
     )

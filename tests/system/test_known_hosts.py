@@ -10,7 +10,7 @@ from tests.system.conftest import Lab
 # Reads {name: contents of known_hosts}; prints what a log-in with each says, "" when it works.
 LOGIN = """
 import json, pathlib, sys
-from migrate import ssh
+from migrate.wire import ssh
 for name, text in json.load(sys.stdin).items():
     pathlib.Path("/root/.ssh/known_hosts").write_bytes(text.encode("latin-1"))
     try:
@@ -104,7 +104,7 @@ def test_files_that_are_named_or_cannot_be_read(lab: Lab, tmp_path: Path) -> Non
         f"RevokedHostKeys {tmp_path}/none": "cannot be asked for revoked host keys",
     }
     code = (
-        "import pathlib, sys\nfrom migrate import ssh\nfrom migrate.errors import HostError\n"
+        "import pathlib, sys\nfrom migrate.wire import ssh\nfrom migrate.errors import HostError\n"
         "for line in sys.stdin.read().splitlines():\n"
         "    pathlib.Path('/root/.ssh/config').write_text(line + '\\n')\n"
         "    try: ssh.login('host2').close(); print()\n"

@@ -352,7 +352,7 @@ def test_cut_network_is_noticed_while_frozen(lab: Lab) -> None:
     before = lab.wait_count("host1", 1)
     started = time.monotonic()
     # That the container goes on waits for no new connection; the end of the move does, in vain.
-    then = "from migrate import ssh; ssh.CONNECT_TIMEOUT = 1.0"
+    then = "from migrate.wire import ssh; ssh.CONNECT_TIMEOUT = 1.0"
     try:
         cut = "ip link set eth0 down"
         code, last = interrupted_move(lab, "stop-and-copy", lambda _: lab.sh("host2", cut), then=then)

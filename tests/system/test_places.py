@@ -44,9 +44,9 @@ def test_the_same_id_below_two_roots(lab: Lab) -> None:
 # A second source of a `web`: it asks for a place, and gives up when another's `web` has moved there meanwhile.
 _SLOW = """
 import json, subprocess, sys
-from migrate import protocol
+from migrate.wire import protocol
 from migrate.journal import new_migration_id
-from migrate.peer import connect
+from migrate.wire.peer import connect
 config = open("{bundle}/config.json").read()
 with connect("host2", root="/run/opencontainer/containers") as peer:
     call = protocol.OpenBundle(

@@ -10,7 +10,7 @@ from criu_rpc import swrk
 from migrate import tmpfs_images
 from tests.system.conftest import Lab
 
-CONNECT = "from migrate.peer import connect; connect('host2', root='/run/opencontainer/containers').close()"
+CONNECT = "from migrate.wire.peer import connect; connect('host2', root='/run/opencontainer/containers').close()"
 NOBODY = 65534
 
 

@@ -5,7 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from migrate import protocol, settlement
+from migrate import settlement
+from migrate.wire import protocol
 
 
 @pytest.mark.parametrize("line", [b"text\n", "Zeile \u00e4\u00f6\u00fc\n".encode(), b"\xff\xfe\xfd\n", b"\n"])

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from migrate.errors import ProtocolError
-from migrate.pages import PageRelay, PageStream
+from migrate.wire.pages import PageRelay, PageStream
 
 PAGE = resource.getpagesize()
 FORMATS = {(4, 2, 1): "=I4xQQQ", (4, 1, 1): "=IIQQ"}

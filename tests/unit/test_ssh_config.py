@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from migrate import ssh
 from migrate.errors import HostError
+from migrate.wire import ssh
 
 MAIN = """Include {0}/early {0}/missing
 Port 2201

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from migrate import zip_cache
+from migrate.wire import zip_cache
 from runtime.linux import trusted
 
 MAIN = """

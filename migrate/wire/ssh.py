@@ -22,9 +22,9 @@ from typing import Any, NoReturn
 import paramiko
 from paramiko.common import MSG_CHANNEL_DATA, MSG_CHANNEL_EXTENDED_DATA
 
-from migrate import known_hosts
 from migrate.errors import HostError, UsageError
-from migrate.known_hosts import Key, Known
+from migrate.wire import known_hosts
+from migrate.wire.known_hosts import Key, Known
 
 CONNECT_TIMEOUT = 15.0
 KEEPALIVE = 3  # seconds between keep-alives, so that a dead connection is noticed

@@ -20,7 +20,7 @@ from migrate.errors import MigrateError
 _MAIN = """
 import sys
 if __name__ == "__main__":
-    from migrate import zip_cache
+    from migrate.wire import zip_cache
     zip_cache.use()
     if sys.argv[1:] != ["agent"]:
         from migrate.cli import main

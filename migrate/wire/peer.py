@@ -1,6 +1,6 @@
 """The other host: an SSH session, the agent started over it, and calls to that agent.
 
-Nothing is installed at the target: the agent's code goes over the connection (agent_zip.py). A short first stage
+Nothing is installed at the target: the agent's code goes over the connection (wire/agent_zip.py). A short first stage
 reads exactly that many bytes, checks their SHA-256, writes them 0700 under /run/pymigrate and becomes the agent.
 What the log-in prints before is skipped up to a banner that holds a random token.
 """
@@ -17,10 +17,10 @@ from typing import Any, Self
 
 import paramiko
 
-from migrate import protocol, ssh
-from migrate.agent_zip import AgentZip
 from migrate.errors import DeadlineExceeded, HostError, MigrateError, ProtocolError, TargetError
-from migrate.protocol import Call, FrameDecoder, FrameType
+from migrate.wire import protocol, ssh
+from migrate.wire.agent_zip import AgentZip
+from migrate.wire.protocol import Call, FrameDecoder, FrameType
 
 START_TIMEOUT = 30.0
 CALL_TIMEOUT = 30.0

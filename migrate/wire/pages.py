@@ -17,8 +17,8 @@ import struct
 import threading
 from collections.abc import Callable
 
-from migrate import protocol
 from migrate.errors import DeadlineExceeded, MigrateError, ProtocolError
+from migrate.wire import protocol
 
 CLOSE_TIMEOUT = 60.0
 _BUFFER = 64 << 20  # bytes that CRIU may be ahead of the connection

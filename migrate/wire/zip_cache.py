@@ -1,7 +1,7 @@
 """Modules of the zip file that we run from, as an earlier start has compiled them: that is most of what a start costs.
 
 zipimport keeps nothing. They are kept beside a zip file that is named by its digest, as the first stage of a move names
-it (peer.py), and only where no other user can put anything: whoever can write there could run code as root.
+it (wire/peer.py), and only where no other user can put anything: whoever can write there could run code as root.
 """
 
 from __future__ import annotations

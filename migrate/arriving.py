@@ -15,7 +15,7 @@ from migrate.errors import TargetError
 from migrate.files import marks
 from migrate.files.fingerprint import fingerprint
 from migrate.files.trees import Owner, Tree, checked_list
-from migrate.journal import Entry
+from migrate.journal.journal import Entry
 from migrate.places import Locks
 from migrate.treestore import Arrivals, Placed
 from migrate.wire.protocol import OpenBundle

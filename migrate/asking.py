@@ -15,9 +15,10 @@ import subprocess
 import time
 from pathlib import Path
 
-from migrate import journal, relaunch
+from migrate import relaunch
 from migrate.errors import MigrateError
-from migrate.journal import Entry, Journal
+from migrate.journal import journal
+from migrate.journal.journal import Entry, Journal
 from migrate.phases import OPEN, Phase
 from migrate.wire.protocol import check_migration_id
 from runtime.errors import ContainerError

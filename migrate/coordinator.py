@@ -12,16 +12,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from migrate import journal, treestore
+from migrate import treestore
 from migrate.departure import Departure
 from migrate.errors import DeadlineExceeded, InDoubt, MigrateError, MovedDirty, MoveFailed, RolledBack
 from migrate.events import Monitor, PassDone, PhaseStarted, Progress, Report, Warned
 from migrate.files.fingerprint import fingerprint
 from migrate.files.trees import Owner, Tree
 from migrate.interrupts import uninterruptible
-from migrate.journal import Entry, Journal
+from migrate.journal import journal
+from migrate.journal.journal import Entry, Journal
+from migrate.journal.undecided import frozen_tree, undecided
 from migrate.model import MigrationSpec
-from migrate.moves import frozen_tree, undecided
 from migrate.phases import OPEN, Phase, workload
 from migrate.preflight import landlock, volumes
 from migrate.preflight import processes as process_scan

@@ -8,8 +8,8 @@ import socket
 from migrate import asking
 from migrate.errors import Lost, MigrateError
 from migrate.interrupts import uninterruptible
-from migrate.journal import Entry, Journal
-from migrate.moves import undecided, undecided_here
+from migrate.journal.journal import Entry, Journal
+from migrate.journal.undecided import undecided, undecided_here
 from migrate.phases import Phase
 from migrate.recovery import LOCK_TIMEOUT, Fate, Left, NothingToRecover, nothing_to_recover, stays
 from migrate.settlement import known_there

@@ -7,12 +7,13 @@ that was prepared, and whose outcome is not known here, may be the last copy of 
 import contextlib
 from dataclasses import dataclass
 
-from migrate import image_manifest, image_places, journal, tmpfs_store
+from migrate import image_manifest, image_places, tmpfs_store
 from migrate.errors import MigrateError
 from migrate.files import receivers
 from migrate.image_keeper import Keeper
 from migrate.image_places import Found
-from migrate.journal import DamagedJournal, Entry
+from migrate.journal import journal
+from migrate.journal.journal import DamagedJournal, Entry
 from migrate.phases import FINAL, Phase
 from migrate.reception import ReceivedImages
 from runtime.linux import processes

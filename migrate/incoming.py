@@ -17,14 +17,15 @@ from pathlib import Path
 from typing import Any, Self
 
 from criu_rpc.client import Criu
-from migrate import image_cleaning, journal, places, tmpfs_pack, tmpfs_store, treestore
+from migrate import image_cleaning, places, tmpfs_pack, tmpfs_store, treestore
 from migrate.arriving import Arriving
 from migrate.atomic import write_atomically
 from migrate.errors import DeadlineExceeded, MigrateError, ProtocolError, TargetError
 from migrate.files import receivers
 from migrate.files.tmpfs import Mounted, Root
 from migrate.files.trees import Needed, Owner, Tree, checked_list
-from migrate.journal import Entry, Journal
+from migrate.journal import journal
+from migrate.journal.journal import Entry, Journal
 from migrate.phases import FINAL, NEXT, Phase, workload
 from migrate.reception import ReceivedImages, ReceivedPages
 from migrate.wire.protocol import FREEZE_TIMEOUT, CheckTrees, OpenBundle, Prepare, Restore

@@ -20,14 +20,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from migrate import DEFAULT_ROOT, journal
+from migrate import DEFAULT_ROOT
 from migrate.errors import MigrateError
 from migrate.files import marks, mountinfo, receivers
 from migrate.files.fingerprint import size
 from migrate.files.marks import Mark
 from migrate.files.mountinfo import is_below
 from migrate.files.trees import Owner
-from migrate.journal import DamagedJournal, Entry
+from migrate.journal import journal
+from migrate.journal.journal import DamagedJournal, Entry
 from migrate.phases import FINAL, Phase
 from migrate.space import free_bytes
 from runtime.errors import ContainerError

@@ -11,12 +11,13 @@ from typing import Self
 from criu_rpc.client import Criu
 from criu_rpc.errors import CriuError
 from criu_rpc.swrk import PageServer
-from migrate import image_keeper, image_manifest, image_places, journal, tmpfs_pack
+from migrate import image_keeper, image_manifest, image_places, tmpfs_pack
 from migrate.atomic import sync_directory
 from migrate.errors import DeadlineExceeded, MigrateError, ProtocolError, TargetError
 from migrate.image_keeper import Keeper
 from migrate.image_manifest import Manifest
 from migrate.image_places import Kind, NoMemory
+from migrate.journal import journal
 from migrate.space import FULL, is_full
 
 

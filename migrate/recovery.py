@@ -13,8 +13,8 @@ from migrate.errors import InDoubt, MigrateError
 from migrate.files.trees import Owner
 from migrate.image_manifest import boot_id
 from migrate.interrupts import uninterruptible
-from migrate.journal import Entry, Journal
-from migrate.moves import is_tree, undecided, undecided_here
+from migrate.journal.journal import Entry, Journal
+from migrate.journal.undecided import is_tree, undecided, undecided_here
 from migrate.settlement import call_off, clean_source, settle
 from runtime.errors import ContainerError
 from runtime.freeze import mend, network_lock

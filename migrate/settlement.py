@@ -8,7 +8,7 @@ from typing import Any
 
 from migrate import asking
 from migrate.errors import InDoubt, Lost, MigrateError
-from migrate.journal import Entry, Journal
+from migrate.journal.journal import Entry, Journal
 from migrate.phases import Phase
 from migrate.wire import protocol
 from migrate.wire.peer import Peer, RemoteFailure, connect

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from migrate.files.marks import Mark
     from migrate.image_cleaning import Left
-    from migrate.journal import DamagedJournal, Entry
+    from migrate.journal.journal import DamagedJournal, Entry
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from migrate import image_cleaning, places
     from migrate.errors import UsageError
-    from migrate.journal import Entry, scan
+    from migrate.journal.journal import Entry, scan
 
     if args.force and not args.clean:
         raise UsageError("--force goes with --clean")

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from migrate import journal
 from migrate.errors import NoSpace
-from migrate.journal import Journal
+from migrate.journal import journal
+from migrate.journal.journal import Journal
 from migrate.phases import Phase
 from runtime.spec.default import default_spec
 from tests.hosts import COUNT, NO_MEMORY, driver

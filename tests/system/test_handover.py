@@ -117,7 +117,7 @@ def dying(*args, original={owner}.{name}, **options):
         ),
         pytest.param("runtime.state.store", "Store", "save", "args[1].started", id="let-run-state-lags-behind"),
         pytest.param(
-            "migrate.journal", "Journal", "record", "args[1] == 'committed'", id="let-run-journal-lags-behind"
+            "migrate.journal.journal", "Journal", "record", "args[1] == 'committed'", id="let-run-journal-lags-behind"
         ),
     ],
 )

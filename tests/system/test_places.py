@@ -45,7 +45,7 @@ def test_the_same_id_below_two_roots(lab: Lab) -> None:
 _SLOW = """
 import json, subprocess, sys
 from migrate.wire import protocol
-from migrate.journal import new_migration_id
+from migrate.journal.journal import new_migration_id
 from migrate.wire.peer import connect
 config = open("{bundle}/config.json").read()
 with connect("host2", root="/run/opencontainer/containers") as peer:

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from migrate import image_manifest, image_places, journal
+from migrate import image_manifest, image_places
 from migrate.errors import MigrateError, TargetError
 from migrate.image_manifest import Manifest
-from migrate.journal import Journal
+from migrate.journal import journal
+from migrate.journal.journal import Journal
 from migrate.phases import Phase
 from migrate.reception import ReceivedImages
 

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from migrate import journal, journal_lines
 from migrate.errors import MigrateError
-from migrate.journal import DamagedJournal, Journal
+from migrate.journal import journal
+from migrate.journal import lines as journal_lines
+from migrate.journal.journal import DamagedJournal, Journal
 from migrate.phases import FINAL, NEXT, Phase, workload
 
 

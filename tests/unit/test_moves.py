@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from migrate import moves
-from migrate.journal import Entry
+from migrate.journal import undecided
+from migrate.journal.journal import Entry
 from migrate.phases import Phase
 from runtime.state.store import State
 
@@ -42,26 +42,26 @@ NO_INIT = Entry("m1", "source", "web", "host1", "host2", Phase.COMMITTED, "2026-
 @pytest.mark.parametrize("old", [OLD, NO_INIT], ids=["today", "earlier-version"])
 def test_a_later_move_closes_an_older_one(old: Entry, later: Entry, closed: bool) -> None:
     known = old is not NO_INIT or later.role == "target"  # whether it was another tree
-    assert moves._is_closed(old, [old, later], None) is (closed and known)
+    assert undecided._is_closed(old, [old, later], None) is (closed and known)
 
 
 def test_the_move_that_brought_the_frozen_tree_is_not_a_later_one() -> None:
     """Whatever its time says: the clock may have been set back."""
     before = entry(2, Phase.RESUMED, "target")
-    assert not moves._is_closed(entry(1, Phase.COMMITTED, before="m2"), [before], None)
+    assert not undecided._is_closed(entry(1, Phase.COMMITTED, before="m2"), [before], None)
 
 
 def test_a_container_that_names_another_move_has_come_back() -> None:
-    assert moves._is_closed(OLD, [], state(move="m7"))
-    assert not moves._is_closed(OLD, [], state())
-    assert not moves._is_closed(OLD, [], state(move="m7", created="d"))
-    assert not moves._is_closed(OLD, [], state(move="m7", started=False))
-    assert not moves._is_closed(entry(1, Phase.COMMITTED, before="m7"), [], state(move="m7"))
+    assert undecided._is_closed(OLD, [], state(move="m7"))
+    assert not undecided._is_closed(OLD, [], state())
+    assert not undecided._is_closed(OLD, [], state(move="m7", created="d"))
+    assert not undecided._is_closed(OLD, [], state(move="m7", started=False))
+    assert not undecided._is_closed(entry(1, Phase.COMMITTED, before="m7"), [], state(move="m7"))
 
 
 def test_only_the_frozen_tree_is_the_frozen_tree() -> None:
-    assert moves.is_tree(OLD, state())
+    assert undecided.is_tree(OLD, state())
     for other in (state(created="d"), state(pid=101), state(pid_start_time=5001), state(move="m7")):
-        assert moves.is_tree(OLD, other) is False
-    assert moves.is_tree(NO_INIT, state()) is None
-    assert moves.is_tree(NO_INIT, state(created="d")) is False
+        assert undecided.is_tree(OLD, other) is False
+    assert undecided.is_tree(NO_INIT, state()) is None
+    assert undecided.is_tree(NO_INIT, state(created="d")) is False

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from migrate import arriving, image_places, journal
-from migrate.journal import Entry
+from migrate import arriving, image_places
+from migrate.journal import journal
+from migrate.journal.journal import Entry
 from migrate.phases import Phase
 from migrate.reception import ReceivedImages
 

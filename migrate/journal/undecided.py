@@ -7,9 +7,9 @@ id is another container.
 
 from typing import Any
 
-from migrate import journal
 from migrate.image_manifest import boot_id
-from migrate.journal import Entry, Journal
+from migrate.journal import journal
+from migrate.journal.journal import Entry, Journal
 from migrate.phases import FINAL, OPEN, Phase
 from runtime.state.store import State, Store
 

@@ -3,7 +3,7 @@
 `/var/lib/pymigrate/migrations/<migration id>.jsonl`. The first line says who moves what where; each further line
 adds what it knows. The COMMITTED line of the source is the one point of no return.
 
-A line is written whole or not at all, and has a checksum (journal_lines.py). While nothing is frozen yet, room is
+A line is written whole or not at all, and has a checksum (journal/lines.py). While nothing is frozen yet, room is
 reserved for the lines that are still to come: a disk that fills up during the move does not keep its end from being
 noted.
 """
@@ -20,9 +20,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
-from migrate import journal_lines
 from migrate.atomic import sync_directory
 from migrate.errors import MigrateError, ProtocolError
+from migrate.journal import lines as journal_lines
 from migrate.phases import FINAL, NEXT, Phase
 from migrate.space import FULL, no_space
 from migrate.wire.protocol import check_migration_id

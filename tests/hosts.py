@@ -23,7 +23,8 @@ PYMIGRATE = [str(Path(sys.executable).with_name("pymigrate"))]  # `-m migrate.cl
 # {after} when it has done its work.
 _DRIVER = """
 import os, signal, subprocess, sys, time
-from migrate import cli, departure, coordinator, incoming
+from migrate import cli, incoming
+from migrate.source import switchover, coordinator
 from migrate.wire import peer
 {body}
 owner, name = {where}

@@ -54,8 +54,8 @@ def run(args: argparse.Namespace) -> int:
 def _print_json(
     moves: "list[Entry]", damaged: "list[DamagedJournal]", images: "list[Left]", files: "list[Mark]"
 ) -> None:
-    from migrate import asking
     from migrate.phases import workload
+    from migrate.source import ask_later
 
     for entry in moves:
         fields = {"migration": entry.migration, "role": entry.role, "id": entry.id, "source": entry.source}
@@ -63,7 +63,7 @@ def _print_json(
         fields |= {"started": entry.started, "updated": entry.updated}
         left = [mark.path for mark in files if mark.migration == entry.migration]
         described = [_described(item) for item in _of(images, entry.migration)]
-        asks = asking.asker(entry.migration) != 0
+        asks = ask_later.asker(entry.migration) != 0
         print(json.dumps({**fields, "asking": asks, "images": described, "files": left}))
     for journal in damaged:
         migration = journal.path.stem
@@ -91,9 +91,9 @@ def _described(item: "Left") -> dict[str, object]:
 
 
 def _print_table(moves: "list[Entry]", images: "list[Left]", files: "list[Mark]") -> None:
-    from migrate import asking
     from migrate.phases import workload
     from migrate.report import printable
+    from migrate.source import ask_later
     from migrate.ui.text import age, size, table
 
     rows = [
@@ -103,7 +103,7 @@ def _print_table(moves: "list[Entry]", images: "list[Left]", files: "list[Mark]"
             found.source,
             found.target,
             found.role,
-            f"{found.phase} (asking)" if asking.asker(found.migration) else found.phase,
+            f"{found.phase} (asking)" if ask_later.asker(found.migration) else found.phase,
             workload(found.phase, found.role),
             found.started,
         )

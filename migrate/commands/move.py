@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from migrate.coordinator import Coordinator
+    from migrate.source.coordinator import Coordinator
     from migrate.ui import monitor
     from runtime.state.store import Store
 

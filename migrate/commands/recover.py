@@ -18,8 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from migrate import forcing, recovery
     from migrate.report import printable
+    from migrate.source import force as forcing
+    from migrate.source import recover as recovery
     from runtime.state.store import Store
 
     action = recovery.recover

@@ -19,9 +19,9 @@ VICTIMS = "/run/victims"
 BODY = (
     in_agent("from migrate import agent\nagent.PULSE_INTERVAL = 0.4")
     + """
-from migrate import settlement
+from migrate.source import settle
 from migrate.files import rsync
-rsync.STALL_TIMEOUT, settlement.ABORT_TIMEOUT, peer.SILENCE = {stall}, {abort}, 2.0
+rsync.STALL_TIMEOUT, settle.ABORT_TIMEOUT, peer.SILENCE = {stall}, {abort}, 2.0
 run = cli.main
 cli.main = lambda argv: run([*argv, "--volume", "/data=copy"])
 def here(number, pids):
@@ -73,7 +73,7 @@ def test_the_monitor_at_the_target(lab: Lab, number: str) -> None:
     before = lab.wait_count("host1", 3)
     script = f"kill -{number} $(pgrep -f '[r]untime.shim')"
     program = driver(
-        "(departure.Departure, 'freeze')",
+        "(switchover.Departure, 'freeze')",
         after=f"subprocess.run(['ssh', 'host2', {script!r}], check=True, stdin=subprocess.DEVNULL)",
         body=in_agent("from runtime.checkpoint.options import restore\nrestoring.MONITOR_TIMEOUT = 1.0"),
     )

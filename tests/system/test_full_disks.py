@@ -150,7 +150,7 @@ def test_a_disk_that_fills_up_in_the_freeze_does_not_stop_the_move(narrow: Lab, 
             id="pages",
         ),
         pytest.param(
-            "(departure.Departure, 'freeze')", False, r"incoming/\S+: \d+ KiB more needed, 0 KiB free", id="images"
+            "(switchover.Departure, 'freeze')", False, r"incoming/\S+: \d+ KiB more needed, 0 KiB free", id="images"
         ),
     ],
 )

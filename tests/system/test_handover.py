@@ -21,11 +21,11 @@ def cut():
     out_of_reach()
 def out_of_reach():
     # From now on every deadline passes, however long it is, and nothing asks again by itself.
-    from migrate import asking, coordinator, settlement
+    from migrate.source import ask_later, coordinator, settle
     from migrate.wire import ssh
-    asking.start = lambda *_: False
+    ask_later.start = lambda *_: False
     coordinator.CONFIRM_TIMEOUT = 1.0
-    coordinator.RESUME_TIMEOUT = settlement.RECONNECT_TIMEOUT = ssh.CONNECT_TIMEOUT = 1.0
+    coordinator.RESUME_TIMEOUT = settle.RECONNECT_TIMEOUT = ssh.CONNECT_TIMEOUT = 1.0
 """
 
 
@@ -55,7 +55,7 @@ def test_agent_dies_after_the_source_has_given_up(lab: Lab) -> None:
     """Committed: the container is restored over a new connection, from the images that the target kept."""
     lab.run()
     start = lab.wait_count("host1", 1)
-    code, event = driven_move(lab, "(departure.Departure, 'give_up')", after="kill_agents()")
+    code, event = driven_move(lab, "(switchover.Departure, 'give_up')", after="kill_agents()")
     assert (code, event["event"], event["workload"]) == (0, "report", "TARGET"), event
     lab.wait_count("host2", start)
     assert lab.ids("host1") == []
@@ -83,7 +83,7 @@ def test_agent_dies_and_its_monitor_is_slow(lab: Lab, given_up: bool) -> None:
     """A tree that nobody has let run is not taken for the container, which then has gone on at neither host."""
     lab.run()
     start = lab.wait_count("host1", 1)
-    where = "(departure.Departure, 'give_up')" if given_up else "(coordinator.Coordinator, '_stop_and_copy')"
+    where = "(switchover.Departure, 'give_up')" if given_up else "(coordinator.Coordinator, '_stop_and_copy')"
     after = "moment()" if given_up else "moment(); raise OSError('test')"
     moment = "def moment():\n" + textwrap.indent(_MOMENT, "    ")
     code, event = driven_move(lab, where, after=after, body=moment)
@@ -146,7 +146,7 @@ def test_the_network_goes_after_the_source_has_given_up(lab: Lab) -> None:
     lab.run()
     start = lab.wait_count("host1", 1)
     try:
-        code, event = driven_move(lab, "(departure.Departure, 'give_up')", after="cut()")
+        code, event = driven_move(lab, "(switchover.Departure, 'give_up')", after="cut()")
         assert (code, event["workload"]) == (12, "UNKNOWN"), event
         assert "pymigrate recover web" in event["remedy"]
         assert "stopped" in lab.on("host1", "pymigrate", "list").stdout
@@ -186,7 +186,7 @@ def test_recover_leaves_another_container_of_the_same_name_alone(lab: Lab) -> No
     lab.run()
     start = lab.wait_count("host1", 1)
     try:
-        assert driven_move(lab, "(departure.Departure, 'give_up')", after="cut()")[0] == 12
+        assert driven_move(lab, "(switchover.Departure, 'give_up')", after="cut()")[0] == 12
     finally:
         lab.sh("host1", "ip link set eth0 up")
     lab.on("host1", "pymigrate", "delete", "--force", "web")
@@ -202,7 +202,7 @@ def test_coordinator_dies_right_after_the_point_of_no_return(lab: Lab) -> None:
     lab.run()
     start = lab.wait_count("host1", 1)
     done = lab.on(
-        "host1", lab.python, "-c", driver("(departure.Departure, 'give_up')", before="os.kill(os.getpid(), 9)"),
+        "host1", lab.python, "-c", driver("(switchover.Departure, 'give_up')", before="os.kill(os.getpid(), 9)"),
         check=False,
     )  # fmt: skip
     assert done.returncode == 137
@@ -220,7 +220,7 @@ def test_coordinator_dies_right_after_the_point_of_no_return(lab: Lab) -> None:
 
 def test_recover_changes_nothing_when_it_cannot_ask(lab: Lab) -> None:
     lab.run()
-    kill = driver("(departure.Departure, 'give_up')", before="os.kill(os.getpid(), 9)")
+    kill = driver("(switchover.Departure, 'give_up')", before="os.kill(os.getpid(), 9)")
     assert lab.on("host1", lab.python, "-c", kill, check=False).returncode == 137
     lab.sh("host1", "ip link set eth0 down")
     try:
@@ -241,7 +241,7 @@ def test_coordinator_dies_after_the_source_has_given_up(lab: Lab) -> None:
     lab.run()
     start = lab.wait_count("host1", 1)
     done = lab.on(
-        "host1", lab.python, "-c", driver("(departure.Departure, 'give_up')", after="os.kill(os.getpid(), 9)"),
+        "host1", lab.python, "-c", driver("(switchover.Departure, 'give_up')", after="os.kill(os.getpid(), 9)"),
         check=False,
     )  # fmt: skip
     assert done.returncode == 137
@@ -276,7 +276,7 @@ def test_interrupt_after_the_point_of_no_return_is_too_late(lab: Lab) -> None:
     lab.run()
     start = lab.wait_count("host1", 1)
     interrupt = "os.kill(os.getpid(), signal.SIGINT)"
-    code, event = driven_move(lab, "(departure.Departure, 'give_up')", before=interrupt, after=interrupt)
+    code, event = driven_move(lab, "(switchover.Departure, 'give_up')", before=interrupt, after=interrupt)
     assert (code, event["event"]) == (0, "report"), event
     lab.wait_count("host2", start)
 
@@ -289,7 +289,7 @@ def test_what_has_gone_on_and_ended_is_not_resurrected(lab: Lab, deleted: bool) 
     """Its coordinator was killed between the decision and the kill: what the target holds is old."""
     lab.run(script=ENDS)
     lab.wait_count("host1", 1)
-    kill = driver("(departure.Departure, 'give_up')", before="os.kill(os.getpid(), 9)")
+    kill = driver("(switchover.Departure, 'give_up')", before="os.kill(os.getpid(), 9)")
     assert lab.on("host1", lab.python, "-c", kill, check=False).returncode == 137
     lab.wait_count("host1", lab.count("host1"))
     state = lab.state("host1")

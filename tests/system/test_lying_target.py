@@ -15,7 +15,8 @@ LIMIT = 512 << 20  # bytes of address space for a source, which takes 200 MiB ot
 MOVE = """
 import resource, sys, time
 resource.setrlimit(resource.RLIMIT_AS, ({limit}, {limit}))
-from migrate import cli, seeding
+from migrate import cli
+from migrate.source import seeding
 original = seeding.Seeding.ahead
 def ahead(self, trees):
     end = time.monotonic() + {wait}

@@ -274,7 +274,7 @@ def test_target_disk_fills_up_during_the_dump(lab: Lab) -> None:
 HELD_AT = {
     "preflight": "(peer.Peer, 'facts')",
     "seed": "(coordinator.Seeding, 'ahead')",
-    "stop-and-copy": "(departure.Departure, 'send_images')",
+    "stop-and-copy": "(switchover.Departure, 'send_images')",
 }
 
 
@@ -370,7 +370,7 @@ def test_a_target_that_takes_no_data_while_the_container_is_frozen(lab: Lab) -> 
     before = lab.wait_count("host1", 1)
     stop = "pids = subprocess.run(['ssh', 'host2', %r], capture_output=True, check=True).stdout.decode().split()"
     program = driver(
-        "(departure.Departure, 'send_images')",
+        "(switchover.Departure, 'send_images')",
         before=(stop % "pgrep -f '^[^ ]*python3 -I -S /run/pymigrate/agent'") + "\n"
         "    subprocess.run(['ssh', 'host2', 'kill', '-STOP', *pids], check=True); agents.extend(pids)",
         body="agents = []; undo = departure.Departure.roll_back\n"

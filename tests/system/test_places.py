@@ -71,7 +71,7 @@ def test_two_sources_move_the_same_id_and_the_slow_one_fails(lab: Lab) -> None:
 def test_recover_does_not_empty_the_root_of_a_later_container(lab: Lab) -> None:
     """The first one's coordinator died after COMMITTED; another `web` has come to the target since."""
     run(lab, "alice")
-    kill = driver("(departure.Departure, 'give_up')", before="os.kill(os.getpid(), 9)")
+    kill = driver("(switchover.Departure, 'give_up')", before="os.kill(os.getpid(), 9)")
     assert lab.on("host1", lab.python, "-c", kill, check=False).returncode == 137
     lab.on("host1", "pymigrate", "delete", "--force", "web")
     run(lab, "bob", place="other")

@@ -334,7 +334,7 @@ def test_the_copies_of_a_recovered_move_can_be_renewed(hosts: Lab) -> None:
     before = start(hosts, bind("/data", "/srv/data", "rw"), **WRITABLE)
     options = ("--volume", "/data=copy", "--allow", "writable-rootfs")
     program = driver(
-        "(departure.Departure, 'give_up')",
+        "(switchover.Departure, 'give_up')",
         after="os.kill(os.getpid(), 9)",
         body=f"run = cli.main; cli.main = lambda argv: run([*argv, *{options!r}])",
     )

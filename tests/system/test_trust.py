@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from criu_rpc import swrk
-from migrate import tmpfs_images
+from migrate.source import tar_images
 from tests.system.conftest import Lab
 
 CONNECT = "from migrate.wire.peer import connect; connect('host2', root='/run/opencontainer/containers').close()"
@@ -46,16 +46,16 @@ def test_an_agent_that_another_user_could_change_is_sent_again(lab: Lab) -> None
 
 def test_a_gzip_that_another_user_has_put_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = tmp_path / "tar"
-    monkeypatch.setattr(tmpfs_images, "DIRECTORY", directory)
-    assert tmpfs_images.environment()["PATH"].startswith(f"{directory}:")
+    monkeypatch.setattr(tar_images, "DIRECTORY", directory)
+    assert tar_images.environment()["PATH"].startswith(f"{directory}:")
     assert stat.S_IMODE(directory.stat().st_mode) == 0o755
     program = directory / "gzip"
     for path, restore in ((program, 0), (directory, 0)):
         os.chown(path, NOBODY, NOBODY)
-        assert str(directory) not in tmpfs_images.environment()["PATH"]
+        assert str(directory) not in tar_images.environment()["PATH"]
         os.chown(path, restore, restore)
     program.write_text("#!/bin/sh\ntouch /tmp/x\n")
-    assert str(directory) not in tmpfs_images.environment()["PATH"]
+    assert str(directory) not in tar_images.environment()["PATH"]
 
 
 def test_criu_is_not_looked_for_where_we_happen_to_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

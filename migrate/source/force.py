@@ -5,14 +5,14 @@ Each says first what it means: nobody can tell here what the other host does.
 
 import socket
 
-from migrate import asking
 from migrate.errors import Lost, MigrateError
 from migrate.interrupts import uninterruptible
 from migrate.journal.journal import Entry, Journal
 from migrate.journal.undecided import undecided, undecided_here
 from migrate.phases import Phase
-from migrate.recovery import LOCK_TIMEOUT, Fate, Left, NothingToRecover, nothing_to_recover, stays
-from migrate.settlement import known_there
+from migrate.source import ask_later
+from migrate.source.recover import LOCK_TIMEOUT, Fate, Left, NothingToRecover, nothing_to_recover, stays
+from migrate.source.settle import known_there
 from runtime import notices
 from runtime.linux import processes
 from runtime.state.store import Store
@@ -41,7 +41,7 @@ def force_source(store: Store, container_id: str) -> str:
                 f"to close the entry: pymigrate recover --forget {entry.id}",
             )
         log.record(Phase.ABORTED, reason=words, cleaned=False)
-        asking.start(store.root, entry.migration)
+        ask_later.start(store.root, entry.migration)
         return stays(entry, left, socket.gethostname())
 
 
@@ -99,7 +99,7 @@ def _stopped(store: Store, container_id: str) -> Entry:
     entry = undecided(store, container_id)
     if entry is None:
         raise nothing_to_recover(store, container_id)
-    asking.stop(entry.migration)
+    ask_later.stop(entry.migration)
     entry = undecided(store, container_id)
     if entry is None:
         raise nothing_to_recover(store, container_id)

@@ -41,7 +41,7 @@ def start(root: str, migration: str) -> bool:
             return True
         try:
             process = subprocess.Popen(
-                relaunch.module("migrate.asking", root, migration), cwd="/", start_new_session=True, pass_fds=[taken],
+                relaunch.module("migrate.source.ask_later", root, migration), cwd="/", start_new_session=True, pass_fds=[taken],
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             )  # fmt: skip
             os.write(taken, b"%d" % process.pid)
@@ -115,14 +115,14 @@ def _attempt(store: Store, migration: str) -> bool:
             return _discarded(entry)
         if entry.phase not in OPEN or entry.phase is Phase.LOST:
             return True
-        from migrate.recovery import finish
+        from migrate.source.recover import finish
 
         finish(store, entry, patience=0.0)
     return True
 
 
 def _discarded(entry: Entry) -> bool:
-    from migrate.settlement import discard
+    from migrate.source.settle import discard
 
     return entry.fields.get("cleaned") is not False or discard(entry)
 

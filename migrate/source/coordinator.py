@@ -1,7 +1,7 @@
 """The source's side of a move: preflight, seed, switch-over, and what to do when any of it fails.
 
 Before COMMITTED every failure ends with the container running here as if nothing had happened. From COMMITTED on
-it does not run here again (unless we are killed before we end it, see recovery.py); if the target's confirmation is
+it does not run here again (unless we are killed before we end it, see source/recover.py); if the target's confirmation is
 missing the move is settled over a new connection, and if that fails too it is in doubt: both sides keep what they have,
 and `pymigrate recover` finishes it.
 """
@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from migrate import treestore
-from migrate.departure import Departure
 from migrate.errors import DeadlineExceeded, InDoubt, MigrateError, MovedDirty, MoveFailed, RolledBack
 from migrate.events import Monitor, PassDone, PhaseStarted, Progress, Report, Warned
 from migrate.files.fingerprint import fingerprint
@@ -28,8 +27,9 @@ from migrate.preflight import landlock, volumes
 from migrate.preflight import processes as process_scan
 from migrate.preflight.container import container_blockers, preflight, wait_settled
 from migrate.preflight.volumes import Plan
-from migrate.seeding import ROOTFS, Seeding
-from migrate.settlement import clean_source, clean_target, save_log, settle
+from migrate.source.seeding import ROOTFS, Seeding
+from migrate.source.settle import clean_source, clean_target, save_log, settle
+from migrate.source.switchover import Departure
 from migrate.wire import protocol
 from migrate.wire.peer import Peer, RemoteFailure, connect
 from runtime.checkpoint import options as criu_options

@@ -6,10 +6,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from migrate import asking
 from migrate.errors import InDoubt, Lost, MigrateError
 from migrate.journal.journal import Entry, Journal
 from migrate.phases import Phase
+from migrate.source import ask_later
 from migrate.wire import protocol
 from migrate.wire.peer import Peer, RemoteFailure, connect
 from runtime.lifecycle import control
@@ -32,7 +32,7 @@ def settle(
 
     Tries for `patience` seconds (RECONNECT_TIMEOUT). Journals RESUMED and returns since when the target has run it, ""
     when that is since this call. Journals LOST and raises Lost when the target cannot restore it; otherwise journals
-    IN_DOUBT, raises InDoubt, and a process of its own goes on asking (asking.py).
+    IN_DOUBT, raises InDoubt, and a process of its own goes on asking (source/ask_later.py).
     """
     try:
         answer = _ask(host, root, protocol.Settle(migration, "resume"), patience)
@@ -40,7 +40,7 @@ def settle(
         asked = ""
         if log.phase is not Phase.LOST:
             log.record(Phase.IN_DOUBT, reason=str(failure))
-            asked = "a process here goes on asking for an hour\n" if asking.start(root, migration) else ""
+            asked = "a process here goes on asking for an hour\n" if ask_later.start(root, migration) else ""
         raise InDoubt(
             f"container {container_id} was ended here to go on at {host}, which has not confirmed that: {failure}",
             cause=failure,

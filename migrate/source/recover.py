@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from migrate import asking, treestore
+from migrate import treestore
 from migrate.errors import InDoubt, MigrateError
 from migrate.files.trees import Owner
 from migrate.image_manifest import boot_id
 from migrate.interrupts import uninterruptible
 from migrate.journal.journal import Entry, Journal
 from migrate.journal.undecided import is_tree, undecided, undecided_here
-from migrate.settlement import call_off, clean_source, settle
+from migrate.source import ask_later
+from migrate.source.settle import call_off, clean_source, settle
 from runtime.errors import ContainerError
 from runtime.freeze import mend, network_lock
 from runtime.lifecycle import control
@@ -86,7 +87,7 @@ def recover(store: Store, container_id: str) -> str:
     Raises NothingToRecover, InDoubt when the target still cannot be asked, Lost.
     """
     if (entry := undecided(store, container_id)) is not None:
-        asking.stop(entry.migration)
+        ask_later.stop(entry.migration)
     with store.lock(container_id, LOCK_TIMEOUT):
         entry = undecided(store, container_id)
         if entry is not None:

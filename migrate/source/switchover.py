@@ -17,9 +17,9 @@ from typing import Self
 
 from criu_rpc.client import Criu
 from criu_rpc.errors import CriuError, SwrkDied
-from migrate import tmpfs_images
 from migrate.errors import DeadlineExceeded
 from migrate.preflight import watches
+from migrate.source import tar_images
 from migrate.wire import protocol
 from migrate.wire.pages import PageRelay
 from migrate.wire.peer import Peer
@@ -90,7 +90,7 @@ class Departure:
         )
         self._relay.start()
         guard, self._guard = self._guard, None
-        environment = tmpfs_images.environment()
+        environment = tar_images.environment()
         self._dump = Dump(self._state, self.spec, options, timeout=timeout, guard=guard, env=environment)
         self._relay.criu_end.close()
         try:
@@ -114,11 +114,11 @@ class Departure:
             fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=self._images)
             with open(fd, "rb") as file:
                 seen, size = hashlib.sha256(), 0
-                for data in tmpfs_images.contents(name, file):
+                for data in tar_images.contents(name, file):
                     seen.update(data)
                     size += len(data)
                 self._peer.post(protocol.Image(name, size, seen.hexdigest()))
-                for data in tmpfs_images.contents(name, file):
+                for data in tar_images.contents(name, file):
                     for start in range(0, len(data), protocol.CHUNK):
                         if time.monotonic() > deadline:
                             raise DeadlineExceeded("the images could not be sent in time")

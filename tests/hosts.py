@@ -23,7 +23,8 @@ PYMIGRATE = [str(Path(sys.executable).with_name("pymigrate"))]  # `-m migrate.cl
 # {after} when it has done its work.
 _DRIVER = """
 import os, signal, subprocess, sys, time
-from migrate import cli, incoming
+from migrate import cli
+from migrate.target import incoming
 from migrate.source import switchover, coordinator
 from migrate.wire import peer
 {body}
@@ -49,7 +50,7 @@ def in_agent(text: str) -> str:
     added = textwrap.indent(text.strip() + "\n", "    ")
     return (
         "from migrate.wire import agent_zip\n"
-        f"agent_zip._MAIN = agent_zip._MAIN.replace('    from migrate.agent', {added!r} + '    from migrate.agent')\n"
+        f"agent_zip._MAIN = agent_zip._MAIN.replace('    from migrate.target.agent', {added!r} + '    from migrate.target.agent')\n"
     )
 
 
@@ -64,7 +65,7 @@ KILL_AGENT = (
     "$(ls /var/lib/pymigrate/migrations/*.jsonl | tail -n 1))"
 )
 # Before a program for a source: the images of its move are on the target's disk.
-NO_MEMORY = in_agent("from migrate import image_places\nimage_places.room = lambda: 0")
+NO_MEMORY = in_agent("from migrate.target import image_places\nimage_places.room = lambda: 0")
 
 
 def write_bundle(bundle: Path, script: str, **changes: Any) -> None:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from migrate.files.marks import Mark
-    from migrate.image_cleaning import Left
     from migrate.journal.journal import DamagedJournal, Entry
+    from migrate.target.image_cleanup import Left
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,13 +25,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from migrate import image_cleaning, places
     from migrate.errors import UsageError
     from migrate.journal.journal import Entry, scan
+    from migrate.target import image_cleanup, places
 
     if args.force and not args.clean:
         raise UsageError("--force goes with --clean")
-    images = image_cleaning.left(args.id)
+    images = image_cleanup.left(args.id)
     files = [mark for mark in places.leftovers() if args.id in (None, mark.id)]
     if args.clean:
         _clean_files(files)
@@ -136,8 +136,8 @@ def _print_table(moves: "list[Entry]", images: "list[Left]", files: "list[Mark]"
 
 def _clean_files(files: "list[Mark]") -> None:
     """Remove what failed moves have sent: the next one of the same container sends it again."""
-    from migrate import places
     from migrate.report import printable
+    from migrate.target import places
 
     for mark in files:
         why = places.clean(mark)
@@ -146,8 +146,8 @@ def _clean_files(files: "list[Mark]") -> None:
 
 def _clean(images: "list[Left]", *, force: bool) -> int:
     """Remove what may be removed. Raises LastCopy when something stays that may be needed."""
-    from migrate import image_cleaning
-    from migrate.image_cleaning import LastCopy
+    from migrate.target import image_cleanup
+    from migrate.target.image_cleanup import LastCopy
 
     kept = []
     for item in images:
@@ -159,7 +159,7 @@ def _clean(images: "list[Left]", *, force: bool) -> int:
         else:
             if item.may_be_last:
                 print(f"pymigrate: warning: {name}: this may have been the last copy of it", file=sys.stderr)
-            image_cleaning.remove(item)
+            image_cleanup.remove(item)
             print(f"{name}: removed")
     if kept:
         raise LastCopy(kept)

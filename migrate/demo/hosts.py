@@ -8,9 +8,9 @@ import subprocess
 from typing import TYPE_CHECKING, Protocol
 
 from migrate import relaunch
-from migrate.bundles import BUNDLES
 from migrate.errors import MigrateError
 from migrate.files import marks
+from migrate.target.bundles import BUNDLES
 
 if TYPE_CHECKING:
     from migrate.demo.client import Client

@@ -7,10 +7,10 @@ id is another container.
 
 from typing import Any
 
-from migrate.image_manifest import boot_id
 from migrate.journal import journal
 from migrate.journal.journal import Entry, Journal
 from migrate.phases import FINAL, OPEN, Phase
+from migrate.target.image_manifest import boot_id
 from runtime.state.store import State, Store
 
 _UNDECIDED_THERE = frozenset({Phase.STOP_AND_COPY, Phase.PREPARED, Phase.COMMITTED})

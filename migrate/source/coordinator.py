@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from migrate import treestore
 from migrate.errors import DeadlineExceeded, InDoubt, MigrateError, MovedDirty, MoveFailed, RolledBack
 from migrate.events import Monitor, PassDone, PhaseStarted, Progress, Report, Warned
 from migrate.files.fingerprint import fingerprint
@@ -30,6 +29,7 @@ from migrate.preflight.volumes import Plan
 from migrate.source.seeding import ROOTFS, Seeding
 from migrate.source.settle import clean_source, clean_target, save_log, settle
 from migrate.source.switchover import Departure
+from migrate.target import trees as tree_store
 from migrate.wire import protocol
 from migrate.wire.peer import Peer, RemoteFailure, connect
 from runtime.checkpoint import options as criu_options
@@ -267,7 +267,7 @@ class Coordinator:
             settle(self._log, self._wanted.id, self._wanted.host, str(self._store.root), self._migration)
         self._resumed_at = time.monotonic()
         self._clock.step("resume")
-        treestore.leave(leaving, Owner(state.id, state.created, self._store.root), self._migration)
+        tree_store.leave(leaving, Owner(state.id, state.created, self._store.root), self._migration)
 
     def _finish(self, dropped: int) -> Report:
         """The container runs at the target: journal it, clean up here, report."""

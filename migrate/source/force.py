@@ -51,7 +51,7 @@ def force_target(store: Store, container_id: str) -> str:
     Returns where it is, in words. Raises NothingToRecover; MigrateError when the move still goes on; Lost when the
     images are not whole.
     """
-    from migrate.incoming import Incoming
+    from migrate.target.incoming import Incoming
 
     entry = undecided_here(store, container_id)
     if entry is None:

@@ -25,7 +25,7 @@ if __name__ == "__main__":
     if sys.argv[1:] != ["agent"]:
         from migrate.cli import main
         sys.exit(main())
-    from migrate.agent import main
+    from migrate.target.agent import main
     sys.exit(main())
 """
 _LEFT_OUT = ("migrate/lab/", "migrate/demo", "migrate/commands/lab", "migrate/commands/demo")

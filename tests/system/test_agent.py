@@ -12,7 +12,7 @@ from migrate.wire.protocol import FrameDecoder, FrameType
 from tests.system.conftest import Lab
 
 MIGRATION = "20261124T093000-0123456789abcdef"
-AGENT = ["python3", "-c", "import sys; from migrate.agent import main; sys.exit(main())"]
+AGENT = ["python3", "-c", "import sys; from migrate.target.agent import main; sys.exit(main())"]
 
 
 def data(payload: bytes, kind: FrameType = FrameType.DATA) -> bytes:

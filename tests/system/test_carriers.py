@@ -17,7 +17,7 @@ pytestmark = pytest.mark.system
 VICTIMS = "/run/victims"
 # In the middle of a transfer {action} is done, and the time is noted; the rest would take 20 s.
 BODY = (
-    in_agent("from migrate import agent\nagent.PULSE_INTERVAL = 0.4")
+    in_agent("from migrate.target import agent\nagent.PULSE_INTERVAL = 0.4")
     + """
 from migrate.source import settle
 from migrate.files import rsync

@@ -33,7 +33,7 @@ def wait_synced():
     at_target(f"timeout 60 sh -c '{wait}; until ! test -e /run/pymigrate/images/memory; do :; done'")
 """
 )
-PATIENT = in_agent("from migrate import image_keeper\nimage_keeper.PATIENCE = 3600.0")
+PATIENT = in_agent("from migrate.target import image_keeper\nimage_keeper.PATIENCE = 3600.0")
 PREPARED = "(coordinator.Coordinator, '_stop_and_copy')"
 GIVEN_UP = "(switchover.Departure, 'give_up')"
 
@@ -102,7 +102,7 @@ def test_memory_is_not_on_the_disk_before_the_move_is_in_doubt(lab: Lab) -> None
     wait_until(lambda: places(lab) == ["disk"] and lab.sh("host2", "ls -d /run/pymigrate/images", check=False) == "")
     [path] = lab.images("host2")
     assert with_secret(lab, path) != []
-    verify = "from migrate.reception import ReceivedImages; ReceivedImages.existing({!r}).verify()"
+    verify = "from migrate.target.images import ReceivedImages; ReceivedImages.existing({!r}).verify()"
     lab.on("host2", lab.python, "-c", verify.format(path.rsplit("/", 1)[1]))
     [image] = described(lab)
     assert (image["place"], image["may_be_last_copy"], image["in_use"]) == ("disk", True, False)
@@ -243,7 +243,7 @@ def test_memory_that_fills_up_rolls_back(lab: Lab) -> None:
     """The container was measured before it grew."""
     lab.run(script=f"x=$(head -c 5000000 /dev/urandom | base64); {COUNT}")
     start = lab.wait_count("host1", 1)
-    small = in_agent("from migrate import image_places\nimage_places.room = lambda: 1 << 20")
+    small = in_agent("from migrate.target import image_places\nimage_places.room = lambda: 1 << 20")
     measured = "from migrate.preflight import processes as process_scan\nprocscan.memory_bytes = lambda pid: 0\n"
     running = lab.start(
         "host1", lab.python, "-c", small + measured + driver(PREPARED), stdin=subprocess.DEVNULL

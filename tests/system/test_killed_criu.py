@@ -162,8 +162,8 @@ def move_with_patched_agent(lab: Lab, module: str, owner: str, name: str) -> tup
     patch = CRIU_DIES.format(module=module, owner=owner, name=name, died=DIED)
     move = (
         "import sys\nfrom migrate import cli; from migrate.wire import agent_zip\n"
-        f"agent_zip._MAIN = agent_zip._MAIN.replace('    from migrate.agent', {textwrap.indent(patch, '    ')!r} + "
-        "'    from migrate.agent')\nsys.exit(cli.main(['--json', 'move', 'web', 'host2']))"
+        f"agent_zip._MAIN = agent_zip._MAIN.replace('    from migrate.target.agent', {textwrap.indent(patch, '    ')!r} + "
+        "'    from migrate.target.agent')\nsys.exit(cli.main(['--json', 'move', 'web', 'host2']))"
     )
     try:
         done = lab.on("host1", lab.python, "-c", move, check=False)
@@ -189,7 +189,7 @@ def test_at_the_target_when_it_is_too_late(lab: Lab) -> None:
     """It holds the restored container, which the source has given up: it is restored once more."""
     lab.run()
     start = lab.wait_count("host1", 1)
-    assert move_with_patched_agent(lab, "migrate.incoming", "Incoming", "confirm") == (0, "TARGET")
+    assert move_with_patched_agent(lab, "migrate.target.incoming", "Incoming", "confirm") == (0, "TARGET")
     lab.wait_count("host2", start)
     numbers = lab.numbers("host2")
     assert numbers == list(range(numbers[0], numbers[-1] + 1))

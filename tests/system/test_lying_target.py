@@ -31,7 +31,7 @@ sys.exit(code)
 # Its agent does `lie` when it is about to answer: `ask` is a word for what it was asked for.
 AGENT = """
 import json
-from migrate.agent import Agent, FrameType
+from migrate.target.agent import Agent, FrameType
 original = Agent._write
 KEYS = {{"host": "Hello", "machine": "Facts", "rootfs": "OpenBundle", "tmpfs": "Prepare", "pid": "Restore"}}
 def write(self, kind, payload):

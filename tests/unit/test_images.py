@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from migrate import image_manifest, image_places
 from migrate.errors import MigrateError, TargetError
-from migrate.image_manifest import Manifest
 from migrate.journal import journal
 from migrate.journal.journal import Journal
 from migrate.phases import Phase
-from migrate.reception import ReceivedImages
+from migrate.target import image_manifest, image_places
+from migrate.target.image_manifest import Manifest
+from migrate.target.images import ReceivedImages
 
 MIGRATION = "20261130T120000-0123456789abcdef"
 DATA = {"inventory.img": b"inventory", "pages-1.img": b"x" * 100_000, "core-1.img": b""}

@@ -11,17 +11,17 @@ from typing import Any
 
 import pytest
 
-from migrate import bundles, places
-from migrate.arriving import Arriving
-from migrate.bundles import Chooser, Chosen
 from migrate.files import marks, receivers
 from migrate.files.fingerprint import fingerprint
 from migrate.files.trees import Owner, Tree
 from migrate.journal import journal
 from migrate.journal.journal import Journal
 from migrate.phases import Phase
-from migrate.places import Locks, Uses
-from migrate.treestore import Arrivals
+from migrate.target import bundles, places
+from migrate.target.bundles import Chooser, Chosen
+from migrate.target.files import Arriving
+from migrate.target.places import Locks, Uses
+from migrate.target.trees import Arrivals
 from runtime.linux import processes
 from runtime.state.store import State, Store
 

@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from migrate import arriving, image_places
 from migrate.journal import journal
 from migrate.journal.journal import Entry
 from migrate.phases import Phase
-from migrate.reception import ReceivedImages
+from migrate.target import files as target_files
+from migrate.target import image_places
+from migrate.target.images import ReceivedImages
 
 MIGRATION = "20260101T000000-0123456789abcdef"
 
@@ -19,7 +20,7 @@ def test_the_files_of_a_move_are_on_the_disk_before_its_images(tmp_path: Path, m
     fields = {"bundle": "/b", "rootfs": str(tmp_path), "created": "c", "root": "/r"}
     entry = Entry(MIGRATION, "target", "web", "host1", "host2", Phase.PREPARED, "", "", fields)
     monkeypatch.setattr(journal, "load", lambda _: entry)
-    monkeypatch.setattr(arriving, "_sync", synced.append)
+    monkeypatch.setattr(target_files, "_sync", synced.append)
     monkeypatch.setattr(image_places, "DISK", tmp_path)
     path = tmp_path / MIGRATION
     path.mkdir()

@@ -1,4 +1,4 @@
-"""The keeper of a move's images, as its agent sees it (image_keeping.py): starts it, tells it, ends it."""
+"""The keeper of a move's images, as its agent sees it (target/image_keeper_process.py): starts it, tells it, ends it."""
 
 import contextlib
 import json
@@ -9,8 +9,8 @@ import subprocess
 from pathlib import Path
 from typing import Self
 
-from migrate import image_places
 from migrate.errors import DeadlineExceeded
+from migrate.target import image_places
 from runtime.linux import processes, selfexec
 
 PATIENCE = 1.0  # seconds for the outcome
@@ -33,7 +33,7 @@ class Keeper:
         ours, theirs = socket.socketpair()
         null, inherited = subprocess.DEVNULL, [lock] if lock is not None else []
         with theirs:
-            argv = selfexec.command("migrate.image_keeping", migration, str(path), kind, str(PATIENCE))
+            argv = selfexec.command("migrate.target.image_keeper_process", migration, str(path), kind, str(PATIENCE))
             process = subprocess.Popen(
                 argv, stdin=theirs.fileno(), stdout=null, stderr=null, pass_fds=inherited, cwd="/",
                 start_new_session=True,

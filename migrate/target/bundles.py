@@ -1,4 +1,4 @@
-"""Bundles of containers that come in: one that is here already, or a place (places.py) for a new one.
+"""Bundles of containers that come in: one that is here already, or a place (target/places.py) for a new one.
 
 What a bundle holds is compared, config.json as much as the root file system, before it is used. One that no move has
 made is an operator's, or an engine's: it is never written to, but for a root file system that this very container has
@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from migrate import places
 from migrate.atomic import write_atomically
 from migrate.errors import MigrateError, ProtocolError
 from migrate.files import marks
 from migrate.files.fingerprint import fingerprint
 from migrate.files.trees import Owner
-from migrate.places import Locks, Uses
 from migrate.preflight.hostfacts import DATA
+from migrate.target import places
+from migrate.target.places import Locks, Uses
 from runtime.state import moved_mark
 
 BUNDLES = DATA / "bundles"

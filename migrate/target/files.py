@@ -1,6 +1,6 @@
 """The files of a move into this host, its bundle and the trees beside that: their places, and what becomes of them.
 
-Places are taken by `plan` (bundles.py, treestore.py) and held until the container runs, or the move is undone. All
+Places are taken by `plan` (target/bundles.py, target/trees.py) and held until the container runs, or the move is undone. All
 that this needs to be gone on with by another agent is in the journal.
 """
 
@@ -9,15 +9,15 @@ import os
 from pathlib import Path
 from typing import Any, Self
 
-from migrate import bundles, places
-from migrate.bundles import Chooser, Chosen
 from migrate.errors import TargetError
 from migrate.files import marks
 from migrate.files.fingerprint import fingerprint
 from migrate.files.trees import Owner, Tree, checked_list
 from migrate.journal.journal import Entry
-from migrate.places import Locks
-from migrate.treestore import Arrivals, Placed
+from migrate.target import bundles, places
+from migrate.target.bundles import Chooser, Chosen
+from migrate.target.places import Locks
+from migrate.target.trees import Arrivals, Placed
 from migrate.wire.protocol import OpenBundle
 from runtime.linux import syscalls
 

@@ -1,7 +1,7 @@
 """The target's half of file trees: where they are put, and what becomes of them when the move fails.
 
 A tree is only ever put where nothing is, or where an earlier move of the same container has put it or left it, by the
-mark there (files/marks.py, places.py). A constant one that is there already is used as it is, and never written to.
+mark there (files/marks.py, target/places.py). A constant one that is there already is used as it is, and never written to.
 """
 
 import contextlib
@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from migrate import places
 from migrate.errors import MigrateError, TargetError
 from migrate.files import marks, mountinfo
 from migrate.files.fingerprint import fingerprint, size
 from migrate.files.trees import Needed, Owner, Tree
-from migrate.places import Locks, Uses
 from migrate.preflight.hostfacts import DATA
 from migrate.space import existing, free_bytes
+from migrate.target import places
+from migrate.target.places import Locks, Uses
 
 
 def leave(leaving: dict[str, list[str]], owner: Owner, migration: str) -> None:

@@ -31,9 +31,9 @@ def main(argv: list[str]) -> int:
         os.nice(10)
     from pathlib import Path
 
-    from migrate import image_places
     from migrate.errors import MigrateError
-    from migrate.reception import ReceivedImages
+    from migrate.target import image_places
+    from migrate.target.images import ReceivedImages
 
     images = ReceivedImages(migration, Path(path), "memory" if kind == "memory" else "disk")
     if not word:

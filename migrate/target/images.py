@@ -11,14 +11,14 @@ from typing import Self
 from criu_rpc.client import Criu
 from criu_rpc.errors import CriuError
 from criu_rpc.swrk import PageServer
-from migrate import image_keeper, image_manifest, image_places, tmpfs_pack
 from migrate.atomic import sync_directory
 from migrate.errors import DeadlineExceeded, MigrateError, ProtocolError, TargetError
-from migrate.image_keeper import Keeper
-from migrate.image_manifest import Manifest
-from migrate.image_places import Kind, NoMemory
 from migrate.journal import journal
 from migrate.space import FULL, is_full
+from migrate.target import image_keeper, image_manifest, image_places, tmpfs_archive
+from migrate.target.image_keeper import Keeper
+from migrate.target.image_manifest import Manifest
+from migrate.target.image_places import Kind, NoMemory
 
 
 class ReceivedImages:
@@ -202,9 +202,9 @@ class ReceivedImages:
             if found[0] != size or digest not in (None, found[1]):
                 raise TargetError(f"{self.path / name}: is damaged")
             images[name] = found
-        if tmpfs_pack.INDEX not in images:
+        if tmpfs_archive.INDEX not in images:
             with contextlib.suppress(TargetError, OSError):  # then they outlive no power cut, but the images do
-                images |= tmpfs_pack.pack(self.migration, place)
+                images |= tmpfs_archive.pack(self.migration, place)
         Manifest(self.migration, known.boot, images).save(place, durable=True)
         sync_directory(place)
 
@@ -246,8 +246,8 @@ def _sync_files(migration: str) -> None:
 
     Raises OSError.
     """
-    from migrate.arriving import Arriving
     from migrate.files.trees import Owner
+    from migrate.target.files import Arriving
 
     with contextlib.suppress(MigrateError):  # what a damaged journal says is not needed to keep the images
         entry = journal.load(migration)

@@ -1,7 +1,7 @@
 """The target's half of a move: what each call does on this host, and how all of it is undone.
 
-Images go where image_places.py says; files go to places that are new, or that a mark says are this container's
-(arriving.py).
+Images go where target/image_places.py says; files go to places that are new, or that a mark says are this container's
+(target/files.py).
 
 Until `resume`, whatever goes wrong ends in `abort`: the restored tree is killed before it has run an instruction,
 and container and images are removed; so are files that are new, unless they are worth keeping for the next attempt. The
@@ -17,8 +17,6 @@ from pathlib import Path
 from typing import Any, Self
 
 from criu_rpc.client import Criu
-from migrate import image_cleaning, places, tmpfs_pack, tmpfs_store, treestore
-from migrate.arriving import Arriving
 from migrate.atomic import write_atomically
 from migrate.errors import DeadlineExceeded, MigrateError, ProtocolError, TargetError
 from migrate.files import receivers
@@ -27,7 +25,11 @@ from migrate.files.trees import Needed, Owner, Tree, checked_list
 from migrate.journal import journal
 from migrate.journal.journal import Entry, Journal
 from migrate.phases import FINAL, NEXT, Phase, workload
-from migrate.reception import ReceivedImages, ReceivedPages
+from migrate.target import image_cleanup, places, tmpfs_archive
+from migrate.target import tmpfs as target_tmpfs
+from migrate.target import trees as tree_store
+from migrate.target.files import Arriving
+from migrate.target.images import ReceivedImages, ReceivedPages
 from migrate.wire.protocol import FREEZE_TIMEOUT, CheckTrees, OpenBundle, Prepare, Restore
 from runtime.checkpoint.restore import RestorePlan, Restoring
 from runtime.linux import processes
@@ -81,7 +83,7 @@ class Incoming:
     def check_trees(self, call: CheckTrees) -> dict[str, Any]:
         """What speaks against the trees that are to come; see treestore.check."""
         trees, needed = checked_list(Tree, call.trees), checked_list(Needed, call.needed)
-        return treestore.check(trees, needed, self._owner_of(call.id, call.created), call.reserved)
+        return tree_store.check(trees, needed, self._owner_of(call.id, call.created), call.reserved)
 
     def open_bundle(self, call: OpenBundle) -> dict[str, Any]:
         """Find the bundle at a hint, or make a place for it, and for the trees that come along.
@@ -143,16 +145,16 @@ class Incoming:
             raise ProtocolError("Prepare came out of order")
         # Without rsync they stay with CRIU.
         mounted = [Mounted.from_json(value) for value in call.tmpfs] if shutil.which("rsync") else []
-        self._tmpfs = places = tmpfs_store.places(self._migration, mounted)
+        self._tmpfs = places = target_tmpfs.places(self._migration, mounted)
         plan = {
             "stdio": call.stdio, "state": call.state, "tcp_close": call.tcp_close, "timeout": call.timeout,
             "tmpfs": places,
         }  # fmt: skip
         self._journal.record(Phase.SEED, plan=plan)
         self._timeout = call.timeout
-        image_cleaning.sweep()
+        image_cleanup.sweep()
         self._images = ReceivedImages.make(self._migration, call.memory)
-        self._limits = tmpfs_store.make(self._migration, mounted)
+        self._limits = target_tmpfs.make(self._migration, mounted)
         self._restoring = self._begin_restore(self._files.bundle, plan)
         self._images.await_keeper()
         return {"tmpfs": places, "cgroup": self._restoring.memory_cgroup, "on_disk": self._images.reason}
@@ -198,7 +200,7 @@ class Incoming:
             raise ProtocolError("Restore is about other tmpfs mounts than Prepare was")
         for place, root in call.roots.items():
             Root.from_json(root).give(self._tmpfs[place])
-        tmpfs_store.narrow(self._limits)
+        target_tmpfs.narrow(self._limits)
         pid = self._restoring.restore(call.timeout)
         self._images.hold()
         self._journal.record(Phase.PREPARED, durable=False)
@@ -313,9 +315,9 @@ class Incoming:
             self._images.verify()
         except TargetError as damage:
             return _verdict("NEITHER", reason=str(damage))
-        tmpfs_pack.unpack(entry.migration, self._images.path)
+        tmpfs_archive.unpack(entry.migration, self._images.path)
         try:
-            tmpfs_store.check(plan.get("tmpfs", {}).values())
+            target_tmpfs.check(plan.get("tmpfs", {}).values())
         except TargetError as lost:
             return _verdict("NEITHER", reason=str(lost))
         if not self._images.has_manifest and entry.phase is not Phase.PREPARED:
@@ -369,7 +371,7 @@ class Incoming:
                 if self._images is not None:
                     self._images.remove()
                 ReceivedImages.remove_left(self._migration)
-                tmpfs_store.remove(self._migration)
+                target_tmpfs.remove(self._migration)
 
     def _begin_restore(self, bundle: Path, fields: dict[str, Any]) -> Restoring:
         assert self._images is not None
@@ -409,7 +411,7 @@ class Incoming:
             self._images.remove()
         if self._migration:
             ReceivedImages.remove_left(self._migration)
-            tmpfs_store.remove(self._migration)
+            target_tmpfs.remove(self._migration)
         if self._files is not None:
             self._files.undo()
 

@@ -15,8 +15,8 @@ from types import FrameType as StackFrame
 from typing import Any, NoReturn
 
 from migrate.errors import Interrupted, MigrateError, ProtocolError
-from migrate.incoming import Incoming
 from migrate.space import explained
+from migrate.target.incoming import Incoming
 from migrate.wire import protocol
 from migrate.wire.protocol import Call, FrameDecoder, FrameType
 from runtime.linux.descriptors import write_all

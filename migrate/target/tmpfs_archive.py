@@ -1,6 +1,6 @@
 """The tmpfs mounts of a move that is in doubt, as files beside its images: memory alone does not outlive a power cut.
 
-    pymigrate-tmpfs.img      JSON: {NUMBER: {"source": ..., "options": ...}} of each mount (tmpfs_store.py)
+    pymigrate-tmpfs.img      JSON: {NUMBER: {"source": ..., "options": ...}} of each mount (target/tmpfs.py)
     pymigrate-tmpfs-N.img    what is in it, its root included, as a tar archive
 
 Sockets are not in it: CRIU makes those that are bound.
@@ -14,9 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from criu_rpc import tar
-from migrate import image_manifest, tmpfs_store
 from migrate.errors import TargetError
 from migrate.files import mountinfo, tmpfs
+from migrate.target import image_manifest
+from migrate.target import tmpfs as target_tmpfs
 from runtime.linux import syscalls
 from runtime.spec.mounts import MS_STRICTATIME
 
@@ -31,7 +32,7 @@ def pack(migration: str, directory: Path) -> dict[str, tuple[int, str]]:
 
     Raises TargetError, OSError.
     """
-    below = tmpfs_store.DIRECTORY / migration
+    below = target_tmpfs.DIRECTORY / migration
     mounts = [mount for mount in mountinfo.read() if Path(mount.place).parent == below]
     _remove(directory)  # what a keeper has left that was killed
     made: dict[str, tuple[int, str]] = {}
@@ -80,7 +81,7 @@ def unpack(migration: str, directory: Path) -> None:
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise TargetError(f"{directory / INDEX}: cannot be read: {error}") from None
     for number, (source, options) in mounts.items():
-        place = tmpfs_store.DIRECTORY / migration / number
+        place = target_tmpfs.DIRECTORY / migration / number
         if os.path.ismount(place):
             continue
         try:

@@ -7,15 +7,16 @@ that was prepared, and whose outcome is not known here, may be the last copy of 
 import contextlib
 from dataclasses import dataclass
 
-from migrate import image_manifest, image_places, tmpfs_store
 from migrate.errors import MigrateError
 from migrate.files import receivers
-from migrate.image_keeper import Keeper
-from migrate.image_places import Found
 from migrate.journal import journal
 from migrate.journal.journal import DamagedJournal, Entry
 from migrate.phases import FINAL, Phase
-from migrate.reception import ReceivedImages
+from migrate.target import image_manifest, image_places
+from migrate.target import tmpfs as target_tmpfs
+from migrate.target.image_keeper import Keeper
+from migrate.target.image_places import Found
+from migrate.target.images import ReceivedImages
 from runtime.linux import processes
 
 _BEFORE = (Phase.PREFLIGHT, Phase.SEED, Phase.PRE_COPY, Phase.STOP_AND_COPY)
@@ -84,7 +85,7 @@ def remove(item: Left) -> None:
     migration = item.found.migration
     receivers.end(migration)
     ReceivedImages.remove_left(migration)
-    tmpfs_store.remove(migration)
+    target_tmpfs.remove(migration)
 
 
 def sweep() -> None:

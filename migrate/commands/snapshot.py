@@ -28,18 +28,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from migrate import snapshot
+    from migrate.snapshots import save as snapshots
     from migrate.ui.text import size
     from runtime.state.store import Store
 
     store = Store(args.root)
     match args.action:
         case "save":
-            manifest = snapshot.save(store, args.id, args.dir, allow=frozenset(args.allow), stop=args.stop)
+            manifest = snapshots.save(store, args.id, args.dir, allow=frozenset(args.allow), stop=args.stop)
             text = f"{manifest.id}: saved to {args.dir} ({size(manifest.size)})"
         case "restore":
             fate = "close" if args.tcp_close else "keep" if args.tcp_established else None
-            state = snapshot.restore(
+            state = snapshots.restore(
                 store, args.dir, new_id=args.id, rootfs=args.rootfs, net=args.net, connections=fate
             )
             if args.json:
@@ -56,9 +56,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _show(args: argparse.Namespace) -> int:
-    from migrate.manifest import Snapshot
     from migrate.report import printable
-    from migrate.snapshot_view import demands
+    from migrate.snapshots.manifest import Snapshot
+    from migrate.snapshots.view import demands
     from migrate.ui.text import size
     from runtime.spec import config as spec_config
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from migrate.errors import SnapshotError
-from migrate.manifest import Snapshot
-from migrate.snapshot import save
+from migrate.snapshots.manifest import Snapshot
+from migrate.snapshots.save import save
 from runtime.state.store import Store
 from tests.hosts import COUNT
 from tests.system.boxes import make

@@ -1,6 +1,6 @@
 """Snapshots: a container frozen to a directory, kept, and restored from as often as wanted.
 
-    DIR/manifest.json   what it is: container, host, CRIU, architecture, all files with sizes and SHA-256 (manifest.py)
+    DIR/manifest.json   what it is: container, host, CRIU, architecture, all files with sizes and SHA-256 (snapshots/manifest.py)
     DIR/config.json     the bundle's configuration as it was
     DIR/images/         CRIU's images (0600: they hold the container's memory)
     DIR/log             what the container had written
@@ -27,11 +27,11 @@ from criu_rpc.errors import CriuError
 from migrate.errors import SnapshotError
 from migrate.files.fingerprint import fingerprint
 from migrate.interrupts import uninterruptible
-from migrate.manifest import CONFIG, FORMAT, IMAGES, LOG, MANIFEST, Manifest, Snapshot, entry, refusal
 from migrate.preflight import landlock, watches
 from migrate.preflight import processes as process_scan
 from migrate.preflight.container import require_movable, wait_settled
 from migrate.preflight.sockets import survey
+from migrate.snapshots.manifest import CONFIG, FORMAT, IMAGES, LOG, MANIFEST, Manifest, Snapshot, entry, refusal
 from migrate.space import is_full, no_space
 from runtime import notices
 from runtime.checkpoint import options as criu_options

@@ -17,7 +17,7 @@
         +-- Lost (lost)                it was ended at the source and cannot be restored at the target
 
 The message of each is one lower-case sentence without a full stop that names what is wrong and where;
-`remedy`, when there is one, says what to do. `kind` is the key into the table of exit codes (exits.py).
+`remedy`, when there is one, says what to do. `kind` is the key into the table of exit codes (cli/exit_codes.py).
 """
 
 

@@ -17,13 +17,13 @@ ROOTFS = Path("/var/cache/pymigrate/rootfs/busybox")
 COUNT = "i=0; while :; do i=$((i+1)); echo $i; usleep 20000; done"
 # All that a root without CAP_SYS_RESOURCE can give.
 ABLE = dict.fromkeys(("bounding", "effective", "permitted"), sorted(capabilities.NUMBERS.keys() - {"CAP_SYS_RESOURCE"}))
-PYMIGRATE = [str(Path(sys.executable).with_name("pymigrate"))]  # `-m migrate.cli` takes longer than most verbs do
+PYMIGRATE = [str(Path(sys.executable).with_name("pymigrate"))]  # `-m migrate.cli.main` takes longer than most verbs do
 
 # `pymigrate move web host2` with {body} defined before and something done at one function: {before} when it is reached,
 # {after} when it has done its work.
 _DRIVER = """
 import os, signal, subprocess, sys, time
-from migrate import cli
+from migrate.cli import main
 from migrate.target import incoming
 from migrate.source import switchover, coordinator
 from migrate.wire import peer
@@ -36,7 +36,7 @@ def replaced(self, *args, **kwargs):
     {after}
     return result
 setattr(owner, name, replaced)
-sys.exit(cli.main(["--json", "move", "web", "host2"]))
+sys.exit(main.main(["--json", "move", "web", "host2"]))
 """
 
 
@@ -56,7 +56,7 @@ def in_agent(text: str) -> str:
 
 def verb(*argv: str) -> str:
     """A Python program that is the command line with these arguments."""
-    return f"import sys\nfrom migrate import cli\nsys.exit(cli.main({list(argv)!r}))"
+    return f"import sys\nfrom migrate.cli.main import main\nsys.exit(main.main({list(argv)!r}))"
 
 
 # For the shell of a target: kill the agent of the newest move into it, and nothing else.
@@ -166,7 +166,7 @@ class Hosts(abc.ABC):
             "ls -d /run/pymigrate/images 2>/dev/null; "
             "ls -A /var/lib/pymigrate/bundles 2>/dev/null; ls -A /run/pymigrate/receiving 2>/dev/null; "
             "for p in /proc/[0-9]*; do tr '\\0' ' ' < $p/cmdline 2>/dev/null | "
-            "grep -E 'runtime.monitor.main|agent-.*pyz|criu|rsync|(pymigrate|migrate.cli) .*(run|create) ' "
+            "grep -E 'runtime.monitor.main|agent-.*pyz|criu|rsync|(pymigrate|migrate.cli.main) .*(run|create) ' "
             "| grep -v grep; done; find /sys/fs/cgroup -path '*/pymigrate/*' -type d",
             check=False,
         )

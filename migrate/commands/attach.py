@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from migrate.flags import Flag, Syntax
+from migrate.cli.flags import Flag, Syntax
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from migrate.flags import Values
+    from migrate.cli.flags import Values
 
 SYNTAX = Syntax(
     "Use the terminal of a container that runs detached (run -d with process.terminal), several at once if need be.\n"
@@ -42,7 +42,7 @@ def parse_keys(text: str) -> bytes:
 
 
 def run(args: Values) -> int:
-    from migrate.exits import exit_code
+    from migrate.cli.exit_codes import exit_code
     from runtime import notices
     from runtime.monitor import attach
     from runtime.state.store import Store

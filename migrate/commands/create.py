@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from migrate.flags import Flag, Syntax
+from migrate.cli.flags import Flag, Syntax
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from migrate.flags import Values
+    from migrate.cli.flags import Values
     from runtime.lifecycle.create import Options
 
 NET_HELP = "bridge=BRIDGE,ip=ADDRESS/LENGTH[,gw=][,mac=][,name=][,mtu=] | host | none | ns:PATH (docs/network.md)"

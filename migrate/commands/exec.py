@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from migrate.cli.flags import Flag, Syntax
 from migrate.commands import create
-from migrate.flags import Flag, Syntax
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from migrate.flags import Values
+    from migrate.cli.flags import Values
     from runtime.spec.config import Spec
     from runtime.spec.process import Process
     from runtime.state.store import State

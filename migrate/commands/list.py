@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 
-from migrate.flags import Flag, Syntax
+from migrate.cli.flags import Flag, Syntax
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from migrate.flags import Values
+    from migrate.cli.flags import Values
     from runtime.state.store import State, Store
 
 FORMAT = Flag("format", "how it is shown", "str", short="f", default="table", choices=("table", "json"))

@@ -91,8 +91,8 @@ def _described(item: "Left") -> dict[str, object]:
 
 
 def _print_table(moves: "list[Entry]", images: "list[Left]", files: "list[Mark]") -> None:
+    from migrate.cli.error_report import printable
     from migrate.phases import workload
-    from migrate.report import printable
     from migrate.source import ask_later
     from migrate.ui.text import age, size, table
 
@@ -136,7 +136,7 @@ def _print_table(moves: "list[Entry]", images: "list[Left]", files: "list[Mark]"
 
 def _clean_files(files: "list[Mark]") -> None:
     """Remove what failed moves have sent: the next one of the same container sends it again."""
-    from migrate.report import printable
+    from migrate.cli.error_report import printable
     from migrate.target import places
 
     for mark in files:

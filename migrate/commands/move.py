@@ -2,16 +2,16 @@
 
 import argparse
 
-from migrate import move_options
+from migrate.cli import move_arguments
 from migrate.wire.protocol import FREEZE_TIMEOUT
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("id", help="the container")
     parser.add_argument("host", help="[USER@]HOST, as ssh knows it")
-    move_options.add_arguments(parser)
+    move_arguments.add_arguments(parser)
     parser.add_argument(
-        "--timeout", type=move_options.seconds, default=FREEZE_TIMEOUT, metavar="SECONDS",
+        "--timeout", type=move_arguments.seconds, default=FREEZE_TIMEOUT, metavar="SECONDS",
         help=f"give up and go on at the source when it has been frozen this long (default {FREEZE_TIMEOUT:.0f})",
     )  # fmt: skip
 
@@ -23,7 +23,7 @@ def run(args: argparse.Namespace) -> int:
 
     display = monitor(as_json=args.json)
     try:
-        Coordinator(Store(args.root), move_options.wanted(args, timeout=args.timeout), display).run()
+        Coordinator(Store(args.root), move_arguments.wanted(args, timeout=args.timeout), display).run()
     finally:
         display.close()
     return 0

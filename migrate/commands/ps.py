@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from migrate.cli.flags import Syntax
 from migrate.commands.list import FORMAT
-from migrate.flags import Syntax
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from migrate.flags import Values
+    from migrate.cli.flags import Values
 
 SYNTAX = Syntax(
     "List the processes of a container. The options are those of ps(1); default -ef.",

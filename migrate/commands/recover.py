@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from migrate.report import printable
+    from migrate.cli.error_report import printable
     from migrate.source import force as forcing
     from migrate.source import recover as recovery
     from runtime.state.store import Store

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 
+from migrate.cli.flags import Flag, Syntax
 from migrate.commands import checkpoint, create
-from migrate.flags import Flag, Syntax
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from migrate.flags import Values
+    from migrate.cli.flags import Values
 
 SYNTAX = Syntax(
     "Make a running container of image files, in the foreground unless --detach.",

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from migrate.cli.flags import Flag, Syntax
 from migrate.commands import create
-from migrate.flags import Flag, Syntax
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from migrate.flags import Values
+    from migrate.cli.flags import Values
 
 FLAGS = (
     *create.FLAGS,

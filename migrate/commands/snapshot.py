@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _show(args: argparse.Namespace) -> int:
-    from migrate.report import printable
+    from migrate.cli.error_report import printable
     from migrate.snapshots.manifest import Snapshot
     from migrate.snapshots.view import demands
     from migrate.ui.text import size

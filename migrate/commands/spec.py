@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 
-from migrate.flags import Flag, Syntax
+from migrate.cli.flags import Flag, Syntax
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from migrate.flags import Values
+    from migrate.cli.flags import Values
 
 SYNTAX = Syntax(
     "Write a config.json to start from, one that can be moved.",

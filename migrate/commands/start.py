@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from migrate.flags import Syntax
+from migrate.cli.flags import Syntax
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from migrate.flags import Values
+    from migrate.cli.flags import Values
 
 SYNTAX = Syntax("Let a created container run its program.", (), ("id",))
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from migrate.flags import Flag, Syntax
+from migrate.cli.flags import Flag, Syntax
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from migrate.flags import Values
+    from migrate.cli.flags import Values
 
 # Flag -> place in a resources object, whether it is a size, help.
 _LIMITS: dict[str, tuple[str, str, bool, str]] = {

@@ -3,17 +3,17 @@
 import argparse
 import json
 
-from migrate import move_options
+from migrate.cli import move_arguments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("id", help="the container")
     parser.add_argument("host", nargs="?", help="[USER@]HOST to move to; without it only the container is checked")
-    move_options.add_arguments(parser)
+    move_arguments.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    from migrate.exits import exit_code
+    from migrate.cli.exit_codes import exit_code
     from migrate.preflight import landlock
     from migrate.preflight.container import check_target, container_blockers, plan_blockers
     from migrate.preflight.rules import check_allowed
@@ -23,7 +23,7 @@ def run(args: argparse.Namespace) -> int:
     from runtime.spec.config import load_kept
     from runtime.state.store import Status, Store
 
-    wanted = move_options.wanted(args)
+    wanted = move_arguments.wanted(args)
     check_allowed(wanted.allow)
     store = Store(args.root)
     state = store.load(wanted.id)

@@ -17,7 +17,7 @@ import sys
 import termios
 import time
 
-from criu_rpc import images
+from criu_rpc import image_codec
 from criu_rpc.options import DumpOptions
 from runtime import notices
 from runtime.cgroups.cgroup import Cgroup
@@ -134,7 +134,7 @@ def dump_options(state: State, spec: Spec, carried: Iterable[str] = (), **more: 
         inode = os.stat(f"/proc/{state.pid}/ns/{file}").st_ino
         external.append(f"{file}[{inode}]:{external_key(kind)}")
     try:
-        external.append(images.tty_external(os.stat(f"/proc/{state.pid}/root/dev/tty").st_dev))
+        external.append(image_codec.tty_external(os.stat(f"/proc/{state.pid}/root/dev/tty").st_dev))
     except OSError:
         pass  # it has none
     own = {"ghost_limit": GHOST_LIMIT, "seize_timeout": unfreezable.seize_timeout(state.pid)}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 
-from criu_rpc.images import join_terminals, keep_external_mounts, restart_polls
+from criu_rpc.image_codec import join_terminals, keep_external_mounts, restart_polls
 from runtime.errors import Conflict, ContainerError, SpecError
 from runtime.light import json as light_json
 from runtime.monitor import attach, typeahead

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 
-from criu_rpc import images
+from criu_rpc import image_codec
 from runtime.errors import ContainerError
 from runtime.network import nftables
 from runtime.network.nftables import Nftables
@@ -42,8 +42,8 @@ def prepare(state: State, spec: Spec, directory: int, *, keep: bool = True) -> N
     """
     if spec.is_new("network"):
         return
-    name = _PREFIX + (images.dump_id(directory) or str(state.pid))
-    connections = images.connections(directory) if keep and "network" in spec.namespaces else []
+    name = _PREFIX + (image_codec.dump_id(directory) or str(state.pid))
+    connections = image_codec.connections(directory) if keep and "network" in spec.namespaces else []
 
     def changes(chains: list[Chain]) -> list[Message]:
         # CRIU 4.2 has room for 26 characters of the name.

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from migrate.exits import EXIT_CODES
+from migrate.cli.exit_codes import EXIT_CODES
 from runtime.cgroups.cgroup import Cgroup
 from runtime.cgroups.hierarchies import discover
 from runtime.errors import StateError

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from migrate.exits import EXIT_CODES
+from migrate.cli.exit_codes import EXIT_CODES
 from runtime.spec.default import default_spec
 from runtime.spec.process import RLIMITS
 from tests.hosts import PYMIGRATE, ROOTFS

@@ -63,13 +63,13 @@ def test_a_busy_server_goes_there_and_back(lab: Lab) -> None:
 LOOK = """
 import subprocess, sys
 from criu_rpc.client import Criu
-from migrate import cli
+from migrate.cli import main
 dump, tables = Criu.dump, sys.argv.pop(1)
 def looked(*args, **options):
     subprocess.run(tables + " > /run/closed", shell=True)
     return dump(*args, **options)
 Criu.dump = looked
-sys.exit(cli.main(sys.argv[1:]))
+sys.exit(main.main(sys.argv[1:]))
 """
 SAVE = {
     "snapshot": ("snapshot", "save", "web", "/var/lib/pymigrate/saved"),

@@ -15,7 +15,7 @@ LIMIT = 512 << 20  # bytes of address space for a source, which takes 200 MiB ot
 MOVE = """
 import resource, sys, time
 resource.setrlimit(resource.RLIMIT_AS, ({limit}, {limit}))
-from migrate import cli
+from migrate.cli import main
 from migrate.source import seeding
 original = seeding.Seeding.ahead
 def ahead(self, trees):
@@ -24,7 +24,7 @@ def ahead(self, trees):
         time.sleep(0.01)
     original(self, trees)
 seeding.Seeding.ahead = ahead
-code = cli.main(["--json", "move", "web", "host2"])
+code = main.main(["--json", "move", "web", "host2"])
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)
 sys.exit(code)
 """

@@ -18,7 +18,7 @@ from tests.system.test_spec_lifecycle import await_output, await_status, status
 # A verb with something done before or after a call of one function; {when} says which call.
 _DRIVER = """
 import os, sys
-from migrate import cli
+from migrate.cli import main
 from migrate.commands import logs as logs_command
 from runtime.lifecycle import control, exec
 from runtime.monitor import attach, logs
@@ -44,7 +44,7 @@ def replaced(*args, **kwargs):
     {meanwhile}
     return original(*args, **kwargs)
 setattr(owner, name, replaced)
-sys.exit(cli.main({argv!r}))
+sys.exit(main.main({argv!r}))
 """
 END = "end()"
 DELETE = "container.delete(store, 'c', force=True)"
@@ -147,9 +147,7 @@ def test_a_log_that_is_followed_is_whole(pymigrate: Local, tmp_path: Path) -> No
 
 def test_what_is_being_created_has_not_stopped(pymigrate: Local, tmp_path: Path) -> None:
     """Who deletes what has stopped must not meet it: a look at the moment before its init is known."""
-    seen = (
-        "print(*(os.popen('{} -m migrate.cli --root {} ' + verb).read() for verb in ('state c', 'list')), flush=True)"
-    )
+    seen = "print(*(os.popen('{} -m migrate.cli.main --root {} ' + verb).read() for verb in ('state c', 'list')), flush=True)"
     meanwhile = seen.format(sys.executable, pymigrate.root)
     argv = command(pymigrate, "cgroup.Cgroup, 'apply'", meanwhile, "create", "-b", "b", "c")
     make(tmp_path / "b", COUNT)

@@ -162,7 +162,7 @@ def test_pid_of_somebody_else_is_never_killed(pymigrate: Local, tmp_path: Path) 
 # `pymigrate ARG...` in which the process that makes the namespaces is killed as soon as it has forked the init.
 _KILLED = """
 import os, signal, sys
-from migrate import cli
+from migrate.cli import main
 from runtime.init import container as container_init
 fork = container_init._fork
 def fork_and_die(*args):
@@ -171,7 +171,7 @@ def fork_and_die(*args):
         os.kill(os.getpid(), signal.SIGKILL)
     return pid
 container_init._fork = fork_and_die
-sys.exit(cli.main(sys.argv[1:]))
+sys.exit(main.main(sys.argv[1:]))
 """
 
 

@@ -72,10 +72,10 @@ def test_criu_is_not_looked_for_where_we_happen_to_be(tmp_path: Path, monkeypatc
 
 
 def test_no_program_is_looked_for_where_we_happen_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    from migrate import cli
+    from migrate.cli import main
 
     monkeypatch.setenv("PATH", ":/usr/bin:.:bin:/bin:")
-    assert cli.main(["--version"]) == 0
+    assert main.main(["--version"]) == 0
     assert os.environ["PATH"] == "/usr/bin:/bin"
 
 

@@ -12,7 +12,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from migrate.flags import Values
+    from migrate.cli.flags import Values
 
 
 LONGEST = 1000  # characters of one line

@@ -4,8 +4,8 @@ import argparse
 from types import ModuleType
 from typing import Any, NoReturn
 
+from migrate.cli.flags import Values
 from migrate.errors import UsageError
-from migrate.flags import Values
 
 
 class _Parser(argparse.ArgumentParser):

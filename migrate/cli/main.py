@@ -1,7 +1,7 @@
 """The command line: one static table of verbs; a verb's module is imported only when it is called.
 
-The verbs of the runtime follow runc's command line (flags.py) and import next to nothing: engines call them several
-times for each container. The others are read with argparse (options.py).
+The verbs of the runtime follow runc's command line (cli/flags.py) and import next to nothing: engines call them several
+times for each container. The others are read with argparse (cli/arguments.py).
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import os
 import sys
 
 from migrate import DEFAULT_ROOT, __version__
+from migrate.cli.flags import Flag, Values, parse, scan, usage
 from migrate.errors import Interrupted, MigrateError, UsageError
-from migrate.flags import Flag, Values, parse, scan, usage
 from runtime import notices
 from runtime.light import signals
 
@@ -68,7 +68,7 @@ _GLOBAL = (
 
 
 def _help() -> str:
-    from migrate.exits import EXIT_CODES
+    from migrate.cli.exit_codes import EXIT_CODES
 
     width = max(map(len, VERBS))
     lines = ["usage: pymigrate [options] VERB ...", ""]
@@ -113,11 +113,11 @@ def _run(argv: list[str], glob: Values) -> int:
     program = f"pymigrate {verb}"
     glob.failed = getattr(command, "FAILED", 0)  # what it ends with after every error, if that is one number
     if verb in _WITH_ARGPARSE:
-        from migrate import options
+        from migrate.cli import arguments
 
         gc.enable()
 
-        args: Any = options.parse(command, program, VERBS[verb], rest[1:], glob)
+        args: Any = arguments.parse(command, program, VERBS[verb], rest[1:], glob)
     else:
         args = parse(rest[1:], command.SYNTAX, program)
         if args.help:
@@ -151,15 +151,15 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         return 1
     except Exception as error:
-        from migrate.exits import exit_code
-        from migrate.report import report
+        from migrate.cli.error_report import report
+        from migrate.cli.exit_codes import exit_code
 
         code = exit_code(report(_explain(error, debug="--debug" in argv), glob))
         return glob.failed or code
 
 
 def _warn(text: str, glob: Values) -> None:
-    from migrate.report import warn
+    from migrate.cli.error_report import warn
 
     warn(text, glob)
 

@@ -17,7 +17,7 @@ ROOTFS = Path("/var/cache/pymigrate/rootfs/busybox")
 COUNT = "i=0; while :; do i=$((i+1)); echo $i; usleep 20000; done"
 # All that a root without CAP_SYS_RESOURCE can give.
 ABLE = dict.fromkeys(("bounding", "effective", "permitted"), sorted(capabilities.NUMBERS.keys() - {"CAP_SYS_RESOURCE"}))
-PYMIGRATE = [str(Path(sys.executable).with_name("pymigrate"))]  # `-m migrate.cli.main` takes longer than most verbs do
+PYMIGRATE = [str(Path(sys.executable).with_name("pymigrate"))]  # `-m migrate.cli` takes longer than most verbs do
 
 # `pymigrate move web host2` with {body} defined before and something done at one function: {before} when it is reached,
 # {after} when it has done its work.
@@ -50,13 +50,14 @@ def in_agent(text: str) -> str:
     added = textwrap.indent(text.strip() + "\n", "    ")
     return (
         "from migrate.wire import agent_zip\n"
-        f"agent_zip._MAIN = agent_zip._MAIN.replace('    from migrate.target.agent', {added!r} + '    from migrate.target.agent')\n"
+        "start = '    from migrate.target.agent'\n"
+        f"agent_zip._MAIN = agent_zip._MAIN.replace(start, {added!r} + start)\n"
     )
 
 
 def verb(*argv: str) -> str:
     """A Python program that is the command line with these arguments."""
-    return f"import sys\nfrom migrate.cli.main import main\nsys.exit(main.main({list(argv)!r}))"
+    return f"import sys\nfrom migrate.cli.main import main\nsys.exit(main({list(argv)!r}))"
 
 
 # For the shell of a target: kill the agent of the newest move into it, and nothing else.

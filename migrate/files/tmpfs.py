@@ -1,7 +1,7 @@
 """Tmpfs mounts of a container as trees of files: what lies in them is sent ahead, like a writable root file system.
 
 CRIU would pack all of it while the container is frozen. It is told that such a mount is external; the target makes a
-tmpfs with the same options, which the passes of source/seeding.py fill, and has CRIU bind that in its place. Done only where
+tmpfs with the same options, which the passes of source/seeding.py fill, and has CRIU bind that in its place. Only where
 the bundle asks for the mount and all about it is known; any other one stays with CRIU, and so do small ones, for which
 that is faster.
 

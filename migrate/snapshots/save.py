@@ -1,6 +1,6 @@
 """Snapshots: a container frozen to a directory, kept, and restored from as often as wanted.
 
-    DIR/manifest.json   what it is: container, host, CRIU, architecture, all files with sizes and SHA-256 (snapshots/manifest.py)
+    DIR/manifest.json   what it is: container, host, CRIU, architecture, all files with sizes and SHA-256 (manifest.py)
     DIR/config.json     the bundle's configuration as it was
     DIR/images/         CRIU's images (0600: they hold the container's memory)
     DIR/log             what the container had written

@@ -41,7 +41,8 @@ def start(root: str, migration: str) -> bool:
             return True
         try:
             process = subprocess.Popen(
-                relaunch.module("migrate.source.ask_later", root, migration), cwd="/", start_new_session=True, pass_fds=[taken],
+                relaunch.module("migrate.source.ask_later", root, migration),
+                cwd="/", start_new_session=True, pass_fds=[taken],
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             )  # fmt: skip
             os.write(taken, b"%d" % process.pid)

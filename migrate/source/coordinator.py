@@ -1,7 +1,7 @@
 """The source's side of a move: preflight, seed, switch-over, and what to do when any of it fails.
 
 Before COMMITTED every failure ends with the container running here as if nothing had happened. From COMMITTED on
-it does not run here again (unless we are killed before we end it, see source/recover.py); if the target's confirmation is
+it does not run here again (unless we are killed before we end it, see recover.py); if the target's confirmation is
 missing the move is settled over a new connection, and if that fails too it is in doubt: both sides keep what they have,
 and `pymigrate recover` finishes it.
 """

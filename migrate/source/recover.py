@@ -59,7 +59,7 @@ class Left:
     def of(cls, entry: Entry, store: Store) -> Self:
         """The decision to end it is on the disk, and as a rule carried out.
 
-        Who ends it says so in the journal at once; between the two its monitor sees it end frozen (monitor/clients.py). A
+        Who ends it says so in the journal at once; between the two its monitor sees it end frozen (clients.py). A
         coordinator that was killed between the decision and that has let it run on. When the machine has been started
         anew since the decision, it may have ended with it.
         """

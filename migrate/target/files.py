@@ -1,6 +1,6 @@
 """The files of a move into this host, its bundle and the trees beside that: their places, and what becomes of them.
 
-Places are taken by `plan` (target/bundles.py, target/trees.py) and held until the container runs, or the move is undone. All
+Places are taken by `plan` (bundles.py, trees.py) and held until the container runs, or the move is undone. All
 that this needs to be gone on with by another agent is in the journal.
 """
 

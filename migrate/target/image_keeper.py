@@ -1,4 +1,4 @@
-"""The keeper of a move's images, as its agent sees it (target/image_keeper_process.py): starts it, tells it, ends it."""
+"""The keeper of a move's images, as its agent sees it (image_keeper_process.py): starts it, tells it, ends it."""
 
 import contextlib
 import json

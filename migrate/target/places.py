@@ -1,6 +1,6 @@
 """Places: what moves have put on this host, who uses it, and when it may be written to or removed.
 
-A place is a bundle below /var/lib/pymigrate/bundles, or a tree that came with a container. It has a mark (files/marks.py),
+A place is a bundle below /var/lib/pymigrate/bundles, or a tree that came with a container. It has a mark (marks.py),
 and a lock that the agent of a move holds until the container runs, or the move is undone. A place is renewed only by
 moves of the container that its mark names, and removed only for the move that its mark names; neither while a living
 container of any root uses it, or a move that is not decided refers to it.

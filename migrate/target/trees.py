@@ -1,7 +1,7 @@
 """The target's half of file trees: where they are put, and what becomes of them when the move fails.
 
 A tree is only ever put where nothing is, or where an earlier move of the same container has put it or left it, by the
-mark there (files/marks.py, target/places.py). A constant one that is there already is used as it is, and never written to.
+mark there (marks.py, places.py). A constant one that is there already is used as it is, and never written to.
 """
 
 import contextlib

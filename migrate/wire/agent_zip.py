@@ -60,7 +60,7 @@ class AgentZip:
 
 def _members() -> Iterator[tuple[str, bytes]]:
     yield "__main__.py", _MAIN.lstrip().encode()
-    top = Path(__file__).resolve().parent.parent
+    top = Path(__file__).resolve().parents[2]
     for package in ("migrate", "runtime", "criu_rpc"):
         for path in (top / package).rglob("*.py"):
             name = path.relative_to(top).as_posix()

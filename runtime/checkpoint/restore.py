@@ -52,7 +52,7 @@ class RestorePlan(Record):
     `stdio` are the init's standard streams as they were named at the dump ("pipe:[123]"); `rootfs` overrides the
     bundle's; `carried` is what goes along of the old state beside annotations: created, bundle_hints, resources; `move`
     the migration this belongs to, `source` the host that it comes from; `options` are further RestoreOptions. An
-    `adoptable` container is its caller's where that is ready to be (monitor/spawn.py); a `foreground` one is a child of ours,
+    `adoptable` container is its caller's where that is ready to be (spawn.py); a `foreground` one is a child of ours,
     with our own standard streams. `mounted` are mounts that are bound in as they are here: mount point in the container
     -> path here.
     """

@@ -5,7 +5,7 @@
 
 Of a thread: the processors that it may run on, priority of block I/O, timer slack and time slice; of a process, which
 memory a core dump of it holds; timers that CRIU restores wrongly (checkpoint/timerfds.py), and windows of connections
-(checkpoint/tcp_windows.py). Of the cgroups below the container's: limits, owners and processes (CRIU is told to ignore cgroups).
+(tcp_windows.py). Of the cgroups below the container's: limits, owners and processes (CRIU is told to ignore cgroups).
 And what `update` has changed of the container's own limits. It is written while the container is frozen, and applied
 before it runs again. What is as it is by default is not noted: for most containers, nothing is.
 """

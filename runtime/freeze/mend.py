@@ -9,7 +9,7 @@ memory runs out. Its code in a process of the container ends by itself then, and
 - memory of its own in one process, 200 KiB that do no harm.
 
 dump.json in the container's directory says that a dump has begun: what there was before it. Who makes the dump calls
-`mend` when it fails. When that one is killed as well the guard does (freeze/guard.py); when all three are killed, the next
+`mend` when it fails. When that one is killed as well the guard does (guard.py); when all three are killed, the next
 verb that would dump it again, or `recover`, or `resume`.
 """
 

@@ -1,7 +1,7 @@
 """The monitor of a frozen container, held: what was written is logged, and what its terminal holds goes along.
 
 CRIU knows a terminal's settings and size, but not what is on its way in it: the other end belongs to the monitor
-(monitor/clients.py draws the conversation). What was typed and not read yet, and what was shown last, become an image file
+(clients.py draws the conversation). What was typed and not read yet, and what was shown last, become an image file
 beside CRIU's own.
 """
 

@@ -1,4 +1,4 @@
-"""The container's file system tree: the order of things, masked and read-only paths, pivot_root (init/rootfs.py: the rest).
+"""The container's file system tree: the order of things, masked and read-only paths, pivot_root (rootfs.py: the rest).
 
 Everything is private to the container's mount namespace, and nothing of the host stays visible, which CRIU needs to be
 able to dump it.

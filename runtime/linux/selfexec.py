@@ -16,7 +16,7 @@ PLACE = "/opt/pymigrate/sealed"  # vagrant/provision.sh makes it
 
 def _origin() -> str:
     """The directory or zip file on sys.path that this package was loaded from."""
-    return os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    return os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 
 def command(module: str, *args: str) -> list[str]:

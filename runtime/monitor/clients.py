@@ -1,4 +1,4 @@
-"""Who is attached to a container, and its terminal: the monitor's side of `attach`. The other side is monitor/attach.py.
+"""Who is attached to a container, and its terminal: the monitor's side of `attach`. The other side is attach.py.
 
 The container's directory has a SOCK_SEQPACKET socket `attach`, 0600. A packet is one message; its first byte tells
 what it is:

@@ -39,7 +39,8 @@ def opening(lab: Lab) -> list[bytes]:
     lab.run("host2", container="there")
     lab.on("host2", "pymigrate", "delete", "--force", "there")
     bundle = "/var/lib/pymigrate/test/there"
-    code = f"from pathlib import Path; from migrate.files.fingerprint import fingerprint; print(fingerprint(Path('{bundle}/rootfs')))"
+    code = "from pathlib import Path; from migrate.files.fingerprint import fingerprint; "
+    code += f"print(fingerprint(Path('{bundle}/rootfs')))"
     digest = lab.on("host2", "python3", "-c", code).stdout.strip()
     config = lab.on("host2", "cat", f"{bundle}/config.json").stdout
     calls: list[protocol.Call] = [

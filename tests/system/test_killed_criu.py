@@ -162,7 +162,8 @@ def move_with_patched_agent(lab: Lab, module: str, owner: str, name: str) -> tup
     patch = CRIU_DIES.format(module=module, owner=owner, name=name, died=DIED)
     move = (
         "import sys\nfrom migrate.cli.main import main; from migrate.wire import agent_zip\n"
-        f"agent_zip._MAIN = agent_zip._MAIN.replace('    from migrate.target.agent', {textwrap.indent(patch, '    ')!r} + "
+        f"agent_zip._MAIN = agent_zip._MAIN.replace('    from migrate.target.agent',"
+        f" {textwrap.indent(patch, '    ')!r} + "
         "'    from migrate.target.agent')\nsys.exit(main.main(['--json', 'move', 'web', 'host2']))"
     )
     try:

@@ -17,7 +17,7 @@ POOR = in_agent(
     "import resource\nresource.setrlimit(resource.RLIMIT_NOFILE, (512, 512))\n" + _LACKING.format(number=24)
 )
 CANNOT_BIND = in_agent(_LACKING.format(number=10))  # CAP_NET_BIND_SERVICE
-RUN = "import sys; from migrate.cli.main import main; sys.exit(main.main(['--json', *sys.argv[1:]]))"
+RUN = "import sys; from migrate.cli.main import main; sys.exit(main(['--json', *sys.argv[1:]]))"
 
 
 def pymigrate(lab: Lab, *argv: str, agent: str = POOR) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def test_processes_of_other_users(lab: Lab) -> None:
     lab.sh("host1", f"""sed -i 's/"uid": 0/"uid": 1000/' {bundle}/config.json; pymigrate run -d -b {bundle} web""")
     lab.wait_count("host1", 1)
     for can, rule in (("False", "other-uid"), ("True", "one-way")):
-        patched = f"from migrate.preflight import container as container_preflight; container_preflight.can_carry_any_uid = lambda: {can}\n"
+        patched = f"from migrate.preflight import container; container.can_carry_any_uid = lambda: {can}\n"
         done = lab.on("host1", lab.python, "-c", POOR + patched + RUN, "validate", "web", "host2", check=False)
         found = {blocker["rule"]: blocker for blocker in json.loads(done.stdout)["blockers"]}
         assert found.keys() == {rule, "limit"}

@@ -373,9 +373,9 @@ def test_a_target_that_takes_no_data_while_the_container_is_frozen(lab: Lab) -> 
         "(switchover.Departure, 'send_images')",
         before=(stop % "pgrep -f '^[^ ]*python3 -I -S /run/pymigrate/agent'") + "\n"
         "    subprocess.run(['ssh', 'host2', 'kill', '-STOP', *pids], check=True); agents.extend(pids)",
-        body="agents = []; undo = departure.Departure.roll_back\n"
+        body="agents = []; undo = switchover.Departure.roll_back\n"
         "def roll_back(self):\n    undo(self)\n    subprocess.run(['ssh', 'host2', 'kill', '-CONT', *agents])\n"
-        "departure.Departure.roll_back = roll_back\n"
+        "switchover.Departure.roll_back = roll_back\n"
         "run = cli.main; cli.main = lambda argv: run([*argv, '--timeout', '6'])",
     )
     done = lab.on("host1", lab.python, "-c", program, check=False)

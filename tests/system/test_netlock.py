@@ -82,7 +82,7 @@ def test_a_move_that_ends_early_leaves_no_lock(lab: Lab) -> None:
 
 def test_a_killed_coordinator_leaves_it_to_recover(lab: Lab) -> None:
     with shared(lab), watched(lab, SHARED):
-        body = "departure.netlock.ended = lambda *_: os.kill(os.getpid(), 9)"
+        body = "switchover.network_lock.ended = lambda *_: os.kill(os.getpid(), 9)"
         assert lab.on("host1", lab.python, "-c", driver(GIVEN_UP, body=body), check=False).returncode == 137
         with pytest.raises(AssertionError, match="TimeoutError"):
             speak(lab, "host1", patience=1.0)

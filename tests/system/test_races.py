@@ -47,7 +47,7 @@ setattr(owner, name, replaced)
 sys.exit(main.main({argv!r}))
 """
 END = "end()"
-DELETE = "container.delete(store, 'c', force=True)"
+DELETE = "control.delete(store, 'c', force=True)"
 
 
 def command(
@@ -82,7 +82,7 @@ def test_create_of_one_that_is_killed(pymigrate: Local, tmp_path: Path) -> None:
     argv = ["create", "-b", str(tmp_path / "b"), "--net", f"bridge={BRIDGE},ip=10.99.0.5/24", "c"]
     with own_network():
         before = leaks(pymigrate.root)
-        meanwhile, when = "container.end(store.load('c'))", "str(args[0]).endswith('/ns/net') and 'self' not in args[0]"
+        meanwhile, when = "control.end(store.load('c'))", "str(args[0]).endswith('/ns/net') and 'self' not in args[0]"
         code, said = run(command(pymigrate, "os, 'open'", meanwhile, *argv, when=when))
         assert (code, said) == (1, "pymigrate: error: the container's init ended while it was being set up\n")
         assert left(before, pymigrate.root) == []
@@ -99,7 +99,7 @@ def test_exec_in_one_that_is_killed(pymigrate: Local, tmp_path: Path, where: str
 def test_exec_that_is_to_wait_for_who_pauses(pymigrate: Local, tmp_path: Path) -> None:
     pymigrate("run", "-d", "-b", make(tmp_path / "b", COUNT), "c")
     argv = command(
-        pymigrate, "state_store.Store, 'lock'", "container.pause(store, 'c')", "exec", "--ignore-paused", "c", "true"
+        pymigrate, "state_store.Store, 'lock'", "control.pause(store, 'c')", "exec", "--ignore-paused", "c", "true"
     )
     with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True) as waiting:
         await_status(pymigrate, "paused")
@@ -139,7 +139,7 @@ def test_a_log_that_is_followed_is_whole(pymigrate: Local, tmp_path: Path) -> No
     bundle = make(tmp_path / "b", script)
     pymigrate("run", "-d", "-b", bundle, "c")
     await_output(pymigrate, "one")
-    meanwhile = f"os.close(os.open('{bundle}/rootfs/go', os.O_CREAT)); container.wait_monitor(store.load('c'), 10)"
+    meanwhile = f"os.close(os.open('{bundle}/rootfs/go', os.O_CREAT)); control.wait_monitor(store.load('c'), 10)"
     argv = command(pymigrate, "logs_command, '_print'", meanwhile, "logs", "-f", "c", after=True)
     done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (0, "one\ntwo\n", "")
@@ -147,7 +147,9 @@ def test_a_log_that_is_followed_is_whole(pymigrate: Local, tmp_path: Path) -> No
 
 def test_what_is_being_created_has_not_stopped(pymigrate: Local, tmp_path: Path) -> None:
     """Who deletes what has stopped must not meet it: a look at the moment before its init is known."""
-    seen = "print(*(os.popen('{} -m migrate.cli.main --root {} ' + verb).read() for verb in ('state c', 'list')), flush=True)"
+    seen = (
+        "print(*(os.popen('{} -m migrate.cli --root {} ' + verb).read() for verb in ('state c', 'list')), flush=True)"
+    )
     meanwhile = seen.format(sys.executable, pymigrate.root)
     argv = command(pymigrate, "cgroup.Cgroup, 'apply'", meanwhile, "create", "-b", "b", "c")
     make(tmp_path / "b", COUNT)

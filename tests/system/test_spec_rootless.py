@@ -48,7 +48,7 @@ class Rootless:
         return done
 
     def __call__(self, *argv: object, check: bool = True, **options: Any) -> "subprocess.CompletedProcess[str]":
-        command = [sys.executable, "-m", "migrate.cli.main", "--root", str(self.home / "state"), *argv]
+        command = [sys.executable, "-m", "migrate.cli", "--root", str(self.home / "state"), *argv]
         return self.run(*command, check=check, **options)
 
     def own_python(self) -> Path:
@@ -167,7 +167,7 @@ def test_interpreter_of_the_user_is_safe(rootless: Rootless) -> None:
     give_python(bundle / "rootfs")
     python = rootless.own_python()
     before = python.read_bytes()
-    command = [python, "-m", "migrate.cli.main", "--root", rootless.home / "state"]
+    command = [python, "-m", "migrate.cli", "--root", rootless.home / "state"]
     rootless.run(*command, "run", "-d", "-b", bundle, "c")
     wait_for(bundle / "rootfs/state")
     end(json.loads((rootless.home / "state/c/state.json").read_text())["shim_pid"])

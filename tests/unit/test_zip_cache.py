@@ -32,6 +32,7 @@ def archive(tmp_path: Path) -> Path:
         file.writestr("top/__init__.py", "")
         file.writestr("top/zip_cache.py", Path(zip_cache.__file__).read_text())
         file.writestr("runtime/__init__.py", "")
+        file.writestr("runtime/linux/__init__.py", "")
         file.writestr("runtime/linux/trusted.py", Path(trusted.__file__).read_text())
         file.writestr("plain.py", "")
         file.writestr("package/__init__.py", "")

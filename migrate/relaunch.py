@@ -7,7 +7,7 @@ from pathlib import Path
 
 def argv(*args: str) -> list[str]:
     """An argv for `pymigrate ARGS` with this code and the libraries that we have, however we were started."""
-    return _fresh("from migrate.cli.main import entry; entry()", args)
+    return _fresh("from migrate.cli import entry; entry()", args)
 
 
 def module(name: str, *args: str) -> list[str]:

@@ -26,7 +26,7 @@ def launcher(directory: Path) -> Path:
     """What provision.sh installs as /usr/local/bin/pymigrate, for this checkout."""
     path = directory / "pymigrate"
     path.write_text(
-        f"#!{PYTHON} -IS\nimport sys\nsys.path.insert(0, {str(TOP)!r})\nfrom migrate.cli.main import entry\nentry()\n"
+        f"#!{PYTHON} -IS\nimport sys\nsys.path.insert(0, {str(TOP)!r})\nfrom migrate.cli import entry\nentry()\n"
     )
     path.chmod(0o755)
     return path

@@ -28,7 +28,7 @@ _TOP = Path(__file__).resolve().parent.parent
 _LAUNCHER = f"""#!{sys.executable}
 import sys
 sys.path.insert(0, {str(_TOP)!r})
-from migrate.cli.main import main
+from migrate.cli import main
 sys.exit(main())
 """
 

@@ -36,7 +36,7 @@ def replaced(self, *args, **kwargs):
     {after}
     return result
 setattr(owner, name, replaced)
-sys.exit(main.main(["--json", "move", "web", "host2"]))
+sys.exit(main(["--json", "move", "web", "host2"]))
 """
 
 
@@ -57,7 +57,7 @@ def in_agent(text: str) -> str:
 
 def verb(*argv: str) -> str:
     """A Python program that is the command line with these arguments."""
-    return f"import sys\nfrom migrate.cli.main import main\nsys.exit(main({list(argv)!r}))"
+    return f"import sys\nfrom migrate.cli import main\nsys.exit(main({list(argv)!r}))"
 
 
 # For the shell of a target: kill the agent of the newest move into it, and nothing else.
@@ -167,7 +167,7 @@ class Hosts(abc.ABC):
             "ls -d /run/pymigrate/images 2>/dev/null; "
             "ls -A /var/lib/pymigrate/bundles 2>/dev/null; ls -A /run/pymigrate/receiving 2>/dev/null; "
             "for p in /proc/[0-9]*; do tr '\\0' ' ' < $p/cmdline 2>/dev/null | "
-            "grep -E 'runtime.monitor.main|agent-.*pyz|criu|rsync|(pymigrate|migrate.cli.main) .*(run|create) ' "
+            "grep -E 'runtime.monitor.main|agent-.*pyz|criu|rsync|(pymigrate|migrate.cli) .*(run|create) ' "
             "| grep -v grep; done; find /sys/fs/cgroup -path '*/pymigrate/*' -type d",
             check=False,
         )

@@ -209,7 +209,7 @@ write_launcher() {
     {
         printf '#!%s -IS\nimport sys\nsys.path[0:0] = [' "$python"
         printf '"%s", ' "$@"
-        printf ']\nfrom migrate.cli.main import entry\nentry()\n'
+        printf ']\nfrom migrate.cli import entry\nentry()\n'
     } > "$file.new"
     chmod 755 "$file.new"
     mv -f "$file.new" "$file"
@@ -249,7 +249,7 @@ make_venv() {
         /usr/bin/python3 -m venv "$place"
         "$place/bin/pip" install -q --disable-pip-version-check -e "${top}[dev]" 2>&1 |
             grep -v '^WARNING: Location' || true
-        "$place/bin/python" -c 'import migrate.cli.main, google.protobuf, paramiko, rich, jeepney, pyroute2, pytest, xdist' ||
+        "$place/bin/python" -c 'import migrate.cli, google.protobuf, paramiko, rich, jeepney, pyroute2, pytest, xdist' ||
             die "pip could not install what pyproject.toml names"
     fi
     write_launcher "$place/bin/pymigrate" "$top" "$(site_packages "$place")"

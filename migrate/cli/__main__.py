@@ -1,5 +1,5 @@
 """`python -m migrate.cli`: the command line where no launcher is installed."""
 
-from migrate.cli.main import entry
+from migrate.cli import entry
 
 entry()

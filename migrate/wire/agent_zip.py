@@ -23,7 +23,7 @@ if __name__ == "__main__":
     from migrate.wire import zip_cache
     zip_cache.use()
     if sys.argv[1:] != ["agent"]:
-        from migrate.cli.main import main
+        from migrate.cli import main
         sys.exit(main())
     from migrate.target.agent import main
     sys.exit(main())

@@ -31,7 +31,7 @@ def outside(act):
     os.waitpid(pid, 0)
 {attack}
 """
-_RUN = "import os; exec(os.environ['ATTACK']); from migrate.cli.main import main; sys.exit(main(sys.argv[1:]))"
+_RUN = "import os; exec(os.environ['ATTACK']); from migrate.cli import main; sys.exit(main(sys.argv[1:]))"
 
 
 def attacked(pymigrate: Local, attack: str, *argv: object, check: bool = True) -> "subprocess.CompletedProcess[str]":

@@ -69,7 +69,7 @@ def looked(*args, **options):
     subprocess.run(tables + " > /run/closed", shell=True)
     return dump(*args, **options)
 Criu.dump = looked
-sys.exit(main.main(sys.argv[1:]))
+sys.exit(main(sys.argv[1:]))
 """
 SAVE = {
     "snapshot": ("snapshot", "save", "web", "/var/lib/pymigrate/saved"),

@@ -126,7 +126,7 @@ def test_agent_dies_while_it_resumes(lab: Lab, module: str, owner: str, name: st
     lab.run()
     start = lab.wait_count("host1", 1)
     patch = AGENT_DIES.format(module=module, owner=owner, name=name, condition=condition)
-    move = "import sys\nfrom migrate.cli.main import main\nsys.exit(main(['--json', 'move', 'web', 'host2']))"
+    move = "import sys\nfrom migrate.cli import main\nsys.exit(main(['--json', 'move', 'web', 'host2']))"
     try:
         done = lab.on("host1", lab.python, "-c", in_agent(patch) + move, check=False)
         lab.sh("host2", "test -e /tmp/died")
@@ -224,7 +224,7 @@ def test_recover_changes_nothing_when_it_cannot_ask(lab: Lab) -> None:
     assert lab.on("host1", lab.python, "-c", kill, check=False).returncode == 137
     lab.sh("host1", "ip link set eth0 down")
     try:
-        recover = "import sys\nfrom migrate.cli.main import main\n"
+        recover = "import sys\nfrom migrate.cli import main\n"
         recover += f"{HELPERS}out_of_reach()\nsys.exit(main(['recover', 'web']))"
         done = lab.on("host1", lab.python, "-c", recover, check=False)
     finally:

@@ -100,7 +100,7 @@ def complete(self, *args, original=dump.Dump.complete, **options):
     original(self, *args, **options)
     {what}
 dump.Dump.complete = complete
-sys.exit(main.main({argv}))
+sys.exit(main({argv}))
 """
 )
 
@@ -161,10 +161,10 @@ def move_with_patched_agent(lab: Lab, module: str, owner: str, name: str) -> tup
     """Exit status, and where the container is then."""
     patch = CRIU_DIES.format(module=module, owner=owner, name=name, died=DIED)
     move = (
-        "import sys\nfrom migrate.cli.main import main; from migrate.wire import agent_zip\n"
+        "import sys\nfrom migrate.cli import main; from migrate.wire import agent_zip\n"
         f"agent_zip._MAIN = agent_zip._MAIN.replace('    from migrate.target.agent',"
         f" {textwrap.indent(patch, '    ')!r} + "
-        "'    from migrate.target.agent')\nsys.exit(main.main(['--json', 'move', 'web', 'host2']))"
+        "'    from migrate.target.agent')\nsys.exit(main(['--json', 'move', 'web', 'host2']))"
     )
     try:
         done = lab.on("host1", lab.python, "-c", move, check=False)

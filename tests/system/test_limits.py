@@ -17,7 +17,7 @@ POOR = in_agent(
     "import resource\nresource.setrlimit(resource.RLIMIT_NOFILE, (512, 512))\n" + _LACKING.format(number=24)
 )
 CANNOT_BIND = in_agent(_LACKING.format(number=10))  # CAP_NET_BIND_SERVICE
-RUN = "import sys; from migrate.cli.main import main; sys.exit(main(['--json', *sys.argv[1:]]))"
+RUN = "import sys; from migrate.cli import main; sys.exit(main(['--json', *sys.argv[1:]]))"
 
 
 def pymigrate(lab: Lab, *argv: str, agent: str = POOR) -> dict[str, Any]:

@@ -24,7 +24,7 @@ def ahead(self, trees):
         time.sleep(0.01)
     original(self, trees)
 seeding.Seeding.ahead = ahead
-code = main.main(["--json", "move", "web", "host2"])
+code = main(["--json", "move", "web", "host2"])
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)
 sys.exit(code)
 """

@@ -44,7 +44,7 @@ def replaced(*args, **kwargs):
     {meanwhile}
     return original(*args, **kwargs)
 setattr(owner, name, replaced)
-sys.exit(main.main({argv!r}))
+sys.exit(main({argv!r}))
 """
 END = "end()"
 DELETE = "control.delete(store, 'c', force=True)"

@@ -84,7 +84,7 @@ class Copy:
         shutil.copy2(os.path.realpath(sys.executable), self.python)
         self.root = root
         base = Path(runtime.__file__).parent.parent
-        self.program = f"import sys; sys.path.insert(0, {str(base)!r}); from migrate.cli.main import main; "
+        self.program = f"import sys; sys.path.insert(0, {str(base)!r}); from migrate.cli import main; "
         self.program += "sys.exit(main(sys.argv[1:]))"
         self._before = self._digest()
 
@@ -157,7 +157,7 @@ def test_the_launchers_interpreter_is_sealed_by_the_first_container(copy: Copy, 
     )
     asked = "from runtime.linux import selfexec; print(selfexec.is_sealed())"
     ask = shlex.join(
-        [*argv, copy.program.replace("from migrate.cli.main import main; sys.exit(main(sys.argv[1:]))", asked)]
+        [*argv, copy.program.replace("from migrate.cli import main; sys.exit(main(sys.argv[1:]))", asked)]
     )
     script = f"""
         set -e; mount -t tmpfs tmpfs {Path(place).parent}; mkdir {place}; ln -s {copy.python} {place}/python3

@@ -171,7 +171,7 @@ def fork_and_die(*args):
         os.kill(os.getpid(), signal.SIGKILL)
     return pid
 container_init._fork = fork_and_die
-sys.exit(main.main(sys.argv[1:]))
+sys.exit(main(sys.argv[1:]))
 """
 
 

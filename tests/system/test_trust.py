@@ -75,7 +75,7 @@ def test_no_program_is_looked_for_where_we_happen_to_be(monkeypatch: pytest.Monk
     from migrate.cli import main
 
     monkeypatch.setenv("PATH", ":/usr/bin:.:bin:/bin:")
-    assert main.main(["--version"]) == 0
+    assert main(["--version"]) == 0
     assert os.environ["PATH"] == "/usr/bin:/bin"
 
 

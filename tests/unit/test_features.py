@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from migrate import __version__
+from migrate.cli import VERBS
 from migrate.cli.flags import Values
-from migrate.cli.main import VERBS
 from migrate.commands import features as verb
 from runtime.cgroups.systemd import ANNOTATION as PROPERTY
 from runtime.errors import SpecError

@@ -54,7 +54,7 @@ HOT = (
 def test_verbs_that_engines_call_import_next_to_nothing(verb: str) -> None:
     """Each of these costs milliseconds in every life of a container (see `make bench`)."""
     code = (
-        f"import sys; sys.path.insert(0, {str(TOP)!r}); from migrate.cli.main import main;"
+        f"import sys; sys.path.insert(0, {str(TOP)!r}); from migrate.cli import main;"
         f"main([{verb!r}, 'no-such-container'] + ['9'] * ({verb!r} == 'kill'));"
         "import runtime.lifecycle.control, runtime.lifecycle.start, runtime.lifecycle.create;"
         "import runtime.cgroups.limits, runtime.cgroups.v1;"
@@ -67,7 +67,7 @@ def test_verbs_that_engines_call_import_next_to_nothing(verb: str) -> None:
 def test_a_short_verb_pays_for_nothing_heavy() -> None:
     heavy = {"paramiko", "rich", "google.protobuf", "cryptography", "jeepney", "pyroute2"}
     code = (
-        "import sys; from migrate.cli.main import main; main(['state', 'no-such-container']);"
+        "import sys; from migrate.cli import main; main(['state', 'no-such-container']);"
         f"print(sorted({heavy!r} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=TOP)

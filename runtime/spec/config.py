@@ -84,7 +84,7 @@ def load(bundle: str | Path, annotations: dict[str, str] | None = None, *, net: 
     With the `annotations` of its state that of one that is there: they hold what has been decided since, which the
     bundle does not say. `net` is what --net says.
     """
-    return _in_force(_load(bundle), annotations, net)
+    return in_force(load_bundle(bundle), annotations, net)
 
 
 def keep(spec: Spec, directory: str) -> None:
@@ -104,11 +104,11 @@ def load_kept(state: State) -> Spec:
     """
     path = os.path.join(os.path.dirname(state.log_path), CONFIG)
     kept = os.path.exists(path)  # not by earlier versions
-    spec = parse(read_json(path, ""), state.bundle) if kept else _load(state.bundle)
-    return _in_force(spec, state.annotations, None)
+    spec = parse(read_json(path, ""), state.bundle) if kept else load_bundle(state.bundle)
+    return in_force(spec, state.annotations, None)
 
 
-def _in_force(spec: Spec, annotations: dict[str, str] | None, net: str | None) -> Spec:
+def in_force(spec: Spec, annotations: dict[str, str] | None, net: str | None) -> Spec:
     if annotations is not None:
         spec = spec.replace(annotations=annotations)
     text = spec.annotations.get(NET)
@@ -121,7 +121,7 @@ def _in_force(spec: Spec, annotations: dict[str, str] | None, net: str | None) -
     return network.apply(spec, text or "", f"annotations.{NET}")
 
 
-def _load(bundle: str | Path) -> Spec:
+def load_bundle(bundle: str | Path) -> Spec:
     value = read_json(os.path.join(bundle, CONFIG), "is this the bundle? `pymigrate spec` writes a config.json")
     if isinstance(value, dict) and "ociVersion" not in value:
         from runtime.spec import two_file

@@ -112,7 +112,7 @@ def elsewhere(spec: Spec, text: str | None) -> Spec:
     if spec.network is None:
         raise SpecError(f"--net {text[:80]!r}: the container has no network on a bridge")
     key, _, value = text.partition("=")
-    bridge = _convert("bridge", value) if key == "bridge" else None
+    bridge = convert("bridge", value) if key == "bridge" else None
     if not isinstance(bridge, str):
         raise SpecError(f"--net {text[:80]!r}: must be bridge=NAME; the container keeps its addresses")
     network = spec.network.replace(bridge=bridge)
@@ -148,7 +148,7 @@ def parse(text: str, where: str) -> Network:
         elif key in fields:
             refuse(f"{key}= is there twice")
         else:
-            fields[key] = _convert(key, value)
+            fields[key] = convert(key, value)
             if fields[key] is None:
                 refuse(f"{key}={value}: {_WANTED[key]}")
     if "bridge" not in fields:
@@ -184,7 +184,7 @@ _WANTED = {
 }
 
 
-def _convert(key: str, value: str) -> str | int | None:
+def convert(key: str, value: str) -> str | int | None:
     """The value of a field that is no IP address; None if it is none."""
     if key == "mtu":
         return int(value) if value.isascii() and value.isdigit() and 68 <= int(value) <= 65535 else None

@@ -188,6 +188,26 @@ _STRINGS = ("cgroup_paths", "namespace_paths", "annotations")
 _PID_MAX = 1 << 22  # PID_MAX_LIMIT (proc(5), pid_max)
 
 
+def parse(value: Any, path: str, container_id: str, remedy: str) -> State:
+    """Return the state that the JSON of a state.json holds. Raises StateError, which names `path` and the field."""
+    if isinstance(value, dict):
+        value = _ADDED | value
+    if not isinstance(value, dict) or value.pop("ociVersion", None) != OCI_VERSION or set(value) != set(_KINDS):
+        raise StateError(f"{path}: is no state of this version", remedy=remedy)
+    for name, kinds in _KINDS.items():
+        if type(value[name]) not in kinds:
+            raise StateError(f"{path}: {name}: is of the wrong type", remedy=remedy)
+    for name in _STRINGS:
+        if not all(isinstance(item, str) for item in value[name].values()):
+            raise StateError(f"{path}: {name}: must hold strings", remedy=remedy)
+    if value["id"] != container_id:
+        raise StateError(f"{path}: id: is that of another container", remedy=remedy)
+    if not all(0 <= value[name] <= _PID_MAX for name in ("pid", "shim_pid")):
+        raise StateError(f"{path}: pid: is no process id", remedy=remedy)
+    stdio = (*map(str, value["stdio"]), "", "", "")[:3]
+    return State(**{**value, "stdio": stdio, "bundle_hints": tuple(map(str, value["bundle_hints"]))})
+
+
 class Store:
     """The containers of one root directory."""
 
@@ -237,22 +257,7 @@ class Store:
             raise StateError(f"{path}: cannot be read: {error.strerror}", remedy=remedy) from None
         except (ValueError, RecursionError) as error:
             raise StateError(f"{path}: is no JSON: {error}", remedy=remedy) from None
-        if isinstance(value, dict):
-            value = _ADDED | value
-        if not isinstance(value, dict) or value.pop("ociVersion", None) != OCI_VERSION or set(value) != set(_KINDS):
-            raise StateError(f"{path}: is no state of this version", remedy=remedy)
-        for name, kinds in _KINDS.items():
-            if type(value[name]) not in kinds:
-                raise StateError(f"{path}: {name}: is of the wrong type", remedy=remedy)
-        for name in _STRINGS:
-            if not all(isinstance(item, str) for item in value[name].values()):
-                raise StateError(f"{path}: {name}: must hold strings", remedy=remedy)
-        if value["id"] != container_id:
-            raise StateError(f"{path}: id: is that of another container", remedy=remedy)
-        if not all(0 <= value[name] <= _PID_MAX for name in ("pid", "shim_pid")):
-            raise StateError(f"{path}: pid: is no process id", remedy=remedy)
-        stdio = (*map(str, value["stdio"]), "", "", "")[:3]
-        return State(**{**value, "stdio": stdio, "bundle_hints": tuple(map(str, value["bundle_hints"]))})
+        return parse(value, path, container_id, remedy)
 
     def save(self, state: State) -> None:
         """Write state.json so that a reader sees the old one or the new one, whole."""

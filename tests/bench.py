@@ -91,7 +91,7 @@ def monitor_memory(runtime: str, where: Path) -> float:
     subprocess.run([runtime, "run", "-d", "--bundle", str(where), "bench"], check=True)
     try:
         record = json.loads(Path("/run/opencontainer/containers/bench/state.json").read_text())
-        status = Path(f"/proc/{record['shim_pid']}/status").read_text()
+        status = Path(f"/proc/{record['monitor_pid']}/status").read_text()
         return int(status.split("VmRSS:")[1].split()[0]) / 1024
     finally:
         subprocess.run([runtime, "delete", "--force", "bench"], check=True)

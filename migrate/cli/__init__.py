@@ -95,7 +95,7 @@ def _run(argv: list[str], glob: Values) -> int:
     glob.root = os.path.abspath(found.root or _default_root())  # monitors have another working directory
     glob.systemd_cgroup = found.systemd_cgroup or found.cgroup_manager == "systemd"
     if found.version:
-        from runtime.state.store import OCI_VERSION
+        from runtime.state.record import OCI_VERSION
 
         print(f"pymigrate version {__version__}\nspec: {OCI_VERSION}")
         return 0

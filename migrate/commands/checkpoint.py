@@ -73,7 +73,7 @@ def options(args: Values) -> dict[str, Any]:
 
 def run(args: Values) -> int:
     from migrate.errors import UsageError
-    from runtime.checkpoint import options as criu_options
+    from runtime.checkpoint import runc_checkpoint
     from runtime.state.store import Store
 
     images, work = paths(args)
@@ -88,9 +88,9 @@ def run(args: Values) -> int:
         if not address or not port.isdigit():
             raise UsageError(f"--page-server {args.page_server}: must be ADDRESS:PORT")
         chosen["page_server"] = (address, int(port))
-    request = criu_options.Request(
+    request = runc_checkpoint.Request(
         images=images, work=work, parent=args.parent_path, pre_dump=args.pre_dump, leave_running=args.leave_running,
         options=chosen,
     )  # fmt: skip
-    criu_options.checkpoint(Store(args.root), args.id, request)
+    runc_checkpoint.checkpoint(Store(args.root), args.id, request)
     return 0

@@ -16,8 +16,8 @@ SYNTAX = Syntax(
 
 
 def run(args: Values) -> int:
-    from runtime.lifecycle import control
+    from runtime.lifecycle import delete
     from runtime.state.store import Store
 
-    control.delete(Store(args.root), args.id, force=args.force)
+    delete.delete(Store(args.root), args.id, force=args.force)
     return 0

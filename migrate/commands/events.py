@@ -37,7 +37,8 @@ def _seconds(text: str) -> float:
 
 def run(args: Values) -> int:
     from runtime.cgroups.cgroup import Cgroup
-    from runtime.state.store import Status, Store
+    from runtime.state.status import Status
+    from runtime.state.store import Store
 
     interval = _seconds(args.interval)
     state = Store(args.root).load(args.id)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from migrate.cli.flags import Values
     from runtime.spec.config import Spec
     from runtime.spec.process import Process
-    from runtime.state.store import State
+    from runtime.state.record import State
 
 FLAGS = (
     Flag("env", "set a variable (repeatable)", "list", short="e", metavar="NAME=VALUE"),
@@ -60,9 +60,10 @@ def _process(args: Values, state: State) -> tuple[Process, Spec]:
     """The program to run: from --process, or the container's own process object with what was given instead."""
     from migrate.errors import UsageError
     from runtime.linux.capabilities import NUMBERS, SETS
-    from runtime.spec.config import load_kept, read_json
+    from runtime.spec.config import read_json
     from runtime.spec.fields import Fields
     from runtime.spec.process import parse_process
+    from runtime.state.kept_config import load_kept
 
     spec = load_kept(state)
     if args.process is not None:

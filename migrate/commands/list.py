@@ -9,7 +9,8 @@ from migrate.cli.flags import Flag, Syntax
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from migrate.cli.flags import Values
-    from runtime.state.store import State, Store
+    from runtime.state.record import State
+    from runtime.state.store import Store
 
 FORMAT = Flag("format", "how it is shown", "str", short="f", default="table", choices=("table", "json"))
 SYNTAX = Syntax("List the containers of this host.", (FORMAT, Flag("quiet", "only the ids", short="q")))

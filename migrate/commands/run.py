@@ -19,7 +19,7 @@ SYNTAX = Syntax("Create and start a container, with our own stdin, stdout and st
 
 
 def run(args: Values) -> int:
-    from runtime.lifecycle import control
+    from runtime.lifecycle import delete
     from runtime.lifecycle import run as foreground
     from runtime.lifecycle.create import create as make
     from runtime.lifecycle.start import start
@@ -32,6 +32,6 @@ def run(args: Values) -> int:
     try:
         start(store, args.id)
     except BaseException:
-        control.delete(store, args.id, force=True, created=state.created)
+        delete.delete(store, args.id, force=True, created=state.created)
         raise
     return 0

@@ -19,16 +19,17 @@ def run(args: argparse.Namespace) -> int:
     from migrate.preflight.rules import check_allowed
     from migrate.preflight.volumes import plan
     from runtime import notices
-    from runtime.spec import network
-    from runtime.spec.config import load_kept
-    from runtime.state.store import Status, Store
+    from runtime.spec import config as spec_config
+    from runtime.state.kept_config import load_kept
+    from runtime.state.status import Status
+    from runtime.state.store import Store
 
     wanted = move_arguments.wanted(args)
     check_allowed(wanted.allow)
     store = Store(args.root)
     state = store.load(wanted.id)
     spec = load_kept(state)
-    there = network.elsewhere(spec, wanted.net)
+    there = spec_config.elsewhere(spec, wanted.net)
     trees = plan(state, spec, wanted.volumes)
     blockers = container_blockers(store, state, spec, tcp_close=wanted.tcp_close) + plan_blockers(trees)
     if wanted.host:

@@ -10,7 +10,7 @@ argv: TREE PROGRAM ARGUMENT...
 import os
 
 from runtime.linux import syscalls
-from runtime.spec.mounts import ATTR_NOSYMFOLLOW, MS_PRIVATE, MS_REC
+from runtime.linux.mount_flags import ATTR_NOSYMFOLLOW, MS_PRIVATE, MS_REC
 
 
 def main(argv: list[str]) -> int:

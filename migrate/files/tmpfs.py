@@ -29,7 +29,7 @@ from migrate.files import mountinfo
 from migrate.files import scan as tree_scan
 from runtime.linux import processes, selfexec, syscalls
 from runtime.spec.config import Spec
-from runtime.state.store import State
+from runtime.state.record import State
 
 SMALL = 4 << 20  # bytes that CRIU packs in less time than a pass takes
 MOST = 20  # mounts

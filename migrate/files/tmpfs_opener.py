@@ -9,7 +9,7 @@ import socket
 import sys
 
 from runtime.linux import selfexec, syscalls
-from runtime.spec.mounts import ATTR_NOSYMFOLLOW, ATTR_RDONLY
+from runtime.linux.mount_flags import ATTR_NOSYMFOLLOW, ATTR_RDONLY
 
 
 def main(argv: list[str]) -> int:

@@ -11,7 +11,8 @@ from migrate.journal import journal
 from migrate.journal.journal import Entry, Journal
 from migrate.phases import FINAL, OPEN, Phase
 from migrate.target.image_manifest import boot_id
-from runtime.state.store import State, Store
+from runtime.state.record import State
+from runtime.state.store import Store
 
 _UNDECIDED_THERE = frozenset({Phase.STOP_AND_COPY, Phase.PREPARED, Phase.COMMITTED})
 

@@ -25,8 +25,7 @@ from typing import Any
 from migrate.lab.enter import namespace_flags
 from runtime import sync
 from runtime.cgroups.hierarchies import UNIFIED, discover
-from runtime.linux import syscalls
-from runtime.spec import mounts as mount_spec
+from runtime.linux import mount_flags, syscalls
 
 _STEP_TIMEOUT = 60.0
 _SSHD_TIMEOUT = 20.0
@@ -48,14 +47,14 @@ def _set_clocks(seconds: int) -> None:
 
 def _mount_system(config: dict[str, Any]) -> None:
     """proc, sys, cgroups and run of the host's own; the files that tell it who it is."""
-    kinds = mount_spec.MS_NOSUID | mount_spec.MS_NODEV
+    kinds = mount_flags.MS_NOSUID | mount_flags.MS_NODEV
     hierarchies = discover()  # while the machine's mounts are still to be seen
-    syscalls.mount(None, "/", None, mount_spec.MS_REC | mount_spec.MS_PRIVATE)
+    syscalls.mount(None, "/", None, mount_flags.MS_REC | mount_flags.MS_PRIVATE)
     for place in ("/sys/fs/cgroup", "/sys"):  # the machine's own would be seen below ours
         if os.path.ismount(place):
             syscalls.umount(place, syscalls.MNT_DETACH)
-    syscalls.mount("proc", "/proc", "proc", kinds | mount_spec.MS_NOEXEC)
-    syscalls.mount("sysfs", "/sys", "sysfs", kinds | mount_spec.MS_NOEXEC)
+    syscalls.mount("proc", "/proc", "proc", kinds | mount_flags.MS_NOEXEC)
+    syscalls.mount("sysfs", "/sys", "sysfs", kinds | mount_flags.MS_NOEXEC)
     if [hierarchy.controllers for hierarchy in hierarchies] == [(UNIFIED,)]:
         syscalls.mount("cgroup2", "/sys/fs/cgroup", "cgroup2", kinds)
         leaf = Path("/sys/fs/cgroup/init")  # a cgroup with processes cannot give controllers to its children
@@ -73,7 +72,7 @@ def _mount_system(config: dict[str, Any]) -> None:
                 options = f"none,{names}" if names.startswith("name=") else names
                 syscalls.mount("cgroup", directory, "cgroup", kinds, options)
     for source, place in config["binds"].items():
-        syscalls.mount(source, place, None, mount_spec.MS_BIND)
+        syscalls.mount(source, place, None, mount_flags.MS_BIND)
     size = f",size={config['disk']}" if config["disk"] else ""
     syscalls.mount("tmpfs", "/var/lib/pymigrate", "tmpfs", kinds, f"mode=700{size}")
     log = os.open(config["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)

@@ -22,7 +22,9 @@ from runtime.checkpoint import options as criu_options
 from runtime.freeze import unfreezable
 from runtime.linux import processes
 from runtime.spec.config import Spec
-from runtime.state.store import State, Status, Store
+from runtime.state.record import State
+from runtime.state.status import Status
+from runtime.state.store import Store
 
 if TYPE_CHECKING:
     from migrate.wire.peer import Peer

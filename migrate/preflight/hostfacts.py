@@ -24,7 +24,8 @@ from migrate.preflight import limits
 from migrate.space import free_bytes
 from runtime.errors import InvalidId
 from runtime.linux.capabilities import NUMBERS, names, permitted
-from runtime.state.store import Store, check_id
+from runtime.state.record import check_id
+from runtime.state.store import Store
 
 DATA = Path("/var/lib/pymigrate")
 _MAX_PATHS = 1000
@@ -148,13 +149,13 @@ def _network(query: FactsQuery) -> tuple[str, str]:
     """What is wrong with the bridge of the network that is asked for, and with its addresses, here."""
     if not query.net:
         return "", ""
-    from runtime.network import veth
+    from runtime.network import claims, veth
     from runtime.spec import network
 
     wanted = network.parse(query.net, "--net")
     try:
         bridge, address = veth.host_problems(wanted)
-        return bridge and f"bridge={wanted.bridge}: {bridge}", address or network.conflict(
+        return bridge and f"bridge={wanted.bridge}: {bridge}", address or claims.conflict(
             Store(Path(query.root)), wanted, query.id
         ) or ""
     except OSError as error:

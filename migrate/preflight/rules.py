@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from migrate.errors import Blocked, UsageError
 from runtime.freeze import unfreezable
-from runtime.state.store import State
+from runtime.state.record import State
 
 
 @dataclass(frozen=True)

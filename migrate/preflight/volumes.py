@@ -28,9 +28,10 @@ from migrate.files.trees import OWN, Needed, Tree, is_place
 from migrate.preflight.hostfacts import overlay_defaults
 from migrate.preflight.silent_losses import Finding
 from runtime.linux import syscalls
+from runtime.linux.mount_flags import MS_PRIVATE, MS_RDONLY
 from runtime.spec.config import Spec
-from runtime.spec.mounts import MS_PRIVATE, MS_RDONLY, Mount, parse_options
-from runtime.state.store import State
+from runtime.spec.mounts import Mount, parse_options
+from runtime.state.record import State
 
 SMALL = 1 << 20  # bytes; a file bound by itself, up to this size, goes along where it is missing
 _HOST = ("/proc", "/sys", "/dev")  # what every host has its own of

@@ -41,9 +41,11 @@ from runtime.checkpoint.restore import RestorePlan, Restoring
 from runtime.freeze import mend, network_lock, syn_gate
 from runtime.linux import syscalls, trusted
 from runtime.monitor import logs
-from runtime.spec.config import Spec, load_kept
+from runtime.spec.config import Spec
 from runtime.spec.config import load as load_spec
-from runtime.state.store import State, Store
+from runtime.state.kept_config import load_kept
+from runtime.state.record import State
+from runtime.state.store import Store
 
 LOCK_TIMEOUT = 5.0
 RESTORE_TIMEOUT = 120.0
@@ -66,7 +68,7 @@ def save(store: Store, container_id: str, directory: Path, *, allow: frozenset[s
         raise refusal(directory.parent, error, "save it where nobody else can write") from None
     with store.lock(container_id, LOCK_TIMEOUT):
         state = store.load(container_id)
-        mend.mend_left(state)
+        mend.repair_left(state)
         spec = load_kept(state)
         require_movable(store, state, spec, allow, PATIENCE)
         if words := landlock.warning(state.id, landlock.suspects(state.pid, spec)):
@@ -80,7 +82,7 @@ def save(store: Store, container_id: str, directory: Path, *, allow: frozenset[s
                 options = {"leave_running": not stop, "tcp_skip_in_flight": skip, "irmap_scan_paths": watched}
                 with _dump(state, spec, place, options) as dump:
                     # While it is frozen: what it writes later belongs to the container, not to the snapshot.
-                    criu_options.wait_output_logged(state, LOG_TIMEOUT)
+                    logs.wait_output_logged(state, LOG_TIMEOUT)
                     _copy_log(state, place / LOG)
                     connections = sorted(str(entry) for entry in survey(state.pid).connections if not entry.inside)
                     manifest = _seal(state, place, directory, connections) if stop else None  # before it ends

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator
 
+from runtime.linux.mount_flags import MS_RDONLY
 from runtime.spec.config import Spec
-from runtime.spec.mounts import MS_RDONLY, parse_options
+from runtime.spec.mounts import parse_options
 from runtime.spec.resources import DeviceRule
 
 

@@ -28,16 +28,18 @@ from migrate.preflight.container import container_blockers, preflight, wait_sett
 from migrate.preflight.volumes import Plan
 from migrate.source.seeding import ROOTFS, Seeding
 from migrate.source.settle import clean_source, clean_target, save_log, settle
-from migrate.source.switchover import Departure
+from migrate.source.switchover import Switchover
 from migrate.target import trees as tree_store
 from migrate.wire import protocol
 from migrate.wire.peer import Peer, RemoteFailure, connect
 from runtime.checkpoint import options as criu_options
 from runtime.freeze import mend, syn_gate
-from runtime.spec import network
-from runtime.spec.config import Spec, load_kept
+from runtime.spec import config as spec_config
+from runtime.spec.config import Spec
 from runtime.state import moved_mark
-from runtime.state.store import State, Store
+from runtime.state.kept_config import load_kept
+from runtime.state.record import State
+from runtime.state.store import Store
 
 LOCK_TIMEOUT = 5.0
 FINGERPRINT_TIMEOUT = 600.0
@@ -90,14 +92,14 @@ class Coordinator:
                     f"container {wanted.id}: an earlier move of it, to {entry.target}, is not decided yet",
                     remedy=f"pymigrate recover {wanted.id}",
                 )
-            mend.mend_left(state)
+            mend.repair_left(state)
             spec = load_kept(state)
             self._say(Phase.PREFLIGHT, f"checking {wanted.id} and {wanted.host}")
             plan = volumes.plan(state, spec, wanted.volumes)
             blockers = container_blockers(self._store, state, spec, tcp_close=wanted.tcp_close, patience=PATIENCE)
             with connect(wanted.host, root=str(self._store.root)) as peer:
                 digest = fingerprint(Path(state.rootfs)) if spec.readonly else ""
-                spec = plan.spec(network.elsewhere(spec, wanted.net))
+                spec = plan.spec(spec_config.elsewhere(spec, wanted.net))
                 plan = preflight(peer, self._store, state, spec, wanted.allow, blockers, plan)
                 if words := landlock.warning(wanted.id, landlock.suspects(state.pid, spec)):
                     self._monitor.emit(Warned(words))
@@ -114,7 +116,7 @@ class Coordinator:
         criu_log, damage = b"", ""
         try:
             self._seed(digest, plan)
-            with Departure(
+            with Switchover(
                 self._state,
                 self._spec,
                 self._peer,
@@ -136,7 +138,7 @@ class Coordinator:
                         return self._finish(departure.dropped_watches())
                 except BaseException:
                     with uninterruptible():
-                        departure.roll_back()  # no effect after give_up
+                        departure.roll_back()  # no effect after kill_source
                         criu_log, damage = departure.log(), departure.damage
                     raise
         except MoveFailed:
@@ -175,7 +177,7 @@ class Coordinator:
         rootfs = Tree(ROOTFS, self._state.rootfs, str(place["rootfs"]), fingerprint=digest)
         complete = [bool(place["complete"]), *map(bool, place["trees"])]
         renewed = map(bool, place["renewed"])
-        self._seeding.ahead(list(zip([rootfs, *plan.trees], complete, renewed, strict=True)))
+        self._seeding.send_ahead(list(zip([rootfs, *plan.trees], complete, renewed, strict=True)))
         if not place["complete"] and digest:
             self._peer.call(protocol.BundleSent(digest), FINGERPRINT_TIMEOUT)
         carried = {
@@ -207,24 +209,24 @@ class Coordinator:
         for entry in uncleaned:
             Journal.resume(entry).record(Phase.ABORTED, cleaned=True)
 
-    def _stop_and_copy(self, departure: Departure) -> None:
+    def _stop_and_copy(self, departure: Switchover) -> None:
         self._log.record(Phase.STOP_AND_COPY)
         self._say(Phase.STOP_AND_COPY, f"freezing {self._wanted.id}")
         self._peer.call(protocol.PagesBegin())
-        self._seeding.arm()
+        self._seeding.start_last_pass()
         self._clock.step("prepare")
         departure.gate.enter_context(syn_gate.closed(self._state, departure.spec))
         wait_settled(self._state, self._wanted.allow, PATIENCE)
         self._peer.limit(self._wanted.timeout)
         pages = departure.freeze(
             self._wanted.timeout,
-            lambda: self._seeding.frozen(self._wanted.timeout),
+            lambda: self._seeding.on_frozen(self._wanted.timeout),
             skip_in_flight="tcp-backlog" in self._wanted.allow,
         )
         self._frozen_at = departure.frozen_at
         self._clock.step("start criu", until=self._frozen_at)
         self._clock.step("dump")
-        files_there = self._seeding.last(self._left())
+        files_there = self._seeding.send_last_pass(self._left())
         self._peer.limit(self._left())
         self._peer.post(pages)
         count = departure.send_images(self._frozen_at + self._wanted.timeout)
@@ -250,7 +252,7 @@ class Coordinator:
             )
         return left
 
-    def _hand_over(self, departure: Departure, leaving: dict[str, list[str]]) -> None:
+    def _hand_over(self, departure: Switchover, leaving: dict[str, list[str]]) -> None:
         """The source dies, then the target runs."""
         state = self._state
         try:
@@ -258,7 +260,7 @@ class Coordinator:
         except OSError as error:
             words = f"{state.bundle} cannot be marked ({error.strerror}): an engine may start {state.id} here again"
             self._monitor.emit(Warned(words))
-        departure.give_up(lambda: self._log.record(Phase.COMMITTED, durable=False, killed=True))
+        departure.kill_source(lambda: self._log.record(Phase.COMMITTED, durable=False, killed=True))
         self._clock.step("source ends")
         try:
             self._peer.call(protocol.Resume(), RESUME_TIMEOUT)

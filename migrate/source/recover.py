@@ -19,12 +19,13 @@ from migrate.target import trees as tree_store
 from migrate.target.image_manifest import boot_id
 from runtime.errors import ContainerError
 from runtime.freeze import mend, network_lock
-from runtime.lifecycle import control
+from runtime.lifecycle import delete
 from runtime.linux import processes
 from runtime.network import veth
-from runtime.spec.config import load_kept
 from runtime.state import moved_mark
-from runtime.state.store import State, Store
+from runtime.state.kept_config import load_kept
+from runtime.state.record import State
+from runtime.state.store import Store
 
 LOCK_TIMEOUT = 5.0
 
@@ -94,7 +95,7 @@ def recover(store: Store, container_id: str) -> str:
             with uninterruptible():
                 return finish(store, entry)
         state = store.look(container_id) if container_id in store.ids() else None
-        if state is not None and mend.mend_left(state):
+        if state is not None and mend.repair_left(state):
             return f"{container_id}: runs at {socket.gethostname()}"
     raise nothing_to_recover(store, container_id)
 
@@ -141,7 +142,7 @@ def stays(entry: Entry, left: Left, source: str) -> str:
     """The container belongs to this host: it goes on if a dump has left it frozen. Returns where it is, in words."""
     if left.state is not None:
         moved_mark.erase(left.state.bundle)
-        mend.mend_left(left.state)
+        mend.repair_left(left.state)
     return f"{entry.id}: {'runs' if left.fate is Fate.RUNS else 'has ended'} at {source}"
 
 
@@ -159,7 +160,7 @@ def _clean(store: Store, entry: Entry, left: Left) -> None:
 
 def _ended_frozen(state: State) -> bool:
     """Whether a monitor of ours has seen the container end while it was frozen."""
-    control.wait_monitor(state, control.MONITOR_TIMEOUT)
+    delete.wait_monitor(state, delete.MONITOR_TIMEOUT)
     try:
         record = json.loads((Path(state.log_path).parent / "exit.json").read_bytes())
     except (OSError, ValueError):
@@ -173,6 +174,6 @@ def _end(state: State) -> None:
         moved_mark.note(state)
     if state.has_bridge:
         veth.take_down(state)  # its peers are to hear of it at the target only
-    control.end(state)
+    delete.end(state)
     with contextlib.suppress(ContainerError):
         network_lock.ended(load_kept(state), state.id)

@@ -29,7 +29,7 @@ from migrate.phases import Phase
 from migrate.wire import protocol
 from migrate.wire.peer import Peer
 from runtime.spec.config import Spec
-from runtime.state.store import State
+from runtime.state.record import State
 
 SEED_TIMEOUT = 6 * 3600.0
 VERIFY_TIMEOUT = 600.0
@@ -125,7 +125,7 @@ class Seeding:
         while self._views:
             self._views.pop().close()
 
-    def ahead(self, trees: list[tuple[Tree, bool, bool]]) -> None:
+    def send_ahead(self, trees: list[tuple[Tree, bool, bool]]) -> None:
         """Send what can be sent while the container runs.
 
         Of each tree, whether the target has all of it already, and whether it has an older copy.
@@ -251,7 +251,7 @@ class Seeding:
         self._done(item.tree, item.passes, sent, len(names), frozen=not living)
         return sent
 
-    def arm(self) -> None:
+    def start_last_pass(self) -> None:
         """Shortly before the freeze: start the rsyncs of the last pass, and let them connect."""
         for item in self._growing[:MOST_WAITING]:
             item.rsync = self._waiting(item)
@@ -259,7 +259,7 @@ class Seeding:
             if item.rsync is not None:
                 item.rsync.connected(CONNECT_TIMEOUT)
 
-    def frozen(self, timeout: float) -> None:
+    def on_frozen(self, timeout: float) -> None:
         """The container does not run any more: begin to look for what has changed, beside the dump.
 
         `timeout`, in seconds, is for the look.
@@ -279,7 +279,7 @@ class Seeding:
         except OSError as error:
             self._scan_failure = error
 
-    def last(self, timeout: float) -> Callable[[], None] | None:
+    def send_last_pass(self, timeout: float) -> Callable[[], None] | None:
         """The dump is written: begin to send what has changed. What is returned waits until the target has all of it.
 
         None when there is nothing to send; `timeout` is in seconds.

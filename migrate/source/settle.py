@@ -12,9 +12,10 @@ from migrate.phases import Phase
 from migrate.source import ask_later
 from migrate.wire import protocol
 from migrate.wire.peer import Peer, RemoteFailure, connect
-from runtime.lifecycle import control
+from runtime.lifecycle import delete
 from runtime.monitor import logs
-from runtime.state.store import State, Store
+from runtime.state.record import State
+from runtime.state.store import Store
 
 RECONNECT_TIMEOUT = 30.0
 RETRY_AFTER = 1.0
@@ -138,11 +139,11 @@ def clean_target(peer: Peer, host: str, root: str, migration: str) -> bool:
 def clean_source(store: Store, state: State, peer: Peer | None) -> Exception | None:
     """Send the container's log after it and remove what is left of it here. Returns what went wrong, if anything."""
     try:
-        control.wait_monitor(state, SHIM_TIMEOUT)
+        delete.wait_monitor(state, SHIM_TIMEOUT)
         if peer is not None:
             with contextlib.suppress(MigrateError):
                 peer.call(protocol.History(_log_tail(state)))
-        control.remove(store, state)
+        delete.remove(store, state)
     except Exception as error:
         return error
     return None

@@ -1,7 +1,7 @@
 """The source's half of the switch-over: freeze, stream pages and images, and let go of the container or not.
 
 CRIU's dump is held at `post-dump`: the tree is frozen and its network locked, all images are written. From there
-`roll_back` thaws it as if nothing had happened, and `give_up` ends it for good. A lost coordinator rolls back by
+`roll_back` thaws it as if nothing had happened, and `kill_source` ends it for good. A lost coordinator rolls back by
 itself: CRIU thaws the tree when its socket closes.
 
 Nothing is written to the source's disk: pages go through a socketpair straight into the connection; the other images
@@ -31,11 +31,11 @@ from runtime.freeze.guard import Guard
 from runtime.linux import syscalls
 from runtime.network import veth
 from runtime.spec.config import Spec
-from runtime.state.store import State
+from runtime.state.record import State
 
 
-class Departure:
-    """One container leaving. A context manager: leaving it without `give_up` rolls back."""
+class Switchover:
+    """One container leaving. A context manager: leaving it without `kill_source` rolls back."""
 
     def __init__(
         self,
@@ -130,7 +130,7 @@ class Departure:
         assert self._dump is not None
         self._dump.require_frozen()
 
-    def give_up(self, on_killed: Callable[[], None]) -> None:
+    def kill_source(self, on_killed: Callable[[], None]) -> None:
         """End the frozen tree: when this returns, no process of the container exists here any more.
 
         `on_killed` is called as soon as its end is certain. Its link is down before that, so that nothing tells the

@@ -148,14 +148,14 @@ class Arriving:
                 places.ran(path, self._owner)
 
     def undo(self) -> None:
-        """Give up what this move has brought: see places.give_up. Nothing writes there by now.
+        """Give up what this move has brought: see places.kill_source. Nothing writes there by now.
 
         Raises DeadlineExceeded.
         """
         try:
             self._trees.undo()
             if self._place:
-                places.give_up(self._place, self._migration, self._locks, self._made)
+                places.kill_source(self._place, self._migration, self._locks, self._made)
         finally:
             self._locks.release()
 

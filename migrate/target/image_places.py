@@ -24,7 +24,7 @@ from migrate.preflight.hostfacts import DATA
 from migrate.space import no_space
 from migrate.wire.protocol import check_migration_id
 from runtime.linux import syscalls
-from runtime.spec.mounts import MS_BIND, MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_PRIVATE, MS_REMOUNT
+from runtime.linux.mount_flags import MS_BIND, MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_PRIVATE, MS_REMOUNT
 
 PLACE = Path("/run/pymigrate/images")
 MEMORY = PLACE / "memory"

@@ -34,7 +34,8 @@ from migrate.wire.protocol import FREEZE_TIMEOUT, CheckTrees, OpenBundle, Prepar
 from runtime.checkpoint.restore import RestorePlan, Restoring
 from runtime.linux import processes
 from runtime.spec import config as spec_config
-from runtime.state.store import State, Store, check_id
+from runtime.state.record import State, check_id
+from runtime.state.store import Store
 
 RESTORE_TIMEOUT = 120.0
 OLD_AGENT_TIMEOUT = 20.0

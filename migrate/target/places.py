@@ -33,7 +33,9 @@ from migrate.phases import FINAL, Phase
 from migrate.space import free_bytes
 from runtime.errors import ContainerError
 from runtime.linux import processes
-from runtime.state.store import State, Status, Store
+from runtime.state.record import State
+from runtime.state.status import Status
+from runtime.state.store import Store
 
 LOCKS = Path("/run/pymigrate/places")
 WORTH_KEEPING = 8 << 20  # bytes; less is sent again as quickly as it is looked through
@@ -210,7 +212,7 @@ def take(path: str, owner: Owner, migration: str, *, whole: bool = False) -> Non
     marks.put(path, owner, migration, whole=whole)
 
 
-def give_up(path: str, migration: str, locks: Locks, made: Sequence[str]) -> None:
+def kill_source(path: str, migration: str, locks: Locks, made: Sequence[str]) -> None:
     """A move has failed: what it has brought to `path` stays for the next attempt, or is removed.
 
     Nothing is touched unless the mark there names this migration. `made` are the paths that did not exist before it,

@@ -12,7 +12,7 @@ from migrate.errors import TargetError
 from migrate.files.tmpfs import Mounted
 from migrate.preflight.hostfacts import DATA
 from runtime.linux import syscalls
-from runtime.spec.mounts import MS_REMOUNT, MS_STRICTATIME
+from runtime.linux.mount_flags import MS_REMOUNT, MS_STRICTATIME
 
 DIRECTORY = DATA / "tmpfs"
 

@@ -19,7 +19,7 @@ from migrate.files import mountinfo, tmpfs
 from migrate.target import image_manifest
 from migrate.target import tmpfs as target_tmpfs
 from runtime.linux import syscalls
-from runtime.spec.mounts import MS_STRICTATIME
+from runtime.linux.mount_flags import MS_STRICTATIME
 
 INDEX = "pymigrate-tmpfs.img"
 _CHUNK = 1 << 20

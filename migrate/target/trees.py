@@ -253,10 +253,10 @@ class Arrivals:
                     marks.put(item.tree.place, self._owner, self._migration, whole=True)
 
     def undo(self) -> None:
-        """Give up what this move has brought: see places.give_up. Raises DeadlineExceeded."""
+        """Give up what this move has brought: see places.kill_source. Raises DeadlineExceeded."""
         for item in reversed(self.placed):
             if not item.complete:
-                places.give_up(item.tree.place, self._migration, self._locks, item.made)
+                places.kill_source(item.tree.place, self._migration, self._locks, item.made)
 
 
 def _make_new(path: str, *, single: bool) -> None:

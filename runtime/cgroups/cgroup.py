@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from runtime.cgroups.hierarchies import Hierarchy
     from runtime.spec.resources import Resources
-    from runtime.state.store import State
+    from runtime.state.record import State
 
 REMOVE_TIMEOUT = 10.0
 KILL_TIMEOUT = 2.0
@@ -132,7 +132,7 @@ class Cgroup:
             # What another container uses is not ours to remove, only what is new in other hierarchies.
             used = there if isinstance(error, Conflict) else {}
             cls({key: path for key, path in paths.items() if key not in used}, unit).remove()
-            cgroup.occupied()
+            cgroup.release_claim()
             if isinstance(error, OSError):
                 raise ContainerError(f"cannot make the cgroup {error.filename}: {error.strerror}") from None
             raise
@@ -180,7 +180,7 @@ class Cgroup:
             for controller in hierarchy.controllers
         }
 
-    def occupied(self) -> None:
+    def release_claim(self) -> None:
         """There is a process in it: the one that has held its place may end, and who looks at it sees whose it is."""
         if self._lock >= 0:
             fcntl.flock(self._lock, fcntl.LOCK_UN)  # a process forked meanwhile may still have the descriptor
@@ -221,19 +221,19 @@ class Cgroup:
         """Each directory once."""
         return list(dict.fromkeys(self.paths.values()))
 
-    def add(self, pid: int, *, beside: int | None = None) -> None:
+    def add(self, pid: int, *, near: int | None = None) -> None:
         """Move a process in; 0 is the caller. Raises ContainerError.
 
-        `beside` is a process of the container: a version 2 cgroup that has given controllers to its children takes no
+        `near` is a process of the container: a version 2 cgroup that has given controllers to its children takes no
         processes itself, and `pid` then goes to where that process is.
         """
         for directory in self.directories():
             try:
                 write(f"{directory}/{moving.entrance(self.paths, directory, pid)}", str(pid))
             except OSError as error:
-                if error.errno != errno.EBUSY or beside is None or directory != self.paths.get(UNIFIED):
+                if error.errno != errno.EBUSY or near is None or directory != self.paths.get(UNIFIED):
                     raise moving.not_taken(directory, pid, error) from None
-                moving.move_in(moving.unified_of(beside, directory), pid, "cgroup.procs")
+                moving.move_in(moving.unified_of(near, directory), pid, "cgroup.procs")
 
     def enter_but_unified(self) -> int:
         """Move the caller in, but for version 2: a descriptor of that directory is returned, for fork_into; -1 if none.
@@ -324,7 +324,7 @@ class Cgroup:
 
         Raises DeadlineExceeded, StateError.
         """
-        self.occupied()
+        self.release_claim()
         self.require_own()
         from runtime.cgroups import monitor as monitor_cgroup
 

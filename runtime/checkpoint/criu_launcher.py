@@ -12,7 +12,7 @@ import sys
 
 from criu_rpc import tar
 from runtime.linux import syscalls
-from runtime.spec.mounts import MS_BIND, MS_PRIVATE, MS_REC
+from runtime.linux.mount_flags import MS_BIND, MS_PRIVATE, MS_REC
 
 
 def main(argv: list[str]) -> int:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from criu_rpc.client import DumpSession
     from criu_rpc.options import DumpOptions
     from runtime.spec.config import Spec
-    from runtime.state.store import State
+    from runtime.state.record import State
 
 DEATH_TIMEOUT = 30.0
 
@@ -64,7 +64,7 @@ class Dump:
             if init is None:
                 raise ContainerError(f"container {state.id}: its init is gone")
             self._init = init
-            mend.begin(state, paused=paused, others=self._others)
+            mend.note(state, paused=paused, others=self._others)
             self._session = Criu().dump(options, timeout=timeout, env=env)
         except BaseException:
             self._close()
@@ -92,7 +92,7 @@ class Dump:
         reached = self._session.run_until(*scripts, *(["query-ext-files"] if unlocked else [])).script
         if unlocked:
             lock = sorted(set(network_lock.locks(self._state.pid)).difference(self._others))
-            mend.begin(self._state, paused=self._paused, others=self._others, lock=lock)
+            mend.note(self._state, paused=self._paused, others=self._others, lock=lock)
             self._locked = True
         return reached if reached in scripts else self.run_until(*scripts)
 
@@ -160,7 +160,7 @@ class Dump:
 
     def _close(self) -> None:
         self._over = True
-        mend.end(self._state)
+        mend.forget(self._state)
         if self._session is not None:
             self._session.abort()
         self._guard.close()
@@ -174,10 +174,10 @@ class Dump:
 
 def pre_dump(state: State, options: DumpOptions, *, timeout: float, paused: bool) -> None:
     """One pre-dump; the container goes on in any case. Raises CriuError, ContainerError."""
-    mend.begin(state, paused=paused)
+    mend.note(state, paused=paused)
     try:
         Criu().pre_dump(options, timeout=timeout)
     except BaseException:
         mend.mend(state)
         raise
-    mend.end(state)
+    mend.forget(state)

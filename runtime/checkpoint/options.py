@@ -11,26 +11,18 @@ What is bound into the container is external as well, and goes by the place wher
 
 from __future__ import annotations
 
-import fcntl
 import os
-import sys
-import termios
-import time
 
 from criu_rpc import image_codec
 from criu_rpc.options import DumpOptions
 from runtime import notices
-from runtime.cgroups.cgroup import Cgroup
 from runtime.cgroups.hierarchies import UNIFIED, discover
-from runtime.checkpoint.dump import Dump, pre_dump
-from runtime.errors import ContainerError, SpecError
-from runtime.freeze import mend, network_lock, unfreezable
-from runtime.lifecycle import control
+from runtime.errors import SpecError
+from runtime.freeze import unfreezable
 from runtime.light import json as light_json
-from runtime.light.records import Record
 from runtime.linux import namespaces, syscalls
-from runtime.spec.config import load_kept
-from runtime.state.store import Status
+from runtime.spec.annotations import CRIU_CONFIG
+from runtime.state.status import Status
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,12 +30,10 @@ if TYPE_CHECKING:
     from typing import Any
 
     from runtime.spec.config import Spec
-    from runtime.state.store import State, Store
+    from runtime.state.record import State
 
 NETNS_KEY = "pymigrate-net"
 DESCRIPTORS = "descriptors.json"  # the standard streams at the dump, as runc's images say them
-DUMP_TIMEOUT = 600.0
-CRIU_CONFIG = "org.criu.config"  # an annotation of runc's
 GHOST_LIMIT = 512 << 20  # bytes on disk of an open file without a name that go with the images
 _HOST_DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 
@@ -161,79 +151,6 @@ def warn_of_config(spec: Spec) -> None:
         notices.warn(f"annotations.{CRIU_CONFIG}: is not heeded: CRIU runs what such a file says; give flags instead")
 
 
-class Request(Record):
-    """What the flags of `checkpoint` say."""
-
-    images: str
-    work: str
-    parent: str | None = None
-    pre_dump: bool = False
-    leave_running: bool = False
-    options: dict[str, Any] = {}
-
-
-def checkpoint(store: Store, container_id: str, request: Request) -> None:
-    """Write a container's images; it is gone afterwards, unless it is to go on, or this was a pre-dump.
-
-    Raises CriuError, ContainerError; it runs on then.
-    """
-    with store.lock(container_id):
-        state = store.load(container_id)
-        mend.mend_left(state)
-        status = state.status
-        status.require(container_id, "checkpoint", Status.RUNNING, Status.PAUSED)
-        spec = load_kept(state)
-        warn_of_config(spec)
-        for directory in (request.images, request.work):
-            try:
-                os.makedirs(directory, 0o700, exist_ok=True)
-            except OSError as error:
-                raise ContainerError(f"{directory}: cannot be made: {error.strerror}") from None
-        if request.parent is not None and not os.path.isdir(os.path.join(request.images, request.parent)):
-            raise SpecError(f"--parent-path {request.parent}: there is no such directory, seen from {request.images}")
-        cgroup = Cgroup.of(state)
-        cgroup.require_own()
-        if status is Status.PAUSED:
-            cgroup.thaw()  # CRIU freezes by itself; what the freezer holds cannot be dumped
-        gone = False
-        try:
-            _dump(state, spec, request, paused=status is Status.PAUSED)
-            gone = not (request.pre_dump or request.leave_running)
-        finally:
-            if status is Status.PAUSED and not gone:
-                cgroup.freeze()
-        if gone:
-            control.remove(store, state)
-            network_lock.ended(spec, state.id)
-
-
-def _dump(state: State, spec: Spec, request: Request, *, paused: bool) -> None:
-    if not request.pre_dump:  # first: of a lazy dump, the restore begins before the dump is over
-        write_descriptors(request.images, state.stdio)
-    directory, work = (os.open(path, os.O_RDONLY | os.O_DIRECTORY) for path in (request.images, request.work))
-    try:
-        options = dump_options(
-            state, spec, images_dir_fd=directory, work_dir_fd=work, leave_running=request.leave_running,
-            parent_img=request.parent, track_mem=request.pre_dump or request.parent is not None, **request.options,
-        )  # fmt: skip
-        unfreezable.require_none(state)
-        if request.pre_dump:
-            pre_dump(state, options, timeout=DUMP_TIMEOUT, paused=paused)
-        else:
-            from runtime.freeze import syn_gate
-
-            with (
-                syn_gate.closed(state, spec),
-                Dump(state, spec, options, timeout=DUMP_TIMEOUT, paused=paused) as dump,
-            ):
-                dump.run_until("post-dump")
-                dump.complete(directory)
-                dump.finish()
-    finally:
-        os.close(directory)
-        os.close(work)
-
-
 def write_descriptors(images: str, stdio: tuple[str, ...]) -> None:
     fd = os.open(os.path.join(images, DESCRIPTORS), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     with open(fd, "w") as file:
@@ -253,35 +170,6 @@ def read_descriptors(images: str) -> tuple[str, ...]:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or len(names) > 3:
         raise SpecError(f"{path}: must be an array of three strings")
     return tuple(names)
-
-
-def wait_output_logged(state: State, timeout: float) -> None:
-    """Wait until the monitor has taken all that a frozen container has written, `timeout` seconds at most."""
-    if not state.shim_pid:
-        return
-    deadline = time.monotonic() + timeout
-    while time.monotonic() < deadline:
-        waiting = sum(_unread(state.pid, number) for number in (1, 2))
-        # With the pipes empty, a monitor that sleeps has written what it has read.
-        with open(f"/proc/{state.shim_pid}/stat", "rb") as file:
-            stat = file.read().rpartition(b")")[2].split()
-        if waiting == 0 and stat[0] == b"S":
-            return
-        time.sleep(0.001)
-
-
-def _unread(pid: int, number: int) -> int:
-    """Bytes in the pipe behind a descriptor of a process; 0 when it is no pipe any more."""
-    try:
-        if not os.readlink(f"/proc/{pid}/fd/{number}").startswith("pipe:"):
-            return 0
-        fd = os.open(f"/proc/{pid}/fd/{number}", os.O_RDONLY | os.O_NONBLOCK)
-    except OSError:
-        return 0
-    try:
-        return int.from_bytes(fcntl.ioctl(fd, termios.FIONREAD, bytes(4)), sys.byteorder)
-    finally:
-        os.close(fd)
 
 
 def is_running(state: State) -> bool:

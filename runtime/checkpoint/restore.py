@@ -20,15 +20,16 @@ from runtime.errors import ContainerError, DeadlineExceeded, NotFound
 from runtime.init import container as container_init
 from runtime.init import hooks, idmaps
 from runtime.init import program as container_program
-from runtime.lifecycle import control, create
+from runtime.lifecycle import delete, provision
 from runtime.light.records import Record
 from runtime.linux import namespaces, processes, selfexec, syscalls
+from runtime.linux.mount_flags import ATTR_IDMAP
 from runtime.monitor import spawn
-from runtime.spec.config import keep
 from runtime.spec.fields import Fields
-from runtime.spec.mounts import ATTR_IDMAP, IdMapping
+from runtime.spec.mounts import IdMapping
 from runtime.spec.resources import parse_resources
-from runtime.state.store import State
+from runtime.state.kept_config import keep
+from runtime.state.record import State
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -106,9 +107,9 @@ class Restoring:
         process without threads. Raises Conflict when the id is in use; a failure leaves nothing.
         """
         if spec.network is not None:
-            from runtime.spec import network
+            from runtime.spec import config as spec_config
 
-            spec = network.with_mac(spec)
+            spec = spec_config.with_mac(spec)
         carried = plan.carried
         updated: dict[str, Any] = dict(carried.get("resources", {}))
         limits = parse_resources(Fields(updated, "update"))
@@ -118,24 +119,24 @@ class Restoring:
             id=plan.id,
             bundle=plan.bundle,
             rootfs=rootfs,
-            created=str(carried.get("created") or create.now()),
+            created=str(carried.get("created") or provision.now()),
             log_path=directory + "/log",
             annotations=spec.annotations,
-            hooks=create.later_hooks(spec),
+            hooks=provision.later_hooks(spec),
             bundle_hints=tuple(str(hint) for hint in list(carried.get("bundle_hints", []))[-8:]),
             move=plan.move,
             moved_from=plan.source,
             # Until there is a monitor it is for us to say whether the container is still on its way.
-            shim_pid=os.getpid() if plan.move else 0,
-            shim_start_time=processes.start_time(os.getpid()) if plan.move else None,
+            monitor_pid=os.getpid() if plan.move else 0,
+            monitor_start_time=processes.start_time(os.getpid()) if plan.move else None,
             resources=updated,
         )
         if spec.network is not None:
-            create.claim_network(store, state, spec.network)
+            provision.claim_network(store, state, spec.network)
         restoring = cls(store, state, plan, spec)
         try:
             keep(spec, directory)
-            restoring._state, restoring._cgroup = create.make_cgroup(
+            restoring._state, restoring._cgroup = provision.make_cgroup(
                 store, state, spec, systemd=plan.systemd or ":" in (spec.cgroups_path or "")
             )
             restoring._cgroup.apply(limits)
@@ -195,7 +196,7 @@ class Restoring:
                 if self._cgroup.unit is not None:
                     monitor_cgroup.add(self._cgroup, self._monitor.pid)
                 start = processes.start_time(self._monitor.pid)
-                self._state = self._state.replace(shim_pid=self._monitor.pid, shim_start_time=start)
+                self._state = self._state.replace(monitor_pid=self._monitor.pid, monitor_start_time=start)
             self._store.save(self._state)
             inherit = [*namespaces_inherited, *self._streams(ends)]
         except BaseException:
@@ -287,7 +288,7 @@ class Restoring:
         finally:
             os.close(images)
             os.close(work)
-        self._cgroup.occupied()
+        self._cgroup.release_claim()
         self._state = self._state.replace(
             pid=pid, pid_start_time=processes.start_time(pid), namespace_paths=namespaces.paths(pid)
         )
@@ -412,7 +413,7 @@ class Restoring:
         """Kill what was restored and remove everything that `prepare` made; not once the tree was let run."""
         if self._released:
             return
-        create.remove_network(self._state)  # first: nothing of what ends now leaves the host
+        provision.remove_network(self._state)  # first: nothing of what ends now leaves the host
         if self._announcer is not None:
             self._announcer.close()
         if self._session is not None:
@@ -423,10 +424,10 @@ class Restoring:
             self._connection = None
         if self._monitor is not None:
             self._await_criu()
-        create.kill_cgroup(self._cgroup)  # a CRIU that was killed has not killed what it had restored
+        provision.kill_cgroup(self._cgroup)  # a CRIU that was killed has not killed what it had restored
         if self._monitor is not None:
             self._monitor.abandon()
-        create.remove_cgroup(self._cgroup)
+        provision.remove_cgroup(self._cgroup)
         if self._hooked:
             hooks.run_all("poststop", self._spec.hooks["poststop"], self._state.oci("stopped"))
         self._store.remove(self._state.id)
@@ -437,7 +438,7 @@ class Restoring:
         A monitor that is stopped does not reap it.
         """
         deadline = time.monotonic() + ABORT_TIMEOUT
-        keeper, own = (self._state.shim_pid, self._state.shim_start_time), {self._state.pid}
+        keeper, own = (self._state.monitor_pid, self._state.monitor_start_time), {self._state.pid}
         while time.monotonic() < deadline:
             if all(map(processes.is_dying, processes.children(*keeper) - own)):
                 return
@@ -457,7 +458,7 @@ class Restoring:
         if state.move != move:
             return None
         deadline = time.monotonic() + timeout
-        while processes.children(state.shim_pid, state.shim_start_time) - {state.pid}:  # CRIU is still at it
+        while processes.children(state.monitor_pid, state.monitor_start_time) - {state.pid}:  # CRIU is still at it
             if time.monotonic() > deadline:
                 raise DeadlineExceeded(f"the restore of {container_id} for migration {move} does not end")
             time.sleep(0.02)
@@ -467,7 +468,7 @@ class Restoring:
             store.save(state)
         if state.started:
             return state
-        control.remove(store, state)
+        delete.remove(store, state)
         return None
 
 

@@ -7,10 +7,10 @@ import os
 from criu_rpc.client import Criu
 from runtime import sync
 from runtime.checkpoint import options as criu_options
-from runtime.checkpoint import supplement
+from runtime.checkpoint import runc_checkpoint, supplement
 from runtime.checkpoint.restore import RestorePlan, Restoring
 from runtime.init import mounts
-from runtime.lifecycle import control, create, engine_sockets
+from runtime.lifecycle import delete, engine_sockets, provision
 from runtime.lifecycle import run as foreground
 from runtime.light.records import Record
 
@@ -39,7 +39,7 @@ def restore(store: Store, container_id: str, bundle: str, request: Request) -> i
 
     Raises ContainerError, CriuError; nothing of it is left then.
     """
-    spec = create.load_asked(os.path.abspath(bundle), request.net, request.pid_file)
+    spec = provision.load_asked(os.path.abspath(bundle), request.net, request.pid_file)
     criu_options.warn_of_config(spec)
     os.makedirs(request.work, 0o700, exist_ok=True)
     with store.lock(container_id):
@@ -60,7 +60,7 @@ def restore(store: Store, container_id: str, bundle: str, request: Request) -> i
         masters: list[int] = []
         try:
             ours = request.console_socket is None and request.detach  # the monitor's
-            pid = restoring.restore(criu_options.DUMP_TIMEOUT, None if ours else masters.append)
+            pid = restoring.restore(runc_checkpoint.DUMP_TIMEOUT, None if ours else masters.append)
             # Once it runs it is not undone any more: what can fail comes before.
             if request.console_socket is not None and masters:
                 sync.send_fd(request.console_socket, masters.pop(), b"/dev/ptmx")
@@ -79,4 +79,4 @@ def restore(store: Store, container_id: str, bundle: str, request: Request) -> i
             return foreground.wait(state.pid)
     finally:
         foreground.hold_signals()
-        control.delete(store, container_id, force=True, created=state.created)
+        delete.delete(store, container_id, force=True, created=state.created)

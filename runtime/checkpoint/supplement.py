@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from runtime.cgroups.cgroup import Cgroup
-    from runtime.state.store import State
+    from runtime.state.record import State
 
 NAME = "supplement.img"
 _LIMIT = 16 << 20  # bytes

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import socket
     from typing import NoReturn
 
-    from runtime.state.store import State
+    from runtime.state.record import State
 
 START_TIMEOUT = 20.0
 END_TIMEOUT = 5.0
@@ -112,7 +112,7 @@ def _mend(store: Store, container_id: str) -> None:
     while mend.is_left(store.load(container_id)) and time.monotonic() < deadline:
         try:
             with store.lock_existing(container_id, 0):
-                mend.mend_left(store.load(container_id))
+                mend.repair_left(store.load(container_id))
         except DeadlineExceeded:
             time.sleep(0.01)  # somebody works on it, who does this himself, or removes it
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from typing import Any
 
-    from runtime.state.store import State
+    from runtime.state.record import State
 
 RELEASE_TIMEOUT = 600.0  # a CRIU that lost us notices when it next has something to say
 CODE_TIMEOUT = 5.0
@@ -41,7 +41,7 @@ _STEP = 0.002
 _DELETED = " (deleted)"
 
 
-def begin(state: State, *, paused: bool, others: Sequence[str] = (), lock: Sequence[str] | None = None) -> None:
+def note(state: State, *, paused: bool, others: Sequence[str] = (), lock: Sequence[str] | None = None) -> None:
     """A dump is about to begin; or it has made its `lock` (freeze/network_lock.py), where there are `others`.
 
     `paused`: the container was, and is to be again when that is undone. Raises ContainerError.
@@ -54,7 +54,7 @@ def begin(state: State, *, paused: bool, others: Sequence[str] = (), lock: Seque
         raise unwritable(path, error) from None
 
 
-def end(state: State) -> None:
+def forget(state: State) -> None:
     """There is nothing to undo, or not any more."""
     try:
         os.unlink(_note(state))
@@ -67,7 +67,7 @@ def is_left(state: State) -> bool:
     return os.path.exists(_note(state))
 
 
-def mend_left(state: State) -> bool:
+def repair_left(state: State) -> bool:
     """Undo a dump that was left unfinished, if there is any. The caller holds the container's lock. See `mend`."""
     if not is_left(state):
         return False
@@ -103,7 +103,7 @@ def mend(state: State) -> None:
             cgroup.thaw()
         if pids:
             problems += _await(lambda: _infected(pids), CODE_TIMEOUT)
-    end(state)
+    forget(state)
     if problems:
         raise ContainerError(
             f"container {state.id}: not all that criu left of the dump could be undone: {'; '.join(problems)}",

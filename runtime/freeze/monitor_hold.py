@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import socket
     from typing import Self
 
-    from runtime.state.store import State
+    from runtime.state.record import State
 
 IMAGE = "pymigrate-terminal.img"
 _LIMIT = 1 << 20
@@ -42,7 +42,7 @@ class Hold:
         Raises ContainerError when it does not answer; nothing is held then.
         """
         try:
-            sock = attach.connect(state) if state.shim_pid else None
+            sock = attach.connect(state) if state.monitor_pid else None
         except Conflict:
             sock = None  # of an earlier version
         hold = cls(sock)

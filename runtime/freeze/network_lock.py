@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from runtime.network.nftables import Chain, Message
     from runtime.spec.config import Spec
-    from runtime.state.store import State
+    from runtime.state.record import State
 
     _End = tuple[bytes, int]
 

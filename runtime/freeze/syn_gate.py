@@ -17,7 +17,7 @@ from runtime.linux import processes
 from runtime.network import nftables, sockdiag
 from runtime.network.nftables import Nftables
 from runtime.spec.config import Spec
-from runtime.state.store import State
+from runtime.state.record import State
 
 _LISTEN = 10
 _TABLE = "pymigrate-gate"

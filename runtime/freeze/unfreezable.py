@@ -15,7 +15,7 @@ from runtime.linux import processes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from runtime.state.store import State
+    from runtime.state.record import State
 
 REMEDY = (
     "wait until it goes on: a program that has called vfork waits for its child to start a program or to end "

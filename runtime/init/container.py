@@ -12,9 +12,10 @@ import os
 from runtime import sync
 from runtime.cgroups.cgroup import Cgroup
 from runtime.init import hooks, mounts
+from runtime.init import namespaces as container_namespaces
 from runtime.init import program as container_program
 from runtime.light.records import Record
-from runtime.linux import namespaces, selfexec, syscalls
+from runtime.linux import selfexec, syscalls
 from runtime.linux.own_proc import OwnProc
 
 TYPE_CHECKING = False
@@ -153,7 +154,7 @@ def _stage_one(setup: Setup, sock: socket.socket) -> tuple[dict[int, int], froze
     # Who is in one of these namespaces already must not trace us, nor reach the host through our /proc entries. In a
     # user namespace they would be out of our own reach as well, so that has to wait until the mounts are made.
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, int("user" in spec.namespaces))
-    separate = namespaces.enter(spec, map_ids, leave_out="cgroup" if born >= 0 else "")
+    separate = container_namespaces.enter(spec, map_ids, leave_out="cgroup" if born >= 0 else "")
     pid = _fork(cgroup, born)
     if pid:
         os._exit(0)
@@ -181,7 +182,7 @@ def _stage_two(setup: Setup, sock: socket.socket, trees: dict[int, int], separat
     spec = setup.spec
     os.setsid()
     sync.receive(sock, STEP_TIMEOUT, "create")
-    namespaces.set_up(spec, separate)
+    container_namespaces.set_up(spec, separate)
     before = os.umask(0o022)
     root = mounts.build(spec, trees, setup.cgroups)
     os.umask(before)  # for process.become_user

@@ -75,7 +75,7 @@ def main(argv: list[str]) -> int:
             load = container_program.loader(container_program.Filter(**value), sock)
         syscalls.join_session_keyring(f"_ses.{config['id']}")  # the caller's may hold his secrets
         container_program.use_processors("initial", wanted.initial_cpus)
-        Cgroup(config["cgroups"]).add(0, beside=config["pid"])
+        Cgroup(config["cgroups"]).add(0, near=config["pid"])
         container_program.use_processors("final", wanted.final_cpus)
         container_program.tune_self(wanted)
         container_program.raise_limits(wanted)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from runtime.spec.config import Hook
-    from runtime.state.store import State
+    from runtime.state.record import State
 
 
 def preload() -> ModuleType:

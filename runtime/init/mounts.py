@@ -16,18 +16,8 @@ from runtime.errors import StartFailed
 from runtime.init.rootfs import Root
 from runtime.init.stage import Change
 from runtime.linux import syscalls
-from runtime.spec.mounts import (
-    ATTR_IDMAP,
-    MS_BIND,
-    MS_PRIVATE,
-    MS_RDONLY,
-    MS_REC,
-    MS_SHARED,
-    MS_SLAVE,
-    PROPAGATIONS,
-    Device,
-    Mount,
-)
+from runtime.linux.mount_flags import ATTR_IDMAP, MS_BIND, MS_PRIVATE, MS_RDONLY, MS_REC, MS_SHARED, MS_SLAVE
+from runtime.spec.mounts import PROPAGATIONS, Device, Mount
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import os
 
 from runtime.light.records import Record
 from runtime.linux import syscalls
-from runtime.spec.mounts import MS_MOVE, MS_PRIVATE, MS_RDONLY, MS_REC
+from runtime.linux.mount_flags import MS_MOVE, MS_PRIVATE, MS_RDONLY, MS_REC
 
 _ESCAPED = ((rb"\040", b" "), (rb"\011", b"\t"), (rb"\012", b"\n"), (rb"\134", b"\\"))  # proc_pid_mountinfo(5)
 _REVEALING = ("proc", "sysfs")

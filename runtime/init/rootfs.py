@@ -13,7 +13,8 @@ import stat
 from runtime.cgroups.hierarchies import UNIFIED, discover
 from runtime.init.stage import Change, Stage
 from runtime.linux import syscalls
-from runtime.spec.mounts import ATTR_RDONLY, MS_BIND, MS_PRIVATE, MS_RDONLY, MS_REC, MS_REMOUNT, parse_options, plain
+from runtime.linux.mount_flags import ATTR_RDONLY, MS_BIND, MS_PRIVATE, MS_RDONLY, MS_REC, MS_REMOUNT
+from runtime.spec.mounts import parse_options, plain
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

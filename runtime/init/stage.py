@@ -14,7 +14,7 @@ import os
 
 from runtime.light.records import Record
 from runtime.linux import syscalls
-from runtime.spec.mounts import (
+from runtime.linux.mount_flags import (
     ATTR_RDONLY,
     MS_BIND,
     MS_NOATIME,

@@ -8,17 +8,16 @@ from __future__ import annotations
 import os
 
 from runtime.cgroups.cgroup import Cgroup
-from runtime.errors import Conflict, DeadlineExceeded, NotFound, StateError
+from runtime.errors import Conflict
 from runtime.light import signals
 from runtime.linux import processes
-from runtime.state.store import DUMP, State, Status, Store
+from runtime.state.record import State
+from runtime.state.status import Status
+from runtime.state.store import DUMP, Store
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
-
-DEATH_TIMEOUT = 30.0
-MONITOR_TIMEOUT = 10.0
 
 
 def kill(store: Store, container_id: str, number: int, *, everyone: bool = False) -> None:
@@ -92,92 +91,3 @@ def update(store: Store, container_id: str, resources: dict[str, Any], name: str
         cgroup.require_own()
         cgroup.apply(parsed)
         store.save(state.replace(resources=merge(state.resources, resources)))
-
-
-def delete(store: Store, container_id: str, *, force: bool = False, created: str | None = None) -> None:
-    """Remove a stopped container; with `force` one in any status, and none at all is no error then.
-
-    With `created` only the container that was created then: its id may be another's by now.
-    """
-    if not os.path.isdir(store.directory(container_id)):
-        if force:
-            store.forget(container_id)
-            return
-        raise NotFound.of(container_id)
-    with store.lock(container_id):
-        try:
-            state = store.load(container_id)
-            if created is not None and state.created != created:
-                return
-            cgroup = Cgroup.of(state)
-            cgroup.require_own()
-        except (NotFound, StateError) as error:
-            if force:
-                store.remove(container_id)
-                return
-            if not os.path.isdir(store.directory(container_id)):
-                raise  # another one was faster
-            remedy = f"`pymigrate delete --force {container_id}` removes its directory, and nothing else"
-            raise type(error)(str(error), remedy=remedy) from None
-        if state.bundle_hints:
-            from runtime.state import moved_mark
-
-            moved_mark.require_not_returned(state)
-        if not force:
-            state.status.require(container_id, "delete", Status.STOPPED, Status.CREATED)
-        remove(store, state, cgroup)
-
-
-def remove(store: Store, state: State, cgroup: Cgroup | None = None) -> None:
-    """End what lives of a container and remove all of it. The caller holds its lock."""
-    cgroup = cgroup or Cgroup.of(state)
-    store.drop(state.id, DUMP)  # nothing of a dump has to be undone any more
-    end(state, cgroup)
-    cgroup.kill()
-    if state.has_bridge:
-        from runtime.network import veth
-
-        veth.remove(state)  # with the namespace it would go by itself, but later
-    wait_monitor(state, MONITOR_TIMEOUT)
-    cgroup.remove()
-    if state.hooks.get("poststop"):
-        from runtime.init import hooks
-
-        hooks.run_later(state, "poststop", "stopped")
-    store.remove(state.id)
-
-
-def end(state: State, cgroup: Cgroup | None = None) -> None:
-    """Kill a container's init, and with it its pid namespace, and wait until it is gone. Harmless when it is dead.
-
-    With its `cgroup`, what is frozen in it is thawed to be able to die. Raises DeadlineExceeded.
-    """
-    pidfd = open_init(state)
-    if pidfd is None:
-        return
-    try:
-        if processes.is_alive(state.pid, state.pid_start_time):
-            signals.pidfd_send_signal(pidfd, signals.SIGKILL)
-            if cgroup is not None:
-                cgroup.signal(signals.SIGKILL)
-                if cgroup.frozen:
-                    cgroup.thaw()  # what a version 1 freezer holds does not die
-            if not processes.wait_exit(pidfd, DEATH_TIMEOUT):
-                raise DeadlineExceeded(f"container {state.id}: process {state.pid} does not end")
-    except ProcessLookupError:
-        pass  # it has ended meanwhile
-    finally:
-        os.close(pidfd)
-
-
-def wait_monitor(state: State, timeout: float) -> None:
-    """Wait until the monitor has written all there is to write; end it if it does not by itself."""
-    pidfd = processes.open_process(state.shim_pid, state.shim_start_time)
-    if pidfd is None:
-        return
-    try:
-        if not processes.wait_exit(pidfd, timeout):
-            signals.pidfd_send_signal(pidfd, signals.SIGKILL)
-            processes.wait_exit(pidfd, timeout)
-    finally:
-        os.close(pidfd)

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import os
-import time
 
 from runtime import sync
 from runtime.cgroups import monitor as monitor_cgroup
 from runtime.cgroups.cgroup import Cgroup
-from runtime.cgroups.limits import denied_by_default, may_deny_devices
 from runtime.errors import ContainerError, DeadlineExceeded, SpecError, StartFailed
 from runtime.init import container as container_init
 from runtime.init import hooks
 from runtime.lifecycle import engine_sockets
+from runtime.lifecycle.provision import (
+    claim_network,
+    connect_network,
+    later_hooks,
+    limit_reached,
+    load_asked,
+    make_cgroup,
+    now,
+    remove_cgroup,
+    remove_network,
+)
 from runtime.light import signals
 from runtime.light.records import Record
 from runtime.linux import capabilities, namespaces, processes, syscalls
 from runtime.monitor import spawn
-from runtime.spec.config import keep, load
-from runtime.spec.resources import Resources
-from runtime.state.store import NET, State
+from runtime.state.kept_config import keep
+from runtime.state.record import State
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,11 +36,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from runtime.spec.config import Spec
-    from runtime.spec.network import Network
     from runtime.state.store import Store
-
-_CLAIM_TIMEOUT = 10.0
-_LATER = ("poststart", "poststop")
 
 
 class Options(Record):
@@ -82,9 +86,9 @@ def create(
             spec = spec.replace(process=spec.process.replace(env=(*spec.process.env, *told)))
         _check(spec, options, connect is not None)
         if spec.network is not None:
-            from runtime.spec import network
+            from runtime.spec import config as spec_config
 
-            spec = network.with_mac(spec)
+            spec = spec_config.with_mac(spec)
         directory = store.create(container_id)
         state = State(
             id=container_id,
@@ -103,7 +107,7 @@ def create(
             state, cgroup = make_cgroup(store, state, spec, systemd=options.systemd)
             return _launch(store, state, spec, cgroup, options, connect)
         except BaseException as error:
-            cause = _limit_reached(cgroup, spec.resources)
+            cause = limit_reached(cgroup, spec.resources)
             remove_cgroup(cgroup)
             remove_network(state)
             # As after any other end (runtime.md, lifecycle, steps 3 to 13).
@@ -112,152 +116,6 @@ def create(
             if cause is not None and isinstance(error, StartFailed | DeadlineExceeded):
                 raise type(error)(f"{cause}: {error}") from None
             raise
-
-
-def load_asked(bundle: str, net: str | None, pid_file: str | None) -> Spec:
-    """The spec of a bundle for whoever makes a container of it, with what --net and --pid-file say. Raises SpecError.
-
-    Who asks for a pid file is an engine as a rule, and its config.json no word of the operator's: older podman
-    copies an image's annotations there, others those of whoever may start a pod.
-    """
-    spec = load(bundle, net=net)
-    if net is None and pid_file is not None and NET in spec.annotations:
-        raise SpecError(
-            f"annotations.{NET}: is not heeded together with --pid-file, as engines call it: it may be an image's",
-            remedy="give --net; with an engine, its own networks",
-        )
-    return spec
-
-
-def _limit_reached(cgroup: Cgroup, resources: Resources) -> str | None:
-    """The limit that has probably kept the container's init from being set up: a field, and what it did."""
-    limits = {"memory": resources.memory_limit, "pids": resources.pids_limit}
-    words = {"memory": "the kernel has no more memory for it", "pids": "it may not fork any more"}
-    for kind in cgroup.limits_reached():
-        limit = limits[kind]
-        field = f"linux.resources.{kind}.limit" if limit is not None else "linux.cgroupsPath"
-        return f"{field}: {limit if limit is not None else cgroup.directories()[0]}: {words[kind]}"
-    return None
-
-
-def make_cgroup(store: Store, state: State, spec: Spec, *, systemd: bool) -> tuple[State, Cgroup]:
-    """Make a new container's cgroup and set its limits; the state says where it is. Raises ContainerError.
-
-    The state is saved before anything is made, so that whoever finds it after we were killed can remove all.
-    """
-    resources = denied_by_default(spec.resources) if may_deny_devices() else spec.resources
-    if os.geteuid() and resources == Resources():
-        store.save(state)  # without privileges, and without limits to set, there is none
-        return state, Cgroup({})
-    if not systemd:
-        planned = Cgroup.planned(state.id, spec.cgroups_path)
-        Cgroup(planned).require_free()  # what is in there must not become this container's, to be killed with it
-        state = state.replace(cgroup_paths=planned)
-        store.save(state)
-        cgroup = Cgroup.create(state.id, spec.cgroups_path, owner=state.owner)
-    else:
-        store.save(state)
-        cgroup = Cgroup.create(
-            state.id, spec.cgroups_path, systemd=True, resources=resources, annotations=spec.annotations,
-            owner=state.owner,
-        )  # fmt: skip
-        state = state.replace(cgroup_paths=cgroup.paths, systemd_unit=cgroup.unit)
-        store.save(state)
-    try:
-        cgroup.apply(resources)
-    except BaseException:
-        remove_cgroup(cgroup)
-        raise
-    return state, cgroup
-
-
-def remove_cgroup(cgroup: Cgroup) -> None:
-    """After a failure, which says more than one of these would."""
-    kill_cgroup(cgroup)
-    try:
-        cgroup.remove()
-    except ContainerError:
-        pass
-
-
-def kill_cgroup(cgroup: Cgroup) -> None:
-    """Likewise: end the processes in it."""
-    try:
-        cgroup.kill()
-    except ContainerError:
-        pass
-
-
-def claim_network(store: Store, state: State, wanted: Network) -> None:
-    """Save a new container's state, which says what network it has.
-
-    Raises Conflict when another container has that, and removes the new one. Of two that ask at the same time one has
-    saved its state before the other one looks.
-    """
-    from runtime.spec import network
-
-    root = os.open(store.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        _lock(root, store.root)
-        network.require_free(store, wanted, state.id)
-        store.save(state)
-    except BaseException:
-        store.remove(state.id)
-        raise
-    finally:
-        os.close(root)
-
-
-def _lock(root: int, path: str) -> None:
-    """Raises DeadlineExceeded."""
-    import fcntl
-
-    deadline = time.monotonic() + _CLAIM_TIMEOUT
-    while True:
-        try:
-            return fcntl.flock(root, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise DeadlineExceeded(f"{path}: another pymigrate is about to give a container a network") from None
-            time.sleep(0.005)
-
-
-def remove_network(state: State) -> None:
-    """After a failure, as remove_cgroup."""
-    if state.has_bridge:
-        from runtime.network import veth
-
-        try:
-            veth.remove(state)
-        except (ContainerError, OSError):
-            pass
-
-
-def _connect(state: State, wanted: Network, *, again: bool) -> None:
-    """Build the network of an init that waits, and announce it, `again` and again."""
-    from runtime.network import announce, veth
-
-    try:
-        netns = os.open(f"/proc/{state.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        raise StartFailed("the container's init ended while it was being set up") from None
-    try:
-        veth.build(state, wanted, netns)
-        veth.attach(state, wanted)
-        # Neighbours may remember another container that had these addresses.
-        announcer = announce.Announcer(wanted, netns)
-        announcer.send()
-        if again:
-            announcer.repeat()
-        announcer.close()
-    finally:
-        os.close(netns)
-
-
-def now() -> str:
-    """The time, as runc writes it into states: UTC, to the nanosecond."""
-    seconds, nanoseconds = divmod(time.time_ns(), 1_000_000_000)
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{nanoseconds:09d}Z"
 
 
 def _check(spec: Spec, options: Options, has_console: bool) -> None:
@@ -349,10 +207,10 @@ def _launch(
                 os.close(fd)
         shim = keeper.pid if keeper is not None else 0
         state = state.replace(
-            shim_pid=shim, shim_start_time=processes.start_time(shim) if shim else None, stdio=stdio,
+            monitor_pid=shim, monitor_start_time=processes.start_time(shim) if shim else None, stdio=stdio,
         )  # fmt: skip
         pid = _receive_pid(ours, spec)
-        cgroup.occupied()
+        cgroup.release_claim()
         if adopted:
             os.waitpid(adopted, 0)
         state = state.replace(
@@ -360,7 +218,7 @@ def _launch(
         )  # fmt: skip
         store.save(state)
         if spec.network is not None:
-            _connect(state, spec.network, again=not options.foreground)
+            connect_network(state, spec.network, again=not options.foreground)
         for point in ("prestart", "createRuntime"):
             hooks.run(point, spec.hooks[point], state.oci("creating"))
         sync.tell(ours, {})
@@ -415,8 +273,3 @@ def _kill(pid: int) -> None:
         os.kill(pid, signals.SIGKILL)
     except ProcessLookupError:
         pass  # it has ended by itself
-
-
-def later_hooks(spec: Spec) -> dict[str, Any]:
-    """For the state: the hooks that are run when the bundle may be gone."""
-    return {point: [hook.plain() for hook in spec.hooks[point]] for point in _LATER if spec.hooks[point]}

@@ -17,7 +17,8 @@ from runtime.lifecycle import run as foreground
 from runtime.light import signals
 from runtime.light.records import Record
 from runtime.linux import capabilities, processes, selfexec
-from runtime.state.store import State, Status
+from runtime.state.record import State
+from runtime.state.status import Status
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def _prepare(
             # It has the size of ours from the beginning; later changes are copied (terminal.copy_size).
             process = process.replace(console_size=process.console_size or terminal_size())
     resident = options.detach and theirs is None and options.pid_file is None
-    resident = resident and bool(state.shim_pid) and spec.is_new("pid")
+    resident = resident and bool(state.monitor_pid) and spec.is_new("pid")
     return *_begin(state, process, spec, options, theirs, resident=resident), ours, spec
 
 
@@ -169,7 +170,7 @@ def _fill_standard_streams() -> None:
 
 def _log_stream(state: State, number: int) -> int:
     """The pipe that is the container's stdout or stderr, as far as its monitor still reads from it; else -1."""
-    table = f"/proc/{state.shim_pid}/fd"
+    table = f"/proc/{state.monitor_pid}/fd"
     try:
         names = os.listdir(table) if state.stdio[number].startswith("pipe:") else []
     except OSError:

@@ -7,7 +7,7 @@ tests/unit/test_features.py checks each claim, and each "not enabled", against w
 from __future__ import annotations
 
 from runtime.cgroups.systemd import ANNOTATION as PROPERTY
-from runtime.state.store import NET
+from runtime.spec.annotations import NET
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

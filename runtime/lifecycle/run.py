@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from runtime import sync
-from runtime.lifecycle import control, create, engine_sockets
+from runtime.lifecycle import create, delete, engine_sockets
 from runtime.lifecycle.start import start
 from runtime.light import signals
 
@@ -41,7 +41,7 @@ def run(store: Store, container_id: str, bundle: str, options: create.Options, *
     finally:
         if not keep:
             hold_signals()
-            control.delete(store, container_id, force=True, created=state.created)
+            delete.delete(store, container_id, force=True, created=state.created)
 
 
 def with_terminal(ours: socket.socket, begin: Callable[[], object], end: Callable[[], int]) -> int:

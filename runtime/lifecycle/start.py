@@ -7,11 +7,12 @@ import select
 
 from runtime.errors import ContainerError, DeadlineExceeded, StartFailed
 from runtime.linux import processes
-from runtime.state.store import Status
+from runtime.state.status import Status
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from runtime.state.store import State, Store
+    from runtime.state.record import State
+    from runtime.state.store import Store
 
 START_TIMEOUT = 120.0
 

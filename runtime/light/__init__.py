@@ -6,6 +6,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import signal as signals
     import socket as sockets
+
 else:
     import _signal as signals
 

@@ -51,7 +51,7 @@ def _seal_launcher() -> None:
     import fcntl
 
     from runtime.linux import syscalls
-    from runtime.spec.mounts import ATTR_RDONLY
+    from runtime.linux.mount_flags import ATTR_RDONLY
 
     there = os.open(PLACE, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -76,7 +76,7 @@ def sealed() -> int:
     Linux before 5.12), the file itself, if it is out of our reach, or else a copy of it that nobody can change.
     """
     from runtime.linux import syscalls
-    from runtime.spec.mounts import ATTR_RDONLY
+    from runtime.linux.mount_flags import ATTR_RDONLY
 
     path = os.path.realpath("/proc/self/exe")
     try:

@@ -16,12 +16,13 @@ from runtime.errors import Conflict, ContainerError, DeadlineExceeded, NotFound
 from runtime.linux.descriptors import read_some, write_all
 from runtime.monitor import terminal
 from runtime.monitor.clients import NAME, PACKET
-from runtime.spec.config import load_kept
-from runtime.state.store import Status
+from runtime.state.kept_config import load_kept
+from runtime.state.status import Status
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from runtime.state.store import State, Store
+    from runtime.state.record import State
+    from runtime.state.store import Store
 
 TIMEOUT = 20.0
 _STEP = 0.01

@@ -1,13 +1,17 @@
 """Reading a container's log (its format is drawn in monitor/main.py)."""
 
+import fcntl
 import os
+import sys
+import termios
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from runtime.errors import NotFound
 from runtime.linux import processes
-from runtime.state.store import State
+from runtime.state.record import State
 
 _INTERVAL = 0.1  # seconds between two looks at a log that is followed
 
@@ -43,7 +47,7 @@ class Log:
 
     def follow(self) -> Iterator[bytes]:
         """Entries written from then on, until the container's monitor has ended."""
-        monitor = processes.open_process(self._state.shim_pid, self._state.shim_start_time)
+        monitor = processes.open_process(self._state.monitor_pid, self._state.monitor_start_time)
         try:
             ended = monitor is None
             while True:
@@ -79,3 +83,32 @@ def _is_other(path: str, fd: int) -> bool:
         return os.stat(path).st_ino != os.fstat(fd).st_ino
     except FileNotFoundError:
         return False
+
+
+def wait_output_logged(state: State, timeout: float) -> None:
+    """Wait until the monitor has taken all that a frozen container has written, `timeout` seconds at most."""
+    if not state.monitor_pid:
+        return
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        waiting = sum(_unread(state.pid, number) for number in (1, 2))
+        # With the pipes empty, a monitor that sleeps has written what it has read.
+        with open(f"/proc/{state.monitor_pid}/stat", "rb") as file:
+            stat = file.read().rpartition(b")")[2].split()
+        if waiting == 0 and stat[0] == b"S":
+            return
+        time.sleep(0.001)
+
+
+def _unread(pid: int, number: int) -> int:
+    """Bytes in the pipe behind a descriptor of a process; 0 when it is no pipe any more."""
+    try:
+        if not os.readlink(f"/proc/{pid}/fd/{number}").startswith("pipe:"):
+            return 0
+        fd = os.open(f"/proc/{pid}/fd/{number}", os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:
+        return 0
+    try:
+        return int.from_bytes(fcntl.ioctl(fd, termios.FIONREAD, bytes(4)), sys.byteorder)
+    finally:
+        os.close(fd)

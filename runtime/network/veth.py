@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from runtime.spec.network import Network
-    from runtime.state.store import State
+    from runtime.state.record import State
 
 
 def host_name(state: State) -> str:

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import os
 
-from runtime.errors import NotSupported, SpecError, unwritable
+from runtime.errors import NotSupported, SpecError
 from runtime.light import json as light_json
 from runtime.light.records import Record
+from runtime.spec.annotations import NET
 from runtime.spec.fields import Fields
 from runtime.spec.mounts import PROPAGATIONS, Device, IdMapping, Mount, parse_device, parse_mappings, parse_mount
 from runtime.spec.process import Process, parse_process
 from runtime.spec.resources import Resources, parse_resources
-from runtime.state.store import NET
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from runtime.spec.network import Network
     from runtime.spec.seccomp import Seccomp
-    from runtime.state.store import State
 
 NAMESPACES = ("pid", "network", "mount", "ipc", "uts", "user", "cgroup", "time")
 CONFIG = "config.json"
@@ -87,38 +86,15 @@ def load(bundle: str | Path, annotations: dict[str, str] | None = None, *, net: 
     return in_force(load_bundle(bundle), annotations, net)
 
 
-def keep(spec: Spec, directory: str) -> None:
-    """Write a new container's config.json to where it has its state; see `load_kept`. Raises ContainerError."""
-    path = os.path.join(directory, CONFIG)
-    try:
-        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as file:
-            file.write(light_json.dumps(spec.config))
-    except OSError as error:
-        raise unwritable(path, error) from None
-
-
-def load_kept(state: State) -> Spec:
-    """The spec of a container that is there. Raises SpecError.
-
-    What is changed in its bundle after it was made must not affect it (runtime.md, lifecycle).
-    """
-    path = os.path.join(os.path.dirname(state.log_path), CONFIG)
-    kept = os.path.exists(path)  # not by earlier versions
-    spec = parse(read_json(path, ""), state.bundle) if kept else load_bundle(state.bundle)
-    return in_force(spec, state.annotations, None)
-
-
 def in_force(spec: Spec, annotations: dict[str, str] | None, net: str | None) -> Spec:
     if annotations is not None:
         spec = spec.replace(annotations=annotations)
     text = spec.annotations.get(NET)
     if net is None and text is None:
         return spec
-    from runtime.spec import network
-
     if net is not None:
-        return network.apply(spec, net, "--net")
-    return network.apply(spec, text or "", f"annotations.{NET}")
+        return apply(spec, net, "--net")
+    return apply(spec, text or "", f"annotations.{NET}")
 
 
 def load_bundle(bundle: str | Path) -> Spec:
@@ -297,3 +273,50 @@ def _cgroups_path(linux: Fields) -> str | None:
     if path is not None and (not parts or ".." in parts):
         linux.refuse("cgroupsPath", "must be a path without .. to a cgroup below the root")
     return path
+
+
+def apply(spec: Spec, text: str, where: str) -> Spec:
+    """A spec with the network that `text` says, in its annotations as well. Raises SpecError naming `where`."""
+    spaces: dict[str, str | None] = dict(spec.namespaces)
+    network = None
+    if text == "host":
+        spaces.pop("network", None)
+    elif text == "none":
+        spaces["network"] = None
+    elif text.startswith(("ns:", "/")):
+        path = text.removeprefix("ns:")
+        if not path.startswith("/") or "\0" in path:
+            raise SpecError(f"{where}: {text[:80]!r}: the path of a namespace must be absolute")
+        spaces["network"], text = path, f"ns:{path}"
+    else:
+        from runtime.spec import network as networks
+
+        network = networks.parse(text, where)
+        spaces["network"], text = None, network.text()
+    return spec.replace(namespaces=spaces, network=network, annotations={**spec.annotations, NET: text})
+
+
+def with_mac(spec: Spec) -> Spec:
+    """The same with a hardware address, which is made here, once, where nobody has asked for one."""
+    if spec.network is None or spec.network.mac is not None:
+        return spec
+    first, *rest = os.urandom(6)
+    mac = ":".join(f"{byte:02x}" for byte in (first & 0xFC | 0x02, *rest))  # locally administered, of one interface
+    network = spec.network.replace(mac=mac)
+    return spec.replace(network=network, annotations={**spec.annotations, NET: network.text()})
+
+
+def elsewhere(spec: Spec, text: str | None) -> Spec:
+    """The spec at another host, where `text` ("bridge=NAME") says on which bridge. Raises SpecError."""
+    if text is None:
+        return spec
+    if spec.network is None:
+        raise SpecError(f"--net {text[:80]!r}: the container has no network on a bridge")
+    from runtime.spec.network import convert
+
+    key, _, value = text.partition("=")
+    bridge = convert("bridge", value) if key == "bridge" else None
+    if not isinstance(bridge, str):
+        raise SpecError(f"--net {text[:80]!r}: must be bridge=NAME; the container keeps its addresses")
+    network = spec.network.replace(bridge=bridge)
+    return spec.replace(network=network, annotations={**spec.annotations, NET: network.text()})

@@ -6,6 +6,39 @@ import os
 
 from runtime.errors import NotSupported
 from runtime.light.records import Record
+from runtime.linux.mount_flags import (
+    ATTR_ATIME,
+    ATTR_NOATIME,
+    ATTR_NODEV,
+    ATTR_NODIRATIME,
+    ATTR_NOEXEC,
+    ATTR_NOSUID,
+    ATTR_NOSYMFOLLOW,
+    ATTR_RDONLY,
+    ATTR_STRICTATIME,
+    MS_BIND,
+    MS_DIRSYNC,
+    MS_I_VERSION,
+    MS_LAZYTIME,
+    MS_MANDLOCK,
+    MS_NOATIME,
+    MS_NODEV,
+    MS_NODIRATIME,
+    MS_NOEXEC,
+    MS_NOSUID,
+    MS_NOSYMFOLLOW,
+    MS_PRIVATE,
+    MS_RDONLY,
+    MS_REC,
+    MS_RELATIME,
+    MS_REMOUNT,
+    MS_SHARED,
+    MS_SILENT,
+    MS_SLAVE,
+    MS_STRICTATIME,
+    MS_SYNCHRONOUS,
+    MS_UNBINDABLE,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -13,19 +46,6 @@ if TYPE_CHECKING:
 
     from runtime.spec.fields import Fields
 
-# mount(2), linux/mount.h
-MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_SYNCHRONOUS, MS_REMOUNT, MS_MANDLOCK, MS_DIRSYNC = (
-    1, 2, 4, 8, 16, 32, 64, 128,
-)  # fmt: skip
-MS_NOSYMFOLLOW, MS_NOATIME, MS_NODIRATIME, MS_BIND, MS_MOVE, MS_REC, MS_SILENT = (
-    256, 1024, 2048, 4096, 8192, 16384, 32768,
-)  # fmt: skip
-MS_UNBINDABLE, MS_PRIVATE, MS_SLAVE, MS_SHARED = 1 << 17, 1 << 18, 1 << 19, 1 << 20
-MS_RELATIME, MS_I_VERSION, MS_STRICTATIME, MS_LAZYTIME = 1 << 21, 1 << 23, 1 << 24, 1 << 25
-# mount_setattr(2)
-ATTR_RDONLY, ATTR_NOSUID, ATTR_NODEV, ATTR_NOEXEC = 0x1, 0x2, 0x4, 0x8
-ATTR_ATIME, ATTR_NOATIME, ATTR_STRICTATIME, ATTR_NODIRATIME = 0x70, 0x10, 0x20, 0x80
-ATTR_IDMAP, ATTR_NOSYMFOLLOW = 0x00100000, 0x00200000
 
 # Option -> (flag, is the flag cleared)
 FLAGS: dict[str, tuple[int, bool]] = {
@@ -55,11 +75,6 @@ RECURSIVE: dict[str, tuple[int, int]] = {
     "rnorelatime": (ATTR_STRICTATIME, ATTR_ATIME), "rnoatime": (ATTR_NOATIME, ATTR_ATIME),
     "ratime": (0, ATTR_ATIME), "rstrictatime": (ATTR_STRICTATIME, ATTR_ATIME),
     "rnostrictatime": (0, ATTR_ATIME), "rnosymfollow": (ATTR_NOSYMFOLLOW, 0), "rsymfollow": (0, ATTR_NOSYMFOLLOW),
-}  # fmt: skip
-# Flag of mount(2) -> attribute; the access-time modes, which are values of one field, are `attributes`'s own.
-_ATTRIBUTES = {
-    MS_RDONLY: ATTR_RDONLY, MS_NOSUID: ATTR_NOSUID, MS_NODEV: ATTR_NODEV, MS_NOEXEC: ATTR_NOEXEC,
-    MS_NODIRATIME: ATTR_NODIRATIME, MS_NOSYMFOLLOW: ATTR_NOSYMFOLLOW,
 }  # fmt: skip
 OTHER = ("tmpcopyup", "idmap", "ridmap")
 ID_MAX = 2**32 - 2
@@ -126,17 +141,6 @@ class Options(Record):
     clear: int
     copy_up: bool
     data: str
-
-
-def attributes(flags: int, cleared: int) -> tuple[int, int]:
-    """What mount_setattr(2) has to set and to clear in a mount for flags of mount(2) to set and to clear in it."""
-    to_set = sum(attribute for flag, attribute in _ATTRIBUTES.items() if flags & flag)
-    to_clear = sum(attribute for flag, attribute in _ATTRIBUTES.items() if cleared & flag)
-    if flags & (MS_NOATIME | MS_RELATIME | MS_STRICTATIME) or cleared & MS_NOATIME:
-        strict = flags & MS_STRICTATIME  # the others are no modes beside it
-        to_set |= ATTR_STRICTATIME if strict else ATTR_NOATIME if flags & MS_NOATIME else 0
-        to_clear |= ATTR_ATIME
-    return to_set, to_clear
 
 
 def parse_options(options: tuple[str, ...]) -> Options:

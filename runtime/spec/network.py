@@ -13,19 +13,15 @@ in the kernel is in network/veth.py, which only containers with a bridge need.
 
 from __future__ import annotations
 
-import os
-
-from runtime.errors import Conflict, ContainerError, SpecError
+from runtime.errors import SpecError
 from runtime.light import sockets
 from runtime.light.records import Record
-from runtime.state.store import NET
+from runtime.spec.annotations import NET
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, NoReturn
 
-    from runtime.spec.config import Spec
-    from runtime.state.store import Store
 
 _MOST = 16  # addresses
 _MAX_TEXT = 1024
@@ -70,53 +66,10 @@ class Network(Record):
         return ",".join(parts)
 
 
-def apply(spec: Spec, text: str, where: str) -> Spec:
-    """A spec with the network that `text` says, in its annotations as well. Raises SpecError naming `where`."""
-    spaces: dict[str, str | None] = dict(spec.namespaces)
-    network = None
-    if text == "host":
-        spaces.pop("network", None)
-    elif text == "none":
-        spaces["network"] = None
-    elif text.startswith(("ns:", "/")):
-        path = text.removeprefix("ns:")
-        if not path.startswith("/") or "\0" in path:
-            raise SpecError(f"{where}: {text[:80]!r}: the path of a namespace must be absolute")
-        spaces["network"], text = path, f"ns:{path}"
-    else:
-        network = parse(text, where)
-        spaces["network"], text = None, network.text()
-    return spec.replace(namespaces=spaces, network=network, annotations={**spec.annotations, NET: text})
-
-
-def with_mac(spec: Spec) -> Spec:
-    """The same with a hardware address, which is made here, once, where nobody has asked for one."""
-    if spec.network is None or spec.network.mac is not None:
-        return spec
-    first, *rest = os.urandom(6)
-    mac = ":".join(f"{byte:02x}" for byte in (first & 0xFC | 0x02, *rest))  # locally administered, of one interface
-    network = spec.network.replace(mac=mac)
-    return spec.replace(network=network, annotations={**spec.annotations, NET: network.text()})
-
-
 def of_annotations(annotations: dict[str, str]) -> Network | None:
     """The network on a bridge that a container with these annotations has. Raises SpecError."""
     text = annotations.get(NET, "")
     return None if text in ("", "host", "none") or text.startswith(("ns:", "/")) else parse(text, NET)
-
-
-def elsewhere(spec: Spec, text: str | None) -> Spec:
-    """The spec at another host, where `text` ("bridge=NAME") says on which bridge. Raises SpecError."""
-    if text is None:
-        return spec
-    if spec.network is None:
-        raise SpecError(f"--net {text[:80]!r}: the container has no network on a bridge")
-    key, _, value = text.partition("=")
-    bridge = convert("bridge", value) if key == "bridge" else None
-    if not isinstance(bridge, str):
-        raise SpecError(f"--net {text[:80]!r}: must be bridge=NAME; the container keeps its addresses")
-    network = spec.network.replace(bridge=bridge)
-    return spec.replace(network=network, annotations={**spec.annotations, NET: network.text()})
 
 
 def parse(text: str, where: str) -> Network:
@@ -214,32 +167,3 @@ def _address(text: str, *, prefix: bool) -> Address | None:
     if multicast or not any(packed) or (family == 4 and packed[0] == 127) or (family == 6 and not any(packed[:-1])):
         return None
     return Address(family, sockets.inet_ntop(number, packed), packed, int(length) if prefix else most)
-
-
-def require_free(store: Store, network: Network, container_id: str) -> None:
-    """Raise Conflict when another container of this host that lives has one of the addresses."""
-    problem = conflict(store, network, container_id)
-    if problem is not None:
-        raise Conflict(f"{network.where}: {problem}", remedy="end that one, or ask for other addresses with --net")
-
-
-def conflict(store: Store, network: Network, container_id: str) -> str | None:
-    """Which address of a network another living container of this store has, in words."""
-    for other_id in store.ids():
-        if other_id == container_id:
-            continue
-        try:
-            state = store.look(other_id)
-            other = of_annotations(state.annotations)
-        except ContainerError:
-            continue  # what is broken has no network, or cannot tell
-        status = store.status(state)
-        if other is None or status == "stopped":
-            continue
-        taken = {address.packed: address.text for address in other.addresses}
-        for address in network.addresses:
-            if address.packed in taken:
-                return f"{address.text} is the address of container {other_id}, which is {status}"
-        if network.mac is not None and network.mac == other.mac:
-            return f"{network.mac} is the hardware address of container {other_id}, which is {status}"
-    return None

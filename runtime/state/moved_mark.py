@@ -14,14 +14,14 @@ from runtime.linux import processes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from runtime.state.store import State
+    from runtime.state.record import State
 
 _MARK = "moved-by-pymigrate"
 
 
 def note(state: State) -> None:
     """Mark the bundle of a container that is about to leave this host, if it is an engine's. Raises OSError."""
-    if not state.shim_pid:  # nobody else than an engine watches over a detached container of its own
+    if not state.monitor_pid:  # nobody else than an engine watches over a detached container of its own
         os.close(os.open(_path(state.bundle), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
 
@@ -52,7 +52,7 @@ def require_not_returned(state: State) -> None:
 
     Raises NotFound, which engines take for success, when the container lives, but not as the engine's any more.
     """
-    if state.shim_pid and processes.is_alive(state.pid, state.pid_start_time):
+    if state.monitor_pid and processes.is_alive(state.pid, state.pid_start_time):
         for bundle in filter(is_marked, state.bundle_hints):
             raise NotFound(
                 f"the container of {bundle} does not exist any more: the {state.id} that runs here has come by a move",

@@ -55,7 +55,7 @@ def test_what_is_dead_of_it_can_be_deleted(lab: Lab, held: "subprocess.Popen[str
     """Agent and monitor were killed, as when the power goes: the state alone is left."""
     state = lab.state("host2")
     agent = "for p in /proc/[0-9]*; do tr '\\0' ' ' < $p/cmdline 2>/dev/null | grep -q 'run/pymigrate/[a]gent' && "
-    lab.sh("host2", f"{agent} kill -9 ${{p#/proc/}}; done; kill -9 {state['shim_pid']}; true")
+    lab.sh("host2", f"{agent} kill -9 ${{p#/proc/}}; done; kill -9 {state['monitor_pid']}; true")
     lab.sh("host2", f"while [ -d /proc/{state['pid']} ]; do usleep 10000 || sleep 0.01; done")
     refused = lab.on("host2", "pymigrate", "exec", "web", "true", check=False)
     assert (refused.returncode, "container not running" in refused.stderr) == (255, True), refused.stderr

@@ -130,7 +130,7 @@ def test_nobody_holds_it_up(pymigrate: Local, tmp_path: Path) -> None:
         screen.until(" 10\r\n")
         path = Path(f"/proc/{pymigrate.state('c')['pid']}/root/tmp/done")
         assert wait_for(path) == "done\n"
-    status = Path(f"/proc/{state.shim_pid}/status").read_text()
+    status = Path(f"/proc/{state.monitor_pid}/status").read_text()
     assert int(status.split("VmRSS:")[1].split()[0]) < 16 << 10
     sleepers[0].close()
 
@@ -151,7 +151,7 @@ def test_typing_into_a_full_terminal_and_leaving(pymigrate: Local, tmp_path: Pat
     with attach.connect(state) as sock:  # it has looked at all of them when it answers
         sock.send(b"a")
         assert attach.receive(sock)[:1] == b"T"
-    status = Path(f"/proc/{state.shim_pid}/status").read_text()
+    status = Path(f"/proc/{state.monitor_pid}/status").read_text()
     assert int(status.split("VmRSS:")[1].split()[0]) < 16 << 10
 
 
@@ -181,7 +181,7 @@ def test_one_who_was_too_slow_comes_again(pymigrate: Local, tmp_path: Path) -> N
 
 def monitors_sockets(pymigrate: Local) -> int:
     """How many the monitor has: one more for each whom it serves."""
-    fds = Path(f"/proc/{pymigrate.state('c')['shim_pid']}/fd")
+    fds = Path(f"/proc/{pymigrate.state('c')['monitor_pid']}/fd")
     return sum(os.readlink(fd).startswith("socket:") for fd in fds.iterdir())
 
 
@@ -326,7 +326,7 @@ def test_a_move_that_fails_is_not_noticed(lab: Lab) -> None:
         screen.until("here\r\n")
         screen.write("half a lime\x7f\x7f")
         screen.until("\x08 \x08\x08 \x08")
-        program = driver("(switchover.Departure, 'send_images')", before="raise OSError('test')")
+        program = driver("(switchover.Switchover, 'send_images')", before="raise OSError('test')")
         program = program.replace('"move", "web"', '"move", "--allow", "terminal", "web"')
         done = lab.on("host1", lab.python, "-c", program, check=False)
         assert json.loads(done.stdout.splitlines()[-1])["workload"] == "SOURCE"

@@ -73,7 +73,7 @@ def test_the_monitor_at_the_target(lab: Lab, number: str) -> None:
     before = lab.wait_count("host1", 3)
     script = f"kill -{number} $(pgrep -f '[r]untime.shim')"
     program = driver(
-        "(switchover.Departure, 'freeze')",
+        "(switchover.Switchover, 'freeze')",
         after=f"subprocess.run(['ssh', 'host2', {script!r}], check=True, stdin=subprocess.DEVNULL)",
         body=in_agent("from runtime.checkpoint import restore\nrestore.MONITOR_TIMEOUT = 1.0"),
     )

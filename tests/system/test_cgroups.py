@@ -30,7 +30,7 @@ def parsed(**resources: Any) -> Resources:
 @pytest.fixture
 def cgroup() -> Iterator[Cgroup]:
     made = Cgroup.create(NAME, None)
-    made.occupied()
+    made.release_claim()
     yield made
     made.kill()
     made.remove()
@@ -305,7 +305,7 @@ def test_one_more_process_where_the_container_has_cgroups_of_its_own(cgroup: Cgr
         (directory / "cgroup.subtree_control").write_text(f"+{there[0]}")
         with pytest.raises(ContainerError, match="cannot take process"):
             cgroup.add(another.pid)
-        cgroup.add(another.pid, beside=init.pid)
+        cgroup.add(another.pid, near=init.pid)
         pids = [int(line) for line in (directory / "inside" / "cgroup.procs").read_text().split()]
         assert sorted(pids) == sorted([init.pid, another.pid])
         assert cgroup.pids() == sorted(pids)

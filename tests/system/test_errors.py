@@ -215,7 +215,7 @@ ALONE = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
         ('{"ociVersion": "1.0.2-dev", "id": "x", "init_process_pid": 1}', "is no state of this version"),
         ({"id": "another"}, "id: is that of another container"),
         ({"pid": -1}, "pid: is no process id"),
-        ({"shim_pid": 10**30}, "pid: is no process id"),
+        ({"monitor_pid": 10**30}, "pid: is no process id"),
         ({"cgroup_paths": {"memory": 5}}, "cgroup_paths: must hold strings"),
         ({"cgroup_paths": {"memory": discover()[0].mountpoint}}, "is no cgroup of a container"),
         ({"cgroup_paths": {"memory": "/tmp"}}, "is no cgroup of a container"),
@@ -266,7 +266,7 @@ def test_a_pid_that_is_another_process_now_is_left_alone(pymigrate: Local, bundl
     (pymigrate.root / OWN).mkdir()
     sleeper = subprocess.Popen(["sleep", "100"])
     try:
-        forged = state | {"pid": sleeper.pid, "shim_pid": sleeper.pid, "cgroup_paths": {}}
+        forged = state | {"pid": sleeper.pid, "monitor_pid": sleeper.pid, "cgroup_paths": {}}
         (pymigrate.root / OWN / "state.json").write_text(json.dumps(forged))
         error_of(pymigrate("kill", OWN, "KILL", check=False), "conflict")
         pymigrate("delete", "--force", OWN)

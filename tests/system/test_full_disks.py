@@ -150,7 +150,7 @@ def test_a_disk_that_fills_up_in_the_freeze_does_not_stop_the_move(narrow: Lab, 
             id="pages",
         ),
         pytest.param(
-            "(switchover.Departure, 'freeze')", False, r"incoming/\S+: \d+ KiB more needed, 0 KiB free", id="images"
+            "(switchover.Switchover, 'freeze')", False, r"incoming/\S+: \d+ KiB more needed, 0 KiB free", id="images"
         ),
     ],
 )
@@ -242,7 +242,7 @@ def test_what_a_volume_takes_comes_to_a_full_disk(lab: Lab) -> None:
         lab.run(mounts=[*default_spec()["mounts"], bind])
         start = lab.wait_count("host1", 1)
         fill = f"subprocess.run({['ssh', 'host2', 'head -c 15M /dev/zero > /mnt/v/filler']}, capture_output=True)"
-        program = driver("(coordinator.Seeding, 'ahead')", before=fill)
+        program = driver("(coordinator.Seeding, 'send_ahead')", before=fill)
         program = program.replace('"move", ', '"move", "--volume", "/data=copy", ')
         event = last_event(lab.on("host1", lab.python, "-c", program, check=False), 10)
         assert re.search(r"no room at host2 for /mnt/v/x: rsync: .*/mnt/v/x/d.*: No space left", event["message"]), (

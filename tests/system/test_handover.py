@@ -55,7 +55,7 @@ def test_agent_dies_after_the_source_has_given_up(lab: Lab) -> None:
     """Committed: the container is restored over a new connection, from the images that the target kept."""
     lab.run()
     start = lab.wait_count("host1", 1)
-    code, event = driven_move(lab, "(switchover.Departure, 'give_up')", after="kill_agents()")
+    code, event = driven_move(lab, "(switchover.Switchover, 'kill_source')", after="kill_agents()")
     assert (code, event["event"], event["workload"]) == (0, "report", "TARGET"), event
     lab.wait_count("host2", start)
     assert lab.ids("host1") == []
@@ -83,7 +83,7 @@ def test_agent_dies_and_its_monitor_is_slow(lab: Lab, given_up: bool) -> None:
     """A tree that nobody has let run is not taken for the container, which then has gone on at neither host."""
     lab.run()
     start = lab.wait_count("host1", 1)
-    where = "(switchover.Departure, 'give_up')" if given_up else "(coordinator.Coordinator, '_stop_and_copy')"
+    where = "(switchover.Switchover, 'kill_source')" if given_up else "(coordinator.Coordinator, '_stop_and_copy')"
     after = "moment()" if given_up else "moment(); raise OSError('test')"
     moment = "def moment():\n" + textwrap.indent(_MOMENT, "    ")
     code, event = driven_move(lab, where, after=after, body=moment)
@@ -146,7 +146,7 @@ def test_the_network_goes_after_the_source_has_given_up(lab: Lab) -> None:
     lab.run()
     start = lab.wait_count("host1", 1)
     try:
-        code, event = driven_move(lab, "(switchover.Departure, 'give_up')", after="cut()")
+        code, event = driven_move(lab, "(switchover.Switchover, 'kill_source')", after="cut()")
         assert (code, event["workload"]) == (12, "UNKNOWN"), event
         assert "pymigrate recover web" in event["remedy"]
         assert "stopped" in lab.on("host1", "pymigrate", "list").stdout
@@ -186,7 +186,7 @@ def test_recover_leaves_another_container_of_the_same_name_alone(lab: Lab) -> No
     lab.run()
     start = lab.wait_count("host1", 1)
     try:
-        assert driven_move(lab, "(switchover.Departure, 'give_up')", after="cut()")[0] == 12
+        assert driven_move(lab, "(switchover.Switchover, 'kill_source')", after="cut()")[0] == 12
     finally:
         lab.sh("host1", "ip link set eth0 up")
     lab.on("host1", "pymigrate", "delete", "--force", "web")
@@ -202,7 +202,7 @@ def test_coordinator_dies_right_after_the_point_of_no_return(lab: Lab) -> None:
     lab.run()
     start = lab.wait_count("host1", 1)
     done = lab.on(
-        "host1", lab.python, "-c", driver("(switchover.Departure, 'give_up')", before="os.kill(os.getpid(), 9)"),
+        "host1", lab.python, "-c", driver("(switchover.Switchover, 'kill_source')", before="os.kill(os.getpid(), 9)"),
         check=False,
     )  # fmt: skip
     assert done.returncode == 137
@@ -220,7 +220,7 @@ def test_coordinator_dies_right_after_the_point_of_no_return(lab: Lab) -> None:
 
 def test_recover_changes_nothing_when_it_cannot_ask(lab: Lab) -> None:
     lab.run()
-    kill = driver("(switchover.Departure, 'give_up')", before="os.kill(os.getpid(), 9)")
+    kill = driver("(switchover.Switchover, 'kill_source')", before="os.kill(os.getpid(), 9)")
     assert lab.on("host1", lab.python, "-c", kill, check=False).returncode == 137
     lab.sh("host1", "ip link set eth0 down")
     try:
@@ -240,7 +240,7 @@ def test_coordinator_dies_after_the_source_has_given_up(lab: Lab) -> None:
     lab.run()
     start = lab.wait_count("host1", 1)
     done = lab.on(
-        "host1", lab.python, "-c", driver("(switchover.Departure, 'give_up')", after="os.kill(os.getpid(), 9)"),
+        "host1", lab.python, "-c", driver("(switchover.Switchover, 'kill_source')", after="os.kill(os.getpid(), 9)"),
         check=False,
     )  # fmt: skip
     assert done.returncode == 137
@@ -275,7 +275,7 @@ def test_interrupt_after_the_point_of_no_return_is_too_late(lab: Lab) -> None:
     lab.run()
     start = lab.wait_count("host1", 1)
     interrupt = "os.kill(os.getpid(), signal.SIGINT)"
-    code, event = driven_move(lab, "(switchover.Departure, 'give_up')", before=interrupt, after=interrupt)
+    code, event = driven_move(lab, "(switchover.Switchover, 'kill_source')", before=interrupt, after=interrupt)
     assert (code, event["event"]) == (0, "report"), event
     lab.wait_count("host2", start)
 
@@ -288,11 +288,11 @@ def test_what_has_gone_on_and_ended_is_not_resurrected(lab: Lab, deleted: bool) 
     """Its coordinator was killed between the decision and the kill: what the target holds is old."""
     lab.run(script=ENDS)
     lab.wait_count("host1", 1)
-    kill = driver("(switchover.Departure, 'give_up')", before="os.kill(os.getpid(), 9)")
+    kill = driver("(switchover.Switchover, 'kill_source')", before="os.kill(os.getpid(), 9)")
     assert lab.on("host1", lab.python, "-c", kill, check=False).returncode == 137
     lab.wait_count("host1", lab.count("host1"))
     state = lab.state("host1")
-    lab.sh("host1", f"touch /proc/{state['pid']}/root/tmp/end; tail -s 0.02 --pid={state['shim_pid']} -f /dev/null")
+    lab.sh("host1", f"touch /proc/{state['pid']}/root/tmp/end; tail -s 0.02 --pid={state['monitor_pid']} -f /dev/null")
     if deleted:
         lab.on("host1", "pymigrate", "delete", "web")
     host1 = lab.sh("host1", "hostname").strip()

@@ -35,7 +35,7 @@ def wait_synced():
 )
 PATIENT = in_agent("from migrate.target import image_keeper\nimage_keeper.PATIENCE = 3600.0")
 PREPARED = "(coordinator.Coordinator, '_stop_and_copy')"
-GIVEN_UP = "(switchover.Departure, 'give_up')"
+GIVEN_UP = "(switchover.Switchover, 'kill_source')"
 
 
 def moving(lab: Lab, where: str, *, agent: str = "", **do: str) -> "subprocess.Popen[str]":
@@ -172,7 +172,7 @@ def test_images_of_an_agent_that_died_before_prepared_are_removed(lab: Lab) -> N
     """Nobody tells: its keeper notices. Without it, `migrations` shows them, and --clean removes them."""
     lab.run()
     start = lab.wait_count("host1", 1)
-    where = "(switchover.Departure, 'send_images')"
+    where = "(switchover.Switchover, 'send_images')"
     die = "; os.kill(os.getpid(), 9)"
     assert ended(moving(lab, where, after="kill_agent()" + die))[0] == 137
     wait_until(lambda: lab.sh("host2", "ls -d /run/pymigrate/images", check=False) == "")
@@ -218,7 +218,7 @@ def test_a_kernel_whose_tmpfs_maps_no_ids(lab: Lab) -> None:
     """As before Linux 6.3: the images are given to the root of the container's user namespace."""
     old = """
 from runtime.linux import syscalls
-from runtime.spec.mounts import ATTR_IDMAP
+from runtime.linux.mount_flags import ATTR_IDMAP
 def refusing(*args, original=syscalls.mount_setattr, **options):
     if options["set"] & ATTR_IDMAP:
         raise OSError(22, "Invalid argument")

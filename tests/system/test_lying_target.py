@@ -17,13 +17,13 @@ import resource, sys, time
 resource.setrlimit(resource.RLIMIT_AS, ({limit}, {limit}))
 from migrate.cli import main
 from migrate.source import seeding
-original = seeding.Seeding.ahead
+original = seeding.Seeding.send_ahead
 def ahead(self, trees):
     end = time.monotonic() + {wait}
     while self._peer._lost is None and time.monotonic() < end:
         time.sleep(0.01)
     original(self, trees)
-seeding.Seeding.ahead = ahead
+seeding.Seeding.send_ahead = ahead
 code = main(["--json", "move", "web", "host2"])
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)
 sys.exit(code)

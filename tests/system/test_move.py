@@ -273,8 +273,8 @@ def test_target_disk_fills_up_during_the_dump(lab: Lab) -> None:
 # Where a move stops by itself to have something done to it, in each phase.
 HELD_AT = {
     "preflight": "(peer.Peer, 'facts')",
-    "seed": "(coordinator.Seeding, 'ahead')",
-    "stop-and-copy": "(switchover.Departure, 'send_images')",
+    "seed": "(coordinator.Seeding, 'send_ahead')",
+    "stop-and-copy": "(switchover.Switchover, 'send_images')",
 }
 
 
@@ -370,12 +370,12 @@ def test_a_target_that_takes_no_data_while_the_container_is_frozen(lab: Lab) -> 
     before = lab.wait_count("host1", 1)
     stop = "pids = subprocess.run(['ssh', 'host2', %r], capture_output=True, check=True).stdout.decode().split()"
     program = driver(
-        "(switchover.Departure, 'send_images')",
+        "(switchover.Switchover, 'send_images')",
         before=(stop % "pgrep -f '^[^ ]*python3 -I -S /run/pymigrate/agent'") + "\n"
         "    subprocess.run(['ssh', 'host2', 'kill', '-STOP', *pids], check=True); agents.extend(pids)",
-        body="agents = []; undo = switchover.Departure.roll_back\n"
+        body="agents = []; undo = switchover.Switchover.roll_back\n"
         "def roll_back(self):\n    undo(self)\n    subprocess.run(['ssh', 'host2', 'kill', '-CONT', *agents])\n"
-        "switchover.Departure.roll_back = roll_back\n"
+        "switchover.Switchover.roll_back = roll_back\n"
         "run = cli.main; cli.main = lambda argv: run([*argv, '--timeout', '6'])",
     )
     done = lab.on("host1", lab.python, "-c", program, check=False)

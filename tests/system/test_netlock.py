@@ -139,7 +139,7 @@ def test_the_network_of_the_host_is_as_it_was(lab: Lab) -> None:
     lab.wait_count("host1", 0)
     before = tables(lab, "host1", of="")
     look = "subprocess.run('nft list ruleset > /run/frozen', shell=True)"
-    lab.on("host1", lab.python, "-c", driver("(switchover.Departure, 'give_up')", before=look))
+    lab.on("host1", lab.python, "-c", driver("(switchover.Switchover, 'kill_source')", before=look))
     frozen = lab.sh("host1", "cat /run/frozen")
     assert "CRIU-" in frozen
     assert "policy drop" not in frozen

@@ -141,9 +141,9 @@ FAIL = "raise OSError('test')"
 KILL = "os.kill(os.getpid(), 9)"
 SEED, FREEZE, PREPARED, GIVEN_UP = (
     "(coordinator.Coordinator, '_seed')",
-    "(switchover.Departure, 'freeze')",
+    "(switchover.Switchover, 'freeze')",
     "(coordinator.Coordinator, '_stop_and_copy')",
-    "(switchover.Departure, 'give_up')",
+    "(switchover.Switchover, 'kill_source')",
 )
 
 

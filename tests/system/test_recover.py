@@ -90,7 +90,7 @@ def test_what_came_back_and_has_gone_since_is_not_looked_for(lab: Lab, deleted: 
     came_back(lab)
     lab.on("host1", "pymigrate", "kill", "web", "KILL")
     state = lab.state("host1")
-    lab.sh("host1", f"tail -s 0.02 --pid={state['shim_pid']} -f /dev/null")
+    lab.sh("host1", f"tail -s 0.02 --pid={state['monitor_pid']} -f /dev/null")
     if deleted:
         lab.on("host1", "pymigrate", "delete", "web")
     code, said, _ = recover(lab)
@@ -136,7 +136,7 @@ def given_up(lab: Lab) -> int:
     """A container that was ended at host1 and not resumed at host2, whose agent has ended; its last number."""
     lab.run()
     before = lab.wait_count("host1", 1)
-    killed_move(lab, "(switchover.Departure, 'give_up')", after="os.kill(os.getpid(), 9)")
+    killed_move(lab, "(switchover.Switchover, 'kill_source')", after="os.kill(os.getpid(), 9)")
     wait_no_agent(lab)
     return before
 
@@ -231,7 +231,7 @@ def test_a_source_whose_target_is_gone_and_that_has_ended_the_container(lab: Lab
 def test_a_source_whose_target_is_gone_and_that_still_runs_the_container(lab: Lab) -> None:
     lab.run()
     before = lab.wait_count("host1", 1)
-    killed_move(lab, "(switchover.Departure, 'give_up')", before="os.kill(os.getpid(), 9)")
+    killed_move(lab, "(switchover.Switchover, 'kill_source')", before="os.kill(os.getpid(), 9)")
     lab.sh("host1", "ip link set eth0 down")
     host1 = lab.sh("host1", "hostname").strip()
     try:
@@ -282,7 +282,7 @@ def test_the_source_goes_on_asking_by_itself(lab: Lab) -> None:
     lab.run()
     before = lab.wait_count("host1", 1)
     try:
-        code, event = driven_move(lab, "(switchover.Departure, 'give_up')", after="cut_off()", body=_CUT)
+        code, event = driven_move(lab, "(switchover.Switchover, 'kill_source')", after="cut_off()", body=_CUT)
         assert (code, event["workload"]) == (12, "UNKNOWN"), event
         assert [(item["phase"], item["asking"]) for item in migrations(lab, "host1")] == [("in-doubt", True)]
     finally:
@@ -297,7 +297,7 @@ def test_forget_ends_the_process_that_asks(lab: Lab) -> None:
     lab.run()
     lab.wait_count("host1", 1)
     try:
-        assert driven_move(lab, "(switchover.Departure, 'give_up')", after="cut_off()", body=_CUT)[0] == 12
+        assert driven_move(lab, "(switchover.Switchover, 'kill_source')", after="cut_off()", body=_CUT)[0] == 12
         assert migrations(lab, "host1")[0]["asking"]
         code, said, _ = recover(lab, "--forget")
         assert (code, "its move to host2 is closed here" in said) == (0, True), said
@@ -311,7 +311,7 @@ def test_recover_says_what_it_means_when_both_hosts_have_it(lab: Lab) -> None:
     """The coordinator has died before the kill, and an operator has forced the target: neither is ended."""
     lab.run()
     before = lab.wait_count("host1", 1)
-    killed_move(lab, "(switchover.Departure, 'give_up')", before="os.kill(os.getpid(), 9)")
+    killed_move(lab, "(switchover.Switchover, 'kill_source')", before="os.kill(os.getpid(), 9)")
     wait_no_agent(lab)
     assert recover(lab, "--force-target", host="host2")[0] == 0
     code, _, complaint = recover(lab)

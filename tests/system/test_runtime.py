@@ -47,7 +47,7 @@ def test_the_monitor_is_the_last_to_be_killed_when_memory_runs_out(
     state = pymigrate.state("c")
     held = int(Path("/proc/self/status").read_text().split("CapEff:")[1].split()[0], 16)
     lowest = -1000 if held >> 24 & 1 else _oom_score("self")  # CAP_SYS_RESOURCE
-    assert (_oom_score(state["pid"]), _oom_score(state["shim_pid"])) == (asked or 500, lowest)
+    assert (_oom_score(state["pid"]), _oom_score(state["monitor_pid"])) == (asked or 500, lowest)
 
 
 def test_life_of_a_container(pymigrate: Local, bundle: Path) -> None:
@@ -62,7 +62,7 @@ def test_life_of_a_container(pymigrate: Local, bundle: Path) -> None:
     assert (again.returncode, "already running" in again.stderr) == (5, True)
     refused = pymigrate("delete", "c", check=False)
     assert (refused.returncode, "cannot delete" in refused.stderr) == (5, True)
-    pidfd = os.pidfd_open(pymigrate.state("c")["shim_pid"])
+    pidfd = os.pidfd_open(pymigrate.state("c")["monitor_pid"])
     pymigrate("kill", "c", "KILL")
     from runtime.linux.processes import wait_exit
 
@@ -86,7 +86,7 @@ def test_nothing_is_left_behind(pymigrate: Local, bundle: Path) -> None:
         if number % 3:
             pymigrate("start", name)
         if number % 3 == 2:
-            os.kill(pymigrate.state(name)["shim_pid"], signal.SIGKILL)
+            os.kill(pymigrate.state(name)["monitor_pid"], signal.SIGKILL)
         pymigrate("delete", "--force", name)
     assert left(before, pymigrate.root, own) == []
 

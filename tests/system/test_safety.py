@@ -126,7 +126,7 @@ def test_a_subreaper_that_asks_for_no_pid_file_is_no_engine(pymigrate: Local, bu
             stdout=subprocess.PIPE, timeout=20,
         )  # fmt: skip
         assert done.returncode == 0
-        assert pymigrate.state("safe")["shim_pid"] != 0
+        assert pymigrate.state("safe")["monitor_pid"] != 0
         pymigrate("delete", "--force", "safe")
 
 

@@ -82,7 +82,7 @@ def test_those_that_are_not_open_are_refused(pymigrate: Local, tmp_path: Path, v
 def test_the_monitor_has_nothing_of_the_caller(pymigrate: Local, tmp_path: Path) -> None:
     with_files(pymigrate, tmp_path, "run", "-d", "-b", make(tmp_path / "b", "sleep 60"), "c")
     state = pymigrate.state("c")
-    for pid in (state["shim_pid"], state["pid"]):
+    for pid in (state["monitor_pid"], state["pid"]):
         found = [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()]
         assert [name for name in found if str(tmp_path / "f") in name] == [], pid
     kinds = {os.readlink(link) for link in Path(f"/proc/{state['pid']}/fd").iterdir()}

@@ -141,7 +141,7 @@ def test_a_program_that_outlives_its_monitor_cannot_write_it(copy: Copy, tmp_pat
     os.mkfifo(bundle / "rootfs/go")
     copy("run", "-d", "-b", bundle, "c")
     with open(bundle / "rootfs/go", "w") as go:  # it is open when the script holds the interpreter
-        end(json.loads((copy.root / "c/state.json").read_text())["shim_pid"])
+        end(json.loads((copy.root / "c/state.json").read_text())["monitor_pid"])
         go.write("go")
     wait_for(bundle / "rootfs/done", lines=0)
     copy("delete", "--force", "c")
@@ -156,9 +156,7 @@ def test_the_launchers_interpreter_is_sealed_by_the_first_container(copy: Copy, 
         [*argv, copy.program, "--root", str(copy.root), "run", "-b", str(make(tmp_path / "b", "true")), "c"]
     )
     asked = "from runtime.linux import selfexec; print(selfexec.is_sealed())"
-    ask = shlex.join(
-        [*argv, copy.program.replace("from migrate.cli import main; sys.exit(main(sys.argv[1:]))", asked)]
-    )
+    ask = shlex.join([*argv, copy.program.replace("from migrate.cli import main; sys.exit(main(sys.argv[1:]))", asked)])
     script = f"""
         set -e; mount -t tmpfs tmpfs {Path(place).parent}; mkdir {place}; ln -s {copy.python} {place}/python3
         before=$(grep -c {place} /proc/self/mounts || true)
@@ -183,7 +181,7 @@ def test_exec_of_proc_self_exe(copy: Copy, tmp_path: Path) -> None:
     wait_for(bundle / "rootfs/state")
     # The monitor runs the same file, which the kernel protects as long as somebody does. An engine that is the monitor
     # itself does not.
-    end(json.loads((copy.root / "c/state.json").read_text())["shim_pid"])
+    end(json.loads((copy.root / "c/state.json").read_text())["monitor_pid"])
     for _ in range(4):
         for program in ("/proc/self/exe", "/script", "true"):
             done = copy("exec", "c", program, "-c", "import time; time.sleep(0.1); print('ran')", check=False)
@@ -200,7 +198,7 @@ def test_a_restore_is_sealed_too(copy: Copy, tmp_path: Path) -> None:
     copy("run", "-d", "-b", bundle, "c")
     copy("checkpoint", *images, "c")
     copy("restore", "-d", "-b", bundle, *images, "c")
-    exe = f"/proc/{json.loads((copy.root / 'c/state.json').read_text())['shim_pid']}/exe"
+    exe = f"/proc/{json.loads((copy.root / 'c/state.json').read_text())['monitor_pid']}/exe"
     assert (os.path.samefile(exe, copy.python), bool(os.statvfs(exe).f_flag & os.ST_RDONLY)) == (True, True)
     copy("delete", "--force", "c")
 
@@ -227,7 +225,7 @@ def test_under_an_engine_nobody_runs_the_interpreter(copy: Copy, tmp_path: Path)
     call = f"for verb in {[create, ['start', 'c']]!r}: subprocess.run([*{argv!r}, *verb], check=True)"
     environment = {**os.environ, "PYTHONHOME": sys.base_prefix}
     subprocess.run([sys.executable, "-c", ENGINE.format(base=base, call=call)], check=True, env=environment)
-    assert json.loads((copy.root / "c/state.json").read_text())["shim_pid"] == 0
+    assert json.loads((copy.root / "c/state.json").read_text())["monitor_pid"] == 0
     wait_for(bundle / "rootfs/done", lines=0)
     assert copy.is_untouched()
     assert not (bundle / "rootfs/wrote").exists()

@@ -170,7 +170,7 @@ def test_interpreter_of_the_user_is_safe(rootless: Rootless) -> None:
     command = [python, "-m", "migrate.cli", "--root", rootless.home / "state"]
     rootless.run(*command, "run", "-d", "-b", bundle, "c")
     wait_for(bundle / "rootfs/state")
-    end(json.loads((rootless.home / "state/c/state.json").read_text())["shim_pid"])
+    end(json.loads((rootless.home / "state/c/state.json").read_text())["monitor_pid"])
     for _ in range(4):
         rootless.run(*command, "exec", "c", "/proc/self/exe", "-c", "import time; time.sleep(0.1)")
     (bundle / "rootfs/stop").touch()

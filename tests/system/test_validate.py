@@ -11,7 +11,7 @@ import pytest
 
 from migrate.preflight import sockets
 from migrate.preflight.container import container_blockers
-from runtime.spec.config import load_kept
+from runtime.state.kept_config import load_kept
 from runtime.state.store import Store
 from tests.hosts import ABLE, COUNT, write_bundle
 from tests.pybox import write_python_bundle

@@ -8,7 +8,7 @@ import pytest
 from runtime.errors import Conflict, NotFound
 from runtime.linux import processes
 from runtime.state import moved_mark
-from runtime.state.store import State
+from runtime.state.record import State
 
 
 def state(bundle: Path, **changes: object) -> State:
@@ -16,7 +16,7 @@ def state(bundle: Path, **changes: object) -> State:
 
 
 def test_an_engine_does_not_start_again_what_was_moved(tmp_path: Path) -> None:
-    moved_mark.note(state(tmp_path, shim_pid=5))  # has a monitor of ours
+    moved_mark.note(state(tmp_path, monitor_pid=5))  # has a monitor of ours
     moved_mark.require_not_moved("web", str(tmp_path))
     moved_mark.note(state(tmp_path))
     with pytest.raises(Conflict, match="was moved"):
@@ -27,7 +27,7 @@ def test_an_engine_does_not_start_again_what_was_moved(tmp_path: Path) -> None:
 
 
 def test_an_engine_does_not_delete_what_has_come_back(tmp_path: Path) -> None:
-    alive = {"pid": os.getpid(), "pid_start_time": processes.start_time(os.getpid()), "shim_pid": 5}
+    alive = {"pid": os.getpid(), "pid_start_time": processes.start_time(os.getpid()), "monitor_pid": 5}
     here = state(tmp_path / "other", bundle_hints=(str(tmp_path),), **alive)
     moved_mark.require_not_returned(here)
     moved_mark.note(state(tmp_path))

@@ -7,7 +7,7 @@ import pytest
 
 from runtime.lifecycle import exec as execution
 from runtime.linux import processes
-from runtime.state.store import State
+from runtime.state.record import State
 
 pytestmark = pytest.mark.unit
 
@@ -19,7 +19,7 @@ def test_the_log_is_found_while_others_come_and_go() -> None:
     os.close(lowest)  # of these there are numbers before the log's
     pid = os.getpid()
     name = os.readlink(f"/proc/self/fd/{reader}")
-    state = State("c", "/b", "/b/r", "now", "/log", shim_pid=pid, shim_start_time=processes.start_time(pid))
+    state = State("c", "/b", "/b/r", "now", "/log", monitor_pid=pid, monitor_start_time=processes.start_time(pid))
     state = state.replace(stdio=("", name, "pipe:[0]"))
     done = Event()
 

@@ -13,10 +13,10 @@ from migrate.commands import features as verb
 from runtime.cgroups.systemd import ANNOTATION as PROPERTY
 from runtime.errors import SpecError
 from runtime.lifecycle.features import features
+from runtime.spec.annotations import NET
 from runtime.spec.config import parse
 from runtime.spec.default import default_spec
 from runtime.spec.mounts import parse_options
-from runtime.state.store import NET
 
 BUNDLE = Path("/bundle")
 LINUX = features()["linux"]

@@ -7,7 +7,7 @@ import pytest
 from migrate.journal import undecided
 from migrate.journal.journal import Entry
 from migrate.phases import Phase
-from runtime.state.store import State
+from runtime.state.record import State
 
 TREE = {"init": [100, 5000], "boot": "b", "before": None}
 

@@ -12,11 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.errors import Conflict, SpecError
-from runtime.lifecycle.create import claim_network
+from runtime.lifecycle.provision import claim_network
+from runtime.spec import config as spec_config
 from runtime.spec import network
+from runtime.spec.annotations import NET
 from runtime.spec.config import Spec, load
 from runtime.spec.default import default_spec
-from runtime.state.store import NET, State, Store
+from runtime.state.record import State
+from runtime.state.store import Store
 
 FULL = "bridge=br0,ip=10.88.0.5/24,ip=fd88::5/64,gw=10.88.0.1,gw=fe80::1,mac=02:00:00:00:00:05,name=net0,mtu=1400"
 
@@ -109,11 +112,11 @@ def test_the_flag_wins_over_the_annotation_and_both_over_the_namespaces(tmp_path
 
 
 def test_a_hardware_address_is_made_once(tmp_path: Path) -> None:
-    spec = network.with_mac(load(bundle(tmp_path), net="bridge=br0,ip=10.88.0.5/24"))
+    spec = spec_config.with_mac(load(bundle(tmp_path), net="bridge=br0,ip=10.88.0.5/24"))
     assert spec.network is not None
     assert spec.network.mac is not None
     assert int(spec.network.mac[:2], 16) & 3 == 2  # locally administered, of one interface
-    assert network.with_mac(spec) is spec
+    assert spec_config.with_mac(spec) is spec
     again = load(bundle(tmp_path), spec.annotations)
     assert again.network is not None
     assert again.network.mac == spec.network.mac

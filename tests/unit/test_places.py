@@ -23,7 +23,8 @@ from migrate.target.files import Arriving
 from migrate.target.places import Locks, Uses
 from migrate.target.trees import Arrivals
 from runtime.linux import processes
-from runtime.state.store import State, Store
+from runtime.state.record import State
+from runtime.state.store import Store
 
 FIRST, SECOND = "20260101T000000-0000000000000001", "20260101T000000-0000000000000002"
 NEITHER = "20260101T000000-0000000000000003"

@@ -3,7 +3,7 @@
 import pytest
 
 from runtime.init.stage import Change, _calls
-from runtime.spec.mounts import (
+from runtime.linux.mount_flags import (
     ATTR_ATIME,
     ATTR_NOATIME,
     ATTR_NODEV,
@@ -13,8 +13,8 @@ from runtime.spec.mounts import (
     MS_REC,
     MS_SLAVE,
     attributes,
-    parse_options,
 )
+from runtime.spec.mounts import parse_options
 
 pytestmark = pytest.mark.unit
 

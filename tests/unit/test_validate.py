@@ -9,7 +9,7 @@ from migrate.errors import Blocked, ProtocolError, UsageError
 from migrate.preflight.container import target_blockers
 from migrate.preflight.hostfacts import FactsQuery, HostFacts
 from migrate.preflight.rules import RULES, Blocker, check_allowed, raise_blocked
-from runtime.state.store import State
+from runtime.state.record import State
 
 SOURCE = HostFacts(name="host1", machine="x86_64", bits=64, criu="4.2.1", images_free=1 << 40, rsync=True)
 STATE = State(id="web", bundle="/b", rootfs="/b/rootfs", created="", log_path="")

@@ -1,0 +1,164 @@
+"""state.json: the record of one container."""
+
+from __future__ import annotations
+
+import os
+
+from runtime.errors import Conflict, InvalidId, StateError
+from runtime.light.records import Record
+from runtime.linux import processes
+from runtime.spec.annotations import NET
+from runtime.state.status import Status
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+OCI_VERSION = "1.2.0"
+_ID_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_+.-")
+
+
+def check_id(value: str) -> str:
+    """Return a container id that is fit to be a directory's name (runc's rule). Raises InvalidId."""
+    if not 0 < len(value) <= 200 or not _ID_CHARACTERS.issuperset(value) or value.startswith("."):
+        raise InvalidId(
+            f"invalid container id {value[:80]!r}",
+            remedy="an id is made of letters, digits, _ + . and -, at most 200, and does not begin with a dot",
+        )
+    return value
+
+
+class State(Record):
+    """state.json. `pid` is 0 until there is an init; the start times defeat the reuse of pids.
+
+    `hooks` are those of the points still to come, poststart and poststop (the bundle may be gone by then);
+    `cgroup_paths` maps a v1 controller (or "" for v2) to the directory; `systemd_unit` the unit that they belong to, if
+    systemd made them; `monitor_pid` is the monitor's pid, 0 when the caller of `create` is it; `stdio` are the init's
+    descriptors 0 to 2 as /proc shows them; `bundle_hints` are where the bundle lay on hosts it came from; `move` is the
+    id of the migration that has brought it or is bringing it, `moved_from` the host that it comes from, None otherwise;
+    `releasing` says that CRIU, which holds it, is being told to let it run, and may do so whatever becomes of us;
+    `resources` is what `update` has changed of linux.resources.
+    """
+
+    id: str
+    bundle: str
+    rootfs: str
+    created: str
+    log_path: str
+    pid: int = 0
+    pid_start_time: int | None = None
+    monitor_pid: int = 0
+    monitor_start_time: int | None = None
+    started: bool = False
+    releasing: bool = False
+    hooks: dict[str, list[dict[str, Any]]] = {}
+    cgroup_paths: dict[str, str] = {}
+    systemd_unit: str | None = None
+    namespace_paths: dict[str, str] = {}
+    stdio: tuple[str, str, str] = ("", "", "")
+    annotations: dict[str, str] = {}
+    bundle_hints: tuple[str, ...] = ()
+    move: str | None = None
+    moved_from: str | None = None
+    resources: dict[str, Any] = {}
+
+    @property
+    def status(self) -> Status:
+        """Derived from what lives now, not from what was written."""
+        if self.pid and processes.is_alive(self.pid, self.pid_start_time):
+            if not self.started:
+                return Status.CREATED if self.move is None else Status.CREATING
+            from runtime.cgroups.cgroup import Cgroup
+
+            return Status.PAUSED if Cgroup.of(self).frozen else Status.RUNNING
+        if not self.pid and self.monitor_pid and processes.is_alive(self.monitor_pid, self.monitor_start_time):
+            return Status.CREATING
+        return Status.STOPPED
+
+    def require_here(self) -> None:
+        """Raise Conflict for a container that is on its way here: its source may go on with it.
+
+        Once what is held of it is dead it is a stopped one, and can be deleted.
+        """
+        if self.move is None or self.started or self.status is Status.STOPPED:
+            return
+        source = self.moved_from[:64] if self.moved_from and self.moved_from.isprintable() else "another host"
+        raise Conflict(
+            f"{self.id} is being moved here from {source}: until it runs here, nothing can be done with it",
+            remedy=f"wait for the end of the move; if that does not come, `pymigrate recover {self.id}` at {source}",
+        )
+
+    @property
+    def has_bridge(self) -> bool:
+        """Whether it has a network of its own on a bridge of the host."""
+        return self.annotations.get(NET, "").startswith("bridge=")
+
+    @property
+    def owner(self) -> bytes:
+        """What its cgroups are marked with: an id can be used again, at another time or below another --root."""
+        return f"{self.id} {self.created}".encode()
+
+    def oci(self, status: str | None = None) -> dict[str, Any]:
+        """The state as the runtime-spec (and runc) shows it; what hooks get on stdin."""
+        status = self.status if status is None else status
+        shown: dict[str, Any] = {"ociVersion": OCI_VERSION, "id": self.id}
+        shown |= {"pid": 0 if status == "stopped" else self.pid, "status": str(status), "bundle": self.bundle}
+        return shown | {
+            "rootfs": self.rootfs, "created": self.created, "annotations": self.annotations,
+            "owner": _owner(os.path.dirname(self.log_path)),
+        }  # fmt: skip
+
+
+def _owner(directory: str) -> str:
+    """Whose container it is: who has made its directory."""
+    try:
+        uid = os.stat(directory).st_uid
+    except OSError:  # it is going
+        uid = os.geteuid()
+    if uid == 0:
+        return "root"
+    import pwd
+
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"#{uid}"
+
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("id", "bundle", "rootfs", "created", "log_path"), (str,)),
+    **dict.fromkeys(("pid", "monitor_pid"), (int,)),
+    **dict.fromkeys(("pid_start_time", "monitor_start_time"), (int, type(None))),
+    **dict.fromkeys(("started", "releasing"), (bool,)),
+    **dict.fromkeys(("hooks", "cgroup_paths", "namespace_paths", "annotations", "resources"), (dict,)),
+    **dict.fromkeys(("stdio", "bundle_hints"), (list,)),
+    **dict.fromkeys(("move", "moved_from", "systemd_unit"), (str, type(None))),
+}
+
+
+# What states of earlier versions have not, as it is then. Their containers live on under this version.
+_ADDED: dict[str, Any] = {"resources": {}, "releasing": False, "moved_from": None}
+# Names that earlier versions wrote.
+_RENAMED = {"shim_pid": "monitor_pid", "shim_start_time": "monitor_start_time"}
+_STRINGS = ("cgroup_paths", "namespace_paths", "annotations")
+_PID_MAX = 1 << 22  # PID_MAX_LIMIT (proc(5), pid_max)
+
+
+def parse(value: Any, path: str, container_id: str, remedy: str) -> State:
+    """Return the state that the JSON of a state.json holds. Raises StateError, which names `path` and the field."""
+    if isinstance(value, dict):
+        value = _ADDED | {_RENAMED.get(name, name): item for name, item in value.items()}
+    if not isinstance(value, dict) or value.pop("ociVersion", None) != OCI_VERSION or set(value) != set(_KINDS):
+        raise StateError(f"{path}: is no state of this version", remedy=remedy)
+    for name, kinds in _KINDS.items():
+        if type(value[name]) not in kinds:
+            raise StateError(f"{path}: {name}: is of the wrong type", remedy=remedy)
+    for name in _STRINGS:
+        if not all(isinstance(item, str) for item in value[name].values()):
+            raise StateError(f"{path}: {name}: must hold strings", remedy=remedy)
+    if value["id"] != container_id:
+        raise StateError(f"{path}: id: is that of another container", remedy=remedy)
+    if not all(0 <= value[name] <= _PID_MAX for name in ("pid", "monitor_pid")):
+        raise StateError(f"{path}: pid: is no process id", remedy=remedy)
+    stdio = (*map(str, value["stdio"]), "", "", "")[:3]
+    return State(**{**value, "stdio": stdio, "bundle_hints": tuple(map(str, value["bundle_hints"]))})

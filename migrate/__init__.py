@@ -1,4 +1,3 @@
 """Orchestration: move a running container to another host, or freeze it to disk and bring it back."""
 
 __version__ = "0.1.0"
-DEFAULT_ROOT = "/run/opencontainer/containers"  # the directory of container states, where nothing else is said

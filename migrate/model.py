@@ -1,10 +1,22 @@
 """What a user asks for when a container is to be moved."""
 
 import enum
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from migrate.wire.protocol import FREEZE_TIMEOUT
+from migrate.errors import ProtocolError
+
+FREEZE_TIMEOUT = 120.0  # seconds that a container is frozen at most, where nothing else is said
+MAX_FREEZE_TIMEOUT = 86400.0
+_MIGRATION_ID = re.compile(r"[0-9]{8}T[0-9]{6}-[0-9a-f]{16}")
+
+
+def check_migration_id(value: str) -> str:
+    """Return a migration id that came from outside. Raises ProtocolError."""
+    if _MIGRATION_ID.fullmatch(value) is None:
+        raise ProtocolError(f"invalid migration id {value!r}")
+    return value
 
 
 class MigrationMode(enum.StrEnum):

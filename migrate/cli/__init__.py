@@ -10,11 +10,12 @@ import gc
 import os
 import sys
 
-from migrate import DEFAULT_ROOT, __version__
+from migrate import __version__
 from migrate.cli.flags import Flag, Values, parse, scan, usage
 from migrate.errors import Interrupted, MigrateError, UsageError
 from runtime import notices
 from runtime.light import signals
+from runtime.paths import DEFAULT_ROOT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

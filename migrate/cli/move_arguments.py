@@ -3,7 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING
 
-from migrate.wire.protocol import FREEZE_TIMEOUT, MAX_FREEZE_TIMEOUT
+from migrate.model import FREEZE_TIMEOUT, MAX_FREEZE_TIMEOUT
 
 if TYPE_CHECKING:
     from migrate.model import MigrationSpec

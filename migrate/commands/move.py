@@ -3,7 +3,7 @@
 import argparse
 
 from migrate.cli import move_arguments
-from migrate.wire.protocol import FREEZE_TIMEOUT
+from migrate.model import FREEZE_TIMEOUT
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

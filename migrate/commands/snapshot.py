@@ -28,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from migrate.snapshots import restore as snapshot_restore
     from migrate.snapshots import save as snapshots
     from migrate.ui.text import size
     from runtime.state.store import Store
@@ -39,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
             text = f"{manifest.id}: saved to {args.dir} ({size(manifest.size)})"
         case "restore":
             fate = "close" if args.tcp_close else "keep" if args.tcp_established else None
-            state = snapshots.restore(
+            state = snapshot_restore.restore(
                 store, args.dir, new_id=args.id, rootfs=args.rootfs, net=args.net, connections=fate
             )
             if args.json:

@@ -15,8 +15,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from migrate.cli.exit_codes import exit_code
     from migrate.preflight import landlock
-    from migrate.preflight.container import check_target, container_blockers, plan_blockers
+    from migrate.preflight.container import container_blockers
     from migrate.preflight.rules import check_allowed
+    from migrate.preflight.target import check_target, plan_blockers
     from migrate.preflight.volumes import plan
     from runtime import notices
     from runtime.spec import config as spec_config

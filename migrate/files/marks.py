@@ -5,6 +5,7 @@ migration that wrote there last, and the directory by its inode and the time whe
 used again): a directory that was removed and made again at the same path has no mark.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -14,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from migrate.atomic import write_atomically
+from migrate.disk import write_atomically
+from migrate.files import marks
 from migrate.files.trees import Owner
-from migrate.preflight.hostfacts import DATA
+from migrate.paths import DATA
 from runtime.linux import syscalls
 
 MARKS = DATA / "trees"
@@ -144,3 +146,16 @@ def _parse(path: str, data: bytes) -> Mark:
 def _inode(value: Any) -> Inode:
     device, number, birth = map(int, value)
     return device, number, birth
+
+
+def leave(leaving: dict[str, list[str]], owner: Owner, migration: str) -> None:
+    """The container has gone from this host: what lies here is a copy that its next move back may renew.
+
+    `leaving`: {"trees": places, "links": names that CRIU's dump has given to files without one}.
+    """
+    for path in leaving.get("links", []):
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+    for path in leaving.get("trees", []):
+        with contextlib.suppress(OSError):
+            marks.put(path, owner, migration, whole=True)

@@ -20,12 +20,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
-from migrate.atomic import sync_directory
+from migrate.disk import FULL, no_space, sync_directory
 from migrate.errors import MigrateError, ProtocolError
 from migrate.journal import lines as journal_lines
+from migrate.model import check_migration_id
 from migrate.phases import FINAL, NEXT, Phase
-from migrate.space import FULL, no_space
-from migrate.wire.protocol import check_migration_id
 from runtime.linux import syscalls
 
 DIRECTORY = Path("/var/lib/pymigrate/migrations")

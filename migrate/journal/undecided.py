@@ -10,7 +10,7 @@ from typing import Any
 from migrate.journal import journal
 from migrate.journal.journal import Entry, Journal
 from migrate.phases import FINAL, OPEN, Phase
-from migrate.target.image_manifest import boot_id
+from runtime.linux.processes import boot_id
 from runtime.state.record import State
 from runtime.state.store import Store
 

@@ -19,15 +19,15 @@ from typing import Any, Self
 
 from criu_rpc.client import Criu
 from criu_rpc.errors import CriuError
+from migrate.disk import free_bytes
 from migrate.errors import ProtocolError
+from migrate.paths import DATA
 from migrate.preflight import limits
-from migrate.space import free_bytes
 from runtime.errors import InvalidId
 from runtime.linux.capabilities import NUMBERS, names, permitted
 from runtime.state.record import check_id
 from runtime.state.store import Store
 
-DATA = Path("/var/lib/pymigrate")
 _MAX_PATHS = 1000
 
 

@@ -14,7 +14,8 @@ from typing import Any, Protocol, Self
 
 from migrate.errors import ProtocolError
 from migrate.files import mountinfo
-from migrate.wire.protocol import MAX_REPLY, CheckFiles, dumps
+from migrate.wire.frames import MAX_REPLY
+from migrate.wire.protocol import CheckFiles, dumps
 from runtime.linux import processes
 
 MAX_FILES = 5000

@@ -24,6 +24,7 @@ from typing import Any
 
 from criu_rpc.client import Criu
 from criu_rpc.errors import CriuError
+from migrate.disk import is_full, no_space
 from migrate.errors import SnapshotError
 from migrate.files.fingerprint import fingerprint
 from migrate.interrupts import uninterruptible
@@ -31,24 +32,20 @@ from migrate.preflight import landlock, watches
 from migrate.preflight import processes as process_scan
 from migrate.preflight.container import require_movable, wait_settled
 from migrate.preflight.sockets import survey
-from migrate.snapshots.manifest import CONFIG, FORMAT, IMAGES, LOG, MANIFEST, Manifest, Snapshot, entry, refusal
-from migrate.space import is_full, no_space
+from migrate.snapshots.manifest import CONFIG, FORMAT, IMAGES, LOG, MANIFEST, Manifest, entry, refusal
+from migrate.snapshots.restore import RESTORE_TIMEOUT
 from runtime import notices
 from runtime.checkpoint import options as criu_options
-from runtime.checkpoint import supplement
 from runtime.checkpoint.dump import Dump
-from runtime.checkpoint.restore import RestorePlan, Restoring
 from runtime.freeze import mend, network_lock, syn_gate
 from runtime.linux import syscalls, trusted
 from runtime.monitor import logs
 from runtime.spec.config import Spec
-from runtime.spec.config import load as load_spec
 from runtime.state.kept_config import load_kept
 from runtime.state.record import State
 from runtime.state.store import Store
 
 LOCK_TIMEOUT = 5.0
-RESTORE_TIMEOUT = 120.0
 LOG_TIMEOUT = 2.0
 PATIENCE = 2.0  # for what passes by itself, such as a connection that is about to be accepted
 
@@ -83,7 +80,7 @@ def save(store: Store, container_id: str, directory: Path, *, allow: frozenset[s
                 with _dump(state, spec, place, options) as dump:
                     # While it is frozen: what it writes later belongs to the container, not to the snapshot.
                     logs.wait_output_logged(state, LOG_TIMEOUT)
-                    _copy_log(state, place / LOG)
+                    copy_log(state, place / LOG)
                     connections = sorted(str(entry) for entry in survey(state.pid).connections if not entry.inside)
                     manifest = _seal(state, place, directory, connections) if stop else None  # before it ends
                     with uninterruptible():
@@ -165,84 +162,7 @@ def _entry(path: Path) -> list[Any]:
         return entry(file)
 
 
-def restore(
-    store: Store,
-    directory: Path,
-    *,
-    new_id: str | None = None,
-    rootfs: Path | None = None,
-    net: str | None = None,
-    connections: str | None = None,
-) -> State:
-    """Make a running container of a snapshot; the snapshot stays as it is. `net` is what --net says (spec/network.py).
-
-    What becomes of its TCP connections with others, if it has any, must be said: `connections` is "close" (it finds
-    them closed) or "keep" (they go on, which their peers must not have noticed yet).
-
-    Raises SnapshotError (damaged, other machine, other root file system), ContainerError (id in use), CriuError;
-    on failure nothing of the new container is left.
-    """
-    with Snapshot.open(directory) as snapshot:
-        if snapshot.manifest.machine != platform.machine():
-            made = f"was made on {snapshot.manifest.machine}; this machine is {platform.machine()}"
-            raise SnapshotError(f"{snapshot.path}: {made}")
-        snapshot.verify()
-        for warning in snapshot.warnings:
-            notices.warn(f"{snapshot.path}: {warning}")
-        return _restore(store, snapshot, new_id, rootfs, net, connections)
-
-
-def _restore(
-    store: Store, snapshot: Snapshot, new_id: str | None, rootfs: Path | None, net: str | None, connections: str | None
-) -> State:
-    directory, manifest = snapshot.path, snapshot.manifest
-    if manifest.connections and connections is None:
-        shown = ", ".join(manifest.connections[:4]) + (", ..." if len(manifest.connections) > 4 else "")
-        raise SnapshotError(
-            f"{directory}: it had connections that may have gone on or ended since: {shown}",
-            remedy="--tcp-close: it finds them closed; --tcp-established: only if it ended with the snapshot (--stop)",
-        )
-    root = (rootfs or Path(manifest.rootfs)).absolute()
-    if not root.is_dir():
-        raise SnapshotError(f"{directory}: its root file system {root} is not here", remedy="name it with --rootfs")
-    if fingerprint(root) != manifest.fingerprint:
-        raise SnapshotError(
-            f"{directory}: the root file system {root} is not what it was when the snapshot was made",
-            remedy="bring the old one back, or name a copy of it with --rootfs (rsync -aHAX keeps what counts)",
-        )
-    spec = load_spec(directory, manifest.annotations, net=net)
-    work = Path(tempfile.mkdtemp(prefix="restore-", dir=_runtime_dir()))
-    try:
-        plan = RestorePlan(
-            id=new_id or manifest.id,
-            bundle=str(directory),
-            rootfs=str(root),
-            images=str(directory / IMAGES),
-            work=str(work),
-            stdio=tuple(manifest.stdio),
-            carried={"resources": supplement.resources(directory / IMAGES)},
-            move=None,
-            options={"tcp_close": True} if connections == "close" else {},
-        )
-        restoring = Restoring.prepare(store, spec, plan, Criu())
-        try:
-            snapshot.copy_log(Path(restoring.history_path))
-            restoring.restore(RESTORE_TIMEOUT)
-            return restoring.resume()
-        except BaseException:
-            restoring.abort()
-            raise
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def _runtime_dir() -> Path:
-    path = Path("/run/pymigrate")
-    os.close(trusted.make_directory(str(path)))
-    return path
-
-
-def _copy_log(state: State, destination: Path) -> None:
+def copy_log(state: State, destination: Path) -> None:
     with destination.open("wb") as out:
         destination.chmod(0o600)
         for path in logs.parts(state.log_path):

@@ -19,8 +19,8 @@ from migrate import relaunch
 from migrate.errors import MigrateError
 from migrate.journal import journal
 from migrate.journal.journal import Entry, Journal
+from migrate.model import check_migration_id
 from migrate.phases import OPEN, Phase
-from migrate.wire.protocol import check_migration_id
 from runtime.errors import ContainerError
 from runtime.linux import processes
 from runtime.state.store import Store

@@ -14,6 +14,7 @@ from typing import Any
 
 from migrate.errors import DeadlineExceeded, InDoubt, MigrateError, MovedDirty, MoveFailed, RolledBack
 from migrate.events import Monitor, PassDone, PhaseStarted, Progress, Report, Warned
+from migrate.files import marks
 from migrate.files.fingerprint import fingerprint
 from migrate.files.trees import Owner, Tree
 from migrate.interrupts import uninterruptible
@@ -24,12 +25,12 @@ from migrate.model import MigrationSpec
 from migrate.phases import OPEN, Phase, workload
 from migrate.preflight import landlock, volumes
 from migrate.preflight import processes as process_scan
-from migrate.preflight.container import container_blockers, preflight, wait_settled
+from migrate.preflight.container import container_blockers, wait_settled
+from migrate.preflight.target import preflight
 from migrate.preflight.volumes import Plan
 from migrate.source.seeding import ROOTFS, Seeding
 from migrate.source.settle import clean_source, clean_target, save_log, settle
 from migrate.source.switchover import Switchover
-from migrate.target import trees as tree_store
 from migrate.wire import protocol
 from migrate.wire.peer import Peer, RemoteFailure, connect
 from runtime.checkpoint import options as criu_options
@@ -269,7 +270,7 @@ class Coordinator:
             settle(self._log, self._wanted.id, self._wanted.host, str(self._store.root), self._migration)
         self._resumed_at = time.monotonic()
         self._clock.step("resume")
-        tree_store.leave(leaving, Owner(state.id, state.created, self._store.root), self._migration)
+        marks.leave(leaving, Owner(state.id, state.created, self._store.root), self._migration)
 
     def _finish(self, dropped: int) -> Report:
         """The container runs at the target: journal it, clean up here, report."""

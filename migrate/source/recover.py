@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Self
 
 from migrate.errors import InDoubt, MigrateError
+from migrate.files import marks
 from migrate.files.trees import Owner
 from migrate.interrupts import uninterruptible
 from migrate.journal.journal import Entry, Journal
 from migrate.journal.undecided import is_tree, undecided, undecided_here
 from migrate.source import ask_later
 from migrate.source.settle import call_off, clean_source, settle
-from migrate.target import trees as tree_store
-from migrate.target.image_manifest import boot_id
 from runtime.errors import ContainerError
 from runtime.freeze import mend, network_lock
 from runtime.lifecycle import delete
 from runtime.linux import processes
+from runtime.linux.processes import boot_id
 from runtime.network import veth
 from runtime.state import moved_mark
 from runtime.state.kept_config import load_kept
@@ -151,7 +151,7 @@ def _clean(store: Store, entry: Entry, left: Left) -> None:
     if left.state is None:  # somebody else may use by now what it has left
         return
     owner = Owner(left.state.id, left.state.created, store.root)
-    tree_store.leave(entry.fields.get("leaving", {}), owner, entry.migration)
+    marks.leave(entry.fields.get("leaving", {}), owner, entry.migration)
     if left.restarted:
         store.remove(entry.id)
     elif failure := clean_source(store, left.state, None):

@@ -10,7 +10,7 @@ from migrate.errors import InDoubt, Lost, MigrateError
 from migrate.journal.journal import Entry, Journal
 from migrate.phases import Phase
 from migrate.source import ask_later
-from migrate.wire import protocol
+from migrate.wire import frames, protocol
 from migrate.wire.peer import Peer, RemoteFailure, connect
 from runtime.lifecycle import delete
 from runtime.monitor import logs
@@ -158,7 +158,7 @@ def _log_tail(state: State) -> str:
     if len(data) > LOG_LIMIT:
         data = data[-LOG_LIMIT:].partition(b"\n")[2]
     text = data.decode(errors="replace")
-    while len(protocol.dumps(text)) > protocol.MAX_CALL - 1024:  # a byte may take six
+    while len(protocol.dumps(text)) > frames.MAX_CALL - 1024:  # a byte may take six
         text = text[len(text) // 4 :].partition("\n")[2]
     return text
 

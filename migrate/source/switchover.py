@@ -20,7 +20,7 @@ from criu_rpc.errors import CriuError, SwrkDied
 from migrate.errors import DeadlineExceeded
 from migrate.preflight import watches
 from migrate.source import tar_images
-from migrate.wire import protocol
+from migrate.wire import frames, protocol
 from migrate.wire.pages import PageRelay
 from migrate.wire.peer import Peer
 from runtime.checkpoint import options as criu_options
@@ -119,10 +119,10 @@ class Switchover:
                     size += len(data)
                 self._peer.post(protocol.Image(name, size, seen.hexdigest()))
                 for data in tar_images.contents(name, file):
-                    for start in range(0, len(data), protocol.CHUNK):
+                    for start in range(0, len(data), frames.CHUNK):
                         if time.monotonic() > deadline:
                             raise DeadlineExceeded("the images could not be sent in time")
-                        self._peer.send_data(data[start : start + protocol.CHUNK])
+                        self._peer.send_data(data[start : start + frames.CHUNK])
         return len(names)
 
     def require_frozen(self) -> None:

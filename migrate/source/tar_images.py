@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from migrate.atomic import write_atomically
+from migrate.disk import write_atomically
 from runtime.linux import trusted
 
 DIRECTORY = Path("/run/pymigrate-tar")  # not below /run/pymigrate: the root of a user namespace runs it, too

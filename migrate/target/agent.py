@@ -14,11 +14,12 @@ import time
 from types import FrameType as StackFrame
 from typing import Any, NoReturn
 
+from migrate.disk import explained
 from migrate.errors import Interrupted, MigrateError, ProtocolError
-from migrate.space import explained
 from migrate.target.incoming import Incoming
-from migrate.wire import protocol
-from migrate.wire.protocol import Call, FrameDecoder, FrameType
+from migrate.wire import frames, protocol
+from migrate.wire.frames import FrameDecoder, FrameType
+from migrate.wire.protocol import Call
 from runtime.linux.descriptors import write_all
 
 PULSE_INTERVAL = 5.0  # seconds
@@ -158,7 +159,7 @@ class Agent:
         self._write(FrameType.FAILURE, protocol.dumps(message))
 
     def _write(self, kind: FrameType, payload: bytes) -> None:
-        write_all(self._writer, protocol.header(kind, len(payload)) + payload)
+        write_all(self._writer, frames.header(kind, len(payload)) + payload)
 
 
 def _terminate(signum: int, _frame: StackFrame | None) -> NoReturn:

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from migrate.atomic import write_atomically
+from migrate.disk import write_atomically
 from migrate.errors import MigrateError, ProtocolError
 from migrate.files import marks
 from migrate.files.fingerprint import fingerprint
 from migrate.files.trees import Owner
-from migrate.preflight.hostfacts import DATA
+from migrate.paths import DATA
 from migrate.target import places
 from migrate.target.places import Locks, Uses
 from runtime.state import moved_mark

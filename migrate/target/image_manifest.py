@@ -16,19 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from migrate.atomic import write_atomically
+from migrate.disk import write_atomically
 from migrate.errors import TargetError
+from runtime.linux.processes import boot_id
 
 FORMAT = 1
 NAME = "manifest.json"
 _LIMIT = 64 << 20  # bytes
 _PIECE = 1 << 20
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-
-
-def boot_id() -> str:
-    """The id of this start of the machine (random(4))."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def names(directory: Path) -> Iterator[str]:

@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from migrate.disk import no_space
 from migrate.errors import DeadlineExceeded, MigrateError, NoSpace
 from migrate.files import mountinfo
-from migrate.preflight.hostfacts import DATA
-from migrate.space import no_space
-from migrate.wire.protocol import check_migration_id
+from migrate.model import check_migration_id
+from migrate.paths import DATA
 from runtime.linux import syscalls
 from runtime.linux.mount_flags import MS_BIND, MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_PRIVATE, MS_REMOUNT
 

@@ -11,10 +11,9 @@ from typing import Self
 from criu_rpc.client import Criu
 from criu_rpc.errors import CriuError
 from criu_rpc.swrk import PageServer
-from migrate.atomic import sync_directory
+from migrate.disk import FULL, is_full, sync_directory
 from migrate.errors import DeadlineExceeded, MigrateError, ProtocolError, TargetError
 from migrate.journal import journal
-from migrate.space import FULL, is_full
 from migrate.target import image_keeper, image_manifest, image_places, tmpfs_archive
 from migrate.target.image_keeper import Keeper
 from migrate.target.image_manifest import Manifest

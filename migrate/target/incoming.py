@@ -17,20 +17,21 @@ from pathlib import Path
 from typing import Any, Self
 
 from criu_rpc.client import Criu
-from migrate.atomic import write_atomically
+from migrate.disk import write_atomically
 from migrate.errors import DeadlineExceeded, MigrateError, ProtocolError, TargetError
 from migrate.files import receivers
 from migrate.files.tmpfs import Mounted, Root
 from migrate.files.trees import Needed, Owner, Tree, checked_list
 from migrate.journal import journal
 from migrate.journal.journal import Entry, Journal
+from migrate.model import FREEZE_TIMEOUT
 from migrate.phases import FINAL, NEXT, Phase, workload
 from migrate.target import image_cleanup, places, tmpfs_archive
 from migrate.target import tmpfs as target_tmpfs
 from migrate.target import trees as tree_store
 from migrate.target.files import Arriving
 from migrate.target.images import ReceivedImages, ReceivedPages
-from migrate.wire.protocol import FREEZE_TIMEOUT, CheckTrees, OpenBundle, Prepare, Restore
+from migrate.wire.protocol import CheckTrees, OpenBundle, Prepare, Restore
 from runtime.checkpoint.restore import RestorePlan, Restoring
 from runtime.linux import processes
 from runtime.spec import config as spec_config

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from migrate import DEFAULT_ROOT
+from migrate.disk import free_bytes
 from migrate.errors import MigrateError
 from migrate.files import marks, mountinfo, receivers
 from migrate.files.fingerprint import size
@@ -30,9 +30,9 @@ from migrate.files.trees import Owner
 from migrate.journal import journal
 from migrate.journal.journal import DamagedJournal, Entry
 from migrate.phases import FINAL, Phase
-from migrate.space import free_bytes
 from runtime.errors import ContainerError
 from runtime.linux import processes
+from runtime.paths import DEFAULT_ROOT
 from runtime.state.record import State
 from runtime.state.status import Status
 from runtime.state.store import Store

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from migrate.errors import TargetError
 from migrate.files.tmpfs import Mounted
-from migrate.preflight.hostfacts import DATA
+from migrate.paths import DATA
 from runtime.linux import syscalls
 from runtime.linux.mount_flags import MS_REMOUNT, MS_STRICTATIME
 

@@ -12,27 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from migrate.disk import existing, free_bytes
 from migrate.errors import MigrateError, TargetError
 from migrate.files import marks, mountinfo
 from migrate.files.fingerprint import fingerprint, size
 from migrate.files.trees import Needed, Owner, Tree
-from migrate.preflight.hostfacts import DATA
-from migrate.space import existing, free_bytes
+from migrate.paths import DATA
 from migrate.target import places
 from migrate.target.places import Locks, Uses
-
-
-def leave(leaving: dict[str, list[str]], owner: Owner, migration: str) -> None:
-    """The container has gone from this host: what lies here is a copy that its next move back may renew.
-
-    `leaving`: {"trees": places, "links": names that CRIU's dump has given to files without one}.
-    """
-    for path in leaving.get("links", []):
-        with contextlib.suppress(OSError):
-            os.unlink(path)
-    for path in leaving.get("trees", []):
-        with contextlib.suppress(OSError):
-            marks.put(path, owner, migration, whole=True)
 
 
 def check(trees: list[Tree], needed: list[Needed], owner: Owner, reserved: int) -> dict[str, Any]:

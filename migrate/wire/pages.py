@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable
 
 from migrate.errors import DeadlineExceeded, MigrateError, ProtocolError
-from migrate.wire import protocol
+from migrate.wire import frames, protocol
 
 CLOSE_TIMEOUT = 60.0
 _BUFFER = 64 << 20  # bytes that CRIU may be ahead of the connection
@@ -100,7 +100,7 @@ class PageRelay:
 
     def _run(self) -> None:
         try:
-            while data := self._ours.recv(protocol.CHUNK):
+            while data := self._ours.recv(frames.CHUNK):
                 if answers := self._stream.feed(data):
                     self._ours.sendall(answers)
                 self._hash.update(data)

@@ -20,90 +20,20 @@ Whatever comes in is bounded and checked here: types, lengths, names. `ProtocolE
 """
 
 import dataclasses
-import enum
 import json
 import re
-import struct
 import types
 import typing
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from migrate.errors import MigrateError, ProtocolError
+from migrate.model import FREEZE_TIMEOUT, MAX_FREEZE_TIMEOUT, check_migration_id
+from migrate.wire.frames import MAX_CALL, FrameType, header
 
 VERSION = 1
-MAX_CALL = 4 << 20
-MAX_REPLY = 1 << 20
-MAX_FAILURE = 128 << 10
-MAX_DATA = 1 << 20
-MAX_PULSE = 32
-CHUNK = 256 << 10  # what one PAGES or DATA frame carries at most, as we send them
-FREEZE_TIMEOUT = 120.0  # seconds that a container is frozen at most, where nothing else is said
-MAX_FREEZE_TIMEOUT = 86400.0
 
-_HEADER = struct.Struct(">BI")
 _IMAGE_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}\.img")
-_MIGRATION_ID = re.compile(r"[0-9]{8}T[0-9]{6}-[0-9a-f]{16}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-
-
-class FrameType(enum.IntEnum):
-    CALL = 1
-    REPLY = 2
-    FAILURE = 3
-    PAGES = 4
-    DATA = 5
-    PULSE = 6
-
-
-# Bytes of a payload. Lists of lists are the worst that JSON can hold: they take 25 times as much memory.
-_LIMITS = {
-    FrameType.CALL: MAX_CALL,
-    FrameType.REPLY: MAX_REPLY,
-    FrameType.FAILURE: MAX_FAILURE,
-    FrameType.PAGES: MAX_DATA,
-    FrameType.DATA: MAX_DATA,
-    FrameType.PULSE: MAX_PULSE,
-}
-
-
-def header(kind: FrameType, length: int) -> bytes:
-    """The five bytes that go before a payload of `length` bytes."""
-    return _HEADER.pack(kind, length)
-
-
-class FrameDecoder:
-    """Bytes in, in whatever pieces they come; whole frames out."""
-
-    def __init__(self) -> None:
-        self._buffer = bytearray()
-
-    def feed(self, data: bytes) -> Iterator[tuple[FrameType, bytes]]:
-        """Take `data` and yield each frame that is complete now. Raises ProtocolError."""
-        self._buffer += data
-        start = 0
-        try:
-            while len(self._buffer) - start >= _HEADER.size:
-                number, length = _HEADER.unpack_from(self._buffer, start)
-                try:
-                    kind = FrameType(number)
-                except ValueError:
-                    raise ProtocolError(f"a frame of unknown type {number} came over the connection") from None
-                if length > _LIMITS[kind]:
-                    raise ProtocolError(f"a {kind.name} frame of {length} bytes is over the limit of {_LIMITS[kind]}")
-                end = start + _HEADER.size + length
-                if len(self._buffer) < end:
-                    break
-                payload = bytes(memoryview(self._buffer)[start + _HEADER.size : end])
-                start = end
-                yield kind, payload
-        finally:
-            del self._buffer[:start]
-
-    @property
-    def partial(self) -> bool:
-        """True when the stream stopped in the middle of a frame."""
-        return bool(self._buffer)
 
 
 def _check(condition: bool, what: str) -> None:
@@ -113,11 +43,6 @@ def _check(condition: bool, what: str) -> None:
 
 def _check_timeout(value: float) -> None:
     _check(0 < value <= MAX_FREEZE_TIMEOUT, f"{value!r} s is no time that a container may be frozen")
-
-
-def check_migration_id(value: str) -> str:
-    _check(_MIGRATION_ID.fullmatch(value) is not None, f"{value!r} is no migration id")
-    return value
 
 
 @dataclass(frozen=True)

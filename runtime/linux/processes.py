@@ -172,3 +172,9 @@ def container_pids(init_pid: int) -> list[int]:
             except OSError:
                 continue
     return sorted(found)
+
+
+def boot_id() -> str:
+    """The id of this start of the machine (random(4))."""
+    with open("/proc/sys/kernel/random/boot_id") as file:
+        return file.read().strip()

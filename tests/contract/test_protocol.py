@@ -10,14 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from migrate.errors import MigrateError, ProtocolError
-from migrate.wire import protocol
-from migrate.wire.protocol import FrameDecoder, FrameType
+from migrate.wire import frames, protocol
+from migrate.wire.frames import FrameDecoder, FrameType
 
 DIGEST = "0" * 64
 MIGRATION = "20261124T093000-0123456789abcdef"
 
 
-def frames(data: bytes, size: int) -> Iterator[tuple[FrameType, bytes]]:
+def decoded(data: bytes, size: int) -> Iterator[tuple[FrameType, bytes]]:
     decoder = FrameDecoder()
     for start in range(0, len(data), size):
         yield from decoder.feed(data[start : start + size])
@@ -28,10 +28,10 @@ def frame(kind: int, payload: bytes) -> bytes:
     return struct.pack(">BI", kind, len(payload)) + payload
 
 
-@given(st.lists(st.tuples(st.sampled_from(FrameType), st.binary(max_size=300))), st.integers(1, 50))
+@given(st.lists(st.tuples(st.sampled_from(FrameType), st.binary(max_size=frames.MAX_PULSE))), st.integers(1, 50))
 def test_frames_survive_any_fragmentation(sent: list[tuple[FrameType, bytes]], size: int) -> None:
-    data = b"".join(protocol.header(kind, len(payload)) + payload for kind, payload in sent)
-    assert list(frames(data, size)) == sent
+    data = b"".join(frames.header(kind, len(payload)) + payload for kind, payload in sent)
+    assert list(decoded(data, size)) == sent
 
 
 @pytest.mark.parametrize("kind", [0, 7, 255])
@@ -41,7 +41,7 @@ def test_unknown_frame_type_is_refused(kind: int) -> None:
 
 
 def test_oversized_frame_is_refused_before_its_payload_comes() -> None:
-    header = struct.pack(">BI", FrameType.DATA, protocol.MAX_DATA + 1)
+    header = struct.pack(">BI", FrameType.DATA, frames.MAX_DATA + 1)
     with pytest.raises(ProtocolError, match="over the limit"):
         list(FrameDecoder().feed(header))
 
@@ -118,7 +118,7 @@ def test_an_answer_is_checked_where_it_is_read(number: int, answer: dict[str, An
 
 def test_a_call_that_no_target_would_take_is_not_sent() -> None:
     with pytest.raises(MigrateError, match="more than"):
-        protocol.encode_call(protocol.History("x" * protocol.MAX_CALL))
+        protocol.encode_call(protocol.History("x" * frames.MAX_CALL))
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_image_names_cannot_leave_the_directory(name: str) -> None:
 @pytest.mark.parametrize("migration", ["../../etc", "20261124T093000-0123456789abcdeg", "", "x/y"])
 def test_migration_ids_cannot_be_paths(migration: str) -> None:
     args = {"migration": migration, "verdict": "abort"}
-    with pytest.raises(ProtocolError, match="no migration id"):
+    with pytest.raises(ProtocolError, match="invalid migration id"):
         protocol.decode_call(json.dumps({"call": "Settle", "args": args}).encode())
 
 

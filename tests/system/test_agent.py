@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from migrate.wire import protocol
-from migrate.wire.protocol import FrameDecoder, FrameType
+from migrate.wire import frames, protocol
+from migrate.wire.frames import FrameDecoder, FrameType
 from tests.system.conftest import Lab
 
 MIGRATION = "20261124T093000-0123456789abcdef"
@@ -16,13 +16,13 @@ AGENT = ["python3", "-c", "import sys; from migrate.target.agent import main; sy
 
 
 def data(payload: bytes, kind: FrameType = FrameType.DATA) -> bytes:
-    return protocol.header(kind, len(payload)) + payload
+    return frames.header(kind, len(payload)) + payload
 
 
-def converse(lab: Lab, *frames: bytes) -> tuple[list[dict[str, Any]], int]:
+def converse(lab: Lab, *sent: bytes) -> tuple[list[dict[str, Any]], int]:
     """Send frames and hang up; the agent's answers and its exit status."""
     done = subprocess.run(
-        lab.argv("host2", *AGENT), env=lab.environment, input=b"".join(frames), capture_output=True, timeout=60
+        lab.argv("host2", *AGENT), env=lab.environment, input=b"".join(sent), capture_output=True, timeout=60
     )  # fmt: skip
     assert b"Traceback" not in done.stderr, done.stderr
     answers = [

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from migrate.errors import Blocked, ProtocolError, UsageError
-from migrate.preflight.container import target_blockers
 from migrate.preflight.hostfacts import FactsQuery, HostFacts
 from migrate.preflight.rules import RULES, Blocker, check_allowed, raise_blocked
+from migrate.preflight.target import target_blockers
 from runtime.state.record import State
 
 SOURCE = HostFacts(name="host1", machine="x86_64", bits=64, criu="4.2.1", images_free=1 << 40, rsync=True)

@@ -1,4 +1,4 @@
-"""Room on disks: how much there is, and the one sentence that says that there was too little."""
+"""Room on disks, and files that are written whole or not at all."""
 
 import errno
 import os
@@ -49,3 +49,29 @@ def size(count: int) -> str:
     if count > 1023 << 10:
         return f"{-(-count >> 20)} MiB"
     return f"{-(-count >> 10)} KiB"
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write beside, wait for the disk, rename. The file is 0600. Raises OSError, which names it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with open(fd, "wb") as out:
+            out.write(data)
+            out.flush()
+            os.fsync(fd)
+        temporary.rename(path)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror, str(path)) from None
+        raise
+
+
+def sync_directory(path: Path) -> None:
+    """Wait until the disk has the names in a directory. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

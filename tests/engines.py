@@ -181,7 +181,7 @@ class Engines:
         return self.sh(
             "ls -d /run/opencontainer/containers/* /run/containerd/runc/default/* /run/runc/* 2> /dev/null; "
             "for p in /proc/[0-9]*; do cat $p/cmdline 2> /dev/null | tr '\\0' ' ' | "
-            "grep -E '^/usr/bin/(conmon|containerd-shim)|^[^ ]*(criu|python.* runtime\\.shim) '; done; "
+            "grep -E '^/usr/bin/(conmon|containerd-shim)|^[^ ]*(criu|python.* runtime\\.monitor\\.main) '; done; "
             "find /sys/fs/cgroup -type d '(' -path '*/libpod-*' -o -path '*/default/*' -o -path '*/buildah*' ')'; "
             f"grep -E ' {PLACE}/(graph|containerd)/.*/(merged|rootfs) ' /proc/self/mountinfo",
             check=False,

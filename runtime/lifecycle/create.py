@@ -205,9 +205,9 @@ def _launch(
         for fd in (out_r, out_w, err_r, err_w, errors):
             if fd >= 0:
                 os.close(fd)
-        shim = keeper.pid if keeper is not None else 0
+        monitor_pid = keeper.pid if keeper is not None else 0
         state = state.replace(
-            monitor_pid=shim, monitor_start_time=processes.start_time(shim) if shim else None, stdio=stdio,
+            monitor_pid=monitor_pid, monitor_start_time=processes.start_time(monitor_pid) if monitor_pid else None, stdio=stdio,
         )  # fmt: skip
         pid = _receive_pid(ours, spec)
         cgroup.release_claim()

@@ -71,7 +71,7 @@ def test_the_monitor_at_the_target(lab: Lab, number: str) -> None:
     """Of a container that is about to be restored: without one it would run, and nobody would read what it writes."""
     lab.run()
     before = lab.wait_count("host1", 3)
-    script = f"kill -{number} $(pgrep -f '[r]untime.shim')"
+    script = f"kill -{number} $(pgrep -f '[r]untime.monitor.main')"
     program = driver(
         "(switchover.Switchover, 'freeze')",
         after=f"subprocess.run(['ssh', 'host2', {script!r}], check=True, stdin=subprocess.DEVNULL)",

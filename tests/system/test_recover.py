@@ -302,7 +302,7 @@ def test_forget_ends_the_process_that_asks(lab: Lab) -> None:
         code, said, _ = recover(lab, "--forget")
         assert (code, "its move to host2 is closed here" in said) == (0, True), said
         assert [(item["phase"], item["asking"]) for item in migrations(lab, "host1")] == [("forgotten", False)]
-        lab.sh("host1", "! pgrep -f '[m]igrate.asking'")
+        lab.sh("host1", "! pgrep -f '[m]igrate.source.ask_later'")
     finally:
         lab.sh("host1", "ip link set eth0 up")
 

@@ -207,7 +207,8 @@ def _launch(
                 os.close(fd)
         monitor_pid = keeper.pid if keeper is not None else 0
         state = state.replace(
-            monitor_pid=monitor_pid, monitor_start_time=processes.start_time(monitor_pid) if monitor_pid else None, stdio=stdio,
+            monitor_pid=monitor_pid, stdio=stdio,
+            monitor_start_time=processes.start_time(monitor_pid) if monitor_pid else None,
         )  # fmt: skip
         pid = _receive_pid(ours, spec)
         cgroup.release_claim()

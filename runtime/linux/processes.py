@@ -16,7 +16,7 @@ _PF_EXITING = 0x4
 def fork(how: Callable[[], int] = os.fork) -> int:
     """fork(2), without a moment in which a signal runs its handler in the child, which would undo what is the parent's.
 
-    The child has all signals blocked, until it has handlers of its own (init.program.reset_signals, monitor.main.watch).
+    The child has all signals blocked, until it has handlers of its own (reset_signals, watch).
     """
     before = signals.pthread_sigmask(signals.SIG_BLOCK, signals.valid_signals())
     pid = how()

@@ -35,9 +35,9 @@ test-all: setup-vm lint
 	$(PYTEST)
 
 bench: setup-vm
-	@$(PYTHON) tests/bench.py
-	@$(PYTHON) -m tests.bench_services
-	@$(PYTHON) -m tests.bench_tmpfs
+	@$(PYTHON) tests/bench/lifecycle.py
+	@$(PYTHON) -m tests.bench.services
+	@$(PYTHON) -m tests.bench.tmpfs
 
 test-vm: setup-vm
 	$(PYTHON) -m pytest -q -m vm

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests import draw, schedule
+from tests.support import draw, schedule
 
 FAILED = pytest.StashKey[bool]()
 HERE = Path(__file__).parent

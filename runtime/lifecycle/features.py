@@ -1,7 +1,7 @@
 """What this runtime recognizes, as features.json of the runtime-spec 1.2 (features.md, features-linux.md).
 
 It speaks of the code, never of this host. Lists come from the tables that the code itself uses;
-tests/unit/test_features.py checks each claim, and each "not enabled", against what spec.parse accepts.
+tests/unit/runtime/lifecycle/test_features.py checks each claim, and each "not enabled", against what `parse` takes.
 """
 
 from __future__ import annotations

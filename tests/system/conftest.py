@@ -13,7 +13,7 @@ import pytest
 from migrate.lab import model
 from runtime.linux import selfexec
 from tests.conftest import FAILED
-from tests.hosts import COUNT, PYMIGRATE, ROOTFS, Hosts, write_bundle
+from tests.support.hosts import COUNT, PYMIGRATE, ROOTFS, Hosts, write_bundle
 
 # Most tests leave no container at one of the hosts: the command line need not start there.
 _CLEAN = """
@@ -73,7 +73,7 @@ def bundle(tmp_path: Path) -> Path:
 @pytest.fixture
 def counting(tmp_path: Path) -> Path:
     """The same with a cgroup of its own."""
-    from tests.system.boxes import make
+    from tests.support.boxes import make
 
     return make(tmp_path / "bundle", COUNT)
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import draw, schedule
+from tests.support import draw, schedule
 
 MOVE = "tests/vm/test_move.py::test_a_bare_target_can_look_after_what_comes"
 NAMES = [f"tests/vm/test_x.py::test_{number}" for number in range(20)] + [MOVE, f"{schedule.IMAGES}::test_built"]
@@ -39,7 +39,7 @@ def test_seed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_slow_files_begin_first_and_machines_run_last() -> None:
-    here = "tests/system/test_runtime.py"  # its containers are this machine's
+    here = "tests/system/lifecycle/test_runtime.py"  # its containers are this machine's
     order = [schedule.IMAGES, *schedule.LONG, here, "tests/unit/test_draw.py", "tests/vm/test_move.py"]
     assert sorted([*order[3:], *order[:3]], key=schedule.turn) == order
     assert [file for file in order if not Path(file).is_file()] == []
@@ -56,7 +56,9 @@ def test_half_of_many_cases_run() -> None:
 
 def test_what_may_not_run_at_the_same_time() -> None:
     """The cgroup of a container on this machine is named after its id, which tests choose alike."""
-    assert schedule.share("tests/system/test_runtime.py") == schedule.share("tests/system/test_validate.py")
+    assert schedule.share("tests/system/lifecycle/test_runtime.py") == schedule.share(
+        "tests/system/preflight/test_validate.py"
+    )
     assert schedule.share("tests/vm/test_move.py") == schedule.share("tests/vm/test_power.py")
     assert schedule.share(schedule.IMAGES) != schedule.share("tests/vm/test_move.py")
-    assert schedule.share("tests/system/test_move.py") != schedule.share("tests/system/test_trees.py")
+    assert schedule.share("tests/system/move/test_move.py") != schedule.share("tests/system/move/test_trees.py")

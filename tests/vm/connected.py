@@ -6,9 +6,9 @@ import subprocess
 from collections.abc import Iterator
 from typing import Any
 
-from tests.hosts import Hosts
-from tests.programs import bundle
+from tests.support.hosts import Hosts
 from tests.vm.images import ADDRESSES
+from tests.workloads import bundle
 
 PEER = ADDRESSES["host1"]
 OWN = ("10.77.0.50", "fd77::50")

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.services import ROOTFS
+from tests.support.services import ROOTFS
 
 TOP = Path(__file__).resolve().parent.parent.parent
 CACHE = Path("/var/cache/pymigrate/vm")

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.hosts import Hosts
+from tests.support.hosts import Hosts
 from tests.vm.images import CACHE, Image, Images
 
 BOOT_TIMEOUT = 600.0

@@ -2,10 +2,10 @@
 
 import json
 
-from tests.programs import bundle
-from tests.system.test_killed_criu import KILL, killing
+from tests.system.checkpoint.test_killed_criu import KILL, killing
 from tests.vm import connected
 from tests.vm.machines import Machines
+from tests.workloads import bundle
 
 IMAGES = "/var/lib/pymigrate/test/images"
 # Two pre-dumps and a dump of a container that holds memory, each a child of the one before; pages written by each.

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.engines import IMAGE, OTHER_RUNTIME, PLACE, Engines
-from tests.hosts import COUNT
+from tests.support.engines import IMAGE, OTHER_RUNTIME, PLACE, Engines
+from tests.support.hosts import COUNT
 from tests.vm.machines import Machines
 
 

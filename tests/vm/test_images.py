@@ -1,4 +1,4 @@
-"""The disks of the machines, made first: `tests/schedule.py` has other tests run beside it."""
+"""The disks of the machines, made first: `tests/support/schedule.py` has other tests run beside it."""
 
 import os
 

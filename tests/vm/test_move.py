@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from runtime.spec.default import default_spec
-from tests.hosts import COUNT
+from tests.support.hosts import COUNT
 from tests.vm.machines import AGENT, Machines
 
 

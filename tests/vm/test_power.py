@@ -3,7 +3,7 @@
 import json
 import subprocess
 
-from tests.hosts import driver
+from tests.support.hosts import driver
 from tests.vm.machines import Machines
 
 _HOLD = """

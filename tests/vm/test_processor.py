@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from tests.programs import bundle
 from tests.vm.machines import Machines
+from tests.workloads import bundle
 
 KINDS = ["protection-keys", "execute-only"]
 

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from tests import services
-from tests.hosts import ROOTFS
+from tests.support import services
+from tests.support.hosts import ROOTFS
 from tests.vm.machines import Machines
 
 

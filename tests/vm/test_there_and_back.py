@@ -1,8 +1,8 @@
 """To another kernel, another systemd and another bridge, and back to the first."""
 
-from tests.programs import bundle
 from tests.vm import connected
 from tests.vm.machines import Machines
+from tests.workloads import bundle
 
 WAYS = (("host1", "host2"), ("host2", "host1"))
 # Each is a process of Python's, and without KVM memory goes at a few MiB a second.

@@ -79,9 +79,9 @@ def test_connections_go_on_after_a_pre_dump(pymigrate_on_both: Machines) -> None
 
 # For what is moved with it.
 _ALLOW = """
-def main(argv, original=cli.main):
+def moved(argv, original=main):
     return original([*argv, "--allow", "writable-rootfs"])
-cli.main = main
+main = moved
 """
 
 

@@ -20,7 +20,7 @@ _DRIVER = """
 import os, sys
 from migrate.cli import main
 from migrate.commands import logs as logs_command
-from runtime.lifecycle import control, exec
+from runtime.lifecycle import control, delete, exec
 from runtime.monitor import attach, logs
 from runtime.state import store as state_store
 from runtime.cgroups import cgroup
@@ -29,8 +29,8 @@ store = state_store.Store({root!r})
 def end():
     found = store.load("c")
     control.kill(store, "c", 9)
-    control.end(found)
-    control.wait_monitor(found, 10)
+    delete.end(found)
+    delete.wait_monitor(found, 10)
 owner, name = {where}
 original = getattr(owner, name)
 def replaced(*args, **kwargs):
@@ -47,7 +47,7 @@ setattr(owner, name, replaced)
 sys.exit(main({argv!r}))
 """
 END = "end()"
-DELETE = "control.delete(store, 'c', force=True)"
+DELETE = "delete.delete(store, 'c', force=True)"
 
 
 def command(
@@ -82,7 +82,7 @@ def test_create_of_one_that_is_killed(pymigrate: Local, tmp_path: Path) -> None:
     argv = ["create", "-b", str(tmp_path / "b"), "--net", f"bridge={BRIDGE},ip=10.99.0.5/24", "c"]
     with own_network():
         before = leaks(pymigrate.root)
-        meanwhile, when = "control.end(store.load('c'))", "str(args[0]).endswith('/ns/net') and 'self' not in args[0]"
+        meanwhile, when = "delete.end(store.load('c'))", "str(args[0]).endswith('/ns/net') and 'self' not in args[0]"
         code, said = run(command(pymigrate, "os, 'open'", meanwhile, *argv, when=when))
         assert (code, said) == (1, "pymigrate: error: the container's init ended while it was being set up\n")
         assert left(before, pymigrate.root) == []
@@ -139,7 +139,7 @@ def test_a_log_that_is_followed_is_whole(pymigrate: Local, tmp_path: Path) -> No
     bundle = make(tmp_path / "b", script)
     pymigrate("run", "-d", "-b", bundle, "c")
     await_output(pymigrate, "one")
-    meanwhile = f"os.close(os.open('{bundle}/rootfs/go', os.O_CREAT)); control.wait_monitor(store.load('c'), 10)"
+    meanwhile = f"os.close(os.open('{bundle}/rootfs/go', os.O_CREAT)); delete.wait_monitor(store.load('c'), 10)"
     argv = command(pymigrate, "logs_command, '_print'", meanwhile, "logs", "-f", "c", after=True)
     done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (0, "one\ntwo\n", "")

@@ -22,8 +22,8 @@ BODY = (
 from migrate.source import settle
 from migrate.files import rsync
 rsync.STALL_TIMEOUT, settle.ABORT_TIMEOUT, peer.SILENCE = {stall}, {abort}, 2.0
-run = cli.main
-cli.main = lambda argv: run([*argv, "--volume", "/data=copy"])
+run = main
+main = lambda argv: run([*argv, "--volume", "/data=copy"])
 def here(number, pids):
     subprocess.run(f"kill -{{number}} {{pids}}", shell=True, check=True)
 def there(number, pids):

@@ -376,7 +376,7 @@ def test_a_target_that_takes_no_data_while_the_container_is_frozen(lab: Lab) -> 
         body="agents = []; undo = switchover.Switchover.roll_back\n"
         "def roll_back(self):\n    undo(self)\n    subprocess.run(['ssh', 'host2', 'kill', '-CONT', *agents])\n"
         "switchover.Switchover.roll_back = roll_back\n"
-        "run = cli.main; cli.main = lambda argv: run([*argv, '--timeout', '6'])",
+        "run = main; main = lambda argv: run([*argv, '--timeout', '6'])",
     )
     done = lab.on("host1", lab.python, "-c", program, check=False)
     event = json.loads(done.stdout.splitlines()[-1])

@@ -262,7 +262,7 @@ def test_disk_full_in_the_middle_of_a_pass(hosts: Lab) -> None:
     program = driver(
         "(coordinator.Seeding, 'send_ahead')",
         before="subprocess.run(['ssh', 'host2', 'head -c 5000000 /dev/zero > /srv/fill'], check=True)",
-        body="run = cli.main; cli.main = lambda argv: run([*argv, '--volume', '/data=copy'])",
+        body="run = main; main = lambda argv: run([*argv, '--volume', '/data=copy'])",
     )
     done = hosts.on("host1", hosts.python, "-c", program, check=False)
     event = json.loads(done.stdout.splitlines()[-1])
@@ -317,7 +317,7 @@ def test_what_changes_between_the_last_look_and_the_freeze(hosts: Lab) -> None:
         "(coordinator.Seeding, 'start_last_pass')",
         before="open('/srv/data/go', 'w'); deadline = time.monotonic() + 20\n"
         "    while not os.path.exists('/srv/data/done') and time.monotonic() < deadline: time.sleep(0.02)",
-        body="run = cli.main; cli.main = lambda argv: run([*argv, '--volume', '/data=copy'])",
+        body="run = main; main = lambda argv: run([*argv, '--volume', '/data=copy'])",
     )
     done = hosts.on("host1", hosts.python, "-c", program, check=False)
     assert done.returncode == 0, (done.stdout, done.stderr)
@@ -336,7 +336,7 @@ def test_the_copies_of_a_recovered_move_can_be_renewed(hosts: Lab) -> None:
     program = driver(
         "(switchover.Switchover, 'kill_source')",
         after="os.kill(os.getpid(), 9)",
-        body=f"run = cli.main; cli.main = lambda argv: run([*argv, *{options!r}])",
+        body=f"run = main; main = lambda argv: run([*argv, *{options!r}])",
     )
     assert hosts.on("host1", hosts.python, "-c", program, check=False).returncode == 137
     hosts.on("host1", "pymigrate", "recover", "web")

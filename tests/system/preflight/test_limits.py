@@ -52,7 +52,10 @@ def test_processes_of_other_users(lab: Lab) -> None:
     lab.sh("host1", f"""sed -i 's/"uid": 0/"uid": 1000/' {bundle}/config.json; pymigrate run -d -b {bundle} web""")
     lab.wait_count("host1", 1)
     for can, rule in (("False", "other-uid"), ("True", "one-way")):
-        patched = f"from migrate.preflight import container; container.can_carry_any_uid = lambda: {can}\n"
+        patched = (
+            "from migrate.preflight import container, target\n"
+            f"container.can_carry_any_uid = target.can_carry_any_uid = lambda: {can}\n"
+        )
         done = lab.on("host1", lab.python, "-c", POOR + patched + RUN, "validate", "web", "host2", check=False)
         found = {blocker["rule"]: blocker for blocker in json.loads(done.stdout)["blockers"]}
         assert found.keys() == {rule, "limit"}

@@ -18,6 +18,7 @@ import signal
 import sys
 import time
 
+from criu_rpc.errors import Error
 from runtime.cgroups.cgroup import Cgroup
 from runtime.errors import ContainerError, DeadlineExceeded
 from runtime.freeze import mend
@@ -95,7 +96,7 @@ def _watch(criu: int, cgroup: Cgroup) -> None:
         if event == _EVENT_EXIT and os.WIFSIGNALED(syscalls.ptrace_event_message(criu)):
             try:
                 cgroup.hold()
-            except ContainerError:
+            except Error:
                 pass  # there is no freezer
         try:
             if event == _EVENT_STOP and number in _STOPS:
@@ -121,7 +122,7 @@ def main(argv: list[str]) -> NoReturn:
     """argv: the directory of a container, and the descriptor of the socket."""
     try:
         _guard(argv[0], int(argv[1]))
-    except (ContainerError, OSError):
+    except (Error, OSError):
         os._exit(1)  # the container was deleted meanwhile
     os._exit(0)  # at once: who makes the dump waits
 

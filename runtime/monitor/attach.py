@@ -12,6 +12,7 @@ import struct
 import termios
 import time
 
+from criu_rpc.errors import Error
 from runtime.errors import Conflict, ContainerError, DeadlineExceeded, NotFound
 from runtime.linux.descriptors import read_some, write_all
 from runtime.monitor import terminal
@@ -113,7 +114,7 @@ def attach(store: Store, container_id: str, keys: bytes, *, stdin: bool) -> Ende
     state = _load(store, container_id)
     try:
         sock, hello = _open(state)
-    except ContainerError:
+    except Error:
         _load(store, container_id)  # the cause may be that it has ended meanwhile
         raise
     stdin = stdin and hello[:1] == b"T"

@@ -162,7 +162,7 @@ def _ended_frozen(state: State) -> bool:
     """Whether a monitor of ours has seen the container end while it was frozen."""
     delete.wait_monitor(state, delete.MONITOR_TIMEOUT)
     try:
-        record = json.loads((Path(state.log_path).parent / "exit.json").read_bytes())
+        record = json.loads((Path(state.directory) / "exit.json").read_bytes())
     except (OSError, ValueError):
         return False
     return isinstance(record, dict) and record.get("frozen") is True

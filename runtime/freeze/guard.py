@@ -49,8 +49,7 @@ class Guard:
         self._socket, theirs = sockets.socketpair(sockets.AF_UNIX, sockets.SOCK_SEQPACKET)
         self._socket.settimeout(START_TIMEOUT)
         try:
-            directory = os.path.dirname(state.log_path)
-            argv = selfexec.command("runtime.freeze.guard", directory, str(theirs.fileno()))
+            argv = selfexec.command("runtime.freeze.guard", state.directory, str(theirs.fileno()))
             os.set_inheritable(theirs.fileno(), True)
             quiet = [(os.POSIX_SPAWN_OPEN, number, "/dev/null", os.O_RDWR, 0) for number in (0, 1, 2)]
             self._pid = os.posix_spawn(argv[0], argv, os.environ, file_actions=quiet, setsid=True)

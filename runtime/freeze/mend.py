@@ -113,7 +113,7 @@ def mend(state: State) -> None:
 
 
 def _note(state: State) -> str:
-    return f"{os.path.dirname(state.log_path)}/{DUMP}"
+    return f"{state.directory}/{DUMP}"
 
 
 def _read(state: State) -> dict[str, Any]:

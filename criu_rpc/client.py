@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
 from criu_rpc import logs, messages, swrk
-from criu_rpc.errors import BadAnswer, CriuError, CriuTooOld, DeadlineExceeded, RequestFailed, SwrkDied
+from criu_rpc.errors import BadAnswer, CriuError, CriuTooOld, DeadlineExceeded, RequestFailed, SwrkDied, overdue
 from criu_rpc.options import DumpOptions, RestoreOptions
 from criu_rpc.swrk import PageServer, Swrk
 
@@ -93,7 +93,7 @@ class _Session:
         except DeadlineExceeded:
             self._swrk.kill()
             self._end()
-            raise DeadlineExceeded(self._request, timeout or self._timeout) from None
+            raise overdue(self._request, timeout or self._timeout) from None
         except SwrkDied as error:
             raise self._died(error) from None
         except CriuError:

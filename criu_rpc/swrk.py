@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from criu_rpc import messages, tar
-from criu_rpc.errors import BadAnswer, CriuNotFound, DeadlineExceeded, SwrkDied
+from criu_rpc.errors import BadAnswer, CriuNotFound, SwrkDied, overdue
 
 CLOSE_TIMEOUT = 10.0
 _PLACES = ("/opt/pymigrate/sbin/criu",)
@@ -93,7 +93,7 @@ class Swrk:
             self._sock.settimeout(CLOSE_TIMEOUT)
             self._sock.send(message.SerializeToString())
         except TimeoutError:
-            raise DeadlineExceeded(request, CLOSE_TIMEOUT) from None
+            raise overdue(request, CLOSE_TIMEOUT) from None
         except OSError:
             raise SwrkDied(request, self._status()) from None
 
@@ -107,7 +107,7 @@ class Swrk:
             size = self._sock.recv_into(bytearray(1), 1, socket.MSG_PEEK | socket.MSG_TRUNC)
             data, fds, _, _ = socket.recv_fds(self._sock, max(size, 1), 4)
         except TimeoutError:
-            raise DeadlineExceeded(request, timeout) from None
+            raise overdue(request, timeout) from None
         except OSError:
             raise SwrkDied(request, self._status()) from None
         for fd in fds[1:]:
@@ -198,7 +198,7 @@ class PageServer:
             status = self._process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             self.kill()
-            raise DeadlineExceeded("page server", timeout) from None
+            raise overdue("page server", timeout) from None
         if status != 0:
             fd = os.open(self._images, os.O_RDONLY | os.O_DIRECTORY)
             try:

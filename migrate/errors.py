@@ -1,34 +1,11 @@
-"""What can go wrong while something is moved.
+"""What can go wrong while a container is moved. criu_rpc/errors.py draws the tree of all errors."""
 
-    MigrateError (failure)
-    +-- UsageError (usage)             the command line asks for what does not exist or does not fit
-    +-- Blocked (blocked)              preflight found reasons why the container cannot move
-    +-- HostError (host)               the other host: unknown, unreachable, refused, wrong key
-    +-- TargetError (target)           the other host answers but cannot take part
-    +-- ProtocolError (target)         what came over the wire is not what the protocol allows
-    +-- NoSpace (no-space)
-    +-- DeadlineExceeded (deadline)
-    +-- Interrupted (interrupted)      Ctrl-C or SIGTERM
-    +-- SnapshotError (invalid)        a snapshot directory that is not one, or is damaged
-    +-- MoveFailed                     a move that had begun; says where the container is now
-        +-- RolledBack (rolled-back)   it runs at the source as before
-        +-- MovedDirty (moved-dirty)   it runs at the target; something is left to be done by hand
-        +-- InDoubt (in-doubt)         nobody knows yet
-        +-- Lost (lost)                it was ended at the source and cannot be restored at the target
-
-The message of each is one lower-case sentence without a full stop that names what is wrong and where;
-`remedy`, when there is one, says what to do. `kind` is the key into the table of exit codes (cli/exit_codes.py).
-"""
+from criu_rpc.errors import DeadlineExceeded as DeadlineExceeded
+from criu_rpc.errors import Error
 
 
-class MigrateError(Exception):
-    """Base of all errors of this package."""
-
-    kind = "failure"
-
-    def __init__(self, message: str, *, remedy: str | None = None) -> None:
-        super().__init__(message)
-        self.remedy = remedy
+class MigrateError(Error):
+    """Base of the errors of this package."""
 
 
 class UsageError(MigrateError):
@@ -51,10 +28,6 @@ class NoSpace(MigrateError):
     kind = "no-space"
 
 
-class DeadlineExceeded(MigrateError):
-    kind = "deadline"
-
-
 class Interrupted(MigrateError):
     kind = "interrupted"
 
@@ -64,7 +37,7 @@ class SnapshotError(MigrateError):
 
 
 class Blocked(MigrateError):
-    """Preflight refused: `problems` are (rule, where, problem, remedy) of each blocker."""
+    """Preflight found blockers: `problems` are (rule, where, problem, remedy) of each."""
 
     kind = "blocked"
 
@@ -74,10 +47,9 @@ class Blocked(MigrateError):
 
 
 class MoveFailed(MigrateError):
-    """A move that had begun and did not end well.
+    """A move that had begun and failed.
 
-    `workload` is SOURCE, TARGET, NEITHER or UNKNOWN: where the container is now. `cause` is the error that
-    stopped it; its exit code gives way to the one that says where the container is.
+    `cause` is the error that stopped it. The exit code says where the container is, not what the cause was.
     """
 
     workload = "UNKNOWN"

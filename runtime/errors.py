@@ -1,38 +1,24 @@
-"""What can go wrong with one container.
-
-ContainerError (failure)
-+-- InvalidId (invalid)         an id that cannot be a directory's name
-+-- SpecError (invalid)         config.json: names the file and the field
-+-- NotSupported (invalid)      config.json asks for what this version or kernel cannot do
-+-- NotFound (not-found)        no such container
-+-- Conflict (conflict)         the id is in use, or the status does not allow it
-+-- StateError (invalid)        a state.json that cannot be read
-+-- StartFailed (failure)       the container's init or an exec'ed process could not be set up
-+-- DeadlineExceeded (deadline)
-"""
+"""What can go wrong with one container. criu_rpc/errors.py draws the tree of all errors."""
 
 from __future__ import annotations
 
 import errno
 import os
 
+from criu_rpc.errors import DeadlineExceeded as DeadlineExceeded
+from criu_rpc.errors import Error
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Self
 
 
-class ContainerError(Exception):
-    """Base of all errors of this package. The message is one lower-case sentence; `remedy` says what to do."""
-
-    kind = "failure"
-
-    def __init__(self, message: str, *, remedy: str | None = None) -> None:
-        super().__init__(message)
-        self.remedy = remedy
+class ContainerError(Error):
+    """Base of the errors of this package."""
 
 
 def unwritable(path: str, error: OSError) -> ContainerError:
-    """The error of a file of ours that cannot be written."""
+    """Return the error of a file of pymigrate's that cannot be written."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     remedy = f"make room where {os.path.dirname(path)} is" if full else None
     return ContainerError(f"{path}: cannot be written: {error.strerror}", remedy=remedy)
@@ -69,7 +55,3 @@ class StateError(ContainerError):
 
 class StartFailed(ContainerError):
     pass
-
-
-class DeadlineExceeded(ContainerError):
-    kind = "deadline"

@@ -10,9 +10,9 @@ import gc
 import os
 import sys
 
+from criu_rpc.errors import Error
 from migrate import __version__
-from migrate.cli.flags import Flag, Values, parse, scan, usage
-from migrate.errors import Interrupted, MigrateError, UsageError
+from migrate.cli.flags import Flag, Values, parse, scan, usage, usage_error
 from runtime import notices
 from runtime.light import signals
 from runtime.paths import DEFAULT_ROOT
@@ -106,10 +106,10 @@ def _run(argv: list[str], glob: Values) -> int:
         print(_help())
         return 0
     if not rest:
-        raise UsageError("no verb", remedy="see `pymigrate --help`")
+        raise usage_error("no verb", "pymigrate")
     verb = rest[0]
     if verb not in VERBS:
-        raise UsageError(f"unknown verb {verb!r}", remedy="see `pymigrate --help`")
+        raise usage_error(f"unknown verb {verb!r}", "pymigrate")
     command: Any = __import__(f"migrate.commands.{verb}", fromlist=["run"])
     program = f"pymigrate {verb}"
     glob.failed = getattr(command, "FAILED", 0)  # what it ends with after every error, if that is one number
@@ -133,6 +133,8 @@ def _interrupt(signum: int, _frame: FrameType | None) -> NoReturn:
     """The first signal unwinds through every `finally`; further ones must not cut the cleaning up short."""
     for number in (signals.SIGINT, signals.SIGTERM, signals.SIGHUP):
         signals.signal(number, signals.SIG_IGN)
+    from migrate.errors import Interrupted
+
     names = {int(signals.SIGINT): "SIGINT", int(signals.SIGTERM): "SIGTERM", int(signals.SIGHUP): "SIGHUP"}
     raise Interrupted(f"interrupted by {names[signum]}")
 
@@ -167,6 +169,8 @@ def _warn(text: str, glob: Values) -> None:
 
 def _explain(error: Exception, *, debug: bool) -> Exception:
     """The error to show to a user."""
+    from migrate.errors import MigrateError, UsageError
+
     if debug and not isinstance(error, UsageError):
         import traceback
 
@@ -176,7 +180,7 @@ def _explain(error: Exception, *, debug: bool) -> Exception:
             f"this needs the Python module {error.name}, which is not installed",
             remedy="install pymigrate on this host: vagrant/provision.sh",
         )
-    if not debug and not hasattr(error, "kind") and not isinstance(error, OSError):
+    if not debug and not isinstance(error, Error) and not isinstance(error, OSError):
         return MigrateError(f"internal error: {type(error).__name__}: {error} (run with --debug for details)")
     return error
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from datetime import UTC, datetime
 
+from criu_rpc.errors import Error
 from migrate.errors import Blocked
 from runtime.light import json as light_json
 
@@ -63,9 +64,9 @@ def _write_log(glob: Values, level: str, message: str, lines: list[str]) -> str 
 
 def report(error: Exception, glob: Values) -> str:
     """Show an error; returns its kind, the key into the table of exit codes."""
-    kind: str = getattr(error, "kind", "failure")
+    kind = error.kind if isinstance(error, Error) else Error.kind
     message = printable(_sentence(error))
-    remedy = "\n".join(map(printable, (getattr(error, "remedy", None) or "").splitlines()))
+    remedy = "\n".join(map(printable, ((isinstance(error, Error) and error.remedy) or "").splitlines()))
     lines = [f"pymigrate: error: {message}"]
     lines += [f"  {line}" for line in remedy.splitlines()]
     problems = []
@@ -80,7 +81,7 @@ def report(error: Exception, glob: Values) -> str:
     if glob.json:
         event: dict[str, Any] = {"event": "error", "kind": kind, "message": message}
         event |= {"remedy": remedy} if remedy else {}
-        event |= {"workload": error.workload} if hasattr(error, "workload") else {}
+        event |= {"workload": error.workload} if isinstance(error, Error) and error.workload else {}
         if isinstance(error, Blocked):
             names = ("rule", "where", "problem", "remedy")
             event["blockers"] = [dict(zip(names, problem, strict=True)) for problem in problems]

@@ -7,12 +7,13 @@ conventions, and importing it costs every verb of the runtime 7 ms.
 
 from __future__ import annotations
 
-from migrate.errors import UsageError
 from runtime.light.records import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+    from migrate.errors import UsageError
 
 _TRUE, _FALSE = ("true", "1", "t", "T", "TRUE", "True"), ("false", "0", "f", "F", "FALSE", "False")
 
@@ -76,9 +77,9 @@ def parse(argv: list[str], syntax: Syntax, program: str) -> Values:
         elif name.endswith("?"):
             values.__dict__[attribute] = None
         else:
-            raise _bad(f"{program}: the argument {attribute.upper()} is missing", program)
+            raise usage_error(f"{program}: the argument {attribute.upper()} is missing", program)
     if rest:
-        raise _bad(f"{program}: too many arguments: {' '.join(rest)}", program)
+        raise usage_error(f"{program}: too many arguments: {' '.join(rest)}", program)
     return values
 
 
@@ -101,15 +102,15 @@ def scan(argv: list[str], flags: tuple[Flag, ...], program: str, *, stop: bool) 
         name, equals, value = word.lstrip("-").partition("=")
         flag = known.get(name)
         if flag is None:
-            raise _bad(f"flag provided but not defined: {word.partition('=')[0]}", program)
+            raise usage_error(f"flag provided but not defined: {word.partition('=')[0]}", program)
         if flag.kind == "bool":
             if equals and value not in (*_TRUE, *_FALSE):
-                raise _bad(f"invalid boolean value {value!r} for -{flag.name}", program)
+                raise usage_error(f"invalid boolean value {value!r} for -{flag.name}", program)
             values[flag.attribute] = value not in _FALSE
             continue
         if not equals:
             if not left:
-                raise _bad(f"flag needs an argument: -{flag.name}", program)
+                raise usage_error(f"flag needs an argument: -{flag.name}", program)
             value = left.pop(0)
         values[flag.attribute] = _convert(flag, value, values[flag.attribute], program)
     return Values(**values), rest
@@ -117,16 +118,19 @@ def scan(argv: list[str], flags: tuple[Flag, ...], program: str, *, stop: bool) 
 
 def _convert(flag: Flag, value: str, before: Any, program: str) -> Any:
     if flag.choices and value not in flag.choices:
-        raise _bad(f"--{flag.name} {value}: must be one of {', '.join(flag.choices)}", program)
+        raise usage_error(f"--{flag.name} {value}: must be one of {', '.join(flag.choices)}", program)
     if flag.kind == "int":
         try:
             return int(value)
         except ValueError:
-            raise _bad(f"invalid value {value!r} for flag -{flag.name}: must be a number", program) from None
+            raise usage_error(f"invalid value {value!r} for flag -{flag.name}: must be a number", program) from None
     return [*before, value] if flag.kind == "list" else value
 
 
-def _bad(problem: str, program: str) -> UsageError:
+def usage_error(problem: str, program: str) -> UsageError:
+    """Return the error of a wrong command line. Verbs without one do not import the class: it takes 0.2 ms."""
+    from migrate.errors import UsageError
+
     return UsageError(problem, remedy=f"see `{program} --help`")
 
 

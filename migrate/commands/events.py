@@ -37,12 +37,11 @@ def _seconds(text: str) -> float:
 
 def run(args: Values) -> int:
     from runtime.cgroups.cgroup import Cgroup
-    from runtime.state.status import Status
     from runtime.state.store import Store
 
     interval = _seconds(args.interval)
     state = Store(args.root).load(args.id)
-    state.status.require(args.id, "show events of", Status.CREATED, Status.RUNNING, Status.PAUSED)
+    state.status.require(args.id, "show events of")
     cgroup = Cgroup.of(state)
     if args.stats:
         _print_stats(args.id, cgroup)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
+from criu_rpc.errors import Error
 from migrate.errors import DeadlineExceeded, HostError, MigrateError, NoSpace, ProtocolError
 from migrate.files import receivers, rsh
 from runtime.linux import processes, selfexec
@@ -194,7 +195,7 @@ class Rsync:
 
     def _communicate(self, deadline: float, names: bytes | None) -> tuple[bytes, bytes]:
         """What rsync has said on stdout and stderr, when it has ended; with an eye on all that take part in it."""
-        ended, failures = threading.Event(), list[MigrateError]()
+        ended, failures = threading.Event(), list[Error]()
         watch = threading.Thread(target=self._watch, args=(ended, failures), name="rsync-watch", daemon=True)
         watch.start()
         try:
@@ -211,7 +212,7 @@ class Rsync:
             raise ProtocolError(f"{self._target.name}: rsync there says more than {SAID_LIMIT} bytes of {self._source}")
         return said, words
 
-    def _watch(self, ended: threading.Event, failures: list[MigrateError]) -> None:
+    def _watch(self, ended: threading.Event, failures: list[Error]) -> None:
         """Until it has ended: kill rsync when the target is lost or nothing happens, and say why in `failures`."""
         seen, since = None, time.monotonic()
         while not ended.wait(_WATCH_INTERVAL):
@@ -222,7 +223,7 @@ class Rsync:
                     seen, since = signs, time.monotonic()
                 elif time.monotonic() - since > STALL_TIMEOUT:
                     raise self._stalled(family)
-            except MigrateError as error:
+            except Error as error:
                 failures.append(error)
                 self._process.kill()
                 return
@@ -331,7 +332,7 @@ class _Relay:
         self._thread = threading.Thread(target=self._run, name="rsync-relay", daemon=True)
         self.answered = threading.Event()  # by the remote command, or it never will
         self.sent = 0
-        self.failure: MigrateError | None = None
+        self.failure: Error | None = None
         self.exit_status: int | None = None  # as a Channel has it
         self.ended_here = False  # before anything ended at the target
         self._ended_there = False
@@ -369,7 +370,7 @@ class _Relay:
             channel.shutdown_write()
             back.join()
             self.exit_status = channel.exit_status()
-        except MigrateError as error:
+        except Error as error:
             self.failure = error
         except OSError as error:
             # A command that ended early breaks the stream as well: its exit status tells the two apart.

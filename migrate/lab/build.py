@@ -10,10 +10,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from criu_rpc.errors import Error
 from migrate.lab.model import CLIENT, LARGEST, ROOT, Host, LabError, hosts, lab_cgroups
 from runtime import sync
 from runtime.cgroups.hierarchies import remove_tree
-from runtime.errors import ContainerError
 from runtime.linux import processes, selfexec
 
 STEP_TIMEOUT = 60.0
@@ -63,7 +63,7 @@ def up(lab: str, names: list[str], *, disk: str | None = None) -> list[Host]:
             sync.receive(switch.socket, STEP_TIMEOUT, "the bridge")
         for host in made:
             _start_host(host, switch.pid, disk)
-    except (OSError, subprocess.SubprocessError, ContainerError) as error:
+    except (OSError, subprocess.SubprocessError, Error) as error:
         down(lab)
         raise LabError(f"the lab {lab} could not be made: {error}") from None
     except BaseException:
@@ -188,7 +188,7 @@ def down(lab: str) -> None:
     for group in groups:
         try:
             remove_tree(str(group), deadline)
-        except ContainerError as error:
+        except Error as error:
             raise LabError(f"lab {lab}: {error}") from None
     shutil.rmtree(ROOT / lab, ignore_errors=True)
     for directory in (ROOT, ROOT.parent):

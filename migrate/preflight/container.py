@@ -14,7 +14,6 @@ from runtime.freeze import unfreezable
 from runtime.linux import processes
 from runtime.spec.config import Spec
 from runtime.state.record import State
-from runtime.state.status import Status
 from runtime.state.store import Store
 
 if TYPE_CHECKING:
@@ -45,7 +44,7 @@ def container_blockers(
     if not os.path.isdir(os.path.join(state.rootfs, "tmp")):
         found.append(Blocker("rootfs-tmp", f"{state.rootfs}/tmp", "is no directory"))
     status = state.status
-    if status is not Status.RUNNING:
+    if not status.allows("move"):
         found.append(Blocker("status", f"container {state.id}", f"is {status}"))
         return found
     if not spec.is_new("pid"):

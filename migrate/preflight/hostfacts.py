@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from criu_rpc.client import Criu
-from criu_rpc.errors import CriuError
+from criu_rpc.errors import CriuError, DeadlineExceeded
 from migrate.disk import free_bytes
 from migrate.errors import ProtocolError
 from migrate.paths import DATA
@@ -115,7 +115,7 @@ def gather(query: FactsQuery) -> HostFacts:
         with _directory() as (path, fd):
             cpu_problem, cpuinfo = _cpu(criu, query.cpuinfo, path, fd)
             criu.check(fd)
-    except CriuError as error:
+    except (CriuError, DeadlineExceeded) as error:
         problem = str(error)
     try:
         in_use = bool(query.id) and query.id in Store(Path(query.root)).ids()
@@ -196,7 +196,7 @@ def _cpu(criu: Criu, theirs: str, directory: Path, fd: int) -> tuple[str, str]:
         if theirs:
             image.write_bytes(base64.b64decode(theirs, validate=True))
             criu.cpuinfo_check(fd)
-    except CriuError as error:
+    except (CriuError, DeadlineExceeded) as error:
         return str(error), ""
     except ValueError:
         raise ProtocolError("FactsQuery: cpuinfo is not base64") from None

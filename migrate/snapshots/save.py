@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from criu_rpc.client import Criu
-from criu_rpc.errors import CriuError
+from criu_rpc.errors import CriuError, DeadlineExceeded
 from migrate.disk import is_full, no_space
 from migrate.errors import SnapshotError
 from migrate.files.fingerprint import fingerprint
@@ -98,7 +98,7 @@ def _finish(dump: Dump, directory: Path, stop: bool) -> None:
         return
     try:
         dump.require_frozen()
-    except CriuError:
+    except (CriuError, DeadlineExceeded):
         shutil.rmtree(directory)
         raise
     dump.kill()
@@ -180,7 +180,7 @@ def _temporary(directory: Path, pid: int) -> Iterator[Path]:
     try:
         place = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
         yield place
-    except (CriuError, OSError) as error:
+    except (CriuError, DeadlineExceeded, OSError) as error:
         if not is_full(directory.parent, error):
             raise
         written = sum(path.stat().st_size for path in place.rglob("*")) if place else 0

@@ -15,13 +15,13 @@ import subprocess
 import time
 from pathlib import Path
 
+from criu_rpc.errors import Error
 from migrate import relaunch
 from migrate.errors import MigrateError
 from migrate.journal import journal
 from migrate.journal.journal import Entry, Journal
 from migrate.model import check_migration_id
 from migrate.phases import OPEN, Phase
-from runtime.errors import ContainerError
 from runtime.linux import processes
 from runtime.state.store import Store
 
@@ -139,7 +139,7 @@ def main(argv: list[str]) -> int:
         while time.monotonic() < until:
             time.sleep(pause)
             pause = min(LONGEST_PAUSE, pause * GROWTH)
-            with contextlib.suppress(MigrateError, ContainerError, OSError):
+            with contextlib.suppress(Error, OSError):
                 if _attempt(Store(root), migration):
                     return 0
         with contextlib.suppress(MigrateError):

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from criu_rpc.errors import Error
 from migrate.errors import DeadlineExceeded, InDoubt, MigrateError, MovedDirty, MoveFailed, RolledBack
 from migrate.events import Monitor, PassDone, PhaseStarted, Progress, Report, Warned
 from migrate.files import marks
@@ -265,7 +266,7 @@ class Coordinator:
         self._clock.step("source ends")
         try:
             self._peer.call(protocol.Resume(), RESUME_TIMEOUT)
-        except MigrateError as error:
+        except Error as error:
             self._monitor.emit(Warned(f"the target did not confirm: {error}; asking again over a new connection"))
             settle(self._log, self._wanted.id, self._wanted.host, str(self._store.root), self._migration)
         self._resumed_at = time.monotonic()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from criu_rpc.errors import Error
 from migrate.errors import InDoubt, MigrateError
 from migrate.files import marks
 from migrate.files.trees import Owner
@@ -16,7 +17,6 @@ from migrate.journal.journal import Entry, Journal
 from migrate.journal.undecided import is_tree, undecided, undecided_here
 from migrate.source import ask_later
 from migrate.source.settle import call_off, clean_source, settle
-from runtime.errors import ContainerError
 from runtime.freeze import mend, network_lock
 from runtime.lifecycle import delete
 from runtime.linux import processes
@@ -162,7 +162,7 @@ def _ended_frozen(state: State) -> bool:
     """Whether a monitor of ours has seen the container end while it was frozen."""
     delete.wait_monitor(state, delete.MONITOR_TIMEOUT)
     try:
-        record = json.loads((Path(state.log_path).parent / "exit.json").read_bytes())
+        record = json.loads((Path(state.directory) / "exit.json").read_bytes())
     except (OSError, ValueError):
         return False
     return isinstance(record, dict) and record.get("frozen") is True
@@ -175,5 +175,5 @@ def _end(state: State) -> None:
     if state.has_bridge:
         veth.take_down(state)  # its peers are to hear of it at the target only
     delete.end(state)
-    with contextlib.suppress(ContainerError):
+    with contextlib.suppress(Error):
         network_lock.ended(load_kept(state), state.id)

@@ -6,7 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from migrate.errors import InDoubt, Lost, MigrateError
+from criu_rpc.errors import Error
+from migrate.errors import InDoubt, Lost
 from migrate.journal.journal import Entry, Journal
 from migrate.phases import Phase
 from migrate.source import ask_later
@@ -37,7 +38,7 @@ def settle(
     """
     try:
         answer = _ask(host, root, protocol.Settle(migration, "resume"), patience)
-    except MigrateError as failure:
+    except Error as failure:
         asked = ""
         if log.phase is not Phase.LOST:
             log.record(Phase.IN_DOUBT, reason=str(failure))
@@ -69,7 +70,7 @@ def call_off(log: Journal, entry: Entry, where: str, *, patience: float | None =
     """
     try:
         answer = _ask(entry.target, str(entry.fields["root"]), protocol.Settle(entry.migration, "abort"), patience)
-    except MigrateError as failure:
+    except Error as failure:
         raise InDoubt(
             f"container {entry.id} {where}, as `pymigrate move` was killed before it ended it, "
             f"and {entry.target} cannot be told: {failure}",
@@ -92,7 +93,7 @@ def _ask(host: str, root: str, call: protocol.Settle, patience: float | None) ->
                 return peer.call(call, SETTLE_TIMEOUT)
         except RemoteFailure:
             raise
-        except MigrateError:
+        except Error:
             if time.monotonic() + RETRY_AFTER > deadline:
                 raise
         time.sleep(RETRY_AFTER)
@@ -106,7 +107,7 @@ def known_there(entry: Entry) -> str:
     try:
         with connect(entry.target, root=str(entry.fields["root"])) as peer:
             return str(peer.call(protocol.Settle(entry.migration, "ask"))["workload"])
-    except MigrateError:
+    except Error:
         return ""
 
 
@@ -115,7 +116,7 @@ def discard(entry: Entry) -> bool:
     try:
         with connect(entry.target, root=str(entry.fields["root"])) as peer:
             peer.call(protocol.Discard([entry.migration]), SETTLE_TIMEOUT)
-    except MigrateError:
+    except Error:
         return False
     Journal.resume(entry).record(Phase.ABORTED, cleaned=True)
     return True
@@ -126,13 +127,13 @@ def clean_target(peer: Peer, host: str, root: str, migration: str) -> bool:
     try:
         peer.call(protocol.Abort(), ABORT_TIMEOUT)
         return True
-    except MigrateError:
+    except Error:
         peer.close()
     try:
         with connect(host, root=root) as again:
             again.call(protocol.Settle(migration, "abort"), UNDO_TIMEOUT)
         return True
-    except MigrateError:
+    except Error:
         return False
 
 
@@ -141,7 +142,7 @@ def clean_source(store: Store, state: State, peer: Peer | None) -> Exception | N
     try:
         delete.wait_monitor(state, SHIM_TIMEOUT)
         if peer is not None:
-            with contextlib.suppress(MigrateError):
+            with contextlib.suppress(Error):
                 peer.call(protocol.History(_log_tail(state)))
         delete.remove(store, state)
     except Exception as error:

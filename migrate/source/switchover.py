@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Self
 
 from criu_rpc.client import Criu
-from criu_rpc.errors import CriuError, SwrkDied
+from criu_rpc.errors import CriuError, Error, SwrkDied
 from migrate.errors import DeadlineExceeded
 from migrate.preflight import watches
 from migrate.source import tar_images
@@ -25,7 +25,6 @@ from migrate.wire.pages import PageRelay
 from migrate.wire.peer import Peer
 from runtime.checkpoint import options as criu_options
 from runtime.checkpoint.dump import Dump
-from runtime.errors import ContainerError
 from runtime.freeze import network_lock
 from runtime.freeze.guard import Guard
 from runtime.linux import syscalls
@@ -103,7 +102,7 @@ class Switchover:
             self._dump.complete(self._images, keep=not self._tcp_close)
         except SwrkDied:
             raise
-        except CriuError as error:
+        except (CriuError, DeadlineExceeded) as error:
             raise self._relay.failure or error from None
         return self._relay.finish(max(0.0, self.frozen_at + timeout - time.monotonic()))
 
@@ -138,7 +137,7 @@ class Switchover:
         """
         assert self._dump is not None
         if self._state.has_bridge:
-            with contextlib.suppress(OSError, ContainerError):  # it has to end all the same
+            with contextlib.suppress(OSError, Error):  # it has to end all the same
                 veth.take_down(self._state)
         self._dump.kill(self._peer.name, on_killed)
         network_lock.ended(self.spec, self._state.id)
@@ -148,7 +147,7 @@ class Switchover:
         if self._dump is not None:
             try:
                 self._dump.roll_back()
-            except ContainerError as error:
+            except Error as error:
                 self.damage = str(error)
         self.gate.close()
 

@@ -14,6 +14,7 @@ import time
 from types import FrameType as StackFrame
 from typing import Any, NoReturn
 
+from criu_rpc.errors import Error
 from migrate.disk import explained
 from migrate.errors import Interrupted, MigrateError, ProtocolError
 from migrate.target.incoming import Incoming
@@ -149,7 +150,7 @@ class Agent:
         """Tell the source; the move stays as it is until the source aborts or hangs up."""
         if isinstance(error, OSError):
             error = explained(error)
-        elif not hasattr(error, "kind"):
+        elif not isinstance(error, Error):
             error = MigrateError(f"internal error in the agent: {type(error).__name__}: {error}")
         message = {
             "kind": getattr(error, "kind", "failure"),

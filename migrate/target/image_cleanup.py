@@ -7,6 +7,7 @@ that was prepared, and whose outcome is not known here, may be the last copy of 
 import contextlib
 from dataclasses import dataclass
 
+from criu_rpc.errors import Error
 from migrate.errors import MigrateError
 from migrate.files import receivers
 from migrate.journal import journal
@@ -97,7 +98,7 @@ def sweep() -> None:
     for item in left():
         if item.in_use or item.found.kind != "memory":
             continue
-        with contextlib.suppress(MigrateError, OSError):
+        with contextlib.suppress(Error, OSError):
             if not item.may_be_last:
                 remove(item)
             else:

@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
         os.nice(10)
     from pathlib import Path
 
-    from migrate.errors import MigrateError
+    from criu_rpc.errors import Error
     from migrate.target import image_places
     from migrate.target.images import ReceivedImages
 
@@ -41,7 +41,7 @@ def main(argv: list[str]) -> int:
         return 0
     try:
         images.persist(keep=True)
-    except (MigrateError, OSError):
+    except (Error, OSError):
         return 1  # they stay in memory
     _hear()  # CRIU may have them open as long as the agent lives
     if kind == "memory":

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from criu_rpc.errors import Error
 from migrate.disk import no_space
 from migrate.errors import DeadlineExceeded, MigrateError, NoSpace
 from migrate.files import mountinfo
@@ -115,7 +116,10 @@ def remove_memory(migration: str) -> None:
     """Remove the images of a move from memory, and unmount the tmpfs when it is empty then."""
     if MEMORY.exists():
         shutil.rmtree(MEMORY / check_migration_id(migration), ignore_errors=True)
-        with contextlib.suppress(MigrateError, OSError), _locked():  # otherwise the next one unmounts it
+        with (
+            contextlib.suppress(Error, OSError),
+            _locked(),
+        ):  # otherwise the next one unmounts it
             _unmount_empty()
 
 
@@ -161,7 +165,7 @@ def _below(directory: Path, kind: Kind) -> Iterator[Found]:
             fd = lock(path)
             since = path.stat().st_ctime
             size = sum(info.st_blocks * 512 for info in map(os.stat, os.scandir(path)))
-        except (MigrateError, OSError):
+        except (Error, OSError):
             continue  # somebody else's, or removed meanwhile
         if fd is not None:
             os.close(fd)

@@ -291,7 +291,7 @@ class ReceivedPages:
         self._socket.close()
         try:
             self._server.wait(self._timeout)
-        except CriuError as error:
+        except (CriuError, DeadlineExceeded) as error:
             if is_full(self._images, error):
                 missing = size - sum(path.stat().st_size for path in self._images.iterdir())
                 raise image_places.full(self._images, missing) from None

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from criu_rpc.client import Criu
+from criu_rpc.errors import Error
 from migrate.disk import write_atomically
-from migrate.errors import DeadlineExceeded, MigrateError, ProtocolError, TargetError
+from migrate.errors import DeadlineExceeded, ProtocolError, TargetError
 from migrate.files import receivers
 from migrate.files.tmpfs import Mounted, Root
 from migrate.files.trees import Needed, Owner, Tree, checked_list
@@ -251,7 +252,7 @@ class Incoming:
         if self._resumed:
             self.tidy()
             return
-        with contextlib.suppress(MigrateError, OSError):
+        with contextlib.suppress(Error, OSError):
             if self._settling or (self._journal is not None and self._journal.phase is Phase.PREPARED):
                 self._stop()
                 if self._images is not None:
@@ -369,7 +370,7 @@ class Incoming:
         """Remove what is of no use once the container runs: the source has been told before, and need not wait."""
         if self._untidy:
             self._untidy = False
-            with contextlib.suppress(MigrateError, OSError):  # `migrations --clean` does it
+            with contextlib.suppress(Error, OSError):  # `migrations --clean` does it
                 if self._images is not None:
                     self._images.remove()
                 ReceivedImages.remove_left(self._migration)

@@ -17,7 +17,8 @@ import struct
 import threading
 from collections.abc import Callable
 
-from migrate.errors import DeadlineExceeded, MigrateError, ProtocolError
+from criu_rpc.errors import Error
+from migrate.errors import DeadlineExceeded, ProtocolError
 from migrate.wire import frames, protocol
 
 CLOSE_TIMEOUT = 60.0
@@ -107,7 +108,7 @@ class PageRelay:
                 self._size += len(data)
                 self._send(data)
                 self._on_bytes(self._size)
-        except (MigrateError, OSError) as error:
+        except (Error, OSError) as error:
             self.failure = error
             with contextlib.suppress(OSError):
                 self._ours.shutdown(socket.SHUT_RDWR)  # CRIU must fail now, not at its own time-out

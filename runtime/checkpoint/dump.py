@@ -136,7 +136,7 @@ class Dump:
         try:
             if self._session is not None:
                 self._session.finish()
-        except CriuError:
+        except (CriuError, DeadlineExceeded):
             pass  # it misses them, or was killed
         if self._cgroup.frozen:  # by the guard: what the freezer holds does not die
             self._cgroup.signal(signals.SIGKILL)

@@ -22,7 +22,7 @@ from runtime.freeze import unfreezable
 from runtime.light import json as light_json
 from runtime.linux import namespaces, syscalls
 from runtime.spec.annotations import CRIU_CONFIG
-from runtime.state.status import Status
+from runtime.state.status import ALIVE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -174,4 +174,4 @@ def read_descriptors(images: str) -> tuple[str, ...]:
 
 def is_running(state: State) -> bool:
     """Whether the container's init lives and is not stopped."""
-    return state.status in (Status.RUNNING, Status.CREATED, Status.PAUSED)
+    return state.status in ALIVE

@@ -45,7 +45,7 @@ def checkpoint(store: Store, container_id: str, request: Request) -> None:
         state = store.load(container_id)
         mend.repair_left(state)
         status = state.status
-        status.require(container_id, "checkpoint", Status.RUNNING, Status.PAUSED)
+        status.require(container_id, "checkpoint")
         spec = load_kept(state)
         warn_of_config(spec)
         for directory in (request.images, request.work):

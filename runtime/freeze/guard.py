@@ -18,6 +18,7 @@ import signal
 import sys
 import time
 
+from criu_rpc.errors import Error
 from runtime.cgroups.cgroup import Cgroup
 from runtime.errors import ContainerError, DeadlineExceeded
 from runtime.freeze import mend
@@ -48,8 +49,7 @@ class Guard:
         self._socket, theirs = sockets.socketpair(sockets.AF_UNIX, sockets.SOCK_SEQPACKET)
         self._socket.settimeout(START_TIMEOUT)
         try:
-            directory = os.path.dirname(state.log_path)
-            argv = selfexec.command("runtime.freeze.guard", directory, str(theirs.fileno()))
+            argv = selfexec.command("runtime.freeze.guard", state.directory, str(theirs.fileno()))
             os.set_inheritable(theirs.fileno(), True)
             quiet = [(os.POSIX_SPAWN_OPEN, number, "/dev/null", os.O_RDWR, 0) for number in (0, 1, 2)]
             self._pid = os.posix_spawn(argv[0], argv, os.environ, file_actions=quiet, setsid=True)
@@ -95,7 +95,7 @@ def _watch(criu: int, cgroup: Cgroup) -> None:
         if event == _EVENT_EXIT and os.WIFSIGNALED(syscalls.ptrace_event_message(criu)):
             try:
                 cgroup.hold()
-            except ContainerError:
+            except Error:
                 pass  # there is no freezer
         try:
             if event == _EVENT_STOP and number in _STOPS:
@@ -121,7 +121,7 @@ def main(argv: list[str]) -> NoReturn:
     """argv: the directory of a container, and the descriptor of the socket."""
     try:
         _guard(argv[0], int(argv[1]))
-    except (ContainerError, OSError):
+    except (Error, OSError):
         os._exit(1)  # the container was deleted meanwhile
     os._exit(0)  # at once: who makes the dump waits
 

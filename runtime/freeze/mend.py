@@ -18,6 +18,7 @@ from __future__ import annotations
 import os
 import time
 
+from criu_rpc.errors import Error
 from runtime.cgroups.cgroup import Cgroup
 from runtime.errors import ContainerError, unwritable
 from runtime.freeze import network_lock
@@ -91,7 +92,7 @@ def mend(state: State) -> None:
             if lock is None:
                 lock = set(network_lock.locks(state.pid)).difference(note.get("others", []))
             network_lock.unlock(state.pid, lock)
-        except (OSError, ContainerError) as error:
+        except (OSError, Error) as error:
             problems.append(f"its network is still locked: {error}")
         problems += _end_repair(pids)
         for pid in pids:
@@ -112,7 +113,7 @@ def mend(state: State) -> None:
 
 
 def _note(state: State) -> str:
-    return f"{os.path.dirname(state.log_path)}/{DUMP}"
+    return f"{state.directory}/{DUMP}"
 
 
 def _read(state: State) -> dict[str, Any]:

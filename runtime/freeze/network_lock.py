@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 
 from criu_rpc import image_codec
-from runtime.errors import ContainerError
+from criu_rpc.errors import Error
 from runtime.network import nftables
 from runtime.network.nftables import Nftables
 
@@ -119,7 +119,7 @@ def unlock(pid: int, names: Collection[str]) -> None:
 def _change(path: str, changes: Callable[[list[Chain]], list[Message]]) -> None:
     try:
         _try(path, changes)
-    except (OSError, ContainerError):
+    except (OSError, Error):
         pass  # the namespace is gone, or the kernel has no nf_tables
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 
+from criu_rpc.errors import Error
 from runtime import sync
 from runtime.cgroups.cgroup import Cgroup
 from runtime.init import hooks, mounts
@@ -68,7 +69,7 @@ def explain(error: BaseException, who: str) -> str:
     """An error in words for the other side, which knows it as a text only."""
     if isinstance(error, OSError) and error.strerror:
         return ": ".join([who, *([str(error.filename)] if error.filename else []), error.strerror])
-    return str(error) if hasattr(error, "kind") or isinstance(error, OSError) else f"{who}: {error!r}"
+    return str(error) if isinstance(error, Error | OSError) else f"{who}: {error!r}"
 
 
 def report(error: BaseException, sock: socket.socket, who: str) -> None:

@@ -31,7 +31,7 @@ def kill(store: Store, container_id: str, number: int, *, everyone: bool = False
         # Also when init is gone: processes of a container in the host's pid namespace outlive it.
         cgroup.signal(number)
     else:
-        state.status.require(container_id, "kill", Status.CREATED, Status.RUNNING, Status.PAUSED)
+        state.status.require(container_id, "kill")
         pidfd = open_init(state)
         if pidfd is None:
             raise Conflict(f"container not running: cannot kill {container_id}, it has stopped")
@@ -57,7 +57,7 @@ def pause(store: Store, container_id: str) -> None:
     """Freeze all processes of a running container."""
     with store.lock_existing(container_id):
         state = store.load(container_id)
-        state.status.require(container_id, "pause", Status.RUNNING)  # `start` would wait for one that is frozen
+        state.status.require(container_id, "pause")
         Cgroup.of(state).freeze()
 
 
@@ -65,13 +65,13 @@ def resume(store: Store, container_id: str) -> None:
     """Let a paused container go on, or one whose dump was cut short."""
     with store.lock_existing(container_id):
         state = store.load(container_id)
-        if os.path.exists(f"{store.directory(container_id)}/{DUMP}"):
+        if os.path.exists(f"{state.directory}/{DUMP}"):
             from runtime.freeze import mend
 
             mend.mend(state)
             if state.status is Status.RUNNING:
                 return
-        state.status.require(container_id, "resume", Status.PAUSED)
+        state.status.require(container_id, "resume")
         Cgroup.of(state).thaw()
 
 
@@ -86,7 +86,7 @@ def update(store: Store, container_id: str, resources: dict[str, Any], name: str
     parsed = parse_resources(Fields(resources, name))
     with store.lock_existing(container_id):
         state = store.load(container_id)
-        state.status.require(container_id, "update", Status.CREATED, Status.RUNNING, Status.PAUSED)
+        state.status.require(container_id, "update")
         cgroup = Cgroup.of(state)
         cgroup.require_own()
         cgroup.apply(parsed)

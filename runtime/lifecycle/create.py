@@ -145,7 +145,7 @@ def _launch(
     connect: Callable[[], socket.socket] | None,
 ) -> State:
     """Start the init, go through the handshake, save the state as created."""
-    directory = store.directory(state.id)
+    directory = state.directory
     fifo = directory + "/exec.fifo"
     try:
         for path in (fifo, directory + "/error.fifo"):

@@ -10,7 +10,6 @@ from runtime.lifecycle.control import open_init
 from runtime.light import signals
 from runtime.linux import processes
 from runtime.state.record import State
-from runtime.state.status import Status
 from runtime.state.store import DUMP, Store
 
 DEATH_TIMEOUT = 30.0
@@ -47,7 +46,7 @@ def delete(store: Store, container_id: str, *, force: bool = False, created: str
 
             moved_mark.require_not_returned(state)
         if not force:
-            state.status.require(container_id, "delete", Status.STOPPED, Status.CREATED)
+            state.status.require(container_id, "delete")
         remove(store, state, cgroup)
 
 

@@ -63,7 +63,7 @@ def run(store: Store, container_id: str, choose: Callable[[State], tuple[Process
             state = store.load(container_id)
             status = state.status
             if status is not Status.PAUSED:
-                status.require(container_id, "exec", Status.CREATED, Status.RUNNING)
+                status.require(container_id, "exec")
                 child, pid, handshake, ours, spec = _prepare(state, choose, options)
                 break
             if not options.ignore_paused:

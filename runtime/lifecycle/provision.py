@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import time
 
+from criu_rpc.errors import Error
 from runtime.cgroups.cgroup import Cgroup
 from runtime.cgroups.limits import denied_by_default, may_deny_devices
-from runtime.errors import ContainerError, DeadlineExceeded, SpecError, StartFailed
+from runtime.errors import DeadlineExceeded, SpecError, StartFailed
 from runtime.spec.annotations import NET
 from runtime.spec.config import load
 from runtime.spec.resources import Resources
@@ -87,7 +88,7 @@ def remove_cgroup(cgroup: Cgroup) -> None:
     kill_cgroup(cgroup)
     try:
         cgroup.remove()
-    except ContainerError:
+    except Error:
         pass
 
 
@@ -95,7 +96,7 @@ def kill_cgroup(cgroup: Cgroup) -> None:
     """Likewise: end the processes in it."""
     try:
         cgroup.kill()
-    except ContainerError:
+    except Error:
         pass
 
 
@@ -140,7 +141,7 @@ def remove_network(state: State) -> None:
 
         try:
             veth.remove(state)
-        except (ContainerError, OSError):
+        except (Error, OSError):
             pass
 
 

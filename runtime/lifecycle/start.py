@@ -21,8 +21,8 @@ def start(store: Store, container_id: str) -> State:
     """Let the init of a created container run its program."""
     with store.lock_existing(container_id):
         state = store.load(container_id)
-        state.status.require(container_id, "start", Status.CREATED)
-        fifo, errors_fifo = (f"{store.directory(container_id)}/{name}.fifo" for name in ("exec", "error"))
+        state.status.require(container_id, "start")
+        fifo, errors_fifo = (f"{state.directory}/{name}.fifo" for name in ("exec", "error"))
         try:
             errors = os.open(errors_fifo, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             fd = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -33,7 +33,7 @@ def start(store: Store, container_id: str) -> State:
             os.close(fd)
         except OSError as error:
             if processes.is_dying(state.pid):  # `kill` does not wait for the lock
-                Status.STOPPED.require(container_id, "start", Status.CREATED)
+                Status.STOPPED.require(container_id, "start")
             raise ContainerError(
                 f"container {container_id}: its init does not wait any more: {error.strerror}"
             ) from None

@@ -12,12 +12,12 @@ import struct
 import termios
 import time
 
+from criu_rpc.errors import Error
 from runtime.errors import Conflict, ContainerError, DeadlineExceeded, NotFound
 from runtime.linux.descriptors import read_some, write_all
 from runtime.monitor import terminal
 from runtime.monitor.clients import NAME, PACKET
 from runtime.state.kept_config import load_kept
-from runtime.state.status import Status
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class DetachKeys:
 def connect(state: State) -> socket.socket:
     """A connection to the container's monitor. Raises NotFound, Conflict if nobody listens there, DeadlineExceeded."""
     try:
-        place = os.open(os.path.dirname(state.log_path), os.O_PATH | os.O_CLOEXEC)
+        place = os.open(state.directory, os.O_PATH | os.O_CLOEXEC)
     except FileNotFoundError:
         raise NotFound.of(state.id) from None
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -113,7 +113,7 @@ def attach(store: Store, container_id: str, keys: bytes, *, stdin: bool) -> Ende
     state = _load(store, container_id)
     try:
         sock, hello = _open(state)
-    except ContainerError:
+    except Error:
         _load(store, container_id)  # the cause may be that it has ended meanwhile
         raise
     stdin = stdin and hello[:1] == b"T"
@@ -133,7 +133,7 @@ def attach(store: Store, container_id: str, keys: bytes, *, stdin: bool) -> Ende
 def _load(store: Store, container_id: str) -> State:
     """The state of a container that can be attached to."""
     state = store.load(container_id)
-    state.status.require(container_id, "attach to", Status.CREATED, Status.RUNNING, Status.PAUSED)
+    state.status.require(container_id, "attach to")
     return state
 
 

@@ -33,7 +33,7 @@ class Log:
         if self._current is not None:
             here = os.fstat(self._current.fileno())
             self._older = [file for file in self._older if not os.path.samestat(os.fstat(file.fileno()), here)]
-        if not os.path.isdir(os.path.dirname(state.log_path)):
+        if not os.path.isdir(state.directory):
             raise NotFound.of(state.id)
         self._rest = b""
 

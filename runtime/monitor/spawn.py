@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import os
 
+from criu_rpc.errors import Error
 from runtime import sync
 from runtime.cgroups import monitor as monitor_cgroup
-from runtime.errors import ContainerError, StartFailed
+from runtime.errors import StartFailed
 from runtime.light import signals
 from runtime.linux import processes, selfexec
 
@@ -234,7 +235,7 @@ def _run(
         for fd in keep:
             os.set_inheritable(fd, True)
         selfexec.execute(selfexec.command("runtime.monitor.main", directory, *map(str, keep)))
-    except ContainerError as error:
+    except Error as error:
         control.send(str(error).encode())
     finally:
         os._exit(127)

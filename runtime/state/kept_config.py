@@ -28,7 +28,7 @@ def load_kept(state: State) -> Spec:
 
     What is changed in its bundle after it was made must not affect it (runtime.md, lifecycle).
     """
-    path = os.path.join(os.path.dirname(state.log_path), CONFIG)
+    path = os.path.join(state.directory, CONFIG)
     kept = os.path.exists(path)  # not by earlier versions
     spec = parse(read_json(path, ""), state.bundle) if kept else load_bundle(state.bundle)
     return in_force(spec, state.annotations, None)

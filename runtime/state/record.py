@@ -63,6 +63,11 @@ class State(Record):
     resources: dict[str, Any] = {}
 
     @property
+    def directory(self) -> str:
+        """The directory that holds the container's files (see store.py)."""
+        return os.path.dirname(self.log_path)
+
+    @property
     def status(self) -> Status:
         """Derived from what lives now, not from what was written."""
         if self.pid and processes.is_alive(self.pid, self.pid_start_time):
@@ -105,7 +110,7 @@ class State(Record):
         shown |= {"pid": 0 if status == "stopped" else self.pid, "status": str(status), "bundle": self.bundle}
         return shown | {
             "rootfs": self.rootfs, "created": self.created, "annotations": self.annotations,
-            "owner": _owner(os.path.dirname(self.log_path)),
+            "owner": _owner(self.directory),
         }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Stretches of code that Ctrl-C and SIGTERM must not cut short."""
+"""Protect code from Ctrl-C and SIGTERM."""
 
 import signal
 import threading
@@ -10,7 +10,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @contextmanager
 def uninterruptible() -> Iterator[None]:
-    """Ignore the signals that end a program; what runs inside has deadlines of its own."""
+    """Ignore SIGINT, SIGTERM and SIGHUP inside. The code inside must have its own deadlines."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

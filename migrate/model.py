@@ -1,4 +1,4 @@
-"""What a user asks for when a container is to be moved."""
+"""The description of a move, as the user asks for it."""
 
 import enum
 import re
@@ -7,20 +7,20 @@ from dataclasses import dataclass, field
 
 from migrate.errors import ProtocolError
 
-FREEZE_TIMEOUT = 120.0  # seconds that a container is frozen at most, where nothing else is said
+FREEZE_TIMEOUT = 120.0  # default limit, in seconds, for the time that a container is frozen
 MAX_FREEZE_TIMEOUT = 86400.0
 _MIGRATION_ID = re.compile(r"[0-9]{8}T[0-9]{6}-[0-9a-f]{16}")
 
 
 def check_migration_id(value: str) -> str:
-    """Return a migration id that came from outside. Raises ProtocolError."""
+    """Return `value` if it is a valid migration id. Raises ProtocolError."""
     if _MIGRATION_ID.fullmatch(value) is None:
         raise ProtocolError(f"invalid migration id {value!r}")
     return value
 
 
 class MigrationMode(enum.StrEnum):
-    """How memory gets across. More modes come with pre-copy and post-copy."""
+    """How memory is transferred. More modes come with pre-copy and post-copy."""
 
     STOP_AND_COPY = "stop-and-copy"
 
@@ -29,10 +29,10 @@ class MigrationMode(enum.StrEnum):
 class MigrationSpec:
     """One move: container `id` to `host` ([USER@]NAME as ssh knows it).
 
-    `allow` lifts rules of validate; `timeout` bounds the time, in seconds, that the container may be frozen before
-    the move is given up and the container goes on at the source. `net` is what --net says: "bridge=NAME", the bridge
-    that the container's network is on at the target. With `tcp_close` the container finds its TCP connections closed.
-    `volumes` says of bind mounts, by destination, what becomes of them (volumes.parse).
+    `allow`: rules of validate that are lifted. `timeout`: the longest time, in seconds, that the container may be
+    frozen; after it the move is rolled back and the container resumes at the source. `net`: the value of --net,
+    "bridge=NAME", the bridge at the target. `tcp_close`: close the container's TCP connections. `volumes`: what to do
+    with each bind mount, by its destination (preflight.volumes.parse).
     """
 
     id: str

@@ -1,4 +1,4 @@
-"""The command line that we are, once more in a fresh interpreter: for what is to run beside us, or later."""
+"""Start pymigrate's own code again in a fresh interpreter, for what must run beside this process or outlive it."""
 
 import os
 import sys
@@ -6,12 +6,12 @@ from pathlib import Path
 
 
 def argv(*args: str) -> list[str]:
-    """An argv for `pymigrate ARGS` with this code and the libraries that we have, however we were started."""
+    """Return an argv for `pymigrate ARGS` with this code and these libraries, however this process was started."""
     return _fresh("from migrate.cli import entry; entry()", args)
 
 
 def module(name: str, *args: str) -> list[str]:
-    """Return an argv that runs `main(args)` of one of our modules in the same way."""
+    """Return an argv that runs `main(args)` of the module `name` in the same way."""
     return _fresh(f"from {name} import main; sys.exit(main(sys.argv[1:]))", args)
 
 
@@ -23,12 +23,12 @@ def _fresh(code: str, args: tuple[str, ...]) -> list[str]:
 
 
 def directory() -> str:
-    """Where `pymigrate` is, for a PATH."""
+    """Return the directory of the `pymigrate` command, for a PATH."""
     return os.path.dirname(_program())
 
 
 def _program() -> str:
-    """The launcher that we were started by; else the one beside the interpreter."""
+    """Return the launcher that started this process, otherwise the one beside the interpreter."""
     started_as = os.path.abspath(sys.argv[0])
     if os.path.basename(started_as) == "pymigrate":
         return started_as

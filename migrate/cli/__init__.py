@@ -1,7 +1,7 @@
-"""The command line: one static table of verbs; a verb's module is imported only when it is called.
+"""The command line: one static table of verbs. A verb's module is imported only when that verb is called.
 
-The verbs of the runtime follow runc's command line (cli/flags.py) and import next to nothing: engines call them several
-times for each container. The others are read with argparse (cli/arguments.py).
+The verbs of the runtime follow runc's command line (cli/flags.py) and import next to nothing, because engines call them
+several times for each container. The other verbs use argparse (cli/arguments.py).
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ VERBS: dict[str, str] = {
     "move": "move a running container to another host",
     "validate": "list every reason why a container cannot move",
     "snapshot": "save, show or restore a snapshot of a running container",
-    "recover": "finish a move whose end is not known, or undo a dump that was cut short",
-    "migrations": "list the moves that this host has taken part in, and clean up what they have left",
-    "demo": "move a Redis to another host and back, and check that nothing is lost",
-    "lab": "hosts on this machine to try moves between",
+    "recover": "finish a move whose outcome is unknown, or repair a container after an interrupted dump",
+    "migrations": "list the moves that this host took part in, and remove what they left behind",
+    "demo": "move a Redis server to another host and back, and check that nothing is lost",
+    "lab": "make hosts on this machine to try moves between",
     "create": "create a container from a bundle",
     "start": "start a created container",
     "run": "create and start a container",
@@ -40,31 +40,31 @@ VERBS: dict[str, str] = {
     "list": "list the containers of this host",
     "ps": "list the processes of a container",
     "pause": "freeze all processes of a container",
-    "resume": "let a paused container go on",
+    "resume": "resume a paused container",
     "update": "change the limits of a container",
-    "events": "print what happens to a container, and how much it uses",
+    "events": "print the events and resource use of a container",
     "checkpoint": "save a running container to image files",
-    "restore": "make a running container of image files",
-    "attach": "use the terminal of a container that runs detached",
+    "restore": "restore a container from image files",
+    "attach": "connect to the terminal or the output of a detached container",
     "logs": "print what a container wrote to stdout and stderr",
     "spec": "write a config.json that can be moved",
-    "features": "print what this runtime can do, as JSON",
+    "features": "print the features of this runtime, as JSON",
 }
 # The others are OCI verbs.
 _WITH_ARGPARSE = frozenset(("move", "validate", "snapshot", "recover", "migrations", "demo", "lab", "logs"))
 
 _GLOBAL = (
-    Flag("root", f"state directory (root's default: {DEFAULT_ROOT})", "str", metavar="DIR"),
-    Flag("log", "append errors to FILE as well", "str", metavar="FILE"),
-    Flag("log-format", "how they are written there: `text` or `json`", "str", default="text", choices=("text", "json")),
-    Flag("systemd-cgroup", "let systemd make the cgroups; cgroupsPath is slice:prefix:name then"),
+    Flag("root", f"state directory (default for root: {DEFAULT_ROOT})", "str", metavar="DIR"),
+    Flag("log", "also append errors to FILE", "str", metavar="FILE"),
+    Flag("log-format", "format of that file: `text` or `json`", "str", default="text", choices=("text", "json")),
+    Flag("systemd-cgroup", "have systemd make the cgroups; cgroupsPath is then slice:prefix:name"),
     Flag("debug", "show tracebacks and CRIU's full log tail"),
     Flag("json", "machine-readable output, one JSON object per line"),
     Flag("version", "show the version", short="v"),
-    Flag("cgroup-manager", "`disabled`, `cgroupfs` or `systemd`, as conmon says it", "str",
+    Flag("cgroup-manager", "`disabled`, `cgroupfs` or `systemd`, as conmon passes it", "str",
          choices=("disabled", "cgroupfs", "systemd")),
-    Flag("rootless", "accepted for runc's sake: it is found out", "str"),
-    Flag("criu", "accepted for runc's sake: see $PYMIGRATE_CRIU", "str"),
+    Flag("rootless", "accepted for compatibility with runc and ignored: detected", "str"),
+    Flag("criu", "accepted for compatibility with runc and ignored: see $PYMIGRATE_CRIU", "str"),
 )  # fmt: skip
 
 
@@ -80,17 +80,17 @@ def _help() -> str:
         lines.append(f"  {left:<26}  {flag.help}")
     lines += ["", "verbs:", *(f"  {verb:<{width}}  {text}" for verb, text in VERBS.items())]
     lines += ["", "exit codes:", *(f"  {code:>3}  {text}" for code, text in EXIT_CODES.values())]
-    return "\n".join([*lines, "", "`pymigrate VERB --help` says more."])
+    return "\n".join([*lines, "", "See `pymigrate VERB --help` for the options of a verb."])
 
 
 def _default_root() -> str:
-    """A directory of the user's own for who is not root."""
+    """Return the default state directory: for users other than root one in $XDG_RUNTIME_DIR."""
     runtime_dir = os.environ.get("XDG_RUNTIME_DIR")
     return f"{runtime_dir}/pymigrate" if os.geteuid() and runtime_dir else DEFAULT_ROOT
 
 
 def _run(argv: list[str], glob: Values) -> int:
-    """Run the verb of a command line; `glob` takes the global options, for whoever reports an error."""
+    """Run the verb of a command line. Store the global options in `glob`, where the error report reads them."""
     found, rest = scan(argv, _GLOBAL, "pymigrate", stop=True)
     glob.__dict__.update(found.__dict__)
     glob.root = os.path.abspath(found.root or _default_root())  # monitors have another working directory
@@ -112,7 +112,7 @@ def _run(argv: list[str], glob: Values) -> int:
         raise usage_error(f"unknown verb {verb!r}", "pymigrate")
     command: Any = __import__(f"migrate.commands.{verb}", fromlist=["run"])
     program = f"pymigrate {verb}"
-    glob.failed = getattr(command, "FAILED", 0)  # what it ends with after every error, if that is one number
+    glob.failed = getattr(command, "FAILED", 0)  # the exit status after any error, where the verb has only one
     if verb in _WITH_ARGPARSE:
         from migrate.cli import arguments
 
@@ -130,7 +130,7 @@ def _run(argv: list[str], glob: Values) -> int:
 
 
 def _interrupt(signum: int, _frame: FrameType | None) -> NoReturn:
-    """The first signal unwinds through every `finally`; further ones must not cut the cleaning up short."""
+    """Unwind through every `finally`; ignore further signals, because they must not interrupt the clean-up."""
     for number in (signals.SIGINT, signals.SIGTERM, signals.SIGHUP):
         signals.signal(number, signals.SIG_IGN)
     from migrate.errors import Interrupted
@@ -140,11 +140,11 @@ def _interrupt(signum: int, _frame: FrameType | None) -> NoReturn:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one verb; returns its exit code. Every error is one message; a traceback only with --debug."""
+    """Run one verb and return its exit code. Report an error as one message, with a traceback only under --debug."""
     argv = sys.argv[1:] if argv is None else argv
-    if "PATH" in os.environ:  # no program is to be found in the directory that we happen to be in
+    if "PATH" in os.environ:  # never run a program from the working directory
         os.environ["PATH"] = ":".join(place for place in os.environ["PATH"].split(":") if place.startswith("/"))
-    os.umask(os.umask(0o022) | 0o022)  # services have 0 as often as not, and directories are made with their parents
+    os.umask(os.umask(0o022) | 0o022)  # services often have umask 0, and directories are made with their parents
     for number in (signals.SIGINT, signals.SIGTERM, signals.SIGHUP):
         signals.signal(number, _interrupt)
     glob = Values(log=None, log_format="text", json="--json" in argv, failed=0)
@@ -168,7 +168,7 @@ def _warn(text: str, glob: Values) -> None:
 
 
 def _explain(error: Exception, *, debug: bool) -> Exception:
-    """The error to show to a user."""
+    """Return the error to show to the user."""
     from migrate.errors import MigrateError, UsageError
 
     if debug and not isinstance(error, UsageError):
@@ -177,7 +177,7 @@ def _explain(error: Exception, *, debug: bool) -> Exception:
         traceback.print_exc()
     if isinstance(error, ModuleNotFoundError):
         return MigrateError(
-            f"this needs the Python module {error.name}, which is not installed",
+            f"the Python module {error.name} is not installed",
             remedy="install pymigrate on this host: vagrant/provision.sh",
         )
     if not debug and not isinstance(error, Error) and not isinstance(error, OSError):
@@ -186,12 +186,12 @@ def _explain(error: Exception, *, debug: bool) -> Exception:
 
 
 def entry() -> NoReturn:
-    """For the launcher: without what the interpreter does for cycles and at its end; a short verb would wait for it."""
+    """Run the command for the launcher, without garbage collection and interpreter shutdown, which cost time."""
     gc.disable()
     code = main()
     try:
         for stream in (sys.stdout, sys.stderr):
-            if stream is not None:  # it was closed when we were started
+            if stream is not None:  # closed when the command was started
                 stream.flush()
     except OSError:
         code = code or 1

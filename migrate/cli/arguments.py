@@ -1,4 +1,4 @@
-"""The command lines that people type, and no engine: read with argparse."""
+"""Parse the verbs that people type and engines do not, with argparse."""
 
 import argparse
 from types import ModuleType
@@ -9,9 +9,9 @@ from migrate.errors import UsageError
 
 
 class _Parser(argparse.ArgumentParser):
-    """Of a verb, or of an action of one; the global --debug and --json may follow either.
+    """A parser for a verb or for an action of it. Both accept the global --debug and --json.
 
-    Reports a bad command line as one line through the same path as every other error.
+    It raises UsageError for a bad command line, which is reported in one line like every other error.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -24,7 +24,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parse(command: ModuleType, program: str, text: str, argv: list[str], glob: Values) -> argparse.Namespace:
-    """The arguments of a verb, with the global options."""
+    """Return the arguments of a verb, together with the global options. Raises UsageError."""
     parser = _Parser(prog=program, description=text[0].upper() + text[1:] + ".")
     command.add_arguments(parser)
     args = parser.parse_args(argv, argparse.Namespace(debug=glob.debug, json=glob.json))

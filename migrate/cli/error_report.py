@@ -1,4 +1,4 @@
-"""Saying what went wrong where the user asked for it: a log file, JSON on stdout, or plain lines on stderr."""
+"""Report errors and warnings where the user asked for them: in a log file, as JSON on stdout, or as lines on stderr."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _TAIL = 300
 
 
 def printable(text: str) -> str:
-    """One line that does no more to a terminal than to be read: the rest is escaped, the middle of a long one left out.
+    """Return one line that is safe to print: escape what is not printable, and cut the middle out of a long line.
 
-    What a message quotes comes from a config.json, a container or another host.
+    Messages quote text from a config.json, a container or another host.
     """
     if not text.isprintable():
         text = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
@@ -34,7 +34,7 @@ def printable(text: str) -> str:
 
 
 def _sentence(error: Exception) -> str:
-    """An error's message; one of the system's as a file and a reason."""
+    """Return an error's message; for a system error the file and the reason."""
     if isinstance(error, OSError) and error.strerror:
         named = [str(name) for name in (error.filename, error.filename2) if isinstance(name, str)]
         return f"{' and '.join(named)}: {error.strerror}" if named else error.strerror
@@ -50,7 +50,7 @@ def warn(text: str, glob: Values) -> None:
 
 
 def _write_log(glob: Values, level: str, message: str, lines: list[str]) -> str | None:
-    """Append to --log; the reason when that does not work."""
+    """Append to --log. Return the reason if that failed, otherwise None."""
     entry = "\n".join(lines)
     if glob.log_format == "json":  # engines show `msg` of the last entry of level "error"
         entry = light_json.dumps({"level": level, "msg": message, "time": datetime.now(UTC).isoformat()})
@@ -63,7 +63,7 @@ def _write_log(glob: Values, level: str, message: str, lines: list[str]) -> str 
 
 
 def report(error: Exception, glob: Values) -> str:
-    """Show an error; returns its kind, the key into the table of exit codes."""
+    """Show an error. Return its kind, the key into the table of exit codes."""
     kind = error.kind if isinstance(error, Error) else Error.kind
     message = printable(_sentence(error))
     remedy = "\n".join(map(printable, ((isinstance(error, Error) and error.remedy) or "").splitlines()))

@@ -1,8 +1,8 @@
-"""Flags as container engines write them: the conventions of Go's flag package, which runc's command line has.
+"""Parse flags as container engines write them: by the conventions of Go's flag package, which runc uses.
 
--name and --name are the same, as are --name VALUE and --name=VALUE; a truth value may say --name=false. Flags may come
-after arguments, unless what follows the first argument is a command of its own (`exec`). argparse knows other
-conventions, and importing it costs every verb of the runtime 7 ms.
+-name and --name are the same, as are --name VALUE and --name=VALUE. A boolean may be written --name=false. Flags may
+follow arguments, except where the arguments are a command line themselves (`exec`). argparse has other conventions,
+and importing it would cost every verb of the runtime 7 ms.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _TRUE, _FALSE = ("true", "1", "t", "T", "TRUE", "True"), ("false", "0", "f", "F"
 
 
 class Flag(Record):
-    """`kind`: bool, str, int, or list for one that may be given again and again; `choices` are what it may say."""
+    """One flag. `kind` is bool, str, int, or list for a flag that can be repeated; `choices` are its allowed values."""
 
     name: str
     help: str = ""
@@ -40,7 +40,7 @@ class Flag(Record):
 
 
 class Syntax(Record):
-    """What a command line may hold. An argument named "X?" may be missing, "X..." takes all that is left as it is."""
+    """The syntax of one verb. The argument "X?" is optional; "X..." takes all remaining words unchanged."""
 
     text: str
     flags: tuple[Flag, ...] = ()
@@ -48,7 +48,7 @@ class Syntax(Record):
 
 
 class Values:
-    """What a command line said, as attributes."""
+    """The values of a command line, as attributes."""
 
     def __init__(self, **values: Any) -> None:
         self.__dict__.update(values)
@@ -59,11 +59,11 @@ class Values:
         def __setattr__(self, name: str, value: Any) -> None: ...
 
 
-HELP = Flag("help", "show this", short="h")
+HELP = Flag("help", "show this help", short="h")
 
 
 def parse(argv: list[str], syntax: Syntax, program: str) -> Values:
-    """Read the arguments after a verb. Raises UsageError. `help` is true when help was asked for."""
+    """Parse the words after a verb. Raises UsageError. `help` is True if help was asked for."""
     values, rest = scan(argv, syntax.flags, program, stop=any(name.endswith("...") for name in syntax.arguments))
     if values.help:
         return values
@@ -77,14 +77,14 @@ def parse(argv: list[str], syntax: Syntax, program: str) -> Values:
         elif name.endswith("?"):
             values.__dict__[attribute] = None
         else:
-            raise usage_error(f"{program}: the argument {attribute.upper()} is missing", program)
+            raise usage_error(f"{program}: missing argument {attribute.upper()}", program)
     if rest:
         raise usage_error(f"{program}: too many arguments: {' '.join(rest)}", program)
     return values
 
 
 def scan(argv: list[str], flags: tuple[Flag, ...], program: str, *, stop: bool) -> tuple[Values, list[str]]:
-    """Sort flags from arguments; with `stop` the first argument ends the flags."""
+    """Separate flags from arguments. With `stop` the first argument ends the flags. Raises UsageError."""
     known = {name: flag for flag in (*flags, HELP) for name in (flag.name, flag.short) if name}
     values = {flag.attribute: flag.initial() for flag in (*flags, HELP)}
     left, rest = list(argv), []
@@ -135,7 +135,7 @@ def usage_error(problem: str, program: str) -> UsageError:
 
 
 def usage(syntax: Syntax, program: str) -> str:
-    """The help of a verb."""
+    """Return the help text of a verb."""
     arguments = " ".join(
         f"[{name.strip('?.').upper()}...]" if name.endswith("...") else
         f"[{name[:-1].upper()}]" if name.endswith("?") else name.upper() for name in syntax.arguments

@@ -1,4 +1,4 @@
-"""What decides whether and how a container can move, as `move` and `validate` both take it."""
+"""The arguments that `move` and `validate` share: they decide whether and how a container can move."""
 
 import argparse
 from typing import TYPE_CHECKING
@@ -15,27 +15,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--volume", action="append", default=[], metavar="PATH=copy|shared|NEWPATH",
-        help="what is bound on PATH: send it along, or use the target's at the same path or another (repeatable)",
+        help="the volume at PATH: send it along, or use what the target has at the same or another path (repeatable)",
     )  # fmt: skip
-    parser.add_argument(
-        "--net", metavar="bridge=NAME", help="the bridge at the target, where it is called otherwise there"
-    )
+    parser.add_argument("--net", metavar="bridge=NAME", help="the bridge at the target, if it has another name there")
     parser.add_argument(
         "--tcp-close", action="store_true",
-        help="the container finds its TCP connections closed: for a target in another network; its peers are not told",
+        help="close the container's TCP connections, for a target in another network; its peers are not told",
     )  # fmt: skip
 
 
 def seconds(text: str) -> float:
-    """An argparse type: a time that a container may be frozen."""
+    """Return how long a container may be frozen, in seconds (an argparse type)."""
     value = float(text)
     if not 0 < value <= MAX_FREEZE_TIMEOUT:
-        raise argparse.ArgumentTypeError(f"{text}: must be above 0, and at most {MAX_FREEZE_TIMEOUT:.0f}")
+        raise argparse.ArgumentTypeError(f"{text}: must be above 0 and at most {MAX_FREEZE_TIMEOUT:.0f}")
     return value
 
 
 def wanted(args: argparse.Namespace, timeout: float = FREEZE_TIMEOUT) -> "MigrationSpec":
-    """The move that a command line asks for. Raises UsageError."""
+    """Return the move that a command line asks for. Raises UsageError."""
     from migrate.model import MigrationSpec
     from migrate.preflight.volumes import parse
 

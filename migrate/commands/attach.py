@@ -1,4 +1,4 @@
-"""pymigrate attach ID: use the terminal of a container that runs detached, or see what it writes."""
+"""pymigrate attach ID: connect to the terminal or the output of a detached container."""
 
 from __future__ import annotations
 
@@ -9,34 +9,35 @@ if TYPE_CHECKING:
     from migrate.cli.flags import Values
 
 SYNTAX = Syntax(
-    "Use the terminal of a container that runs detached (run -d with process.terminal), several at once if need be.\n"
-    "Of a container without one, see what it writes. Ends with the container's exit status; the detach keys leave it\n"
-    "running (exit status 0). When the container is moved it ends with a line that says where to, and status 15.",
+    "Connect to the terminal of a detached container (run -d with process.terminal). Several users can be connected\n"
+    "at once. For a container without a terminal, show its output. `attach` returns the container's exit status. The\n"
+    "detach keys leave the container running (exit status 0). If the container is moved, `attach` names the new host\n"
+    "and returns 15.",
     (
-        Flag("detach-keys", "keys that end this: letters and ctrl-X, with commas between (default ctrl-p,ctrl-q);"
+        Flag("detach-keys", "keys that detach: letters and ctrl-X, separated by commas (default ctrl-p,ctrl-q);"
              " \"\" for none", "str", metavar="KEYS", default="ctrl-p,ctrl-q"),
-        Flag("no-stdin", "only watch; keys go nowhere"),
+        Flag("no-stdin", "only show output; do not send keys"),
     ),
     ("id",),
 )  # fmt: skip
 
 
 def parse_keys(text: str) -> bytes:
-    """The bytes of "ctrl-p,x". Raises UsageError."""
+    """Return the bytes of a text such as "ctrl-p,x". Raises UsageError."""
     from migrate.errors import UsageError
 
     keys = bytearray()
     for name in text.split(",") if text else ():
         key = name.removeprefix("ctrl-")
         if len(key) != 1 or not key.isascii() or not key.isprintable():
-            raise UsageError(f"--detach-keys {text}: {name!r} is no key", remedy="such as ctrl-p,ctrl-q or x")
+            raise UsageError(f"--detach-keys {text}: invalid key {name!r}", remedy="name keys as in ctrl-p,ctrl-q or x")
         if key == name:
             keys += key.encode()
         elif "@" <= key.upper() <= "_":
             keys.append(ord(key.upper()) & 0x1F)
         else:
             raise UsageError(
-                f"--detach-keys {text}: {name!r} is no key", remedy="ctrl- and a letter, or one of @[\\]^_"
+                f"--detach-keys {text}: invalid key {name!r}", remedy="after ctrl- use a letter or one of @[\\]^_"
             )
     return bytes(keys)
 

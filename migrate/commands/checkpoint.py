@@ -12,32 +12,32 @@ if TYPE_CHECKING:
 
     from migrate.cli.flags import Values
 
-# Those that `restore` has as well.
+# The flags that `restore` has too.
 FLAGS = (
-    Flag("image-path", "where the images are (default: ./checkpoint)", "str", metavar="DIR"),
-    Flag("work-path", "where CRIU's log goes (default: beside the images)", "str", metavar="DIR"),
+    Flag("image-path", "directory of the images (default: ./checkpoint)", "str", metavar="DIR"),
+    Flag("work-path", "directory of CRIU's log (default: that of the images)", "str", metavar="DIR"),
     Flag("tcp-established", "carry established TCP connections"),
-    Flag("tcp-close", "do not restore TCP connections: they are closed"),
-    Flag("ext-unix-sk", "let the other end of a Unix socket be outside"),
-    Flag("shell-job", "let the terminal be one from outside"),
+    Flag("tcp-close", "close TCP connections instead of restoring them"),
+    Flag("ext-unix-sk", "allow Unix sockets whose other end is outside the container"),
+    Flag("shell-job", "allow a terminal from outside the container"),
     Flag("file-locks", "carry file locks"),
-    Flag("lazy-pages", "leave the memory behind, to be fetched page by page"),
-    Flag("manage-cgroups-mode", "what CRIU does about cgroups; ours are made anew in any case", "str",
+    Flag("lazy-pages", "leave the memory to be fetched page by page"),
+    Flag("manage-cgroups-mode", "how CRIU treats cgroups; pymigrate always makes new ones", "str",
          choices=("soft", "full", "strict", "ignore")),
-    Flag("empty-ns", "make this namespace, but leave its contents out", "list", metavar="NAMESPACE"),
-    Flag("auto-dedup", "free what a parent's images hold twice"),
-    Flag("link-remap", "accepted for runc's sake: always done"),
+    Flag("empty-ns", "make this namespace without its contents", "list", metavar="NAMESPACE"),
+    Flag("auto-dedup", "free pages in parent images that newer images replace"),
+    Flag("link-remap", "accepted for compatibility with runc: always on"),
 )  # fmt: skip
 SYNTAX = Syntax(
-    "Save a running container to image files; it is gone afterwards, unless --leave-running or --pre-dump.",
+    "Save a running container to image files and end it, unless --leave-running or --pre-dump is given.",
     (
         *FLAGS,
-        Flag("parent-path", "images of a pre-dump, seen from the image path", "str", metavar="DIR"),
-        Flag("pre-dump", "save only the memory that has changed; the container goes on"),
-        Flag("leave-running", "let the container go on"),
-        Flag("tcp-skip-in-flight", "leave out TCP connections that are being made"),
+        Flag("parent-path", "images of a pre-dump, relative to the image path", "str", metavar="DIR"),
+        Flag("pre-dump", "save only changed memory; the container keeps running"),
+        Flag("leave-running", "leave the container running"),
+        Flag("tcp-skip-in-flight", "drop TCP connections that the program has not accepted yet"),
         Flag("page-server", "send the memory to a page server", "str", metavar="ADDRESS:PORT"),
-        Flag("status-fd", "write a null byte to this descriptor when --lazy-pages can begin", "int", metavar="FD"),
+        Flag("status-fd", "write a null byte to this descriptor when --lazy-pages is ready", "int", metavar="FD"),
     ),
     ("id",),
 )
@@ -45,13 +45,13 @@ _NETWORK = 0x40000000  # CLONE_NEWNET, as CRIU's empty_ns has it
 
 
 def paths(args: Values) -> tuple[str, str]:
-    """Image and work path, absolute."""
+    """Return the absolute image and work paths."""
     images = os.path.abspath(args.image_path or "checkpoint")
     return images, os.path.abspath(args.work_path) if args.work_path else images
 
 
 def options(args: Values) -> dict[str, Any]:
-    """The options of CRIU that a dump and a restore have in common."""
+    """Return the CRIU options that a dump and a restore share. Raises UsageError."""
     from migrate.errors import UsageError
 
     chosen: dict[str, Any] = {
@@ -66,7 +66,7 @@ def options(args: Values) -> dict[str, Any]:
         chosen["manage_cgroups"] = ManageCgroups(args.manage_cgroups_mode.upper())
     for name in args.empty_ns:
         if name != "network":
-            raise UsageError(f"--empty-ns {name}: only network is possible")
+            raise UsageError(f"--empty-ns {name}: only `network` is supported")
         chosen["empty_ns"] = _NETWORK
     return chosen
 

@@ -1,4 +1,4 @@
-"""pymigrate create ID: create a container from a bundle; `start` lets it run."""
+"""pymigrate create ID: create a container from a bundle, for `start`."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ if TYPE_CHECKING:
 
 NET_HELP = "bridge=BRIDGE,ip=ADDRESS/LENGTH[,gw=][,mac=][,name=][,mtu=] | host | none | ns:PATH (docs/network.md)"
 FLAGS = (
-    Flag("bundle", "the bundle (default: here)", "str", short="b", metavar="DIR", default="."),
+    Flag("bundle", "the bundle directory (default: the current one)", "str", short="b", metavar="DIR", default="."),
     Flag("pid-file", "write the pid of the container's init to FILE", "str", metavar="FILE"),
     Flag("console-socket", "send the master of the container's terminal to this Unix socket", "str", metavar="PATH"),
     Flag("pidfd-socket", "send a pidfd of the container's init to this Unix socket", "str", metavar="PATH"),
     Flag(
         "preserve-fds",
-        "hand N more descriptors, after those of $LISTEN_FDS, to the program",
+        "pass N more descriptors, after those of $LISTEN_FDS, to the program",
         "int",
         metavar="N",
         default=0,
     ),
     Flag(
         "no-pivot",
-        "do not use pivot_root: for a host whose root is its initial ramdisk, which CAP_SYS_ADMIN can then reach",
+        "do not use pivot_root, for a host on its initial ramdisk; CAP_SYS_ADMIN can then reach it",
     ),
     Flag("net", NET_HELP, "str", metavar="NET"),
-    Flag("no-new-keyring", "leave the program our session keyring"),
+    Flag("no-new-keyring", "keep the caller's session keyring"),
 )
-SYNTAX = Syntax("Create a container from a bundle; `start` lets it run.", FLAGS, ("id",))
+SYNTAX = Syntax("Create a container from a bundle. `start` runs its program.", FLAGS, ("id",))
 
 
 def options(args: Values) -> Options:
@@ -45,7 +45,7 @@ def options(args: Values) -> Options:
 
 
 def _listening() -> int:
-    """How many sockets systemd, or who stands for it, has handed us from 3 on (sd_listen_fds(3))."""
+    """Return how many sockets, from descriptor 3 on, systemd passed to this process (sd_listen_fds(3))."""
     import os
 
     count = os.environ.get("LISTEN_FDS", "")
@@ -55,9 +55,9 @@ def _listening() -> int:
 
 
 def require_open(count: int, listening: int = 0) -> None:
-    """Refuse descriptors that the caller has not opened: later ones of our own would be there. Raises UsageError.
+    """Raise UsageError for a descriptor that the caller has not opened: one of pymigrate's would take its place.
 
-    `count` is --preserve-fds', `listening` $LISTEN_FDS'.
+    `count` is the value of --preserve-fds, `listening` that of $LISTEN_FDS.
     """
     import os
 

@@ -1,4 +1,4 @@
-"""pymigrate delete ID: remove a stopped container, or any with --force."""
+"""pymigrate delete ID: delete a stopped container, or with --force any container."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from migrate.cli.flags import Values
 
 SYNTAX = Syntax(
-    "Remove a container that has stopped.",
-    (Flag("force", "kill it first if it runs; it may also not exist", short="f"),),
+    "Delete a stopped container.",
+    (Flag("force", "kill a running container first; a missing container is not an error", short="f"),),
     ("id",),
 )
 

@@ -1,4 +1,4 @@
-"""pymigrate demo [HOST]: move a Redis to another host and back, and check that nothing is lost."""
+"""pymigrate demo [HOST]: move a Redis server to another host and back, and check that nothing is lost."""
 
 import argparse
 
@@ -6,11 +6,11 @@ import argparse
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "host", nargs="?",
-        help="another host with pymigrate; the roots can `ssh` to each other (default: two lab hosts on this machine)",
+        help="another host with pymigrate; both roots must be able to ssh to each other (default: two lab hosts here)",
     )  # fmt: skip
     parser.add_argument(
         "--start", action="store_true",
-        help="only start the container web on this host and leave it, to be moved by hand",
+        help="only start the container `web` on this host, to be moved by hand",
     )  # fmt: skip
 
 
@@ -20,7 +20,7 @@ def run(args: argparse.Namespace) -> int:
     from migrate.errors import UsageError
 
     if args.start and args.host:
-        raise UsageError("--start is for this host: name no other")
+        raise UsageError("--start works on this host only: omit HOST")
     if args.start:
         Demo(RealHosts(None)).start()
     else:

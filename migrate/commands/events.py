@@ -1,4 +1,4 @@
-"""pymigrate events ID: what happens to a container (out of memory), and how much it uses, one JSON object a line."""
+"""pymigrate events ID: print events (out of memory) and resource use of a container, one JSON object per line."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ if TYPE_CHECKING:
     from runtime.cgroups.cgroup import Cgroup
 
 SYNTAX = Syntax(
-    "Print what happens to a container, and every now and then how much it uses, until it ends.",
+    "Print out-of-memory events as they happen, and resource use at an interval, until the container exits.",
     (
-        Flag("interval", "time between two reports, as in 500ms, 5s, 1m30s", "str", default="5s", metavar="TIME"),
-        Flag("stats", "print one report and end"),
+        Flag("interval", "time between two reports, such as 500ms, 5s, 1m30s", "str", default="5s", metavar="TIME"),
+        Flag("stats", "print one report and exit"),
     ),
     ("id",),
 )
@@ -21,7 +21,7 @@ _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 0.001, "s": 1.0, "m": 60.0,
 
 
 def _seconds(text: str) -> float:
-    """A time as Go writes it, or a plain number of seconds."""
+    """Return the seconds of a time as Go writes it, or of a plain number. Raises UsageError."""
     import re
 
     from migrate.errors import UsageError

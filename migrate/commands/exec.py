@@ -1,4 +1,4 @@
-"""pymigrate exec ID CMD [ARG...]: run a program in a running container, with our own stdin, stdout and stderr."""
+"""pymigrate exec ID CMD [ARG...]: run a program in a running container, with the caller's standard streams."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ if TYPE_CHECKING:
     from runtime.state.record import State
 
 FLAGS = (
-    Flag("env", "set a variable (repeatable)", "list", short="e", metavar="NAME=VALUE"),
+    Flag("env", "set an environment variable (repeatable)", "list", short="e", metavar="NAME=VALUE"),
     Flag("cwd", "working directory in the container", "str", metavar="DIR"),
     Flag("user", "run as this user", "str", short="u", metavar="UID[:GID]"),
-    Flag("additional-gids", "further groups (repeatable)", "list", short="g", metavar="GID"),
-    Flag("tty", "give it a terminal", short="t"),
+    Flag("additional-gids", "additional group (repeatable)", "list", short="g", metavar="GID"),
+    Flag("tty", "give the program a terminal", short="t"),
     Flag(
         "detach",
-        "return when it runs; it becomes a child of the container's init, writes to its log, moves with it",
+        "return once it runs; it becomes a child of init, writes to the log, moves along",
         short="d",
     ),
-    Flag("process", "a process object as in config.json", "str", short="p", metavar="FILE"),
-    Flag("pid-file", "write its pid to FILE", "str", metavar="FILE"),
-    Flag("console-socket", "send the master of its terminal to this Unix socket", "str", metavar="PATH"),
-    Flag("pidfd-socket", "send a pidfd of it to this Unix socket", "str", metavar="PATH"),
-    Flag("preserve-fds", "hand N more descriptors, from 3 on, to it", "int", metavar="N", default=0),
-    Flag("cap", "a further capability (repeatable)", "list", short="c", metavar="CAP_NAME"),
-    Flag("no-new-privs", "it may not gain privileges"),
-    Flag("apparmor", "its AppArmor profile", "str", metavar="PROFILE"),
-    Flag("process-label", "its SELinux label", "str", metavar="LABEL"),
-    Flag("cgroup", "run it in this cgroup below the container's (repeatable)", "list", metavar="[CONTROLLER,...:]PATH"),
-    Flag("ignore-paused", "do not refuse a paused container; it waits there"),
-    Flag("no-subreaper", "accepted for runc's sake"),
+    Flag("process", "a file with a process object as in config.json", "str", short="p", metavar="FILE"),
+    Flag("pid-file", "write the program's pid to FILE", "str", metavar="FILE"),
+    Flag("console-socket", "send the master of the terminal to this Unix socket", "str", metavar="PATH"),
+    Flag("pidfd-socket", "send a pidfd of the program to this Unix socket", "str", metavar="PATH"),
+    Flag("preserve-fds", "pass N more descriptors, from 3 on, to the program", "int", metavar="N", default=0),
+    Flag("cap", "additional capability (repeatable)", "list", short="c", metavar="CAP_NAME"),
+    Flag("no-new-privs", "forbid gaining privileges"),
+    Flag("apparmor", "AppArmor profile", "str", metavar="PROFILE"),
+    Flag("process-label", "SELinux label", "str", metavar="LABEL"),
+    Flag("cgroup", "run in this cgroup below the container's (repeatable)", "list", metavar="[CONTROLLER,...:]PATH"),
+    Flag("ignore-paused", "accept a paused container; the program starts when it is resumed"),
+    Flag("no-subreaper", "accepted for compatibility with runc and ignored"),
 )
-# What a process has of its container where --process leaves it open.
+# The settings that a program takes from its container if --process does not set them.
 _INHERITED = ("capabilities", "apparmor_profile", "selinux_label", "rlimits", "oom_score_adj", "umask")
-FAILED = 255  # runc's: the smaller ones are the program's own
+FAILED = 255  # as runc: smaller numbers are exit statuses of the program
 SYNTAX = Syntax(
-    "Run a program in a running container, with our own stdin, stdout and stderr.", FLAGS, ("id", "command...")
+    "Run a program in a running container, with the caller's stdin, stdout and stderr.", FLAGS, ("id", "command...")
 )
 
 
@@ -57,7 +57,7 @@ def run(args: Values) -> int:
 
 
 def _process(args: Values, state: State) -> tuple[Process, Spec]:
-    """The program to run: from --process, or the container's own process object with what was given instead."""
+    """Return the program to run: that of --process, or the container's with the flags applied. Raises UsageError."""
     from migrate.errors import UsageError
     from runtime.linux.capabilities import NUMBERS, SETS
     from runtime.spec.config import read_json

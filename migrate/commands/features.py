@@ -1,4 +1,4 @@
-"""pymigrate features: what this runtime recognizes, as the OCI runtime specification defines it."""
+"""pymigrate features: print the features of this runtime, as the OCI runtime specification defines them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from migrate.cli.flags import Values
 
-SYNTAX = Syntax("Print what this runtime recognizes, as JSON.")
+SYNTAX = Syntax("Print the features of this runtime, as JSON.")
 
 
 def run(args: Values) -> int:

@@ -10,13 +10,13 @@ if TYPE_CHECKING:
 
 SYNTAX = Syntax(
     "Send a signal, by name or number (default SIGTERM), to a container's init.",
-    (Flag("all", "send it to every process of the container", short="a"),),
+    (Flag("all", "send the signal to every process of the container", short="a"),),
     ("id", "signal?"),
 )
 
 
 def parse_signal(text: str) -> int:
-    """KILL, SIGKILL and 9 are the same; 0 only asks whether one can be sent. Raises UsageError."""
+    """Return a signal's number: KILL, SIGKILL and 9 are the same, 0 only checks for the process. Raises UsageError."""
     from migrate.errors import UsageError
 
     if text.isdecimal() and len(text) < 3 and int(text) < 65:

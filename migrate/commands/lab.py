@@ -1,4 +1,4 @@
-"""pymigrate lab up|down|status|exec|ssh-config: hosts on this machine to try moves between."""
+"""pymigrate lab up|down|status|exec|ssh-config: make hosts on this machine to try moves between."""
 
 import argparse
 import json
@@ -13,12 +13,16 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    up = actions.add_parser("up", help="make hosts, each with namespaces, files, a bridge br0 and an sshd of its own")
+    up = actions.add_parser("up", help="make hosts, each with its own namespaces, files, bridge br0 and sshd")
     up.add_argument(
-        "-n", "--number", type=int, default=2, help="how many: host1, host2, ... (default 2), and client beside them"
+        "-n",
+        "--number",
+        type=int,
+        default=2,
+        help="number of hosts: host1, host2, ... (default 2); a host `client` is always added",
     )
-    up.add_argument("--disk", metavar="SIZE", help="limit /var/lib/pymigrate of each host, as in 64m")
-    actions.add_parser("down", help="end everything in them and leave nothing behind")
+    up.add_argument("--disk", metavar="SIZE", help="limit the size of /var/lib/pymigrate of each host, such as 64m")
+    actions.add_parser("down", help="kill everything in the hosts and remove them")
     actions.add_parser("status", help="list the hosts")
     run = actions.add_parser("exec", help="run a command in a host: lab exec host1 -- CMD")
     run.add_argument("host")
@@ -81,14 +85,14 @@ def _status(hosts: list["Host"], *, as_json: bool) -> None:
 
 
 def _ssh_config(lab: str) -> str:
-    """The hosts cannot be reached from this machine's network: ssh goes through `lab exec`, sshd on its stdio."""
+    """Return an ssh_config. No route leads to the hosts, so ssh talks to an sshd on the stdio of `lab exec`."""
     from migrate.lab import model
 
     text = ""
     for host in model.hosts(lab):
         relay = shlex.join(
             relaunch.argv("lab", "exec", host.name, "--", "/usr/sbin/sshd", "-i", "-f", "/run/sshd_config")
-        ).replace("%", "%%")  # which ssh takes for its own
+        ).replace("%", "%%")  # ssh expands %
         text += (
             f"Host {host.name}\n  User root\n  IdentityFile {host.directory}/ssh/id_ed25519\n  IdentitiesOnly yes\n"
             f"  UserKnownHostsFile {host.directory}/ssh/known_hosts\n"

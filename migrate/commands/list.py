@@ -1,4 +1,4 @@
-"""pymigrate list: the containers of this host."""
+"""pymigrate list: list the containers of this host."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from runtime.state.record import State
     from runtime.state.store import Store
 
-FORMAT = Flag("format", "how it is shown", "str", short="f", default="table", choices=("table", "json"))
-SYNTAX = Syntax("List the containers of this host.", (FORMAT, Flag("quiet", "only the ids", short="q")))
+FORMAT = Flag("format", "output format", "str", short="f", default="table", choices=("table", "json"))
+SYNTAX = Syntax("List the containers of this host.", (FORMAT, Flag("quiet", "print only the ids", short="q")))
 
 
 def run(args: Values) -> int:
@@ -29,7 +29,7 @@ def run(args: Values) -> int:
             state = _load(store, container_id)
             if state is not None:
                 states.append(state.oci(store.status(state)))
-        except ContainerError as error:  # one that is broken must not hide the others
+        except ContainerError as error:  # a broken container must not hide the others
             print(f"pymigrate: warning: {error}", file=sys.stderr)
     if args.quiet:
         print(*(state["id"] for state in states), sep="\n", end="\n" if states else "")
@@ -43,7 +43,7 @@ def run(args: Values) -> int:
 
 
 def _load(store: Store, container_id: str) -> State | None:
-    """The state of a container; None for one that another invocation has just begun to make, or is removing."""
+    """Return the state of a container, or None if another process is just making or removing it."""
     import os
 
     from runtime.errors import NotFound
@@ -53,4 +53,4 @@ def _load(store: Store, container_id: str) -> State | None:
     except NotFound:
         if store.is_busy(container_id) or not os.path.isdir(store.directory(container_id)):
             return None
-    return store.look(container_id)  # it was made between the two looks; or this is what a killed one has left
+    return store.look(container_id)  # it was made in between, or a killed process left it behind

@@ -1,13 +1,13 @@
-"""pymigrate logs ID: what a container wrote to stdout and stderr, here and on the hosts it came from."""
+"""pymigrate logs ID: print what a container wrote to stdout and stderr, on this host and those it came from."""
 
 import argparse
 import sys
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-f", "--follow", action="store_true", help="go on with what it writes, until it ends")
+    parser.add_argument("-f", "--follow", action="store_true", help="print new output until the container exits")
     parser.add_argument("-n", "--tail", type=int, metavar="N", help="only the last N lines")
-    parser.add_argument("-t", "--timestamps", action="store_true", help="put the time before each line")
+    parser.add_argument("-t", "--timestamps", action="store_true", help="print the time before each line")
     parser.add_argument("id", help="the container")
 
 

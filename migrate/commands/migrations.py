@@ -1,4 +1,4 @@
-"""pymigrate migrations: the moves that this host has taken part in, newest last, and what they have left."""
+"""pymigrate migrations: list the moves that this host took part in, newest last, and what they left behind."""
 
 import argparse
 import json
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--id", help="only those of this container")
+    parser.add_argument("--id", help="only moves of this container")
     parser.add_argument(
         "--clean",
         action="store_true",
-        help="remove images and files that moves into this host have left, unless they may be needed",
+        help="remove images and files that moves to this host left behind, unless they may be needed",
     )
     parser.add_argument(
-        "--force", action="store_true", help="with --clean: also where they may be the last copy of a container"
+        "--force", action="store_true", help="with --clean: also remove what may be the last copy of a container"
     )
 
 
@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     from migrate.target import image_cleanup, places
 
     if args.force and not args.clean:
-        raise UsageError("--force goes with --clean")
+        raise UsageError("--force needs --clean")
     images = image_cleanup.left(args.id)
     files = [mark for mark in places.leftovers() if args.id in (None, mark.id)]
     if args.clean:
@@ -135,17 +135,17 @@ def _print_table(moves: "list[Entry]", images: "list[Left]", files: "list[Mark]"
 
 
 def _clean_files(files: "list[Mark]") -> None:
-    """Remove what failed moves have sent: the next one of the same container sends it again."""
+    """Remove the files that failed moves sent. The next move of the same container sends them again."""
     from migrate.cli.error_report import printable
     from migrate.target import places
 
     for mark in files:
         why = places.clean(mark)
-        print(printable(f"{mark.id}, {mark.path}: {f'stays: {why}' if why else 'removed'}"))
+        print(printable(f"{mark.id}, {mark.path}: {f'kept: {why}' if why else 'removed'}"))
 
 
 def _clean(images: "list[Left]", *, force: bool) -> int:
-    """Remove what may be removed. Raises LastCopy when something stays that may be needed."""
+    """Remove the images that nobody needs. Raises LastCopy if images remain that may be needed."""
     from migrate.target import image_cleanup
     from migrate.target.image_cleanup import LastCopy
 
@@ -153,12 +153,12 @@ def _clean(images: "list[Left]", *, force: bool) -> int:
     for item in images:
         name = f"{item.entry.id if item.entry else 'an unknown container'}, {item.found.path}"
         if item.in_use:
-            print(f"{name}: a move uses these images: they stay")
+            print(f"{name}: kept: a move uses these images")
         elif item.may_be_last and not force:
             kept.append(item)
         else:
             if item.may_be_last:
-                print(f"pymigrate: warning: {name}: this may have been the last copy of it", file=sys.stderr)
+                print(f"pymigrate: warning: {name}: this may have been the last copy of the container", file=sys.stderr)
             image_cleanup.remove(item)
             print(f"{name}: removed")
     if kept:

@@ -12,7 +12,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     move_arguments.add_arguments(parser)
     parser.add_argument(
         "--timeout", type=move_arguments.seconds, default=FREEZE_TIMEOUT, metavar="SECONDS",
-        help=f"give up and go on at the source when it has been frozen this long (default {FREEZE_TIMEOUT:.0f})",
+        help=f"roll back when the container has been frozen this long (default {FREEZE_TIMEOUT:.0f})",
     )  # fmt: skip
 
 

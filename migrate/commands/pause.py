@@ -8,7 +8,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from migrate.cli.flags import Values
 
-SYNTAX = Syntax("Freeze all processes of a container; `resume` lets them go on.", (), ("id",))
+SYNTAX = Syntax("Freeze all processes of a container. `resume` thaws them.", (), ("id",))
 
 
 def run(args: Values) -> int:

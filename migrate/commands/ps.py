@@ -1,4 +1,4 @@
-"""pymigrate ps ID [OPTION...]: the processes of a container, by their pids on this host."""
+"""pymigrate ps ID [OPTION...]: list the processes of a container by their pids on this host."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from migrate.cli.flags import Values
 
 SYNTAX = Syntax(
-    "List the processes of a container. The options are those of ps(1); default -ef.",
+    "List the processes of a container. The options are those of ps(1); the default is -ef.",
     (FORMAT,),
     ("id", "ps_options..."),
 )
@@ -30,7 +30,7 @@ def run(args: Values) -> int:
     if column is None:
         from migrate.errors import UsageError
 
-        raise UsageError(f"ps {' '.join(args.ps_options)}: shows no column PID")
+        raise UsageError(f"ps {' '.join(args.ps_options)}: the output has no column PID")
     print(lines[0])
     wanted = {str(pid) for pid in pids}
     for line in lines[1:]:

@@ -1,4 +1,4 @@
-"""pymigrate restore ID: make a running container of CRIU's image files, as runc does."""
+"""pymigrate restore ID: restore a container from CRIU's image files, as runc does."""
 
 from __future__ import annotations
 
@@ -12,19 +12,26 @@ if TYPE_CHECKING:
     from migrate.cli.flags import Values
 
 SYNTAX = Syntax(
-    "Make a running container of image files, in the foreground unless --detach.",
+    "Restore a container from image files, in the foreground unless --detach is given.",
     (
         *checkpoint.FLAGS,
-        Flag("bundle", "the bundle (default: here)", "str", short="b", metavar="DIR", default="."),
-        Flag("detach", "return when it runs", short="d"),
+        Flag("bundle", "the bundle directory (default: the current one)", "str", short="b", metavar="DIR", default="."),
+        Flag("detach", "return once it runs", short="d"),
         Flag("pid-file", "write the pid of the container's init to FILE", "str", metavar="FILE"),
-        Flag("console-socket", "send the master of its terminal to this Unix socket", "str", metavar="PATH"),
-        Flag("parent-path", "accepted for runc's sake: the images know their parent", "str", metavar="DIR"),
-        Flag("lsm-profile", "TYPE:NAME, the label of its processes (apparmor or selinux)", "str", metavar="PROFILE"),
-        Flag("lsm-mount-context", "the SELinux context of its mounts", "str", metavar="CONTEXT"),
+        Flag(
+            "console-socket", "send the master of the container's terminal to this Unix socket", "str", metavar="PATH"
+        ),
+        Flag(
+            "parent-path",
+            "accepted for compatibility with runc and ignored: the images name their parent",
+            "str",
+            metavar="DIR",
+        ),
+        Flag("lsm-profile", "label of the processes as TYPE:NAME (apparmor or selinux)", "str", metavar="PROFILE"),
+        Flag("lsm-mount-context", "SELinux context of the mounts", "str", metavar="CONTEXT"),
         Flag("net", create.NET_HELP, "str", metavar="NET"),
-        Flag("no-subreaper", "accepted for runc's sake"),
-        Flag("no-pivot", "accepted for runc's sake"),
+        Flag("no-subreaper", "accepted for compatibility with runc and ignored"),
+        Flag("no-pivot", "accepted for compatibility with runc and ignored"),
     ),
     ("id",),
 )
@@ -37,7 +44,7 @@ def run(args: Values) -> int:
 
     images, work = checkpoint.paths(args)
     if not os.path.isdir(images):
-        raise UsageError(f"--image-path {images}: is no directory")
+        raise UsageError(f"--image-path {images}: not a directory")
     chosen = checkpoint.options(args)
     for name in ("lsm_profile", "lsm_mount_context"):
         if args.__dict__[name]:

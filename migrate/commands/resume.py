@@ -1,4 +1,4 @@
-"""pymigrate resume ID: let a paused container go on."""
+"""pymigrate resume ID: resume a paused container."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from migrate.cli.flags import Values
 
-SYNTAX = Syntax("Let a paused container go on.", (), ("id",))
+SYNTAX = Syntax("Resume a paused container.", (), ("id",))
 
 
 def run(args: Values) -> int:

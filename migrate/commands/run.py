@@ -11,11 +11,13 @@ if TYPE_CHECKING:
 
 FLAGS = (
     *create.FLAGS,
-    Flag("detach", "return when it runs; `logs` shows its output", short="d"),
-    Flag("keep", "do not delete it when it ends"),
-    Flag("no-subreaper", "accepted for runc's sake"),
+    Flag("detach", "return once it runs; `logs` shows its output", short="d"),
+    Flag("keep", "do not delete the container when it exits"),
+    Flag("no-subreaper", "accepted for compatibility with runc and ignored"),
 )
-SYNTAX = Syntax("Create and start a container, with our own stdin, stdout and stderr unless --detach.", FLAGS, ("id",))
+SYNTAX = Syntax(
+    "Create and start a container, with the caller's stdin, stdout and stderr unless --detach.", FLAGS, ("id",)
+)
 
 
 def run(args: Values) -> int:

@@ -1,4 +1,4 @@
-"""pymigrate snapshot save|restore|show: containers frozen to disk."""
+"""pymigrate snapshot save|restore|show: save containers to disk and restore them."""
 
 import argparse
 import dataclasses
@@ -8,22 +8,22 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    save = actions.add_parser("save", help="snapshot a running container; it goes on running")
+    save = actions.add_parser("save", help="save a running container, which keeps running")
     save.add_argument("id", help="the container")
-    save.add_argument("dir", type=Path, help="directory to make; must not exist")
-    save.add_argument("--stop", action="store_true", help="end the container once the snapshot is written")
+    save.add_argument("dir", type=Path, help="directory to create; must not exist")
+    save.add_argument("--stop", action="store_true", help="kill the container once the snapshot is written")
     save.add_argument("--allow", action="append", default=[], metavar="RULE", help="lift a rule of validate")
-    restore = actions.add_parser("restore", help="make a running container of a snapshot")
+    restore = actions.add_parser("restore", help="restore a container from a snapshot")
     restore.add_argument("dir", type=Path, help="the snapshot")
-    restore.add_argument("--id", help="name of the new container (default: that of the old one)")
-    restore.add_argument("--rootfs", type=Path, help="where the root file system lies now")
-    restore.add_argument("--net", help="another network than it had (docs/network.md)")
+    restore.add_argument("--id", help="id of the restored container (default: that of the saved one)")
+    restore.add_argument("--rootfs", type=Path, help="directory of the root file system, if it has moved")
+    restore.add_argument("--net", help="give it another network (docs/network.md)")
     fate = restore.add_mutually_exclusive_group()
+    fate.add_argument("--tcp-close", action="store_true", help="close its TCP connections; peers are not told")
     fate.add_argument(
-        "--tcp-close", action="store_true", help="it finds its TCP connections closed; peers are not told"
+        "--tcp-established", action="store_true", help="keep its TCP connections, whose peers must still be waiting"
     )
-    fate.add_argument("--tcp-established", action="store_true", help="its TCP connections go on, if their peers wait")
-    show = actions.add_parser("show", help="say what a snapshot is and check that it is whole")
+    show = actions.add_parser("show", help="describe a snapshot and check that it is intact")
     show.add_argument("dir", type=Path, help="the snapshot")
 
 
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
             if args.json:
                 print(json.dumps({"event": "restored", "id": state.id, "pid": state.pid}))
                 return 0
-            text = f"{state.id}: runs again, from {args.dir} (pid {state.pid})"
+            text = f"{state.id}: restored from {args.dir} (pid {state.pid})"
         case _:
             return _show(args)
     if args.json:

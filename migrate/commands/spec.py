@@ -13,10 +13,12 @@ if TYPE_CHECKING:
     from migrate.cli.flags import Values
 
 SYNTAX = Syntax(
-    "Write a config.json to start from, one that can be moved.",
+    "Write a config.json to start from. Its container can be moved.",
     (
-        Flag("bundle", "where to write (default: here)", "str", short="b", metavar="DIR", default="."),
-        Flag("rootless", "for a user who is not root: with a user namespace, without limits"),
+        Flag(
+            "bundle", "directory to write to (default: the current one)", "str", short="b", metavar="DIR", default="."
+        ),
+        Flag("rootless", "for users other than root: with a user namespace, without limits"),
         Flag("two-file", "write the earlier layout: config.json and runtime.json"),
     ),
 )
@@ -38,7 +40,7 @@ def run(args: Values) -> int:
             from migrate.errors import UsageError
 
             path = os.path.join(args.bundle, name)
-            raise UsageError(f"{path} exists already", remedy="remove it, or choose another directory")
+            raise UsageError(f"{path} already exists", remedy="remove it, or choose another directory")
     import json
 
     for name, content in files.items():

@@ -1,4 +1,4 @@
-"""pymigrate start ID: let a created container run its program."""
+"""pymigrate start ID: start a created container."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from migrate.cli.flags import Values
 
-SYNTAX = Syntax("Let a created container run its program.", (), ("id",))
+SYNTAX = Syntax("Start the program of a created container.", (), ("id",))
 
 
 def run(args: Values) -> int:

@@ -1,4 +1,4 @@
-"""pymigrate state ID: the state of a container, as the OCI runtime specification defines it."""
+"""pymigrate state ID: print the state of a container, as the OCI runtime specification defines it."""
 
 from __future__ import annotations
 

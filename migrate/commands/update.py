@@ -10,33 +10,42 @@ if TYPE_CHECKING:
 
     from migrate.cli.flags import Values
 
-# Flag -> place in a resources object, whether it is a size, help.
+# Flag -> group and field of a resources object, whether it is a size, help.
 _LIMITS: dict[str, tuple[str, str, bool, str]] = {
     "blkio-weight": ("blockIO", "weight", False, "weight of block I/O, 10 to 1000"),
-    "cpu-period": ("cpu", "period", False, "period of the processor limit, in microseconds"),
-    "cpu-quota": ("cpu", "quota", False, "processor time in each period, in microseconds; -1 for no limit"),
-    "cpu-burst": ("cpu", "burst", False, "time that may be saved up, in microseconds"),
-    "cpu-share": ("cpu", "shares", False, "relative weight, 1024 is normal"),
+    "cpu-period": ("cpu", "period", False, "period of the CPU limit, in microseconds"),
+    "cpu-quota": ("cpu", "quota", False, "CPU time per period, in microseconds; -1 for no limit"),
+    "cpu-burst": ("cpu", "burst", False, "CPU time that can be saved up, in microseconds"),
+    "cpu-share": ("cpu", "shares", False, "relative CPU weight; 1024 is normal"),
     "cpu-rt-period": ("cpu", "realtimePeriod", False, "period for real-time scheduling, in microseconds"),
-    "cpu-rt-runtime": ("cpu", "realtimeRuntime", False, "real-time in each period, in microseconds"),
-    "cpu-idle": ("cpu", "idle", False, "1 for what runs only when nothing else does"),
-    "memory": ("memory", "limit", True, "bytes, or with a suffix k, m, g; -1 for no limit"),
-    "memory-reservation": ("memory", "reservation", True, "soft limit"),
-    "memory-swap": ("memory", "swap", True, "memory and swap together"),
-    "pids-limit": ("pids", "limit", False, "processes and threads; -1 for no limit"),
+    "cpu-rt-runtime": ("cpu", "realtimeRuntime", False, "real-time CPU time per period, in microseconds"),
+    "cpu-idle": ("cpu", "idle", False, "1 to run only when nothing else does"),
+    "memory": ("memory", "limit", True, "memory limit in bytes, or with a suffix k, m, g; -1 for no limit"),
+    "memory-reservation": ("memory", "reservation", True, "soft memory limit"),
+    "memory-swap": ("memory", "swap", True, "limit of memory and swap together"),
+    "pids-limit": ("pids", "limit", False, "limit of processes and threads; -1 for no limit"),
 }
 _GONE = ("kernel-memory", "kernel-memory-tcp")
 _RDT = ("l3-cache-schema", "mem-bw-schema")
 _SETS = {"cpuset-cpus": "cpus", "cpuset-mems": "mems"}
 SYNTAX = Syntax(
-    "Change the limits of a container; what is not named stays as it is.",
+    "Change the limits of a container. Limits that are not named stay as they are.",
     (
-        Flag("resources", "a resources object as in config.json; - for stdin", "str", short="r", metavar="FILE"),
+        Flag(
+            "resources",
+            "a file with a resources object as in config.json; - for stdin",
+            "str",
+            short="r",
+            metavar="FILE",
+        ),
         *(Flag(name, text, "str", metavar="N") for name, (_, _, _, text) in _LIMITS.items()),
-        Flag("cpuset-cpus", "processors, as in 0-2,7", "str", metavar="LIST"),
-        Flag("cpuset-mems", "memory nodes, as in 0-2,7", "str", metavar="LIST"),
-        *(Flag(name, "accepted for runc's sake: kernels have given it up", "str", metavar="N") for name in _GONE),
-        *(Flag(name, "refused: there is no linux.intelRdt", "str", metavar="SCHEMA") for name in _RDT),
+        Flag("cpuset-cpus", "CPUs, such as 0-2,7", "str", metavar="LIST"),
+        Flag("cpuset-mems", "memory nodes, such as 0-2,7", "str", metavar="LIST"),
+        *(
+            Flag(name, "accepted for compatibility with runc and ignored: kernels have dropped it", "str", metavar="N")
+            for name in _GONE
+        ),
+        *(Flag(name, "refused: linux.intelRdt is not supported", "str", metavar="SCHEMA") for name in _RDT),
     ),
     ("id",),
 )
@@ -87,7 +96,7 @@ def _from_flags(args: Values) -> dict[str, dict[str, Any]]:
 
 
 def _number(flag: str, text: str, *, is_size: bool) -> int:
-    """A number; a size may have a suffix (k, m, g, t: powers of 1024), and a fraction before it."""
+    """Return a number. A size can have a suffix (k, m, g, t: powers of 1024) and a fraction. Raises UsageError."""
     from migrate.errors import UsageError
 
     digits = text.lower().removesuffix("b").removesuffix("i") if is_size else text

@@ -1,4 +1,4 @@
-"""pymigrate validate ID [HOST]: list every reason why a container cannot move; exit status 3 if there is one."""
+"""pymigrate validate ID [HOST]: list every reason why a container cannot move. The exit status is 3 if there is one."""
 
 import argparse
 import json
@@ -8,7 +8,7 @@ from migrate.cli import move_arguments
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("id", help="the container")
-    parser.add_argument("host", nargs="?", help="[USER@]HOST to move to; without it only the container is checked")
+    parser.add_argument("host", nargs="?", help="the target, [USER@]HOST; without it only the container is checked")
     move_arguments.add_arguments(parser)
 
 

@@ -43,7 +43,7 @@ def test_a_bare_target_can_look_after_what_comes(machines: Machines) -> None:
     machines.wait_count("host2", before)
     back = machines.on("host2", "pymigrate", "move", "web", "host1", check=False)
     assert back.returncode == 1
-    assert "Python module paramiko, which is not installed" in back.stderr
+    assert "the Python module paramiko is not installed" in back.stderr
     assert "Traceback" not in back.stderr
 
 

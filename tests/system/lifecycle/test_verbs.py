@@ -30,7 +30,7 @@ def test_ps(running: Local) -> None:
     assert all(str(pid) in line.split()[:3] for line in lines), lines
     assert running("ps", "verbs", "-o", "pid,comm").stdout.splitlines()[1].split() == [str(pid), "sh"]
     odd = running("ps", "verbs", "-o", "comm", check=False)
-    assert (odd.returncode, "shows no column PID" in odd.stderr) == (2, True)
+    assert (odd.returncode, "the output has no column PID" in odd.stderr) == (2, True)
 
 
 def test_update(running: Local, tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def claim(sock: socket.socket) -> None:
         sock.sendall(bytes(1 << 20))
 
 
-@pytest.mark.parametrize(("serve", "words"), [(greet, "greets without end"), (claim, "is over the limit")])
+@pytest.mark.parametrize(("serve", "words"), [(greet, "its greeting is longer"), (claim, "is over the limit")])
 def test_before_anything_is_encrypted(serve: Callable[[socket.socket], None], words: str) -> None:
     with connected(serve) as (transport, _), pytest.raises(paramiko.SSHException, match=words):
         transport.start_client(timeout=PATIENCE)
@@ -97,4 +97,4 @@ def test_more_than_the_window(kind: bytes) -> None:
         assert not transport.is_active()
         held = len(channel.in_buffer) + len(channel.in_stderr_buffer)
         assert ssh.WINDOW < held < ssh.WINDOW + (1 << 20)
-        assert "more than it may" in str(transport.get_exception())
+        assert "more than the channel's window" in str(transport.get_exception())

@@ -22,10 +22,10 @@ def cut():
 def out_of_reach():
     # From now on every deadline passes, however long it is, and nothing asks again by itself.
     from migrate.source import ask_later, coordinator, settle
-    from migrate.wire import ssh
+    from migrate.wire import ssh_config
     ask_later.start = lambda *_: False
     coordinator.CONFIRM_TIMEOUT = 1.0
-    coordinator.RESUME_TIMEOUT = settle.RECONNECT_TIMEOUT = ssh.CONNECT_TIMEOUT = 1.0
+    coordinator.RESUME_TIMEOUT = settle.RECONNECT_TIMEOUT = ssh_config.CONNECT_TIMEOUT = 1.0
 """
 
 

@@ -84,6 +84,7 @@ def test_files_that_are_named_or_cannot_be_read(lab: Lab, tmp_path: Path) -> Non
     """Each ends a move with a sentence that names the file, or is passed over; what revokes keys counts."""
     key = lab.sh("host1", "grep ^host2 /root/.ssh/known_hosts").split(" ", 1)[1]
     (tmp_path / "known").write_text(f"host2 {key}")
+    (tmp_path / "with space").write_text(f"host2 {key}")
     (tmp_path / "revoked").write_text(f"@revoked host2 {key}")
     (tmp_path / "list").write_text(key)
     (tmp_path / "other").write_text(lab.sh("host1", "grep ^host1 /root/.ssh/known_hosts").split(" ", 1)[1])
@@ -95,9 +96,15 @@ def test_files_that_are_named_or_cannot_be_read(lab: Lab, tmp_path: Path) -> Non
         f"GlobalKnownHostsFile {tmp_path}/revoked": REVOKED,
         f"UserKnownHostsFile {tmp_path}": "Is a directory",
         f"UserKnownHostsFile {tmp_path}/huge": "is larger than 64 MiB",
-        'UserKnownHostsFile "/x': "No closing quotation",
-        "UserKnownHostsFile ~nobody-knows/x": "home directory",
-        "UserKnownHostsFile %d/x": "tokens are not known",
+        'UserKnownHostsFile "/x': "invalid quotes",
+        "UserKnownHostsFile ~nobody-knows/x": "No such user nobody-knows",
+        "UserKnownHostsFile %d/x": UNKNOWN,
+        "UserKnownHostsFile %d/.ssh/known_hosts": FINE,
+        f'UserKnownHostsFile {tmp_path}/none "{tmp_path}/with space" ~/none': FINE,
+        f'GlobalKnownHostsFile "{tmp_path}/with space" {tmp_path}/revoked': REVOKED,
+        "IdentityFile ~/.ssh/missing": "there is no key to log in as root with",
+        "IdentityFile ~/.ssh/missing\nIdentityFile %d/.ssh/id_ed25519": FINE,
+        "IdentityFile %x": "the token %x is not supported",
         f"RevokedHostKeys {tmp_path}/list": REVOKED,
         f"RevokedHostKeys {tmp_path}/krl": REVOKED,
         f"RevokedHostKeys {tmp_path}/other": FINE,
@@ -105,14 +112,14 @@ def test_files_that_are_named_or_cannot_be_read(lab: Lab, tmp_path: Path) -> Non
     }
     code = (
         "import pathlib, sys\nfrom migrate.wire import ssh\nfrom migrate.errors import HostError\n"
-        "for line in sys.stdin.read().splitlines():\n"
-        "    pathlib.Path('/root/.ssh/config').write_text(line + '\\n')\n"
+        "for text in sys.stdin.read().split('\\0'):\n"
+        "    pathlib.Path('/root/.ssh/config').write_text(text + '\\n')\n"
         "    try: ssh.login('host2').close(); print()\n"
         "    except HostError as error: print(error)\n"
     )
     try:
         done = subprocess.run(
-            lab.argv("host1", lab.python, "-c", code), env=lab.environment, input="\n".join(cases),
+            lab.argv("host1", lab.python, "-c", code), env=lab.environment, input="\0".join(cases),
             capture_output=True, text=True, timeout=60,
         )  # fmt: skip
     finally:

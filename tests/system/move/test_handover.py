@@ -67,7 +67,7 @@ _MOMENT = """
 script = '''
 for p in /proc/[0-9]*; do
     case "$(tr '\\\\0' ' ' < $p/cmdline 2>/dev/null)" in
-    *runtime.[s]him*) kill -STOP ${p#/proc/}; read -r criu init < $p/task/${p#/proc/}/children ;;
+    *runtime.monitor.[m]ain*) kill -STOP ${p#/proc/}; read -r criu init < $p/task/${p#/proc/}/children ;;
     esac
 done
 kill -9 $criu

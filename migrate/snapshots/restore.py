@@ -12,7 +12,8 @@ from migrate.files.fingerprint import fingerprint
 from migrate.snapshots.manifest import IMAGES, Snapshot
 from runtime import notices
 from runtime.checkpoint import supplement
-from runtime.checkpoint.restore import RestorePlan, Restoring
+from runtime.checkpoint.restore import Restoring
+from runtime.checkpoint.restore_criu import RestorePlan
 from runtime.linux import trusted
 from runtime.spec.config import load as load_spec
 from runtime.state.record import State

@@ -33,7 +33,8 @@ from migrate.target import trees as tree_store
 from migrate.target.files import Arriving
 from migrate.target.images import ReceivedImages, ReceivedPages
 from migrate.wire.protocol import CheckTrees, OpenBundle, Prepare, Restore
-from runtime.checkpoint.restore import RestorePlan, Restoring
+from runtime.checkpoint.restore import Restoring
+from runtime.checkpoint.restore_criu import RestorePlan
 from runtime.linux import processes
 from runtime.spec import config as spec_config
 from runtime.state.record import State, check_id

@@ -8,7 +8,8 @@ from criu_rpc.client import Criu
 from runtime import sync
 from runtime.checkpoint import options as criu_options
 from runtime.checkpoint import runc_checkpoint, supplement
-from runtime.checkpoint.restore import RestorePlan, Restoring
+from runtime.checkpoint.restore import Restoring
+from runtime.checkpoint.restore_criu import RestorePlan
 from runtime.init import mounts
 from runtime.lifecycle import delete, engine_sockets, provision
 from runtime.lifecycle import run as foreground

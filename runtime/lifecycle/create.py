@@ -5,37 +5,25 @@ from __future__ import annotations
 import os
 
 from runtime import sync
-from runtime.cgroups import monitor as monitor_cgroup
-from runtime.cgroups.cgroup import Cgroup
 from runtime.errors import ContainerError, DeadlineExceeded, SpecError, StartFailed
 from runtime.init import container as container_init
 from runtime.init import hooks
 from runtime.lifecycle import engine_sockets
-from runtime.lifecycle.provision import (
-    claim_network,
-    connect_network,
-    later_hooks,
-    limit_reached,
-    load_asked,
-    make_cgroup,
-    now,
-    remove_cgroup,
-    remove_network,
-)
+from runtime.lifecycle.provision import Provision, connect_network, limit_reached, load_asked
 from runtime.light import signals
 from runtime.light.records import Record
-from runtime.linux import capabilities, namespaces, processes, syscalls
+from runtime.linux import capabilities, processes, syscalls
+from runtime.linux.descriptors import Owned
 from runtime.monitor import spawn
-from runtime.state.kept_config import keep
-from runtime.state.record import State
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
-    from typing import Any
+    from typing import Self
 
     from runtime.spec.config import Spec
+    from runtime.state.record import State
     from runtime.state.store import Store
 
 
@@ -85,34 +73,19 @@ def create(
             told = (f"LISTEN_FDS={options.listen_fds}", "LISTEN_PID=1")
             spec = spec.replace(process=spec.process.replace(env=(*spec.process.env, *told)))
         _check(spec, options, connect is not None)
-        if spec.network is not None:
-            from runtime.spec import config as spec_config
-
-            spec = spec_config.with_mac(spec)
-        directory = store.create(container_id)
-        state = State(
-            id=container_id,
-            bundle=bundle,
-            rootfs=os.path.realpath(spec.root),
-            created=now(),
-            log_path=directory + "/log",
-            annotations=spec.annotations,
-            hooks=later_hooks(spec),
-        )
-        if spec.network is not None:
-            claim_network(store, state, spec.network)
-        cgroup = Cgroup({})
+        made = Provision(store, spec, container_id, bundle)
         try:
-            keep(spec, directory)
-            state, cgroup = make_cgroup(store, state, spec, systemd=options.systemd)
-            return _launch(store, state, spec, cgroup, options, connect)
+            made.set_up(systemd=options.systemd)
+            with _Launch(made, options) as launch:
+                launch.start(connect)
+                launch.meet()
+                launch.set_up()
+                launch.hand_over()
+            return made.state
         except BaseException as error:
-            cause = limit_reached(cgroup, spec.resources)
-            remove_cgroup(cgroup)
-            remove_network(state)
-            # As after any other end (runtime.md, lifecycle, steps 3 to 13).
-            hooks.run_all("poststop", spec.hooks["poststop"], state.oci("stopped"))
-            store.remove(container_id)
+            cause = limit_reached(made.cgroup, spec.resources)
+            made.disconnect()
+            made.remove(run_hooks=True)
             if cause is not None and isinstance(error, StartFailed | DeadlineExceeded):
                 raise type(error)(f"{cause}: {error}") from None
             raise
@@ -136,119 +109,136 @@ def _check(spec: Spec, options: Options, has_console: bool) -> None:
         require_labels(spec.process, spec.mount_label)
 
 
-def _launch(
-    store: Store,
-    state: State,
-    spec: Spec,
-    cgroup: Cgroup,
-    options: Options,
-    connect: Callable[[], socket.socket] | None,
-) -> State:
-    """Start the init, go through the handshake, save the state as created."""
-    directory = state.directory
-    fifo = directory + "/exec.fifo"
+class _Launch:
+    """The steps from a container's cgroup to an init that waits for `start`: each method is one, in this order.
+
+    Use it in a `with`: leaving that closes this process's descriptors, and after an error kills init and monitor.
+    """
+
+    def __init__(self, made: Provision, options: Options) -> None:
+        self._made, self._spec, self._options = made, made.spec, options
+        self._ours = Owned()
+        self._handshake: socket.socket | None = None
+        self._master: socket.socket | None = None  # receives the master of a terminal that the monitor owns
+        self._monitor: spawn.Monitor | None = None  # None in the foreground
+        self._first_stage = 0  # in the foreground, a child of this process
+        self._pid = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            if self._pid:
+                _kill(self._pid)
+            if self._monitor is not None and self._monitor.pid:
+                self._monitor.abandon()
+        self._ours.close()
+
+    def start(self, connect: Callable[[], socket.socket] | None) -> None:
+        """Start the init's first stage: as a child of the monitor, or of this process in the foreground."""
+        state, options = self._made.state, self._options
+        with Owned() as theirs:
+            fifo, errors = _make_fifos(state.directory, theirs)
+            handshake, init_end = sync.pair()
+            self._handshake = self._ours.socket(handshake)
+            theirs.socket(init_end)
+            sync.ask_for_pids(handshake)
+            setup = container_init.Setup(
+                spec=self._spec,
+                cgroups=state.cgroup_paths,
+                fifo=fifo,
+                state=state.oci("creating"),
+                stdio=(0, 1, 2),
+                errors=errors,
+                keep=options.preserve_fds,
+                console=self._console(connect, theirs),
+                filter=engine_sockets.compile_filter(self._spec),
+                keyring=None if options.no_new_keyring else f"_ses.{state.id}",
+                move_root=options.no_pivot,
+            )
+            if options.foreground:
+                syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
+                self._first_stage = processes.fork()
+                if self._first_stage == 0:
+                    container_init.become(setup, init_end)
+                self._made.add_monitor(0, _own_streams())
+            else:
+                self._start_monitored(setup, init_end, theirs)
+
+    def _start_monitored(self, setup: container_init.Setup, init_end: socket.socket, theirs: Owned) -> None:
+        """Start the monitor, and the first stage as its child; or only that, for a caller that is the monitor."""
+        (out_r, out_w), (err_r, err_w) = theirs.pipe(), theirs.pipe()
+        piped = setup.replace(stdio=(None, out_w, err_w))
+        self._monitor = spawn.spawn(
+            self._made.state.directory,
+            lambda own: container_init.become(setup if own else piped, init_end),
+            cgroup=self._made.cgroup, stdout=out_r, stderr=err_r, fresh=False,
+            adoptable=self._options.pid_file is not None and not self._options.monitored,
+        )  # fmt: skip
+        stdio = ("/dev/null", _stream(out_w), _stream(err_w)) if self._monitor.pid else _own_streams()
+        self._made.add_monitor(self._monitor.pid, stdio if self._master is None else ("", "", ""))
+
+    def _console(self, connect: Callable[[], socket.socket] | None, theirs: Owned) -> int | None:
+        """Return the init's end of the connection that takes its terminal's master, None without a terminal."""
+        if self._options.console_socket is not None:
+            end = engine_sockets.connect_console(self._options.console_socket)
+        elif not self._spec.process.terminal:
+            return None
+        elif connect is not None:
+            end = connect()
+        else:
+            ours, end = sync.pair()
+            self._master = self._ours.socket(ours)
+        return theirs.socket(end).fileno()
+
+    def meet(self) -> None:
+        """Receive the init's pid, and save it."""
+        assert self._handshake is not None
+        self._pid = _receive_pid(self._handshake, self._spec)
+        if self._first_stage:
+            os.waitpid(self._first_stage, 0)
+        self._made.add_init(self._pid)
+
+    def set_up(self) -> None:
+        """Connect the network, run the hooks of the host, and wait until the init has set itself up."""
+        assert self._handshake is not None
+        made = self._made
+        if self._spec.network is not None:
+            connect_network(made.state, self._spec.network, again=not self._options.foreground)
+        for point in ("prestart", "createRuntime"):
+            hooks.run(point, self._spec.hooks[point], made.state.oci("creating"))
+        sync.tell(self._handshake, {})
+        shown = made.state.oci("creating")
+        engine_sockets.await_ready(self._handshake, self._spec, self._pid, shown, "the container's init")
+
+    def hand_over(self) -> None:
+        """Give the init to its monitor, and tell the caller its pid."""
+        if self._monitor is not None:
+            if self._master is not None:
+                master = engine_sockets.receive_master(self._master)
+                self._monitor.give_terminal(master)
+                os.close(master)
+            self._monitor.watch(self._pid)
+        if self._options.pidfd_socket is not None:
+            engine_sockets.send_pidfd(self._options.pidfd_socket, self._pid)
+        if self._options.pid_file is not None:
+            engine_sockets.write_pid(self._options.pid_file, self._pid)
+
+
+def _make_fifos(directory: str, owner: Owned) -> tuple[str, int]:
+    """Make the fifos of `start`: the path of the one that init waits on, the descriptor of that for its errors."""
+    fifo, errors = directory + "/exec.fifo", directory + "/error.fifo"
     try:
-        for path in (fifo, directory + "/error.fifo"):
+        for path in (fifo, errors):
             os.mkfifo(path, 0o600)
-        errors = os.open(directory + "/error.fifo", os.O_RDWR | os.O_CLOEXEC)
+        return fifo, owner.fd(os.open(errors, os.O_RDWR | os.O_CLOEXEC))
     except OSError as error:
         raise ContainerError(f"{directory}: cannot be written to: {error.strerror}") from None
-    ours, theirs = sync.pair()
-    sync.ask_for_pids(ours)
-    kept: socket.socket | None = None  # takes the master of a terminal that is the monitor's
-    (out_r, out_w), (err_r, err_w) = ((-1, -1),) * 2 if options.foreground else (os.pipe(), os.pipe())
-    setup = container_init.Setup(
-        spec=spec,
-        cgroups=state.cgroup_paths,
-        fifo=fifo,
-        state=state.oci("creating"),
-        stdio=(0, 1, 2),
-        errors=errors,
-        keep=options.preserve_fds,
-        filter=engine_sockets.compile_filter(spec),
-        keyring=None if options.no_new_keyring else f"_ses.{state.id}",
-        move_root=options.no_pivot,
-    )
-    keeper: spawn.Monitor | None = None
-    adopted: int | None = None
-    pid = 0
-    try:
-        terminal: socket.socket | None = None
-        if options.console_socket is not None:
-            terminal = engine_sockets.connect_console(options.console_socket)
-        elif connect is not None and spec.process.terminal:
-            terminal = connect()
-        elif spec.process.terminal:
-            kept, terminal = sync.pair()
-        if terminal is not None:
-            setup = setup.replace(console=terminal.fileno())
-        if options.foreground:
-            syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
-            adopted = processes.fork()
-            if adopted == 0:
-                container_init.become(setup, theirs)
-            stdio = _streams(0, 1, 2)
-        else:
-            keeper = spawn.spawn(
-                directory,
-                lambda own: container_init.become(setup if own else setup.replace(stdio=(None, out_w, err_w)), theirs),
-                cgroup=cgroup, stdout=out_r, stderr=err_r, fresh=False,
-                adoptable=options.pid_file is not None and not options.monitored,
-            )  # fmt: skip
-            stdio = ("/dev/null", *_streams(out_w, err_w)) if keeper.pid else _streams(0, 1, 2)
-            if kept is not None and terminal is not None:
-                stdio = ("", "", "")
-                terminal.close()
-            if keeper.pid and cgroup.unit is not None:
-                monitor_cgroup.add(cgroup, keeper.pid)
-        theirs.close()
-        for fd in (out_r, out_w, err_r, err_w, errors):
-            if fd >= 0:
-                os.close(fd)
-        monitor_pid = keeper.pid if keeper is not None else 0
-        state = state.replace(
-            monitor_pid=monitor_pid, stdio=stdio,
-            monitor_start_time=processes.start_time(monitor_pid) if monitor_pid else None,
-        )  # fmt: skip
-        pid = _receive_pid(ours, spec)
-        cgroup.release_claim()
-        if adopted:
-            os.waitpid(adopted, 0)
-        state = state.replace(
-            pid=pid, pid_start_time=processes.start_time(pid), namespace_paths=namespaces.paths(pid)
-        )  # fmt: skip
-        store.save(state)
-        if spec.network is not None:
-            connect_network(state, spec.network, again=not options.foreground)
-        for point in ("prestart", "createRuntime"):
-            hooks.run(point, spec.hooks[point], state.oci("creating"))
-        sync.tell(ours, {})
-        engine_sockets.await_ready(ours, spec, pid, state.oci("creating"), "the container's init")
-        if keeper is not None:
-            if kept is not None:
-                master = engine_sockets.receive_master(kept)
-                keeper.give_terminal(master)
-                os.close(master)
-            keeper.watch(pid)
-        if options.pidfd_socket is not None:
-            engine_sockets.send_pidfd(options.pidfd_socket, pid)
-        if options.pid_file is not None:
-            engine_sockets.write_pid(options.pid_file, pid)
-        return state
-    except BaseException:
-        if pid:
-            _kill(pid)
-        if keeper is not None and keeper.pid:
-            keeper.abandon()
-        raise
-    finally:
-        ours.close()
-        if kept is not None:
-            kept.close()
 
 
 def _receive_pid(ours: socket.socket, spec: Spec) -> int:
-    """The init's pid; the maps of a new user namespace are written on the way."""
+    """Receive the init's pid; before that, write the id maps of a new user namespace."""
     if spec.is_new("user"):
         from runtime.init import idmaps
 
@@ -258,15 +248,16 @@ def _receive_pid(ours: socket.socket, spec: Spec) -> int:
     return sync.receive_pid(ours, engine_sockets.TIMEOUT, "the container's init")
 
 
-def _streams(*fds: int) -> Any:
-    """What /proc shows of our descriptors; "" for one that is closed."""
-    found = []
-    for fd in fds:
-        try:
-            found.append(os.readlink(f"/proc/self/fd/{fd}"))
-        except OSError:
-            found.append("")
-    return tuple(found)
+def _own_streams() -> tuple[str, str, str]:
+    return _stream(0), _stream(1), _stream(2)
+
+
+def _stream(fd: int) -> str:
+    """Return what /proc shows of a descriptor of this process, "" if it is closed."""
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}")
+    except OSError:
+        return ""
 
 
 def _kill(pid: int) -> None:

@@ -1,4 +1,4 @@
-"""What a container gets before its first process: spec, cgroup, network, hooks for later."""
+"""What `create` and a restore give a container before its first process: directory, state, network and cgroup."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ import os
 import time
 
 from criu_rpc.errors import Error
+from runtime.cgroups import monitor as monitor_cgroup
 from runtime.cgroups.cgroup import Cgroup
 from runtime.cgroups.limits import denied_by_default, may_deny_devices
 from runtime.errors import DeadlineExceeded, SpecError, StartFailed
+from runtime.init import hooks
+from runtime.linux import namespaces, processes
 from runtime.spec.annotations import NET
 from runtime.spec.config import load
 from runtime.spec.resources import Resources
+from runtime.state.kept_config import keep
 from runtime.state.record import State
 
 TYPE_CHECKING = False
@@ -41,6 +45,110 @@ def load_asked(bundle: str, net: str | None, pid_file: str | None) -> Spec:
     return spec
 
 
+class Provision:
+    """A new container's directory, state, network claim and cgroup, from before its first process until it runs.
+
+    `create` and a restore make their containers of it. `state` is what state.json holds; it is saved before the cgroup
+    is made, so that `delete` can remove everything if this process is killed.
+    """
+
+    def __init__(self, store: Store, spec: Spec, container_id: str, bundle: str, **fields: Any) -> None:
+        """Make the directory and claim the network; `fields` are further fields of the state.
+
+        Raises Conflict when the id or an address is in use; nothing is left then.
+        """
+        if spec.network is not None:
+            from runtime.spec import config as spec_config
+
+            spec = spec_config.with_mac(spec)
+        directory = store.create(container_id)
+        own: dict[str, Any] = {"rootfs": os.path.realpath(spec.root), "created": now()}
+        self.store, self.spec = store, spec
+        self.cgroup = Cgroup({})
+        self.state = State(
+            id=container_id,
+            bundle=bundle,
+            log_path=directory + "/log",
+            annotations=spec.annotations,
+            hooks=later_hooks(spec),
+            **own | fields,
+        )
+        if spec.network is not None:
+            claim_network(store, self.state, spec.network)
+
+    def update(self, **changes: Any) -> None:
+        """Change fields of the state, and save it."""
+        self.state = self.state.replace(**changes)
+        self.store.save(self.state)
+
+    def set_up(self, *, systemd: bool) -> None:
+        """Keep config.json, make the cgroup and set its limits. Raises ContainerError."""
+        spec, state = self.spec, self.state
+        keep(spec, state.directory)
+        resources = denied_by_default(spec.resources) if may_deny_devices() else spec.resources
+        if os.geteuid() and resources == Resources():
+            self.store.save(state)  # without privileges, and without limits to set, there is no cgroup
+            return
+        if not systemd:
+            planned = Cgroup.planned(state.id, spec.cgroups_path)
+            Cgroup(planned).require_free()  # processes in it must not become this container's, to be killed with it
+            self.update(cgroup_paths=planned)
+            self.cgroup = Cgroup.create(state.id, spec.cgroups_path, owner=state.owner)
+        else:
+            self.store.save(state)
+            self.cgroup = Cgroup.create(
+                state.id, spec.cgroups_path, systemd=True, resources=resources, annotations=spec.annotations,
+                owner=state.owner,
+            )  # fmt: skip
+            self.update(cgroup_paths=self.cgroup.paths, systemd_unit=self.cgroup.unit)
+        self.cgroup.apply(resources)
+
+    def add_monitor(self, pid: int, stdio: tuple[str, str, str]) -> None:
+        """Note the init's standard streams and its monitor, process `pid`; 0 when the caller is the monitor."""
+        self.state = self.state.replace(stdio=stdio)
+        if pid:
+            if self.cgroup.unit is not None:
+                monitor_cgroup.add(self.cgroup, pid)
+            self.state = self.state.replace(monitor_pid=pid, monitor_start_time=processes.start_time(pid))
+
+    def add_init(self, pid: int) -> None:
+        """Save that the container has an init; its cgroup needs no claim from here on."""
+        self.cgroup.release_claim()
+        start, paths = processes.start_time(pid), namespaces.paths(pid)
+        self.update(pid=pid, pid_start_time=start, namespace_paths=paths)
+
+    def disconnect(self) -> None:
+        """Remove the network after a failure. Raises nothing: the failure says more."""
+        if self.state.has_bridge:
+            from runtime.network import veth
+
+            try:
+                veth.remove(self.state)
+            except (Error, OSError):
+                pass
+
+    def kill(self) -> None:
+        """Kill every process in the cgroup after a failure. Raises nothing: the failure says more."""
+        try:
+            self.cgroup.kill()
+        except Error:
+            pass
+
+    def remove(self, *, run_hooks: bool) -> None:
+        """Remove cgroup and directory after a failure; run the poststop hooks between, as after any other end.
+
+        (runtime.md, lifecycle, steps 3 to 13.)
+        """
+        self.kill()
+        try:
+            self.cgroup.remove()
+        except Error:
+            pass
+        if run_hooks:
+            hooks.run_all("poststop", self.spec.hooks["poststop"], self.state.oci("stopped"))
+        self.store.remove(self.state.id)
+
+
 def limit_reached(cgroup: Cgroup, resources: Resources) -> str | None:
     """The limit that has probably kept the container's init from being set up: a field, and what it did."""
     limits = {"memory": resources.memory_limit, "pids": resources.pids_limit}
@@ -50,54 +158,6 @@ def limit_reached(cgroup: Cgroup, resources: Resources) -> str | None:
         field = f"linux.resources.{kind}.limit" if limit is not None else "linux.cgroupsPath"
         return f"{field}: {limit if limit is not None else cgroup.directories()[0]}: {words[kind]}"
     return None
-
-
-def make_cgroup(store: Store, state: State, spec: Spec, *, systemd: bool) -> tuple[State, Cgroup]:
-    """Make a new container's cgroup and set its limits; the state says where it is. Raises ContainerError.
-
-    The state is saved before anything is made, so that whoever finds it after we were killed can remove all.
-    """
-    resources = denied_by_default(spec.resources) if may_deny_devices() else spec.resources
-    if os.geteuid() and resources == Resources():
-        store.save(state)  # without privileges, and without limits to set, there is none
-        return state, Cgroup({})
-    if not systemd:
-        planned = Cgroup.planned(state.id, spec.cgroups_path)
-        Cgroup(planned).require_free()  # what is in there must not become this container's, to be killed with it
-        state = state.replace(cgroup_paths=planned)
-        store.save(state)
-        cgroup = Cgroup.create(state.id, spec.cgroups_path, owner=state.owner)
-    else:
-        store.save(state)
-        cgroup = Cgroup.create(
-            state.id, spec.cgroups_path, systemd=True, resources=resources, annotations=spec.annotations,
-            owner=state.owner,
-        )  # fmt: skip
-        state = state.replace(cgroup_paths=cgroup.paths, systemd_unit=cgroup.unit)
-        store.save(state)
-    try:
-        cgroup.apply(resources)
-    except BaseException:
-        remove_cgroup(cgroup)
-        raise
-    return state, cgroup
-
-
-def remove_cgroup(cgroup: Cgroup) -> None:
-    """After a failure, which says more than one of these would."""
-    kill_cgroup(cgroup)
-    try:
-        cgroup.remove()
-    except Error:
-        pass
-
-
-def kill_cgroup(cgroup: Cgroup) -> None:
-    """Likewise: end the processes in it."""
-    try:
-        cgroup.kill()
-    except Error:
-        pass
 
 
 def claim_network(store: Store, state: State, wanted: Network) -> None:
@@ -132,17 +192,6 @@ def _lock(root: int, path: str) -> None:
             if time.monotonic() > deadline:
                 raise DeadlineExceeded(f"{path}: another pymigrate is about to give a container a network") from None
             time.sleep(0.005)
-
-
-def remove_network(state: State) -> None:
-    """After a failure, as remove_cgroup."""
-    if state.has_bridge:
-        from runtime.network import veth
-
-        try:
-            veth.remove(state)
-        except (Error, OSError):
-            pass
 
 
 def connect_network(state: State, wanted: Network, *, again: bool) -> None:

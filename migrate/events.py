@@ -1,38 +1,57 @@
-"""What a move reports while it runs. The engine emits events; a terminal, plain lines and JSON are monitors."""
+"""What a move reports while it runs. The move emits events; a terminal, plain lines and JSON are monitors.
+
+Each event names the container and the move, because several moves may share a monitor.
+"""
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import ClassVar, Protocol
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """Something that has happened in the move `migration` of the container `id`."""
+
+    event: ClassVar[str]  # the value of "event" in JSON output
+    id: str
+    migration: str
 
 
 @dataclass(frozen=True)
-class PhaseStarted:
+class PhaseStarted(Event):
     """A phase of the move begins. `text` is one line for people."""
 
+    event = "phase"
     phase: str
     text: str
 
 
 @dataclass(frozen=True)
-class Progress:
-    """`done` bytes so far in this phase, of `total` (None where that is not known)."""
+class Progress(Event):
+    """`done` bytes so far in this phase, of `total` (None if that is unknown)."""
 
+    event = "progress"
     phase: str
     done: int
     total: int | None = None
 
 
 @dataclass(frozen=True)
-class Warned:
-    """Something the user should know that does not stop the move."""
+class Warned(Event):
+    """Something that the user should know and that does not stop the move."""
 
+    event = "warning"
     message: str
 
 
 @dataclass(frozen=True)
-class PassDone:
-    """A pass over one tree is over: bytes over the connection, files (of a first pass those that were sent, later the
-    names that had changed), seconds; `frozen`: the container was frozen meanwhile."""
+class PassDone(Event):
+    """A pass over one tree has ended.
 
+    `bytes_sent` went over the connection. `files` counts the files that a first pass sent, and the names that had
+    changed in a later one. `frozen`: the container was frozen meanwhile.
+    """
+
+    event = "pass"
     tree: str
     number: int
     frozen: bool
@@ -42,14 +61,14 @@ class PassDone:
 
 
 @dataclass(frozen=True)
-class Report:
+class Report(Event):
     """How a move ended. Times in seconds, sizes in bytes; `phases` maps a step to its duration.
 
-    `downtime_s` runs from the freeze (CRIU is allowed to seize the first task) to the moment the target's
-    confirmation that the container runs is back at the source: one clock, the source's monotonic one.
+    `downtime_s` runs from the freeze (CRIU may seize the first task) to the moment when the target's confirmation that
+    the container runs arrives at the source: one clock, the source's monotonic one.
     """
 
-    id: str
+    event = "report"
     source: str
     target: str
     mode: str
@@ -61,25 +80,34 @@ class Report:
     passes: tuple[PassDone, ...] = ()
 
 
-Event = PhaseStarted | Progress | Warned | PassDone | Report
-
-_NAMES: dict[type[Event], str] = {
-    PhaseStarted: "phase",
-    Progress: "progress",
-    Warned: "warning",
-    PassDone: "pass",
-    Report: "report",
-}
-
-
-def event_name(event: Event) -> str:
-    """The value of "event" in JSON output."""
-    return _NAMES[type(event)]
-
-
 class Monitor(Protocol):
     """Takes events; must not block or fail. `close` puts the terminal back as it was."""
 
     def emit(self, event: Event) -> None: ...
 
     def close(self) -> None: ...
+
+
+class Reporter:
+    """Emits the events of one move."""
+
+    def __init__(self, monitor: Monitor, id: str, migration: str) -> None:
+        self.emit = monitor.emit
+        self._id, self._migration = id, migration
+
+    def phase(self, phase: str, text: str) -> None:
+        self.emit(PhaseStarted(phase, text, id=self._id, migration=self._migration))
+
+    def progress(self, phase: str, done: int) -> None:
+        self.emit(Progress(phase, done, id=self._id, migration=self._migration))
+
+    def warn(self, message: str) -> None:
+        self.emit(Warned(message, id=self._id, migration=self._migration))
+
+    def pass_done(
+        self, tree: str, number: int, *, frozen: bool, bytes_sent: int, files: int, seconds: float
+    ) -> PassDone:
+        """Emit the end of a pass, and return it for the report."""
+        done = PassDone(tree, number, frozen, bytes_sent, files, seconds, id=self._id, migration=self._migration)
+        self.emit(done)
+        return done

@@ -1,10 +1,45 @@
-"""The phases of a move and which may follow which: every rule about order lives in this table."""
+"""The phases of a move, which may follow which, and the theory of operation: who may die when, and what happens then.
+
+The source decides. Both sides journal each phase; a line is on the disk before the phase has consequences. COMMITTED in
+the source's journal is the one point of no return.
+
+    phase          the source                               the target
+    PREFLIGHT      checks everything, changes nothing       answers questions
+    SEED           sends files while the container runs     makes everything around the container
+    STOP_AND_COPY  CRIU freezes and dumps it                receives pages and images
+    PREPARED       still holds it frozen                    holds the restored tree, which has not run
+    COMMITTED      kills it                                 still holds the restored tree
+    RESUMED        removes what is left of it               resumes the restored tree
+
+Two invariants hold whoever dies. The container never runs twice: the target resumes it only after every process of it
+is gone at the source. It is never lost by one death: from PREPARED on the target keeps the images until it runs.
+
+Before COMMITTED:
+- Any failure at the source (an exception, Ctrl-C, a deadline): the move rolls back. CRIU undoes its dump and thaws the
+  container, the target is told to undo its part, the journal says ABORTED. If the target cannot be told, the next move
+  to it has it discard what it has.
+- The source's process is killed: CRIU's socket closes, so CRIU thaws the container. The target sees the connection end
+  and undoes its part; at PREPARED it cannot know what was decided, and keeps the images for a verdict.
+- CRIU is killed: the guard (runtime/freeze/guard.py) keeps the container frozen until its dump is repaired.
+- The agent or the target dies: the source sees the connection end, and rolls back.
+
+From COMMITTED on the container does not run at the source again, with one exception:
+- The source's process is killed after the line is on the disk and before the container is: CRIU thaws it, so it runs
+  here and what the target holds is old. `recover` sees that, and has the target undo the move: ABORTED.
+- The source's process is killed later: the container is dead here. `recover` repeats the end of the source and has the
+  target resume the container.
+- The agent or the connection dies before it confirms: the source asks again over new connections (source/settle.py).
+  The target resumes what it holds, or restores it once more from the images. If no connection works, the move is
+  IN_DOUBT: both sides keep what they have, and a process goes on asking (source/ask_later.py).
+- The target cannot restore it any more: LOST. Nothing is removed.
+- An operator closes the entry by hand: FORGOTTEN.
+"""
 
 import enum
 
 
 class Phase(enum.StrEnum):
-    """Where a move is. Names are what users see in progress lines, journals and reports."""
+    """Where a move is. The values are what users see in progress lines, journals and reports."""
 
     PREFLIGHT = "preflight"
     SEED = "seed"
@@ -26,14 +61,16 @@ NEXT: dict[Phase | None, frozenset[Phase]] = {
     Phase.PRE_COPY: frozenset({Phase.PRE_COPY, Phase.STOP_AND_COPY, Phase.ABORTED}),
     Phase.STOP_AND_COPY: frozenset({Phase.PREPARED, Phase.ABORTED}),
     Phase.PREPARED: frozenset({Phase.COMMITTED, Phase.ABORTED}),
-    # Once more when the container is killed; aborted by `recover`, see there.
+    # COMMITTED again when the container is killed. ABORTED by `recover`, when the container still runs at the source.
     Phase.COMMITTED: frozenset(
         {Phase.COMMITTED, Phase.RESUMED, Phase.IN_DOUBT, Phase.ABORTED, Phase.LOST, Phase.FORGOTTEN}
     ),
     Phase.IN_DOUBT: frozenset({Phase.RESUMED, Phase.ABORTED, Phase.IN_DOUBT, Phase.LOST, Phase.FORGOTTEN}),
-    Phase.LOST: frozenset({Phase.LOST, Phase.RESUMED, Phase.FORGOTTEN}),  # asked again, it may turn out to be whole
+    Phase.LOST: frozenset(
+        {Phase.LOST, Phase.RESUMED, Phase.FORGOTTEN}
+    ),  # when asked again, the target may have whole images after all
     Phase.RESUMED: frozenset(),
-    Phase.ABORTED: frozenset({Phase.ABORTED}),  # once more when the target could be told at last
+    Phase.ABORTED: frozenset({Phase.ABORTED}),  # again when the target has been told
     Phase.FORGOTTEN: frozenset(),
 }
 
@@ -42,10 +79,10 @@ OPEN = frozenset({Phase.COMMITTED, Phase.IN_DOUBT, Phase.LOST})  # at the source
 
 
 def workload(phase: Phase | None, role: str = "source") -> str:
-    """Return where the container is when a move stopped in `phase`: SOURCE, TARGET, NEITHER or UNKNOWN.
+    """Return where the container is if a move stopped in `phase`: SOURCE, TARGET, NEITHER or UNKNOWN.
 
-    `role` is the host's that has recorded the phase: a target that holds whole images cannot know what the source has
-    decided since, and it may have lost the line that says so.
+    `role` is the role of the host that recorded the phase. A target that holds whole images cannot know what the source
+    has decided since, and it may have lost the line that says so.
     """
     if phase is Phase.RESUMED:
         return "TARGET"

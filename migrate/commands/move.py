@@ -17,13 +17,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from migrate.source.coordinator import Coordinator
+    from migrate.source.move import move
     from migrate.ui import monitor
     from runtime.state.store import Store
 
     display = monitor(as_json=args.json)
     try:
-        Coordinator(Store(args.root), move_arguments.wanted(args, timeout=args.timeout), display).run()
+        move(Store(args.root), move_arguments.wanted(args, timeout=args.timeout), display)
     finally:
         display.close()
     return 0

@@ -1,10 +1,10 @@
-"""The lines of a journal as bytes: each carries a checksum of its own, so that damage shows.
+"""The lines of a journal as bytes. Each has a checksum, so that damage is detected.
 
 A line is JSON, {"time": ..., "phase": ..., ..., "crc": "xxxxxxxx"}: the last field is the CRC-32 of the line without
-it. Journals of format 2, which their first line says, have one in every line; earlier ones in none, or in lines that
-this version has added.
+it. In format 2, which the first line names, every line has one. In earlier formats only the lines that this version has
+added have one.
 
-Only what ends with a newline is a line. The rest was torn by a power cut, and was never reported as written.
+Only bytes that end with a newline are a line. The rest was torn by a power cut, and was never reported as written.
 """
 
 import json
@@ -18,18 +18,18 @@ _CRC_LENGTH = len(', "crc": "00000000"}')
 
 
 def encode(fields: dict[str, Any]) -> bytes:
-    """One line with its newline."""
+    """Return one line with its newline."""
     text = json.dumps(fields).encode()
     return b'%s, "crc": "%08x"}\n' % (text[:-1], zlib.crc32(text))
 
 
 def torn(data: bytes) -> int:
-    """How many bytes at the end are of a line that was not written whole."""
+    """Return how many bytes at the end belong to a line that was not written whole."""
     return len(data) - (data.rfind(b"\n") + 1)
 
 
 def decode(data: bytes) -> tuple[list[dict[str, Any]], list[tuple[int, str]]]:
-    """The whole lines of a journal as JSON objects, and what is wrong: (line number, reason) of each damaged one."""
+    """Return the whole lines of a journal as JSON objects, and (line number, reason) of each damaged one."""
     found: list[dict[str, Any]] = []
     damage: list[tuple[int, str]] = []
     lines = data.split(b"\n")[:-1]
@@ -43,7 +43,7 @@ def decode(data: bytes) -> tuple[list[dict[str, Any]], list[tuple[int, str]]]:
             continue
         if value is not None:
             found.append(value)
-        elif version == FORMAT or reason != _NOT_JSON:  # earlier versions began a new line after one that was torn
+        elif version == FORMAT or reason != _NOT_JSON:  # earlier versions began a new line after a torn one
             damage.append((number, reason))
     return found, damage
 

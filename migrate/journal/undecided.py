@@ -1,12 +1,13 @@
-"""Which moves of a container have no end yet at this host, by its journals.
+"""Find the undecided moves of a container in the journals of this host.
 
-A container is (id, created), wherever it runs; a move is its migration id. The tree that a move freezes is known by
-pid and start time of its init, the boot id, and the move that had brought it here before. What carries only the same
-id is another container.
+A container is (id, created), wherever it runs; a move is its migration id. The tree that a move freezes is identified
+by pid and start time of its init, the boot id, and the move that had brought it here before. A container with only the
+same id is another container.
 """
 
 from typing import Any
 
+from migrate.errors import MigrateError
 from migrate.journal import journal
 from migrate.journal.journal import Entry, Journal
 from migrate.phases import FINAL, OPEN, Phase
@@ -17,15 +18,19 @@ from runtime.state.store import Store
 _UNDECIDED_THERE = frozenset({Phase.STOP_AND_COPY, Phase.PREPARED, Phase.COMMITTED})
 
 
+class NothingToRecover(MigrateError):
+    kind = "not-found"
+
+
 def frozen_tree(state: State) -> dict[str, Any]:
-    """Return the journal's fields that say which tree a move freezes."""
+    """Return the journal fields that identify the tree that a move freezes."""
     return {"init": [state.pid, state.pid_start_time], "boot": boot_id(), "before": state.move}
 
 
 def is_tree(entry: Entry, state: State) -> bool | None:
-    """Return whether a state is that of the tree which the move has frozen.
+    """Return whether a state is the one of the tree that the move froze.
 
-    None where that is not known: the journals of earlier versions say only which container it was.
+    Return None if that is unknown: journals of earlier versions say only which container it was.
     """
     if state.created != entry.fields.get("created", state.created):
         return False
@@ -35,10 +40,10 @@ def is_tree(entry: Entry, state: State) -> bool | None:
 
 
 def undecided(store: Store, container_id: str, created: str | None = None) -> Entry | None:
-    """Return the newest move of this container out of this host that has no end; only of the one `created` then.
+    """Return the newest undecided move of this container out of this host; of the one `created` then, if that is given.
 
-    Journals the end of those that have one by what has happened since. Raises DamagedJournal when one may have no end,
-    and its journal does not tell.
+    Journal the end of those that later events have decided. Raises DamagedJournal when a damaged journal may be of an
+    undecided move.
     """
     journal.require_whole(container_id)
     moves = [entry for entry in journal.entries() if entry.id == container_id]
@@ -48,15 +53,15 @@ def undecided(store: Store, container_id: str, created: str | None = None) -> En
         if (entry.role, root) != ("source", store.root) or entry.phase not in OPEN or created not in (None, its):
             continue
         if not _is_closed(entry, moves, state):
-            return entry
+            return entry.with_root(store.root)
         Journal.resume(entry).record(Phase.RESUMED, reason="the container has come back since")
     return None
 
 
 def undecided_here(store: Store, container_id: str) -> Entry | None:
-    """Return the newest move of this container into this host of which only its source knows the outcome.
+    """Return the newest move of this container into this host whose outcome only its source knows.
 
-    Raises DamagedJournal when one may be that, and its journal does not tell.
+    Raises DamagedJournal when a damaged journal may be of such a move.
     """
     moves = []
     for found in journal.scan():
@@ -72,11 +77,21 @@ def undecided_here(store: Store, container_id: str) -> Entry | None:
     return None
 
 
-def _is_closed(entry: Entry, moves: list[Entry], state: State | None) -> bool:
-    """Return whether the container has come back since, which a move can only do after this one has ended well.
+def nothing_to_recover(store: Store, container_id: str) -> NothingToRecover:
+    """Return the error for a container that has no undecided move out of this host."""
+    words, remedy = f"no move of container {container_id} is in doubt here", "see `pymigrate migrations`"
+    if (entry := undecided_here(store, container_id)) is not None:
+        words += f", but one into this host, which {entry.source} decides"
+        remedy = f"at {entry.source}: pymigrate recover {container_id}\n"
+        remedy += f"if {entry.source} is gone for good: pymigrate recover --force-target {container_id}"
+    return NothingToRecover(words, remedy=remedy)
 
-    Its journal says so, or the container itself. The clock may have been set back: the move that had brought the frozen
-    tree here is not a later one, whatever its time, nor is another attempt to move that tree.
+
+def _is_closed(entry: Entry, moves: list[Entry], state: State | None) -> bool:
+    """Return whether the container has come back since, which a move can do only after this one has ended well.
+
+    A journal says so, or the container itself. The clock may have been set back: the move that had brought the frozen
+    tree here is not a later one, whatever its time, and neither is another attempt to move that tree.
     """
     if (created := entry.fields.get("created")) is None:
         return False

@@ -1,9 +1,9 @@
-"""The source's half of file trees: sent ahead while the container runs, and what has changed since while it is frozen.
+"""The source's half of file trees: sent ahead while the container runs; the changes are sent while it is frozen.
 
-A tree that the container may write to goes in passes. The first sends all of it; each further one looks at the tree
-(files/scan.py) and sends what has changed since the look before the previous pass began, so whatever a file did while
-rsync read it, the next pass has it again. The last pass runs while the container is frozen: its rsync has been started
-before and has connected; it waits for the names of what has changed.
+A tree that the container may write to is sent in passes. The first pass sends all of it. Each further one scans the
+tree (files/scan.py) and sends what has changed since the scan before the previous pass. Whatever a file did while rsync
+read it, the next pass therefore sends it again. The last pass runs while the container is frozen. Its rsync was started
+and connected before, and waits for the names of what has changed.
 """
 
 import math
@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from migrate import faults
 from migrate.errors import DeadlineExceeded, MigrateError
-from migrate.events import Monitor, PassDone, Progress
+from migrate.events import PassDone, Reporter
 from migrate.files import receivers, tmpfs
 from migrate.files import scan as tree_scan
 from migrate.files.rsync import Rsync, SentTree, send_tree
@@ -37,7 +38,7 @@ STOP_TIMEOUT = CONNECT_TIMEOUT = 10.0
 MOST_PASSES = 8  # while the container runs
 SMALL_DELTA = 1 << 20  # bytes that are not worth another pass
 SMALL_COUNT = 100  # names, likewise
-SHRINKING = 0.7  # a pass that leaves more than this of what the one before had to send is the last
+SHRINKING = 0.7  # a pass that leaves more than this share of what the one before had to send is the last
 MOST_WAITING = 6  # rsyncs started before the freeze: sshd takes ten sessions on a connection, MaxSessions
 _LINK_REMAP = re.compile(rb"(.*/)?link_remap\.[0-9]+", re.DOTALL)
 
@@ -48,12 +49,12 @@ class _Growing:
 
     tree: Tree
     renewed: bool = False
-    look: Scan | None = None  # what has been sent is at least as new as this
+    look: Scan | None = None  # everything sent is at least as new as this scan
     now: Scan | None = None  # as it is while the container is frozen
-    mapped: frozenset[int] = frozenset()  # inodes, ever seen mapped so that stores leave no trace in times
+    mapped: frozenset[int] = frozenset()  # inodes ever seen mapped: stores to them change no times
     passes: int = 0
     rsync: Rsync | None = None
-    remapped: tuple[bytes, ...] = ()  # names that CRIU's dump has given to files without one
+    remapped: tuple[bytes, ...] = ()  # names that CRIU's dump has given to nameless files
     view: View | None = None  # of a tmpfs
     cgroup: str = ""  # what the rsync at the target runs in
 
@@ -71,8 +72,10 @@ class _Growing:
         return _options(self.tree)
 
     def note(self, init_pid: int) -> None:
-        """Before a look: which files' contents count, whatever it finds. What is mapped later changes times after it,
-        but in a tmpfs."""
+        """Before a scan: note the files whose contents count, whatever their times say.
+
+        What is mapped later changes times after the scan, except in a tmpfs.
+        """
         self.mapped |= tree_scan.mapped(init_pid)
         if self.view is not None:
             self.mapped |= self.view.stored(init_pid)
@@ -87,7 +90,7 @@ ROOTFS = "rootfs"
 
 def _options(tree: Tree) -> tuple[str, ...]:
     options = ("--one-file-system",) if tree.name != ROOTFS else ()
-    # A handle of a file in the lower layer, of this host's file system: at the target it names nothing, or another one.
+    # A handle of a file in the lower layer, on this host's file system: at the target it names nothing or another file.
     origins = [f"--filter=-x {kind}.overlay.origin" for kind in ("trusted", "user")]  # of a mount with userxattr
     return (*options, *origins) if tree.upper else options
 
@@ -95,12 +98,11 @@ def _options(tree: Tree) -> tuple[str, ...]:
 class Seeding:
     """The trees of one move. A context manager: leaving it ends every rsync."""
 
-    def __init__(self, peer: Peer, monitor: Monitor, state: State, migration: str) -> None:
-        self._peer, self._monitor, self._state, self._init = peer, monitor, state, state.pid
+    def __init__(self, peer: Peer, reporter: Reporter, state: State, spec: Spec, migration: str) -> None:
+        self._peer, self._reporter, self._state, self._spec, self._init = peer, reporter, state, spec, state.pid
         self._migration = migration
         self._growing: list[_Growing] = []
         self._trees: list[Tree] = []
-        self._spec: Spec | None = None
         self._views: list[View] = []
         self._scanner: threading.Thread | None = None
         self._until = math.inf  # a time.monotonic()
@@ -114,7 +116,7 @@ class Seeding:
         self.close()
 
     def close(self) -> None:
-        """End every rsync, so that nothing more is written at the target. Harmless when it was called before."""
+        """End every rsync, so that nothing more is written at the target. May be repeated."""
         self._until = 0.0
         if self._scanner is not None:
             self._scanner.join(STOP_TIMEOUT)
@@ -125,10 +127,11 @@ class Seeding:
         while self._views:
             self._views.pop().close()
 
+    @faults.point("send-ahead")
     def send_ahead(self, trees: list[tuple[Tree, bool, bool]]) -> None:
         """Send what can be sent while the container runs.
 
-        Of each tree, whether the target has all of it already, and whether it has an older copy.
+        `trees`: each tree, whether the target has all of it already, and whether it has an older copy.
         """
         self._trees = [tree for tree, _, _ in trees]
         for tree, complete, renewed in trees:
@@ -141,25 +144,25 @@ class Seeding:
         if any(tree.name != ROOTFS or tree.writable for tree, _, _ in trees):
             self._peer.call(protocol.TreesSent(), VERIFY_TIMEOUT)
 
-    def open_tmpfs(self, spec: Spec) -> list[View]:
-        """The container's tmpfs mounts that `tmpfs` can send; they are closed with the rest."""
-        self._spec, self._views = spec, tmpfs.views(self._state, spec)
+    def open_tmpfs(self) -> list[View]:
+        """Return the container's tmpfs mounts that `tmpfs` can send. `close` closes them."""
+        self._views = tmpfs.views(self._state, self._spec)
         return list(self._views)
 
     @property
     def carried(self) -> tuple[str, ...]:
-        """Mount points of those that it has sent."""
+        """The mount points of the tmpfs mounts that `tmpfs` has sent."""
         return tuple(view.mounted.place for view in self._views)
 
     def roots(self) -> dict[str, Any]:
-        """What the root directory of each must have in the end, for protocol.Restore."""
+        """Return what the root directory of each tmpfs must have in the end, for protocol.Restore."""
         return {view.mounted.place: tmpfs.Root.of(view.path).to_json() for view in self._views}
 
     def tmpfs(self, places: Mapping[str, str], cgroup: str) -> None:
-        """Send what can be sent of them, to the `places` by mount point that the target has made for them.
+        """Send the tmpfs mounts to the `places`, by mount point, that the target has made for them.
 
-        Those that it has made none for are left to CRIU. What comes there is charged to `cgroup`, a directory there, as
-        what the container itself writes.
+        CRIU packs those that have no place. What arrives is charged to `cgroup`, a directory at the target, like what
+        the container itself writes.
         """
         for view in [view for view in self._views if view.mounted.place not in places]:
             self._views.remove(view)
@@ -170,10 +173,10 @@ class Seeding:
             self._passes(self._growing[-1])
 
     def _constant(self, tree: Tree, renewed: bool) -> None:
-        """A tree that does not change: once. What is in an overlay's work directory is the kernel's, and stays.
+        """Send a tree that does not change, once. An overlay's work directory is sent empty: the kernel fills it.
 
-        Of what an earlier move has left there, contents are compared: a power cut may have damaged files of the right
-        size and time.
+        Compare the contents of what an earlier move has left there, because a power cut may have damaged files whose
+        size and time are right.
         """
         options = (*_options(tree), "--exclude=/*") if tree.empty else _options(tree)
         options = (*options, "--checksum") if renewed else options
@@ -191,7 +194,7 @@ class Seeding:
         self._done(tree, 1, sent, sent.files)
 
     def _passes(self, item: _Growing) -> None:
-        """Passes until what is left is small, or does not get smaller."""
+        """Send passes until what is left is small or no longer shrinks."""
         before = -1
         while item.passes < MOST_PASSES:
             item.note(self._init)
@@ -199,20 +202,20 @@ class Seeding:
             if earlier is None:
                 sent = self._whole(item)
                 if "skipping file deletion" in sent.complaints:
-                    item.look = None  # not all that is too much there is gone
+                    item.look = None  # the target still has files that must go
                 continue
             names = item.look.since(earlier, item.mapped)
             size = item.look.bytes_of(names)
             if (size <= SMALL_DELTA and len(names) <= SMALL_COUNT) or (before >= 0 and size > before * SHRINKING):
-                item.look = earlier  # the pass in the freeze sends these as well
+                item.look = earlier  # the last pass sends these as well
                 return
             before = size
             with self._waiting(item) as rsync:
                 self._listed(item, rsync, names, _soon(), living=True)
-            item.look = item.look.with_names(names)  # what had gone may have come back for rsync alone
+            item.look = item.look.with_names(names)  # rsync may have seen a file that was gone before and after
         if item.look is None:
             raise MigrateError(
-                f"{item.tree.source}: so much changes there that it cannot be sent",
+                f"{item.tree.source}: changes too fast to be sent",
                 remedy="try again when the container writes less",
             )
 
@@ -221,7 +224,7 @@ class Seeding:
             with self._waiting(item) as rsync:
                 assert item.look is not None
                 return self._listed(item, rsync, list(item.look.entries), _soon(), living=True)
-        # A program may have set the time of a file that it has changed back to what it is in an older copy.
+        # A program may have set the time of a changed file back to the time that an older copy has.
         contents = ("--checksum",) if item.renewed else ()
         sent = send_tree(
             self._peer, item.base, item.there, on_progress=self._progress, deadline=_soon(),
@@ -230,13 +233,13 @@ class Seeding:
         )  # fmt: skip
         item.passes += 1
         self._done(item.tree, item.passes, sent, sent.files)
-        # rsync has taken a look of its own: what was there for it alone, and is gone at the next look, must be removed.
+        # rsync has scanned the tree itself. What only rsync saw, and the next scan does not, must be removed.
         assert item.look is not None
         item.look = item.look.with_names(sent.names)
         return sent
 
     def _waiting(self, item: _Growing) -> Rsync:
-        """An rsync that connects and waits for names."""
+        """Return an rsync that connects and waits for names."""
         return Rsync(
             self._peer, item.base, item.there, item.options, on_progress=self._progress, names=True,
             guarded=not item.tree.single and item.view is None,
@@ -244,15 +247,16 @@ class Seeding:
         )  # fmt: skip
 
     def _listed(self, item: _Growing, rsync: Rsync, names: list[bytes], deadline: float, *, living: bool) -> SentTree:
-        # A line that begins with # or ; is a comment for rsync, even between zero bytes.
+        # rsync takes a name that begins with # or ; for a comment, even between zero bytes.
         text = b"".join((b"./" if name[:1] in (b"#", b";") else b"") + name + b"\0" for name in names)
         sent = rsync.finish(deadline, living=living, names=text)
         item.passes += 1
         self._done(item.tree, item.passes, sent, len(names), frozen=not living)
         return sent
 
+    @faults.point("start-last-pass")
     def start_last_pass(self) -> None:
-        """Shortly before the freeze: start the rsyncs of the last pass, and let them connect."""
+        """Start the rsyncs of the last pass and wait until they have connected, shortly before the freeze."""
         for item in self._growing[:MOST_WAITING]:
             item.rsync = self._waiting(item)
         for item in self._growing[:MOST_WAITING]:
@@ -260,10 +264,7 @@ class Seeding:
                 item.rsync.connected(CONNECT_TIMEOUT)
 
     def on_frozen(self, timeout: float) -> None:
-        """The container does not run any more: begin to look for what has changed, beside the dump.
-
-        `timeout`, in seconds, is for the look.
-        """
+        """Begin to scan for changes while CRIU dumps. No process of the container runs. `timeout` is in seconds."""
         if self._growing:
             self._until = time.monotonic() + timeout
             self._scanner = threading.Thread(target=self._scan_all, name="tree-scan", daemon=True)
@@ -280,9 +281,9 @@ class Seeding:
             self._scan_failure = error
 
     def send_last_pass(self, timeout: float) -> Callable[[], None] | None:
-        """The dump is written: begin to send what has changed. What is returned waits until the target has all of it.
+        """Begin to send what has changed, once the dump is written. `timeout` is in seconds.
 
-        None when there is nothing to send; `timeout` is in seconds.
+        Return a function that waits until the target has all of it, or None if there is nothing to send.
         """
         if not self._growing:
             return None
@@ -290,11 +291,10 @@ class Seeding:
         if self._scanner is not None:
             self._scanner.join(timeout)
             if self._scanner.is_alive():
-                raise DeadlineExceeded("the look at what has changed in the trees did not end in time")
+                raise DeadlineExceeded("the scan for changes in the trees did not end in time")
         if self._scan_failure is not None:
             raise MigrateError(f"a tree cannot be read: {self._scan_failure}")
         for view in self._views:
-            assert self._spec is not None
             view.verify(self._state, self._spec)
         pool = ThreadPoolExecutor(max(1, min(len(self._growing), MOST_WAITING)), thread_name_prefix="last-pass")
         futures = [pool.submit(self._last, item, deadline) for item in self._growing]
@@ -310,21 +310,22 @@ class Seeding:
         assert item.now is not None
         assert item.look is not None
         now = item.now if item.tree.single else tree_scan.again(item.tree.source, item.now, lambda: deadline)
-        new = now.entries.keys() - item.look.entries.keys()  # the look beside the dump has seen some of CRIU's as well
+        new = now.entries.keys() - item.look.entries.keys()  # the scan beside the dump has seen some of CRIU's as well
         item.remapped = tuple(name for name in new if _LINK_REMAP.fullmatch(name))
         if item.rsync is None:
             item.rsync = self._waiting(item)
-        # A file that CRIU has given another name: with its other names, or at the target it would be a file of its own.
+        # A file that CRIU has given another name is sent with all its names, or the target would have a separate file.
         linked = {now.entries[name][0] for name in item.remapped}
         names = now.since(item.look, item.mapped | linked)
         if item.view is not None:
-            # For rsync that would be all files in it, too, each compared: `roots` go by themselves.
+            # With the root's name rsync would compare every file in it. `roots` carries what the root must have.
             names = [name for name in names if name != b"."]
         self._listed(item, item.rsync, names, deadline, living=False)
 
+    @faults.point("leaving")
     def leaving(self) -> dict[str, list[str]]:
-        """What `treestore.leave` needs when the container has gone."""
-        # What is only to be seen through the container (preflight/volumes.py, _replaced) is gone with it.
+        """Return what `marks.leave` needs once the container is gone."""
+        # What only the container sees (preflight/volumes.py, _replaced) goes with it.
         stay = [tree for tree in self._trees if not tree.source.startswith("/proc/")]
         trees = [tree for tree in stay if tree.writable or tree.empty]
         lasting = [item for item in self._growing if item.view is None]
@@ -335,12 +336,14 @@ class Seeding:
         }
 
     def _progress(self, done: int) -> None:
-        self._monitor.emit(Progress(Phase.SEED, done))
+        with faults.point("progress", done):
+            self._reporter.progress(Phase.SEED, done)
 
     def _done(self, tree: Tree, number: int, sent: SentTree, count: int, *, frozen: bool = False) -> None:
-        done = PassDone(tree.name, number, frozen, sent.bytes_sent, count, sent.seconds)
+        done = self._reporter.pass_done(
+            tree.name, number, frozen=frozen, bytes_sent=sent.bytes_sent, files=count, seconds=sent.seconds
+        )
         self.passes.append(done)
-        self._monitor.emit(done)
 
 
 def _soon() -> float:

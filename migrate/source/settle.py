@@ -1,4 +1,4 @@
-"""How a move is brought to its end when the straight way is lost, and what is cleaned at either side afterwards."""
+"""End a move whose connection was lost, and clean up at either side afterwards."""
 
 import contextlib
 import os
@@ -20,59 +20,59 @@ from runtime.state.store import Store
 
 RECONNECT_TIMEOUT = 30.0
 RETRY_AFTER = 1.0
-SETTLE_TIMEOUT = 240.0  # the target may have to wait for another one that settles the move
+SETTLE_TIMEOUT = 240.0  # the target may have to wait for another agent that settles the move
 ABORT_TIMEOUT = UNDO_TIMEOUT = 30.0
-SHIM_TIMEOUT = 10.0
-LOG_LIMIT = 2 << 20  # bytes of the container's log that go along
+MONITOR_TIMEOUT = 10.0
+LOG_LIMIT = 2 << 20  # bytes of the container's log that are sent along
 LOGS = Path("/var/lib/pymigrate/logs")
 
 
-def settle(
-    log: Journal, container_id: str, host: str, root: str, migration: str, *, patience: float | None = None
-) -> str:
-    """The source has ended the container: get the target to run it, over new connections until one works.
+def settle(log: Journal, *, patience: float | None = None) -> str:
+    """Have the target run a container that was ended here, over new connections until one works.
 
-    Tries for `patience` seconds (RECONNECT_TIMEOUT). Journals RESUMED and returns since when the target has run it, ""
-    when that is since this call. Journals LOST and raises Lost when the target cannot restore it; otherwise journals
-    IN_DOUBT, raises InDoubt, and a process of its own goes on asking (source/ask_later.py).
+    Try for `patience` seconds (RECONNECT_TIMEOUT). Journal RESUMED and return since when the target has run it, ""
+    if that is since this call. Journal LOST and raise Lost if the target cannot restore it. Otherwise journal IN_DOUBT,
+    start a process that asks again later (source/ask_later.py), and raise InDoubt.
     """
+    container, host = log.entry.id, log.entry.target
     try:
-        answer = _ask(host, root, protocol.Settle(migration, "resume"), patience)
+        answer = _ask(log.entry, verdict="resume", patience=patience)
     except Error as failure:
         asked = ""
         if log.phase is not Phase.LOST:
             log.record(Phase.IN_DOUBT, reason=str(failure))
-            asked = "a process here goes on asking for an hour\n" if ask_later.start(root, migration) else ""
+            started = ask_later.start(log.entry.root, log.entry.migration)
+            asked = "a process here keeps asking for an hour\n" if started else ""
         raise InDoubt(
-            f"container {container_id} was ended here to go on at {host}, which has not confirmed that: {failure}",
+            f"container {container} was killed here to continue at {host}, which has not confirmed that: {failure}",
             cause=failure,
-            remedy=f"{asked}to ask now: pymigrate recover {container_id}\n"
-            f"if {host} is gone for good: pymigrate recover --force-source {container_id}",
+            remedy=f"{asked}to ask now: pymigrate recover {container}\n"
+            f"if {host} is gone for good: pymigrate recover --force-source {container}",
         ) from None
     if answer["workload"] == "NEITHER":
         reason = answer["reason"]
         log.record(Phase.LOST, reason=reason)
         raise Lost(
-            f"container {container_id} is lost: it was ended here to go on at {host}, and cannot be restored there: "
+            f"container {container} is lost: it was killed here to continue at {host}, and cannot be restored there: "
             f"{reason}",
-            remedy=f"to close the entry: pymigrate recover --forget {container_id}",
+            remedy=f"to close the entry: pymigrate recover --forget {container}",
         )
     log.record(Phase.RESUMED)
     return str(answer["since"])
 
 
-def call_off(log: Journal, entry: Entry, where: str, *, patience: float | None = None) -> bool:
-    """Get the target to undo a move that was decided and not carried out. False if it runs there.
+def call_off(log: Journal, where: str, *, patience: float | None = None) -> bool:
+    """Have the target undo a move that was decided and not carried out. Return False if the container runs there.
 
-    `where` says what has become of the container here.
-
-    Journals ABORTED. Raises InDoubt, with nothing changed here, when the target cannot be asked.
+    `where` says what the container does here. Journal ABORTED. Raises InDoubt, with nothing changed here, when the
+    target cannot be asked.
     """
+    entry = log.entry
     try:
-        answer = _ask(entry.target, str(entry.fields["root"]), protocol.Settle(entry.migration, "abort"), patience)
+        answer = _ask(entry, verdict="abort", patience=patience)
     except Error as failure:
         raise InDoubt(
-            f"container {entry.id} {where}, as `pymigrate move` was killed before it ended it, "
+            f"container {entry.id} {where}, because `pymigrate move` was killed before it killed the container, "
             f"and {entry.target} cannot be told: {failure}",
             cause=failure,
             remedy=f"when {entry.target} is back: pymigrate recover {entry.id}\n"
@@ -80,17 +80,17 @@ def call_off(log: Journal, entry: Entry, where: str, *, patience: float | None =
         ) from None
     if answer["workload"] != "SOURCE":
         return False
-    log.record(Phase.ABORTED, reason="the coordinator was killed before it ended the container", cleaned=True)
+    log.record(Phase.ABORTED, reason="`pymigrate move` was killed before it killed the container", cleaned=True)
     return True
 
 
-def _ask(host: str, root: str, call: protocol.Settle, patience: float | None) -> dict[str, Any]:
-    """Have a host end a move, over new connections until one works. Raises the last failure."""
+def _ask(entry: Entry, *, verdict: str, patience: float | None) -> dict[str, Any]:
+    """Have the target end a move, over new connections until one works. Raises the last failure."""
     deadline = time.monotonic() + (RECONNECT_TIMEOUT if patience is None else patience)
     while True:
         try:
-            with connect(host, root=root) as peer:
-                return peer.call(call, SETTLE_TIMEOUT)
+            with connect(entry.target, root=entry.root) as peer:
+                return peer.call(protocol.Settle(entry.migration, verdict=verdict), SETTLE_TIMEOUT)
         except RemoteFailure:
             raise
         except Error:
@@ -100,21 +100,21 @@ def _ask(host: str, root: str, call: protocol.Settle, patience: float | None) ->
 
 
 def known_there(entry: Entry) -> str:
-    """Ask the target once, changing nothing, what it knows of a move.
+    """Ask the target once what it knows about a move, without changing anything.
 
-    Returns its workload; "" when the target cannot be reached or does not know the move.
+    Return its workload, or "" if the target cannot be reached or does not know the move.
     """
     try:
-        with connect(entry.target, root=str(entry.fields["root"])) as peer:
-            return str(peer.call(protocol.Settle(entry.migration, "ask"))["workload"])
+        with connect(entry.target, root=entry.root) as peer:
+            return str(peer.call(protocol.Settle(entry.migration, verdict="ask"))["workload"])
     except Error:
         return ""
 
 
 def discard(entry: Entry) -> bool:
-    """Have the target remove what it has of a move that was called off here. False if it cannot be told."""
+    """Have the target remove what it has of a move that was aborted here. Return False if it cannot be told."""
     try:
-        with connect(entry.target, root=str(entry.fields["root"])) as peer:
+        with connect(entry.target, root=entry.root) as peer:
             peer.call(protocol.Discard([entry.migration]), SETTLE_TIMEOUT)
     except Error:
         return False
@@ -122,25 +122,25 @@ def discard(entry: Entry) -> bool:
     return True
 
 
-def clean_target(peer: Peer, host: str, root: str, migration: str) -> bool:
-    """Tell the target to undo the move, over a new connection if the old one is lost. False if it cannot be told."""
+def clean_target(peer: Peer, log: Journal) -> bool:
+    """Have the target undo the move, over a new connection if the old one is lost. Return whether it was told."""
     try:
         peer.call(protocol.Abort(), ABORT_TIMEOUT)
         return True
     except Error:
         peer.close()
     try:
-        with connect(host, root=root) as again:
-            again.call(protocol.Settle(migration, "abort"), UNDO_TIMEOUT)
+        with connect(log.entry.target, root=log.entry.root) as again:
+            again.call(protocol.Settle(log.entry.migration, verdict="abort"), UNDO_TIMEOUT)
         return True
     except Error:
         return False
 
 
 def clean_source(store: Store, state: State, peer: Peer | None) -> Exception | None:
-    """Send the container's log after it and remove what is left of it here. Returns what went wrong, if anything."""
+    """Send the container's log after it, and remove what is left of it here. Return what went wrong, if anything."""
     try:
-        delete.wait_monitor(state, SHIM_TIMEOUT)
+        delete.wait_monitor(state, MONITOR_TIMEOUT)
         if peer is not None:
             with contextlib.suppress(Error):
                 peer.call(protocol.History(_log_tail(state)))
@@ -151,7 +151,7 @@ def clean_source(store: Store, state: State, peer: Peer | None) -> Exception | N
 
 
 def _log_tail(state: State) -> str:
-    """The last part of the container's log, from a line's beginning, what it had written elsewhere before included."""
+    """Return the end of the container's log from the beginning of a line, with what it wrote at earlier hosts."""
     data = b""
     for path in logs.parts(state.log_path):
         with contextlib.suppress(FileNotFoundError):
@@ -165,7 +165,7 @@ def _log_tail(state: State) -> str:
 
 
 def save_log(log: bytes, migration: str) -> Path | None:
-    """Keep CRIU's log of a move that failed; those of the newest ten are kept. None if there is nothing to keep."""
+    """Keep CRIU's log of a failed move, and the nine before it. Return its path, None if there is nothing to keep."""
     if not log:
         return None
     path = LOGS / f"{migration}.log"

@@ -1,40 +1,76 @@
-"""The source's half of the switch-over: freeze, stream pages and images, and let go of the container or not.
+"""The source's half of the switch-over: freeze, send pages and images, then end the container here or thaw it.
 
-CRIU's dump is held at `post-dump`: the tree is frozen and its network locked, all images are written. From there
-`roll_back` thaws it as if nothing had happened, and `kill_source` ends it for good. A lost coordinator rolls back by
-itself: CRIU thaws the tree when its socket closes.
+CRIU's dump is held at `post-dump`: the tree is frozen, its network is locked, and all images are written. From there
+`roll_back` thaws it as if nothing had happened, and `kill_source` ends it for good.
 
-Nothing is written to the source's disk: pages go through a socketpair straight into the connection; the other images
-and CRIU's log land in a tmpfs that is mounted nowhere and vanishes with its descriptor.
+Nothing is written to the source's disk. Pages go through a socketpair straight into the connection. The other images
+and CRIU's log are in a tmpfs that is mounted nowhere and vanishes with its descriptor.
 """
 
 import contextlib
 import hashlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Self
 
 from criu_rpc.client import Criu
 from criu_rpc.errors import CriuError, Error, SwrkDied
+from migrate import faults
 from migrate.errors import DeadlineExceeded
+from migrate.interrupts import uninterruptible
 from migrate.preflight import watches
 from migrate.source import tar_images
+from migrate.source.ending import end_source
 from migrate.wire import frames, protocol
 from migrate.wire.pages import PageRelay
 from migrate.wire.peer import Peer
 from runtime.checkpoint import options as criu_options
 from runtime.checkpoint.dump import Dump
-from runtime.freeze import network_lock
+from runtime.freeze import syn_gate
 from runtime.freeze.guard import Guard
 from runtime.linux import syscalls
-from runtime.network import veth
 from runtime.spec.config import Spec
 from runtime.state.record import State
 
 
+@dataclass
+class Aftermath:
+    """What a dump that was rolled back leaves for the report of the failure."""
+
+    criu_log: bytes = b""
+    damage: str = ""  # what could not be repaired, in words
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """A container at `post-dump`: frozen, its images complete. It was frozen at `at` (time.monotonic())."""
+
+    id: str
+    dump: Dump
+    at: float
+    timeout: float
+    pages: protocol.PagesEnd
+
+    @property
+    def deadline(self) -> float:
+        """When it must be thawed at the latest (time.monotonic())."""
+        return self.at + self.timeout
+
+    def left(self) -> float:
+        """Return the seconds that it may still be frozen. Raises DeadlineExceeded if there are none."""
+        left = self.deadline - time.monotonic()
+        if left <= 0:
+            raise DeadlineExceeded(
+                f"container {self.id} has been frozen for {self.timeout:g} s",
+                remedy="--timeout SECONDS allows it more time",
+            )
+        return left
+
+
 class Switchover:
-    """One container leaving. A context manager: leaving it without `kill_source` rolls back."""
+    """One container that leaves. A context manager: leaving it without `kill_source` rolls back."""
 
     def __init__(
         self,
@@ -43,43 +79,59 @@ class Switchover:
         peer: Peer,
         on_bytes: Callable[[int], None],
         *,
+        timeout: float,
         tcp_close: bool = False,
         carried: tuple[str, ...] = (),
     ) -> None:
-        """What lies in the mounts at `carried` is not in the images."""
-        self._state, self.spec, self._peer = state, spec, peer
+        """Start what can be started before the freeze, which may last `timeout` seconds.
+
+        `carried`: mount points whose contents are sent separately, not in the images.
+        """
+        self._state, self._spec, self._peer, self._timeout = state, spec, peer, timeout
         self._relay = PageRelay(Criu().version(), peer.send_pages, on_bytes)
         self._images = syscalls.detached_tmpfs(mode=0o700)  # and CRIU's log
         self._tcp_close, self._carried = tcp_close, carried
         self._watched = watches.names(state.pid)
-        self.gate = contextlib.ExitStack()  # left when it is thawed, or at the end: that takes 15 ms
-        self._guard: Guard | None = Guard(state)
-        self._dump: Dump | None = None
-        self.frozen_at = 0.0
-        self.damage = ""  # what a roll back could not mend, in words
+        self._gate = contextlib.ExitStack()  # opened after the thaw: opening takes 15 ms
+        self._until_dump = contextlib.ExitStack()  # closes the guard, unless a dump has taken it over
+        self._guard = self._until_dump.enter_context(contextlib.closing(Guard(state)))
+        self._thaw: Callable[[], None] = lambda: None
+        self._damage = ""
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.roll_back()
-        if self._guard is not None:
-            self._guard.close()
+        self._until_dump.close()
         self._relay.close()
         os.close(self._images)
 
-    def freeze(
-        self, timeout: float, on_frozen: Callable[[], None] = lambda: None, *, skip_in_flight: bool = False
-    ) -> protocol.PagesEnd:
-        """Dump up to `post-dump`; pages stream meanwhile. Afterwards the tree is frozen and `images()` complete.
+    @contextlib.contextmanager
+    def undone_by_failure(self, aftermath: Aftermath) -> Iterator[None]:
+        """Roll back when the block raises. This has no effect on a container that has been killed."""
+        try:
+            yield
+        except BaseException:
+            with uninterruptible():
+                self.roll_back()
+                aftermath.criu_log, aftermath.damage = self._log(), self._damage
+            raise
 
-        `timeout`, in seconds, is for all of that. `on_frozen` is called once no process of the container runs any more,
-        while the dump goes on. With `skip_in_flight`, connections that have not been accepted yet are left out: they
-        are lost.
+    def close_gate(self) -> None:
+        """Let nobody open a new connection to the container until it is thawed."""
+        self._gate.enter_context(syn_gate.closed(self._state, self._spec))
+
+    @faults.point("freeze")
+    def freeze(self, on_frozen: Callable[[], None] = lambda: None, *, skip_in_flight: bool = False) -> Frozen:
+        """Dump up to `post-dump`, while pages stream. Afterwards the tree is frozen and its images are complete.
+
+        `on_frozen` is called once no process of the container runs, while the dump continues. With `skip_in_flight`,
+        connections that have not been accepted yet are left out: they are lost.
         """
         options = criu_options.dump_options(
             self._state,
-            self.spec,
+            self._spec,
             self._carried,
             images_dir_fd=self._images,
             work_dir_fd=self._images,
@@ -88,26 +140,31 @@ class Switchover:
             irmap_scan_paths=self._watched,
         )
         self._relay.start()
-        guard, self._guard = self._guard, None
         environment = tar_images.environment()
-        self._dump = Dump(self._state, self.spec, options, timeout=timeout, guard=guard, env=environment)
+        self._until_dump.pop_all()
+        dump = Dump(self._state, self._spec, options, timeout=self._timeout, guard=self._guard, env=environment)
+        self._thaw = dump.roll_back
         self._relay.criu_end.close()
         try:
-            self._dump.run_until("pre-dump")
-            self.frozen_at = time.monotonic()
-            reached = self._dump.run_until("query-ext-files", "post-dump")  # whichever comes first
+            with faults.point("criu pre-dump"):
+                dump.run_until("pre-dump")
+            frozen_at = time.monotonic()
+            with faults.point("criu query-ext-files"):
+                reached = dump.run_until("query-ext-files", "post-dump")  # whichever comes first
             on_frozen()
             if reached != "post-dump":
-                self._dump.run_until("post-dump")
-            self._dump.complete(self._images, keep=not self._tcp_close)
+                dump.run_until("post-dump")
+            dump.complete(self._images, keep=not self._tcp_close)
         except SwrkDied:
             raise
         except (CriuError, DeadlineExceeded) as error:
             raise self._relay.failure or error from None
-        return self._relay.finish(max(0.0, self.frozen_at + timeout - time.monotonic()))
+        pages = self._relay.finish(max(0.0, frozen_at + self._timeout - time.monotonic()))
+        return Frozen(self._state.id, dump, frozen_at, self._timeout, pages)
 
+    @faults.point("send-images")
     def send_images(self, deadline: float) -> int:
-        """Send every image but the pages, until `deadline` (time.monotonic()); returns how many."""
+        """Send every image except the pages, until `deadline` (time.monotonic()). Return how many there are."""
         names = sorted(name for name in os.listdir(self._images) if name.endswith(".img"))
         for name in names:
             fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=self._images)
@@ -124,39 +181,24 @@ class Switchover:
                         self._peer.send_data(data[start : start + frames.CHUNK])
         return len(names)
 
-    def require_frozen(self) -> None:
-        """Raise CriuError when CRIU was killed while it held the tree: it may have run on."""
-        assert self._dump is not None
-        self._dump.require_frozen()
-
-    def kill_source(self, on_killed: Callable[[], None]) -> None:
-        """End the frozen tree: when this returns, no process of the container exists here any more.
-
-        `on_killed` is called as soon as its end is certain. Its link is down before that, so that nothing tells the
-        container's peers.
-        """
-        assert self._dump is not None
-        if self._state.has_bridge:
-            with contextlib.suppress(OSError, Error):  # it has to end all the same
-                veth.take_down(self._state)
-        self._dump.kill(self._peer.name, on_killed)
-        network_lock.ended(self.spec, self._state.id)
+    def kill_source(self, frozen: Frozen, on_killed: Callable[[], None], warn: Callable[[str], None]) -> None:
+        """End the frozen tree. `on_killed` is called as soon as its end is certain. Raises DeadlineExceeded."""
+        end_source(self._state, self._spec, lambda: frozen.dump.kill(self._peer.name, on_killed), warn)
 
     def roll_back(self) -> None:
-        """Thaw the tree: it goes on as before. Harmless when there is nothing to thaw."""
-        if self._dump is not None:
-            try:
-                self._dump.roll_back()
-            except Error as error:
-                self.damage = str(error)
-        self.gate.close()
+        """Thaw the tree, which then runs as before. Harmless when it is not frozen."""
+        try:
+            self._thaw()
+        except Error as error:
+            self._damage = str(error)
+        self._gate.close()
 
     def dropped_watches(self) -> int:
-        """How many inotify and fanotify descriptors had events that nobody had read: CRIU does not carry those."""
-        return self.log().count(b"events will be dropped")
+        """Return how many inotify and fanotify descriptors had unread events: CRIU does not carry those."""
+        return self._log().count(b"events will be dropped")
 
-    def log(self) -> bytes:
-        """CRIU's log of the dump, b"" if there is none."""
+    def _log(self) -> bytes:
+        """Return CRIU's log of the dump, b"" if there is none."""
         try:
             with open(os.open("dump.log", os.O_RDONLY | os.O_NOFOLLOW, dir_fd=self._images), "rb") as file:
                 return file.read()

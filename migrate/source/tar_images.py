@@ -1,7 +1,7 @@
-"""CRIU packs what lies in a tmpfs with `tar --gzip` while the container is frozen: for a move, without gzip's work.
+"""Keep CRIU's `tar --gzip` of a tmpfs from compressing, because the container is frozen meanwhile.
 
-tar runs the `gzip` that is first on its PATH; ours hands on what it gets. What CRIU then has is a plain archive, and
-goes over the connection in a gzip file that is not compressed: any gzip at the target reads that.
+tar runs the first `gzip` on its PATH; the one made here copies its input. CRIU's image is then a plain archive. It is
+sent as a gzip file that is not compressed, which any gzip at the target reads.
 """
 
 import os
@@ -13,14 +13,14 @@ from typing import BinaryIO
 from migrate.disk import write_atomically
 from runtime.linux import trusted
 
-DIRECTORY = Path("/run/pymigrate-tar")  # not below /run/pymigrate: the root of a user namespace runs it, too
+DIRECTORY = Path("/run/pymigrate-tar")  # not below /run/pymigrate, because the root of a user namespace runs it, too
 _GZIP = b"#!/bin/sh\nexec cat\n"
 _MAGIC = b"\x1f\x8b"
 _CHUNK = 1 << 20
 
 
 def environment() -> dict[str, str]:
-    """An environment for CRIU in which tar does not compress. Where ours cannot be made or run, it does."""
+    """Return an environment for CRIU in which tar does not compress, or the usual one if that cannot be made."""
     program = DIRECTORY / "gzip"
     try:
         os.close(trusted.make_directory(str(DIRECTORY), 0o755))
@@ -36,7 +36,7 @@ def environment() -> dict[str, str]:
 
 
 def contents(name: str, file: BinaryIO) -> Iterator[bytes]:
-    """An image as it is sent: as it is, but for an archive of a tmpfs that is not compressed yet."""
+    """Yield an image as it is sent: unchanged, except that an uncompressed archive of a tmpfs becomes a gzip file."""
     file.seek(0)
     wrapped = None
     if name.startswith("tmpfs-"):

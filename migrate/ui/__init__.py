@@ -1,4 +1,4 @@
-"""Monitors: what a move's events look like on a terminal, in a log, to a program."""
+"""Monitors: how the events of a move are shown on a terminal, in a log, and to a program."""
 
 import sys
 
@@ -6,7 +6,7 @@ from migrate.events import Monitor
 
 
 def monitor(*, as_json: bool) -> Monitor:
-    """JSON lines if asked for, a live display on a terminal, plain lines otherwise."""
+    """Return a monitor: JSON lines if asked for, a live display on a terminal, plain lines otherwise."""
     if as_json:
         from migrate.ui.lines import JsonLines
 

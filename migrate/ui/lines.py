@@ -5,14 +5,14 @@ import json
 import time
 from typing import Any, TextIO
 
-from migrate.events import Event, PassDone, PhaseStarted, Progress, Report, Warned, event_name
+from migrate.events import Event, PassDone, PhaseStarted, Progress, Report, Warned
 from migrate.ui import text
 
 _INTERVAL = 1.0  # seconds between two progress lines of one phase
 
 
 class PlainLines:
-    """One line a phase, at most one progress line a second, the timeline at the end."""
+    """One line for each phase, at most one progress line a second, and the timeline at the end."""
 
     def __init__(self, out: TextIO) -> None:
         self._out, self._start, self._last = out, time.monotonic(), 0.0
@@ -45,7 +45,10 @@ class PlainLines:
 
 
 class JsonLines:
-    """{"event": "phase" | "progress" | "warning" | "report", ...}, one object a line; the last is the report."""
+    """One object a line: {"event": "phase" | "progress" | "warning" | "pass" | "report", "id", "migration", ...}.
+
+    The last one is the report.
+    """
 
     def __init__(self, out: TextIO) -> None:
         self._out, self._last = out, 0.0
@@ -57,14 +60,14 @@ class JsonLines:
                 return
             self._last = now
         fields = _rounded(dataclasses.asdict(event))
-        print(json.dumps({"event": event_name(event), **fields}), file=self._out, flush=True)
+        print(json.dumps({"event": event.event, **fields}), file=self._out, flush=True)
 
     def close(self) -> None:
         self._out.flush()
 
 
 def _rounded(value: Any) -> Any:
-    """JSON with every number of seconds to the microsecond."""
+    """Return a JSON value with each float rounded to six digits: microseconds."""
     if isinstance(value, dict):
         return {key: _rounded(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

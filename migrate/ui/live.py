@@ -1,4 +1,4 @@
-"""The live display on a terminal: the phase, bytes, rate and elapsed time in one line that is redrawn."""
+"""The live display on a terminal: phase, bytes, rate and elapsed time in one line that is redrawn."""
 
 from rich.console import Console
 from rich.progress import (
@@ -18,7 +18,7 @@ from migrate.ui import text
 
 
 class Live:
-    """A rich progress display; each phase that is over stays as a line with its time."""
+    """A progress display made with rich; the timeline follows at the end."""
 
     def __init__(self) -> None:
         self._console = Console()

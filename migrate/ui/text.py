@@ -1,4 +1,4 @@
-"""Sizes, durations and the report as text, the same in every monitor."""
+"""Format sizes, durations and the report, the same for every monitor."""
 
 from collections.abc import Sequence
 
@@ -28,20 +28,20 @@ def age(seconds: float) -> str:
 
 
 def one_pass(done: PassDone) -> str:
-    """What a pass over a tree has sent, as one line."""
+    """Return one line: what a pass over a tree has sent."""
     when = ", frozen" if done.frozen else ""
     files = f"{done.files} file{'' if done.files == 1 else 's'}"
     return f"{done.tree} pass {done.number}{when}: {files}, {size(done.bytes_sent)}, {duration(done.seconds)}"
 
 
 def timeline(report: Report) -> list[str]:
-    """The report's steps, one aligned line each."""
+    """Return the report's steps, one aligned line each."""
     width = max((len(name) for name in report.phases), default=0)
     return [f"{name:<{width}}  {duration(seconds):>8}" for name, seconds in report.phases.items()]
 
 
 def summary(report: Report) -> str:
-    """One line: what moved where, for how long it was away."""
+    """Return one line: what moved where, and for how long it was frozen."""
     return (
         f"{report.id}: {report.source} -> {report.target} in {duration(report.total_s)}, "
         f"downtime {duration(report.downtime_s)}, {size(report.bytes_sent)} sent"
@@ -49,7 +49,7 @@ def summary(report: Report) -> str:
 
 
 def table(heading: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
-    """Lines of aligned columns under a heading."""
+    """Return lines of aligned columns under a heading."""
     every = [heading, *rows]
     widths = [max(len(row[column]) for row in every) for column in range(len(heading))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in every]

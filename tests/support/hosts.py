@@ -19,30 +19,25 @@ COUNT = "i=0; while :; do i=$((i+1)); echo $i; usleep 20000; done"
 ABLE = dict.fromkeys(("bounding", "effective", "permitted"), sorted(capabilities.NUMBERS.keys() - {"CAP_SYS_RESOURCE"}))
 PYMIGRATE = [str(Path(sys.executable).with_name("pymigrate"))]  # `-m migrate.cli` takes longer than most verbs do
 
-# `pymigrate move web host2` with {body} defined before and something done at one function: {before} when it is reached,
-# {after} when it has done its work.
+# `pymigrate move web host2` with {body} defined before, and something done at a point (migrate/faults.py): {before}
+# when it is reached, {after} when what it surrounds is done. `value` is what the point carries.
 _DRIVER = """
 import os, signal, subprocess, sys, time
+from migrate import faults
 from migrate.cli import main
-from migrate.target import incoming
-from migrate.source import switchover, coordinator
-from migrate.wire import peer
 {body}
-owner, name = {where}
-original = getattr(owner, name)
-def replaced(self, *args, **kwargs):
+def before(value):
     {before}
-    result = original(self, *args, **kwargs)
+def after(value):
     {after}
-    return result
-setattr(owner, name, replaced)
+faults.at({point!r}, before=before, after=after)
 sys.exit(main(["--json", "move", "web", "host2"]))
 """
 
 
-def driver(where: str, *, before: str = "pass", after: str = "pass", body: str = "") -> str:
-    """A Python program for a source; `where` is an (owner, name) pair, as Python text."""
-    return _DRIVER.format(where=where, before=before, after=after, body=body)
+def driver(point: str, *, before: str = "pass", after: str = "pass", body: str = "") -> str:
+    """Return a Python program for a source that does something, as Python text, at a point of the move."""
+    return _DRIVER.format(point=point, before=before, after=after, body=body)
 
 
 def in_agent(text: str) -> str:

@@ -39,7 +39,7 @@ def test_source_loses_power_when_it_has_given_the_container_up(machines: Machine
     """Killed here by decision, not yet resumed there: the decision is on the disk, and `recover` carries it out."""
     machines.run()
     before = machines.wait_count("host1", 1)
-    move = held_move(machines, "(switchover.Switchover, 'kill_source')")
+    move = held_move(machines, "end-source")
     machines["host1"].power_off()
     move.communicate()
     machines.up()
@@ -56,7 +56,7 @@ def test_target_loses_power_before_the_point_of_no_return(machines: Machines) ->
     """The source waits for a restore that never ends: it goes on as if nothing had happened."""
     machines.run()
     before = machines.wait_count("host1", 1)
-    move = held_move(machines, "(switchover.Switchover, 'send_images')")
+    move = held_move(machines, "send-images")
     machines["host2"].power_off()
     out, errors = move.communicate("go on\n", timeout=300)
     assert "Traceback" not in errors

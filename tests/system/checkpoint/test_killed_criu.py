@@ -22,11 +22,11 @@ def kill(*who):
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
 """
 KILL, KILL_GUARD, KILL_SELF = "kill('-x', 'criu')", "kill('-f', 'runtime.freeze.guard')", "os.kill(os.getpid(), 9)"
-SCRIPT = "(__import__('criu_rpc.client').client.DumpSession, 'run_until')"
+SCRIPT = "criu query-ext-files"
 # Where a dump is: all frozen, the network locked; CRIU's code in a process; all done and held, connections in repair
 # mode; restored at the target.
 POINTS = {
-    "frozen": (SCRIPT, "after", "args[0] == 'query-ext-files' and "),
+    "frozen": (SCRIPT, "after", ""),
     "infected": (FREEZE, "before", "os.environ.update(CRIU_FAULT='1') and "),  # it kills itself then
     "held": (FREEZE, "after", ""),
     "prepared": (PREPARED, "after", ""),

@@ -70,7 +70,7 @@ def test_the_limits_hold_before_the_first_instruction(lab: Lab) -> None:
     lab.on("host1", "pymigrate", "update", "--pids-limit", "6", "--cpu-quota", "4000", "--memory", str(MEMORY), "web")
     places = " ".join(files(lab.state("host1")["cgroup_paths"]))
     look = f"subprocess.run(['ssh', 'host2', 'cat {places} > /run/seen'], check=True, stdin=subprocess.DEVNULL)"
-    program = driver("(coordinator.Coordinator, '_hand_over')", before=look)
+    program = driver("hand-over", before=look)
     done = lab.on("host1", lab.python, "-c", program, check=False)
     assert done.returncode == 0, (done.stdout, done.stderr)
     assert [line.split()[0] for line in lab.sh("host2", "cat /run/seen").splitlines()] == WANTED

@@ -8,7 +8,7 @@ import pytest
 from tests.support.hosts import driver
 from tests.system.conftest import Lab
 from tests.system.network.test_bridge import ADDRESSES, PLACE, make
-from tests.system.network.test_move import GIVEN_UP, assert_in_order, watched
+from tests.system.network.test_move import assert_in_order, watched
 
 pytestmark = pytest.mark.system
 
@@ -74,7 +74,7 @@ def test_a_joined_namespace_serves_others_and_the_container_again(lab: Lab) -> N
 def test_a_move_that_ends_early_leaves_no_lock(lab: Lab) -> None:
     with shared(lab), watched(lab, SHARED):
         for what, status in (("raise OSError('test')", 10), ("os.kill(os.getpid(), 9)", 137)):
-            program = driver("(coordinator.Coordinator, '_stop_and_copy')", after=what)
+            program = driver("stop-and-copy", after=what)
             assert lab.on("host1", lab.python, "-c", program, check=False).returncode == status
             assert_in_order(lab, "host1")
             assert tables(lab, "host1") == []
@@ -82,8 +82,8 @@ def test_a_move_that_ends_early_leaves_no_lock(lab: Lab) -> None:
 
 def test_a_killed_coordinator_leaves_it_to_recover(lab: Lab) -> None:
     with shared(lab), watched(lab, SHARED):
-        body = "switchover.network_lock.ended = lambda *_: os.kill(os.getpid(), 9)"
-        assert lab.on("host1", lab.python, "-c", driver(GIVEN_UP, body=body), check=False).returncode == 137
+        program = driver("kill", after="os.kill(os.getpid(), 9)")
+        assert lab.on("host1", lab.python, "-c", program, check=False).returncode == 137
         with pytest.raises(AssertionError, match="TimeoutError"):
             speak(lab, "host1", patience=1.0)
         lab.on("host1", "pymigrate", "recover", "web")
@@ -139,7 +139,7 @@ def test_the_network_of_the_host_is_as_it_was(lab: Lab) -> None:
     lab.wait_count("host1", 0)
     before = tables(lab, "host1", of="")
     look = "subprocess.run('nft list ruleset > /run/frozen', shell=True)"
-    lab.on("host1", lab.python, "-c", driver("(switchover.Switchover, 'kill_source')", before=look))
+    lab.on("host1", lab.python, "-c", driver("end-source", before=look))
     frozen = lab.sh("host1", "cat /run/frozen")
     assert "CRIU-" in frozen
     assert "policy drop" not in frozen

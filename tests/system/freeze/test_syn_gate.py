@@ -95,7 +95,7 @@ def test_the_gate_is_open_again_after_a_move_that_ends_early(lab: Lab, net: str,
     wait_log(lab, "host1", "ready")
     tables = f"nsenter -t {lab.state('host1')['pid']} -n nft list ruleset"
     before = f"subprocess.run('{tables} > /run/closed', shell=True); {what}"
-    lab.on("host1", lab.python, "-c", driver("(switchover.Switchover, 'freeze')", before=before), check=False)
+    lab.on("host1", lab.python, "-c", driver("freeze", before=before), check=False)
     closed = lab.sh("host1", "cat /run/closed")
     assert "tcp flags syn / syn,ack" in closed
     assert ("tcp dport 7001" in closed) == (net == "host")

@@ -326,7 +326,7 @@ def test_a_move_that_fails_is_not_noticed(lab: Lab) -> None:
         screen.until("here\r\n")
         screen.write("half a lime\x7f\x7f")
         screen.until("\x08 \x08\x08 \x08")
-        program = driver("(switchover.Switchover, 'send_images')", before="raise OSError('test')")
+        program = driver("send-images", before="raise OSError('test')")
         program = program.replace('"move", "web"', '"move", "--allow", "terminal", "web"')
         done = lab.on("host1", lab.python, "-c", program, check=False)
         assert json.loads(done.stdout.splitlines()[-1])["workload"] == "SOURCE"

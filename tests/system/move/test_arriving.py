@@ -24,7 +24,7 @@ def held(lab: Lab) -> Iterator["subprocess.Popen[str]"]:
     lab.run()
     lab.wait_count("host1", 1)
     after = "print('held', flush=True)\n    if 'fail' in sys.stdin.readline(): raise OSError('test')"
-    program = driver("(coordinator.Coordinator, '_stop_and_copy')", after=after)
+    program = driver("stop-and-copy", after=after)
     with lab.start("host1", lab.python, "-c", program, stdin=subprocess.PIPE) as moving:
         assert moving.stdout is not None
         while (line := moving.stdout.readline()) != "held\n":

@@ -21,6 +21,7 @@ BODY = (
     + """
 from migrate.source import settle
 from migrate.files import rsync
+from migrate.wire import peer
 rsync.STALL_TIMEOUT, settle.ABORT_TIMEOUT, peer.SILENCE = {stall}, {abort}, 2.0
 run = main
 main = lambda argv: run([*argv, "--volume", "/data=copy"])
@@ -49,8 +50,8 @@ def disturbed_move(lab: Lab, action: str, stall: float = 60.0, abort: float = 10
     `stall` and `abort` are how long it waits for files to move on, and for the agent to undo the move.
     """
     program = driver(
-        "(coordinator.Seeding, '_progress')",
-        before="middle(args[0])",
+        "progress",
+        before="middle(value)",
         body=BODY.format(action=action, stall=stall, abort=abort, victims=VICTIMS),
     )
     try:
@@ -73,7 +74,7 @@ def test_the_monitor_at_the_target(lab: Lab, number: str) -> None:
     before = lab.wait_count("host1", 3)
     script = f"kill -{number} $(pgrep -f '[r]untime.monitor.main')"
     program = driver(
-        "(switchover.Switchover, 'freeze')",
+        "freeze",
         after=f"subprocess.run(['ssh', 'host2', {script!r}], check=True, stdin=subprocess.DEVNULL)",
         body=in_agent("from runtime.checkpoint import restore\nrestore.MONITOR_TIMEOUT = 1.0"),
     )
@@ -155,7 +156,7 @@ def test_a_stopped_receiver_outlives_source_and_agent(hosts: Lab, known: bool) -
     before = begin(hosts)
     stop = f'there("STOP", "{RSYNC}"); there("KILL", "{AGENT}"); os.kill(os.getpid(), 9)'
     program = driver(
-        "(coordinator.Seeding, '_progress')", before="middle(args[0])",
+        "progress", before="middle(value)",
         body=BODY.format(action=stop, stall=60.0, abort=10.0, victims=VICTIMS),
     )  # fmt: skip
     assert hosts.on("host1", hosts.python, "-c", program, check=False).returncode == 137

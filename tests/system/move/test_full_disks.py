@@ -128,7 +128,7 @@ def test_a_disk_that_fills_up_in_the_freeze_does_not_stop_the_move(narrow: Lab, 
     narrow.run()
     start = narrow.wait_count("host1", 1)
     fill = f"subprocess.run({argv}, stdin=subprocess.DEVNULL, capture_output=True)"
-    program = driver("(coordinator.Coordinator, '_stop_and_copy')", after=fill)
+    program = driver("stop-and-copy", after=fill)
     narrow.on("host1", narrow.python, "-c", program)
     narrow.wait_count("host2", start)
     assert (narrow.phases("host1"), narrow.phases("host2")) == (["resumed"], ["resumed"])
@@ -138,20 +138,18 @@ def test_a_disk_that_fills_up_in_the_freeze_does_not_stop_the_move(narrow: Lab, 
     ("where", "before", "words"),
     [
         pytest.param(
-            "(coordinator.Coordinator, '_seed')",
+            "seed",
             True,
             r"migrations/\S+\.jsonl: 6\d KiB more needed, 0 KiB free",
             id="journal",
         ),
         pytest.param(
-            "(coordinator.Coordinator, '_stop_and_copy')",
+            "stop-and-copy",
             True,
             r"incoming/\S+: \d+ MiB more needed, 0 KiB free",
             id="pages",
         ),
-        pytest.param(
-            "(switchover.Switchover, 'freeze')", False, r"incoming/\S+: \d+ KiB more needed, 0 KiB free", id="images"
-        ),
+        pytest.param("freeze", False, r"incoming/\S+: \d+ KiB more needed, 0 KiB free", id="images"),
     ],
 )
 def test_a_target_without_room(narrow: Lab, where: str, before: bool, words: str) -> None:
@@ -185,7 +183,7 @@ def test_a_journal_that_cannot_be_written_any_more(lab: Lab) -> None:
     lab.run()
     start = lab.wait_count("host1", 1)
     read_only = "subprocess.run(['mount', '-o', 'remount,ro', '/var/lib/pymigrate'], check=True)"
-    program = driver("(coordinator.Coordinator, '_stop_and_copy')", after=read_only)
+    program = driver("stop-and-copy", after=read_only)
     try:
         event = last_event(lab.on("host1", lab.python, "-c", program, check=False), 10)
     finally:
@@ -242,7 +240,7 @@ def test_what_a_volume_takes_comes_to_a_full_disk(lab: Lab) -> None:
         lab.run(mounts=[*default_spec()["mounts"], bind])
         start = lab.wait_count("host1", 1)
         fill = f"subprocess.run({['ssh', 'host2', 'head -c 15M /dev/zero > /mnt/v/filler']}, capture_output=True)"
-        program = driver("(coordinator.Seeding, 'send_ahead')", before=fill)
+        program = driver("send-ahead", before=fill)
         program = program.replace('"move", ', '"move", "--volume", "/data=copy", ')
         event = last_event(lab.on("host1", lab.python, "-c", program, check=False), 10)
         assert re.search(r"no room at host2 for /mnt/v/x: rsync: .*/mnt/v/x/d.*: No space left", event["message"]), (

@@ -34,8 +34,8 @@ def wait_synced():
 """
 )
 PATIENT = in_agent("from migrate.target import image_keeper\nimage_keeper.PATIENCE = 3600.0")
-PREPARED = "(coordinator.Coordinator, '_stop_and_copy')"
-GIVEN_UP = "(switchover.Switchover, 'kill_source')"
+PREPARED = "stop-and-copy"
+GIVEN_UP = "end-source"
 
 
 def moving(lab: Lab, where: str, *, agent: str = "", **do: str) -> "subprocess.Popen[str]":
@@ -172,7 +172,7 @@ def test_images_of_an_agent_that_died_before_prepared_are_removed(lab: Lab) -> N
     """Nobody tells: its keeper notices. Without it, `migrations` shows them, and --clean removes them."""
     lab.run()
     start = lab.wait_count("host1", 1)
-    where = "(switchover.Switchover, 'send_images')"
+    where = "send-images"
     die = "; os.kill(os.getpid(), 9)"
     assert ended(moving(lab, where, after="kill_agent()" + die))[0] == 137
     wait_until(lambda: lab.sh("host2", "ls -d /run/pymigrate/images", check=False) == "")

@@ -272,9 +272,9 @@ def test_target_disk_fills_up_during_the_dump(lab: Lab) -> None:
 
 # Where a move stops by itself to have something done to it, in each phase.
 HELD_AT = {
-    "preflight": "(peer.Peer, 'facts')",
-    "seed": "(coordinator.Seeding, 'send_ahead')",
-    "stop-and-copy": "(switchover.Switchover, 'send_images')",
+    "preflight": "check-target",
+    "seed": "send-ahead",
+    "stop-and-copy": "send-images",
 }
 
 
@@ -370,10 +370,10 @@ def test_a_target_that_takes_no_data_while_the_container_is_frozen(lab: Lab) -> 
     before = lab.wait_count("host1", 1)
     stop = "pids = subprocess.run(['ssh', 'host2', %r], capture_output=True, check=True).stdout.decode().split()"
     program = driver(
-        "(switchover.Switchover, 'send_images')",
+        "send-images",
         before=(stop % "pgrep -f '^[^ ]*python3 -I -S /run/pymigrate/agent'") + "\n"
         "    subprocess.run(['ssh', 'host2', 'kill', '-STOP', *pids], check=True); agents.extend(pids)",
-        body="agents = []; undo = switchover.Switchover.roll_back\n"
+        body="from migrate.source import switchover\nagents = []; undo = switchover.Switchover.roll_back\n"
         "def roll_back(self):\n    undo(self)\n    subprocess.run(['ssh', 'host2', 'kill', '-CONT', *agents])\n"
         "switchover.Switchover.roll_back = roll_back\n"
         "run = main; main = lambda argv: run([*argv, '--timeout', '6'])",

@@ -71,7 +71,7 @@ def test_two_sources_move_the_same_id_and_the_slow_one_fails(lab: Lab) -> None:
 def test_recover_does_not_empty_the_root_of_a_later_container(lab: Lab) -> None:
     """The first one's coordinator died after COMMITTED; another `web` has come to the target since."""
     run(lab, "alice")
-    kill = driver("(switchover.Switchover, 'kill_source')", before="os.kill(os.getpid(), 9)")
+    kill = driver("end-source", before="os.kill(os.getpid(), 9)")
     assert lab.on("host1", lab.python, "-c", kill, check=False).returncode == 137
     lab.on("host1", "pymigrate", "delete", "--force", "web")
     run(lab, "bob", place="other")
@@ -88,7 +88,7 @@ def test_what_a_failed_move_has_sent_is_not_sent_again(lab: Lab) -> None:
     lab.sh("host1", f"head -c 20000000 /dev/urandom > {TEST}/web/rootfs/big; cd {TEST}/web/rootfs; cat big > damaged")
     lab.on("host1", "pymigrate", "run", "-d", "-b", f"{TEST}/web", "web")
     lab.wait_count("host1", 1)
-    fail = driver("(coordinator.Seeding, 'send_ahead')", after="raise OSError('test')")
+    fail = driver("send-ahead", after="raise OSError('test')")
     assert lab.on("host1", lab.python, "-c", fail, check=False).returncode == 10
     place = f"{BUNDLES}/web"
     assert place in lab.on("host2", "pymigrate", "migrations").stdout.splitlines()[-1]

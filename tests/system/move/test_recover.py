@@ -16,7 +16,7 @@ PATIENCE = 60.0  # seconds
 
 
 def killed_move(lab: Lab, where: str, *, before: str = "pass", after: str = "pass") -> None:
-    """A move whose coordinator is killed at one of its functions."""
+    """A move whose coordinator is killed at one of its points."""
     program = driver(where, before=before, after=after)
     assert lab.on("host1", lab.python, "-c", program, check=False).returncode == 137
 
@@ -57,7 +57,7 @@ def came_back(lab: Lab) -> tuple[tuple[str, str], int]:
     lab.run()
     mine = identity(lab, "host1")
     lab.wait_count("host1", 1)
-    killed_move(lab, "(coordinator.Coordinator, '_hand_over')", after="os.kill(os.getpid(), 9)")
+    killed_move(lab, "hand-over", after="os.kill(os.getpid(), 9)")
     lab.on("host1", "pymigrate", "delete", "web")
     before = lab.wait_count("host2", 1)
     lab.on("host2", "pymigrate", "move", "web", "host1")
@@ -113,7 +113,7 @@ def test_an_old_journal_proves_nothing_about_what_runs_here(lab: Lab) -> None:
     )
     lab.on("host1", lab.python, "-c", strip)
     code, _, complaint = recover(lab)
-    assert (code, "runs on here, and host2 says" in complaint) == (12, True), complaint
+    assert (code, "still runs here, and host2 says" in complaint) == (12, True), complaint
     lab.wait_count("host1", before)
     assert identity(lab, "host1") == mine
     assert recover(lab, "--forget")[0] == 0
@@ -123,7 +123,7 @@ def test_an_old_journal_proves_nothing_about_what_runs_here(lab: Lab) -> None:
 def test_resumed_is_the_answer_whatever_has_happened_since(lab: Lab) -> None:
     lab.run()
     lab.wait_count("host1", 1)
-    killed_move(lab, "(coordinator.Coordinator, '_hand_over')", after="os.kill(os.getpid(), 9)")
+    killed_move(lab, "hand-over", after="os.kill(os.getpid(), 9)")
     lab.on("host2", "pymigrate", "delete", "--force", "web")
     lab.run("host2")
     stranger = identity(lab, "host2")
@@ -136,7 +136,7 @@ def given_up(lab: Lab) -> int:
     """A container that was ended at host1 and not resumed at host2, whose agent has ended; its last number."""
     lab.run()
     before = lab.wait_count("host1", 1)
-    killed_move(lab, "(switchover.Switchover, 'kill_source')", after="os.kill(os.getpid(), 9)")
+    killed_move(lab, "end-source", after="os.kill(os.getpid(), 9)")
     wait_no_agent(lab)
     return before
 
@@ -190,7 +190,7 @@ def test_a_damaged_or_missing_image_is_a_lost_container(lab: Lab) -> None:
     assert [(item["phase"], item["workload"]) for item in migrations(lab, "host1")] == [("lost", "NEITHER")]
     assert lab.images("host2") != []
     code, said, _ = recover(lab, "--forget")
-    assert (code, "was ended here" in said) == (0, True), said
+    assert (code, "was killed here" in said) == (0, True), said
     assert lab.phases("host1") == ["forgotten"]
     assert recover(lab)[0] == 4
 
@@ -231,7 +231,7 @@ def test_a_source_whose_target_is_gone_and_that_has_ended_the_container(lab: Lab
 def test_a_source_whose_target_is_gone_and_that_still_runs_the_container(lab: Lab) -> None:
     lab.run()
     before = lab.wait_count("host1", 1)
-    killed_move(lab, "(switchover.Switchover, 'kill_source')", before="os.kill(os.getpid(), 9)")
+    killed_move(lab, "end-source", before="os.kill(os.getpid(), 9)")
     lab.sh("host1", "ip link set eth0 down")
     host1 = lab.sh("host1", "hostname").strip()
     try:
@@ -250,7 +250,7 @@ def test_a_cut_right_before_the_point_of_no_return_rolls_back(lab: Lab) -> None:
     lab.run()
     before = lab.wait_count("host1", 1)
     try:
-        code, event = driven_move(lab, "(coordinator.Coordinator, '_stop_and_copy')", after="cut()")
+        code, event = driven_move(lab, "stop-and-copy", after="cut()")
     finally:
         lab.sh("host1", "ip link set eth0 up")
     assert (code, event["workload"]) == (10, "SOURCE"), event
@@ -265,15 +265,15 @@ def test_a_held_tree_that_has_died_rolls_back(lab: Lab) -> None:
     before = lab.wait_count("host1", 1)
     script = "kill -9 $(sed -n 's/.*\"pid\": *\\([0-9]*\\),.*/\\1/p' /run/opencontainer/containers/web/state.json)"
     after = f"subprocess.run(['ssh', 'host2', {script!r}], check=True, stdin=subprocess.DEVNULL)"
-    code, event = driven_move(lab, "(coordinator.Coordinator, '_stop_and_copy')", after=after)
+    code, event = driven_move(lab, "stop-and-copy", after=after)
     assert (code, event["workload"]) == (10, "SOURCE"), event
     assert_still_here(lab, before)
 
 
 _CUT = """
 def cut_off():
-    from migrate.source import coordinator, settle
-    coordinator.RESUME_TIMEOUT = settle.RECONNECT_TIMEOUT = 1.0
+    from migrate.source import move, settle
+    move.RESUME_TIMEOUT = settle.RECONNECT_TIMEOUT = 1.0
     subprocess.run(["ip", "link", "set", "eth0", "down"], check=True)
 """
 
@@ -282,7 +282,7 @@ def test_the_source_goes_on_asking_by_itself(lab: Lab) -> None:
     lab.run()
     before = lab.wait_count("host1", 1)
     try:
-        code, event = driven_move(lab, "(switchover.Switchover, 'kill_source')", after="cut_off()", body=_CUT)
+        code, event = driven_move(lab, "end-source", after="cut_off()", body=_CUT)
         assert (code, event["workload"]) == (12, "UNKNOWN"), event
         assert [(item["phase"], item["asking"]) for item in migrations(lab, "host1")] == [("in-doubt", True)]
     finally:
@@ -297,7 +297,7 @@ def test_forget_ends_the_process_that_asks(lab: Lab) -> None:
     lab.run()
     lab.wait_count("host1", 1)
     try:
-        assert driven_move(lab, "(switchover.Switchover, 'kill_source')", after="cut_off()", body=_CUT)[0] == 12
+        assert driven_move(lab, "end-source", after="cut_off()", body=_CUT)[0] == 12
         assert migrations(lab, "host1")[0]["asking"]
         code, said, _ = recover(lab, "--forget")
         assert (code, "its move to host2 is closed here" in said) == (0, True), said
@@ -311,10 +311,10 @@ def test_recover_says_what_it_means_when_both_hosts_have_it(lab: Lab) -> None:
     """The coordinator has died before the kill, and an operator has forced the target: neither is ended."""
     lab.run()
     before = lab.wait_count("host1", 1)
-    killed_move(lab, "(switchover.Switchover, 'kill_source')", before="os.kill(os.getpid(), 9)")
+    killed_move(lab, "end-source", before="os.kill(os.getpid(), 9)")
     wait_no_agent(lab)
     assert recover(lab, "--force-target", host="host2")[0] == 0
     code, _, complaint = recover(lab)
-    assert (code, "runs on here, and host2 says that it was resumed there" in complaint) == (12, True), complaint
+    assert (code, "still runs here, and host2 says that it was resumed there" in complaint) == (12, True), complaint
     lab.wait_count("host1", before)
     lab.wait_count("host2", before)

@@ -114,7 +114,7 @@ MOUNT = {
     "destination": "/tmp", "type": "tmpfs", "source": "shm",
     "options": ["nosuid", "noexec", "strictatime", "mode=1777", "size=16m", "nr_inodes=1234"],
 }  # fmt: skip
-ARM = "(__import__('migrate.source.seeding').seeding.Seeding, 'start_last_pass')"
+ARM = "start-last-pass"
 SAY = """
 def say(name, lines):
     subprocess.run(["pymigrate", "kill", "web", name], check=True)
@@ -201,7 +201,7 @@ def cut():
     subprocess.run(["ssh", "host2", {KILL_AGENT!r}], check=True, stdin=subprocess.DEVNULL)
     os.kill(os.getpid(), 9)
 """
-    program = driver("(switchover.Switchover, 'kill_source')", after="cut()", body=body)
+    program = driver("end-source", after="cut()", body=body)
     assert lab.on("host1", "python3", "-c", program, check=False).returncode == 137
     deadline = time.monotonic() + lab.patience
     while [path for path in lab.images("host2") if "incoming/" not in path or path.endswith(".new")]:
@@ -228,7 +228,7 @@ def test_a_move_that_fails_leaves_a_tmpfs_as_it_was(lab: Lab) -> None:
         lab,
         "host1",
         "host2",
-        "(__import__('migrate.source.seeding').seeding.Seeding, 'leaving')",
+        "leaving",
         before="raise OSError('test')",
     )
     assert failed["workload"] == "SOURCE"
@@ -240,7 +240,7 @@ def test_a_tmpfs_outlives_the_agent(lab: Lab) -> None:
     """Committed: the container is restored over a new connection, with what the target had been sent."""
     start(lab)
     before = told(lab, "host1", 2)
-    event = move(lab, "host1", "host2", "(switchover.Switchover, 'kill_source')", after="end_agents()")
+    event = move(lab, "host1", "host2", "end-source", after="end_agents()")
     assert (event["event"], event["workload"]) == ("report", "TARGET"), event
     assert told(lab, "host2", 1) == before, "the log from before is lost with the agent"
     assert is_clean(lab, "host2")

@@ -260,7 +260,7 @@ def test_disk_full_in_the_middle_of_a_pass(hosts: Lab) -> None:
     before = start(hosts, bind("/data", "/srv/data", "rw"))
     hosts.sh("host2", "umount -l /srv; mount -t tmpfs -o size=8m tmpfs /srv")
     program = driver(
-        "(coordinator.Seeding, 'send_ahead')",
+        "send-ahead",
         before="subprocess.run(['ssh', 'host2', 'head -c 5000000 /dev/zero > /srv/fill'], check=True)",
         body="run = main; main = lambda argv: run([*argv, '--volume', '/data=copy'])",
     )
@@ -314,7 +314,7 @@ def test_what_changes_between_the_last_look_and_the_freeze(hosts: Lab) -> None:
     hosts.sh("host1", "mkdir /srv/data")
     before = start(hosts, bind("/data", "/srv/data", "rw"), script=LATE)
     program = driver(
-        "(coordinator.Seeding, 'start_last_pass')",
+        "start-last-pass",
         before="open('/srv/data/go', 'w'); deadline = time.monotonic() + 20\n"
         "    while not os.path.exists('/srv/data/done') and time.monotonic() < deadline: time.sleep(0.02)",
         body="run = main; main = lambda argv: run([*argv, '--volume', '/data=copy'])",
@@ -334,7 +334,7 @@ def test_the_copies_of_a_recovered_move_can_be_renewed(hosts: Lab) -> None:
     before = start(hosts, bind("/data", "/srv/data", "rw"), **WRITABLE)
     options = ("--volume", "/data=copy", "--allow", "writable-rootfs")
     program = driver(
-        "(switchover.Switchover, 'kill_source')",
+        "end-source",
         after="os.kill(os.getpid(), 9)",
         body=f"run = main; main = lambda argv: run([*argv, *{options!r}])",
     )

@@ -140,10 +140,10 @@ def test_new_connections_find_it(lab: Lab) -> None:
 FAIL = "raise OSError('test')"
 KILL = "os.kill(os.getpid(), 9)"
 SEED, FREEZE, PREPARED, GIVEN_UP = (
-    "(coordinator.Coordinator, '_seed')",
-    "(switchover.Switchover, 'freeze')",
-    "(coordinator.Coordinator, '_stop_and_copy')",
-    "(switchover.Switchover, 'kill_source')",
+    "seed",
+    "freeze",
+    "stop-and-copy",
+    "end-source",
 )
 
 
@@ -178,7 +178,7 @@ def test_the_link_is_down_before_a_process_is_killed(lab: Lab) -> None:
     lab.on("host1", "pymigrate", "run", "-d", "-b", PLACE, "--net", NET, "web")
     (name,) = interfaces(lab, "host1")
     look = f"subprocess.run('ip -o link show {name} > /run/link', shell=True)"
-    lab.on("host1", lab.python, "-c", driver("(switchover.Dump, 'kill')", before=look))
+    lab.on("host1", lab.python, "-c", driver("kill", before=look))
     assert "state DOWN" in lab.sh("host1", "cat /run/link")
 
 

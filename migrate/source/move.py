@@ -1,0 +1,285 @@
+"""The source's side of a move. Who may die when, and what happens then, is told in phases.py."""
+
+import time
+from types import TracebackType
+from typing import Any, Self
+
+from criu_rpc.errors import Error
+from migrate import faults
+from migrate.errors import InDoubt, MigrateError, MovedDirty, MoveFailed, RolledBack
+from migrate.events import Monitor, Report
+from migrate.files import marks
+from migrate.files.trees import Owner, Tree
+from migrate.interrupts import uninterruptible
+from migrate.model import MigrationSpec
+from migrate.phases import OPEN, Phase
+from migrate.preflight import processes as process_scan
+from migrate.preflight.container import wait_settled
+from migrate.source import leftovers
+from migrate.source.ready import PATIENCE, Preflight, Ready
+from migrate.source.seeding import ROOTFS, Seeding
+from migrate.source.settle import clean_source, clean_target, save_log, settle
+from migrate.source.switchover import Aftermath, Frozen, Switchover
+from migrate.wire import protocol
+from runtime.checkpoint import options as criu_options
+from runtime.state.record import State
+from runtime.state.store import Store
+
+LOCK_TIMEOUT = 5.0
+FINGERPRINT_TIMEOUT = 600.0
+CONFIRM_TIMEOUT = 10.0  # while the container is frozen
+RESUME_TIMEOUT = 30.0
+ANSWER_GRACE = 2.0  # for the target to report itself what exceeded the deadline
+MOST_HINTS = 8
+
+
+def move(store: Store, wanted: MigrationSpec, monitor: Monitor) -> Report:
+    """Move a container. Raises Blocked and connection errors before anything is touched, MoveFailed after."""
+    preflight = Preflight(store, wanted, monitor)
+    with store.lock(wanted.id, LOCK_TIMEOUT), preflight.run() as ready, Move(ready) as begun:
+        return begun.run()
+
+
+class Move:
+    """A move that has begun.
+
+    A context manager: leaving it by an error rolls the move back, unless the journal says COMMITTED, and raises a
+    MoveFailed that says where the container is.
+    """
+
+    def __init__(self, ready: Ready) -> None:
+        self._store, self._wanted, self._plan, self._digest = ready.store, ready.wanted, ready.plan, ready.digest
+        self._state, self._spec, self._peer, self._log = ready.state, ready.spec, ready.peer, ready.log
+        self._reporter, self._clock = ready.reporter, ready.clock
+        self._seeding = Seeding(ready.peer, ready.reporter, ready.state, ready.spec, ready.log.entry.migration)
+        self._aftermath = Aftermath()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            if error is not None and not isinstance(error, MoveFailed):
+                raise self._failed(error) from error
+        finally:
+            self._seeding.close()
+
+    def run(self) -> Report:
+        """Seed, freeze, copy, commit, hand over."""
+        self._seed()
+        with self._switchover() as switchover, switchover.undone_by_failure(self._aftermath):
+            frozen = self._stop_and_copy(switchover)
+            self._peer.call(protocol.Confirm(), min(CONFIRM_TIMEOUT, frozen.left()))
+            self._clock.step("confirm")
+            with uninterruptible():
+                leaving = self._commit(frozen)
+                resumed_at = self._hand_over(switchover, frozen, leaving)
+                return self._finish(resumed_at - frozen.at, switchover.dropped_watches())
+
+    @faults.point("seed")
+    def _seed(self) -> None:
+        """Send the bundle and the trees, and have the target make everything around the container."""
+        self._log.record(Phase.SEED)
+        self._reporter.phase(Phase.SEED, "root file system")
+        leftovers.discard(self._peer, self._log, self._reporter)
+        place = self._open_bundle()
+        self._send_trees(place)
+        self._prepare(place)
+        self._clock.step("seed")
+
+    def _open_bundle(self) -> dict[str, Any]:
+        """Ask the target where the bundle and each tree go, and which of them it has already."""
+        state, move = self._state, self._log.entry
+        config = self._plan.config(self._spec.config)
+        hints = [state.bundle, *state.bundle_hints]
+        trees = [tree.to_json() for tree in self._plan.trees]
+        call = protocol.OpenBundle(
+            move.migration, move.source, state.id, state.created, config, self._digest, hints, trees
+        )  # fmt: skip
+        place = self._peer.call(call, FINGERPRINT_TIMEOUT)
+        for note in place["notes"]:
+            self._reporter.warn(f"{self._wanted.host}: {note}")
+        return place
+
+    def _send_trees(self, place: dict[str, Any]) -> None:
+        rootfs = Tree(ROOTFS, self._state.rootfs, str(place["rootfs"]), fingerprint=self._digest)
+        complete = [bool(place["complete"]), *map(bool, place["trees"])]
+        renewed = map(bool, place["renewed"])
+        self._seeding.send_ahead(list(zip([rootfs, *self._plan.trees], complete, renewed, strict=True)))
+        if not place["complete"] and self._digest:
+            self._peer.call(protocol.BundleSent(self._digest), FINGERPRINT_TIMEOUT)
+
+    def _prepare(self, place: dict[str, Any]) -> None:
+        """Have the target make cgroup, network, monitor and a waiting CRIU; send the contents of tmpfs mounts."""
+        state = self._state
+        carried = {
+            "annotations": self._spec.annotations, "created": state.created,
+            "bundle_hints": _hints(state, place), "resources": state.resources,
+        }  # fmt: skip
+        mounts = [view.mounted.to_json() for view in self._seeding.open_tmpfs()]
+        prepare = protocol.Prepare(
+            carried, list(state.stdio), self._wanted.tcp_close, self._wanted.timeout, mounts,
+            process_scan.memory_bytes(state.pid),
+        )  # fmt: skip
+        ready = self._peer.call(prepare)
+        if ready["on_disk"]:
+            words = f"until {state.id} runs there its memory is on the disk of {self._wanted.host}"
+            self._reporter.warn(f"{words}: {ready['on_disk']}")
+        self._seeding.tmpfs(ready["tmpfs"], ready["cgroup"])
+
+    def _switchover(self) -> Switchover:
+        return Switchover(
+            self._state,
+            self._spec,
+            self._peer,
+            lambda done: self._reporter.progress(Phase.STOP_AND_COPY, done),
+            timeout=self._wanted.timeout,
+            tcp_close=self._wanted.tcp_close,
+            carried=self._seeding.carried,
+        )
+
+    @faults.point("stop-and-copy")
+    def _stop_and_copy(self, switchover: Switchover) -> Frozen:
+        """Freeze the container, and send everything until the target holds the restored tree."""
+        wanted, peer, clock = self._wanted, self._peer, self._clock
+        self._log.record(Phase.STOP_AND_COPY)
+        self._reporter.phase(Phase.STOP_AND_COPY, f"freezing {wanted.id}")
+        peer.call(protocol.PagesBegin())
+        self._seeding.start_last_pass()
+        clock.step("prepare")
+        switchover.close_gate()
+        wait_settled(self._state, wanted.allow, PATIENCE)
+        peer.limit(wanted.timeout)
+        frozen = switchover.freeze(
+            lambda: self._seeding.on_frozen(wanted.timeout), skip_in_flight="tcp-backlog" in wanted.allow
+        )
+        clock.step("start criu", until=frozen.at)
+        clock.step("dump")
+        files_there = self._seeding.send_last_pass(frozen.left())
+        peer.limit(frozen.left())
+        peer.post(frozen.pages)
+        count = switchover.send_images(frozen.deadline)
+        peer.answer(frozen.left())
+        clock.step("images")
+        if files_there is not None:
+            files_there()
+            clock.step("files")
+        left = frozen.left()
+        restore = protocol.Restore(count, left, self._seeding.roots())
+        with faults.point("ask-restore"):
+            peer.post(restore)
+        peer.answer(left + ANSWER_GRACE)
+        peer.limit()
+        clock.step("restore")
+        self._log.record(Phase.PREPARED, durable=False)
+        return frozen
+
+    def _commit(self, frozen: Frozen) -> dict[str, list[str]]:
+        """Pass the point of no return. Return what `marks.leave` needs once the container is gone."""
+        leaving = self._seeding.leaving()
+        frozen.dump.require_frozen()  # if CRIU was killed, the container may have run on
+        self._log.record(Phase.COMMITTED, leaving=leaving)
+        self._clock.step("commit")
+        return leaving
+
+    @faults.point("hand-over")
+    def _hand_over(self, switchover: Switchover, frozen: Frozen, leaving: dict[str, list[str]]) -> float:
+        """End the container here, then have the target resume it. Return when that was (time.monotonic())."""
+        state, log = self._state, self._log
+        switchover.kill_source(
+            frozen, lambda: log.record(Phase.COMMITTED, durable=False, killed=True), self._reporter.warn
+        )
+        self._clock.step("source ends")
+        try:
+            self._peer.call(protocol.Resume(), RESUME_TIMEOUT)
+        except Error as error:
+            self._reporter.warn(f"the target did not confirm: {error}; asking again over a new connection")
+            settle(log)
+        resumed_at = time.monotonic()
+        self._clock.step("resume")
+        marks.leave(leaving, Owner(state.id, state.created, self._store.root), log.entry.migration)
+        return resumed_at
+
+    def _finish(self, downtime: float, dropped: int) -> Report:
+        """The container runs at the target: journal that, clean up here, report."""
+        wanted, move = self._wanted, self._log.entry
+        if self._log.phase is not Phase.RESUMED:
+            self._log.record(Phase.RESUMED)
+        if dropped:
+            words = f"{dropped} inotify or fanotify descriptor{'s' if dropped > 1 else ''} had events waiting"
+            self._reporter.warn(f"{words} when {wanted.id} was frozen: they are lost, later ones are not")
+        self._reporter.phase(Phase.RESUMED, f"{wanted.id} runs at {wanted.host}; cleaning up")
+        leftover = clean_source(self._store, self._state, self._peer)
+        self._clock.step("clean-up")
+        report = Report(
+            id=wanted.id,
+            migration=move.migration,
+            source=move.source,
+            target=wanted.host,
+            mode=str(wanted.mode),
+            workload="TARGET",
+            downtime_s=downtime,
+            total_s=self._clock.total(),
+            bytes_sent=sum(item.bytes_sent for item in self._seeding.passes) + self._peer.bytes_sent,
+            phases=self._clock.steps,
+            passes=tuple(self._seeding.passes),
+        )
+        self._reporter.emit(report)
+        if leftover is not None:
+            raise MovedDirty(
+                f"container {wanted.id} runs at {wanted.host}, but what is left here cannot be removed: {leftover}",
+                cause=leftover, remedy=f"pymigrate delete --force {wanted.id}",
+            )  # fmt: skip
+        return report
+
+    def _failed(self, error: BaseException) -> MoveFailed:
+        """Roll back if the move has not been committed. Return what to tell the user: where the container is."""
+        container = self._state.id
+        if self._log.phase is Phase.RESUMED:
+            return MovedDirty(
+                f"container {container} runs at {self._wanted.host}, but the move did not end here: {error}",
+                cause=error, remedy=f"pymigrate delete --force {container}",
+            )  # fmt: skip
+        if self._log.phase in OPEN:
+            return InDoubt(
+                f"container {container}: the move stopped after the point of no return: {error}",
+                cause=error,
+                remedy=f"pymigrate recover {container}",
+            )
+        with uninterruptible():
+            self._seeding.close()
+            return self._roll_back(error)
+
+    def _roll_back(self, error: BaseException) -> RolledBack:
+        """Clean the target, and journal the end. The container already runs here again: `undone_by_failure`."""
+        here = self._log.entry.source
+        cleaned = clean_target(self._peer, self._log)
+        remedy = getattr(error, "remedy", None)
+        notes = [remedy] if remedy else []
+        try:
+            self._log.record(Phase.ABORTED, reason=str(error), cleaned=cleaned)
+        except MigrateError as unwritten:
+            notes.append(str(unwritten))
+        if saved := save_log(self._aftermath.criu_log, self._log.entry.migration):
+            notes.append(f"CRIU's log: {saved}")
+        if not cleaned:
+            notes.append(f"{self._wanted.host} could not be cleaned: the next move to it does that")
+        alive = criu_options.is_running(self._state)
+        where = f"it runs here, at {here}, as before" if alive else f"it has exited here, at {here}"
+        if alive and self._aftermath.damage:
+            where = f"it runs here, at {here}, but is damaged ({self._aftermath.damage})"
+        failed = RolledBack(
+            f"container {self._state.id} was not moved, {where}: {error or type(error).__name__}",
+            cause=error, remedy="\n".join(notes) or None,
+        )  # fmt: skip
+        if not alive:
+            failed.workload = "NEITHER"
+        return failed
+
+
+def _hints(state: State, place: dict[str, Any]) -> list[str]:
+    """Return where the bundle is on the hosts that the container has been to, newest last, without its new place."""
+    known = [*state.bundle_hints, state.bundle]
+    return [path for path in dict.fromkeys(known) if path != place["bundle"]][-MOST_HINTS:]

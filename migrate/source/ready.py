@@ -1,0 +1,107 @@
+"""Preflight: everything that is checked before a move touches anything."""
+
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from migrate import faults
+from migrate.errors import MigrateError
+from migrate.events import Monitor, Reporter
+from migrate.files.fingerprint import fingerprint
+from migrate.journal import journal
+from migrate.journal.journal import Journal
+from migrate.journal.undecided import frozen_tree, undecided
+from migrate.model import MigrationSpec
+from migrate.phases import Phase
+from migrate.preflight import landlock, volumes
+from migrate.preflight.container import container_blockers
+from migrate.preflight.rules import Blocker
+from migrate.preflight.target import preflight
+from migrate.preflight.volumes import Plan
+from migrate.source.clock import Clock
+from migrate.wire.peer import Peer, connect
+from runtime.freeze import mend
+from runtime.spec import config as spec_config
+from runtime.spec.config import Spec
+from runtime.state.kept_config import load_kept
+from runtime.state.record import State
+from runtime.state.store import Store
+
+PATIENCE = 2.0  # for what passes by itself, such as a connection that is about to be accepted
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A move that may begin: nothing blocks it, the target is connected, and its journal says PREFLIGHT.
+
+    `spec` is the container's config as the target gets it; `plan` says what happens to its mounts; `digest` is the
+    fingerprint of its root file system, "" if that may change. A context manager: leaving it ends the connection.
+    """
+
+    store: Store
+    wanted: MigrationSpec
+    reporter: Reporter
+    clock: Clock
+    state: State
+    spec: Spec
+    plan: Plan
+    digest: str
+    peer: Peer
+    log: Journal
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.peer.close()
+
+
+class Preflight:
+    """The checks of one move of one container to one host. The caller holds the container's lock."""
+
+    def __init__(self, store: Store, wanted: MigrationSpec, monitor: Monitor) -> None:
+        self._store, self._wanted, self._clock = store, wanted, Clock()
+        self._migration = journal.new_migration_id()
+        self._reporter = Reporter(monitor, wanted.id, self._migration)
+
+    def run(self) -> Ready:
+        """Check the container, connect to the target, and check that. Raises Blocked and connection errors."""
+        wanted, store = self._wanted, self._store
+        state = store.load(wanted.id)
+        self._require_decided(state)
+        mend.repair_left(state)
+        spec = load_kept(state)
+        self._reporter.phase(Phase.PREFLIGHT, f"checking {wanted.id} and {wanted.host}")
+        plan = volumes.plan(state, spec, wanted.volumes)
+        blockers = container_blockers(store, state, spec, tcp_close=wanted.tcp_close, patience=PATIENCE)
+        peer = connect(wanted.host, root=str(store.root))
+        try:
+            return self._check_target(peer, state, spec, plan, blockers)
+        except BaseException:
+            peer.close()
+            raise
+
+    def _require_decided(self, state: State) -> None:
+        entry = undecided(self._store, state.id, state.created)
+        if entry is not None:
+            raise MigrateError(
+                f"container {state.id}: an earlier move of it, to {entry.target}, is undecided",
+                remedy=f"pymigrate recover {state.id}",
+            )
+
+    def _check_target(self, peer: Peer, state: State, spec: Spec, plan: Plan, blockers: list[Blocker]) -> Ready:
+        """Raise Blocked with everything that blocks the move; otherwise begin its journal."""
+        wanted, store = self._wanted, self._store
+        digest = fingerprint(Path(state.rootfs)) if spec.readonly else ""
+        spec = plan.spec(spec_config.elsewhere(spec, wanted.net))
+        with faults.point("check-target"):
+            plan = preflight(peer, store, state, spec, wanted.allow, blockers, plan)
+        if words := landlock.warning(wanted.id, landlock.suspects(state.pid, spec)):
+            self._reporter.warn(words)
+        self._clock.step("preflight")
+        log = Journal.begin(
+            self._migration, role="source", id=wanted.id, source=socket.gethostname(), target=wanted.host,
+            root=str(store.root), created=state.created, **frozen_tree(state),
+        )  # fmt: skip
+        return Ready(store, wanted, self._reporter, self._clock, state, spec, plan, digest, peer, log)

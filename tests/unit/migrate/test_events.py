@@ -1,0 +1,39 @@
+"""Every event of a move names the container and the move."""
+
+import io
+import json
+
+from migrate.events import Event, Report, Reporter
+from migrate.ui.lines import JsonLines
+
+
+class Kept:
+    """A monitor that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def emit(self, event: Event) -> None:
+        self.events.append(event)
+
+    def close(self) -> None:
+        pass
+
+
+def test_every_event_names_container_and_move() -> None:
+    kept, out = Kept(), io.StringIO()
+    reporter = Reporter(kept, "web", "m1")
+    reporter.phase("seed", "root file system")
+    reporter.progress("seed", 7)
+    reporter.warn("x")
+    done = reporter.pass_done("rootfs", 1, frozen=False, bytes_sent=1, files=2, seconds=0.1234567)
+    reporter.emit(Report("a", "b", "stop-and-copy", "TARGET", 0.1, 0.2, 3, id="web", migration="m1", passes=(done,)))
+    lines = JsonLines(out)
+    for event in kept.events:
+        lines.emit(event)
+    objects = [json.loads(line) for line in out.getvalue().splitlines()]
+    assert [value["event"] for value in objects] == ["phase", "progress", "warning", "pass", "report"]
+    assert {(value["id"], value["migration"]) for value in objects} == {("web", "m1")}
+    assert (objects[3]["seconds"], objects[4]["passes"][0]["tree"]) == (0.123457, "rootfs")
+    assert {type(event).__subclasses__() == [] for event in kept.events} == {True}
+    assert {type(event) for event in kept.events} == set(Event.__subclasses__())

@@ -36,7 +36,12 @@ MOST_HINTS = 8
 def move(store: Store, wanted: MigrationSpec, monitor: Monitor) -> Report:
     """Move a container. Raises Blocked and connection errors before anything is touched, MoveFailed after."""
     preflight = Preflight(store, wanted, monitor)
-    with store.lock(wanted.id, LOCK_TIMEOUT), preflight.run() as ready, Move(ready) as begun:
+    with (
+        preflight.reporter.naming_errors(),
+        store.lock(wanted.id, LOCK_TIMEOUT),
+        preflight.run() as ready,
+        Move(ready) as begun,
+    ):
         return begun.run()
 
 

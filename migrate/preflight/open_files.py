@@ -9,52 +9,22 @@ import os
 import stat
 import struct
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import Protocol
 
-from migrate.errors import ProtocolError
 from migrate.files import mountinfo
 from migrate.wire.frames import MAX_REPLY
-from migrate.wire.protocol import CheckFiles, dumps
+from migrate.wire.protocol import CheckFiles, FilesSeen
+from migrate.wire.questions import MAX_FILES, Seen
+from migrate.wire.records import dumps
 from runtime.linux import processes
 
-MAX_FILES = 5000
 _HASHED = 64 << 20  # bytes; up to this size contents decide when only the times differ
 _BUILD_ID_NOTE, _PT_NOTE, _MAX_NOTES = 3, 4, 1 << 20
 _LONGEST_ID = 64  # bytes
 
 
-@dataclass(frozen=True)
-class Seen:
-    """A regular file: size, mtime, ELF build-id in hex ("": it has none), SHA-256 of its contents ("": not asked for).
-
-    `size` is -1 where there is no regular file at `path`.
-    """
-
-    path: str
-    size: int = -1
-    mtime_ns: int = 0
-    build_id: str = ""
-    digest: str = ""
-
-    def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_json(cls, value: Any) -> Self:
-        """Raises ProtocolError."""
-        kinds = {"path": str, "size": int, "mtime_ns": int, "build_id": str, "digest": str}
-        if not isinstance(value, dict) or set(value) != set(kinds):
-            raise ProtocolError("Seen: the fields are not those of this version")
-        if not all(type(value[name]) is kind for name, kind in kinds.items()):
-            raise ProtocolError("Seen: a field is of the wrong type")
-        if not value["path"].startswith("/") or "\0" in value["path"]:
-            raise ProtocolError(f"{value['path']!r} is no absolute path")
-        return cls(**value)
-
-
 class Agent(Protocol):
-    def call(self, call: CheckFiles, timeout: float = ...) -> dict[str, Any]: ...
+    def call(self, call: CheckFiles, timeout: float = ...) -> FilesSeen: ...
 
 
 def look(path: str, *, digest: bool = False) -> Seen:
@@ -141,23 +111,20 @@ def differing(agent: Agent, files: list[tuple[str, str]], timeout: float) -> lis
         return []
     before = [look(here) for here, _ in files]
     asked = [dataclasses.replace(seen, path=there) for seen, (_, there) in zip(before, files, strict=True)]
-    answers: list[Any] = []
-    for batch in _batches([seen.to_json() for seen in asked]):
-        answer = agent.call(CheckFiles(batch), timeout)["files"]
-        if len(answer) != len(batch):
-            raise ProtocolError("CheckFiles: the target answered for other files than were asked for")
-        answers += answer
+    answers: list[Seen] = []
+    for batch in _batches(asked):
+        answers += agent.call(CheckFiles(batch), timeout).files
     found = []
     for (here, there), old, answer in zip(files, before, answers, strict=True):
-        problem = _difference(old, look(here), Seen.from_json(answer), here)
+        problem = _difference(old, look(here), answer, here)
         if problem:
             found.append((there, problem))
     return found
 
 
-def _batches(items: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+def _batches(items: list[Seen]) -> Iterator[list[Seen]]:
     """The items in pieces whose answers are no larger than an answer may be."""
-    batch: list[dict[str, Any]] = []
+    batch: list[Seen] = []
     size = 0
     for item in items:
         more = len(dumps(item)) + 4 * _LONGEST_ID  # a build-id and a digest more
@@ -187,15 +154,12 @@ def _difference(before: Seen, after: Seen, there: Seen, here: str) -> str:
     return "was changed at another time than the one here, and is in use"
 
 
-def answer(files: list[dict[str, Any]]) -> dict[str, Any]:
+def answer(call: CheckFiles) -> FilesSeen:
     """The target's side of `differing`."""
-    if len(files) > MAX_FILES:
-        raise ProtocolError(f"{len(files)} files are too many")
     found = []
-    for value in files:
-        asked = Seen.from_json(value)
+    for asked in call.files:
         seen = look(asked.path)
         if seen.size == asked.size and seen.mtime_ns != asked.mtime_ns and not seen.build_id:
             seen = look(asked.path, digest=True)
-        found.append(seen.to_json())
-    return {"files": found}
+        found.append(seen)
+    return FilesSeen(found)

@@ -2,7 +2,7 @@
 
 import time
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from criu_rpc.errors import Error
 from migrate import faults
@@ -93,45 +93,40 @@ class Move:
         self._prepare(place)
         self._clock.step("seed")
 
-    def _open_bundle(self) -> dict[str, Any]:
+    def _open_bundle(self) -> protocol.Opened:
         """Ask the target where the bundle and each tree go, and which of them it has already."""
         state, move = self._state, self._log.entry
         config = self._plan.config(self._spec.config)
         hints = [state.bundle, *state.bundle_hints]
-        trees = [tree.to_json() for tree in self._plan.trees]
         call = protocol.OpenBundle(
-            move.migration, move.source, state.id, state.created, config, self._digest, hints, trees
+            move.migration, move.source, state.id, state.created, config, self._digest, hints, list(self._plan.trees)
         )  # fmt: skip
         place = self._peer.call(call, FINGERPRINT_TIMEOUT)
-        for note in place["notes"]:
+        for note in place.notes:
             self._reporter.warn(f"{self._wanted.host}: {note}")
         return place
 
-    def _send_trees(self, place: dict[str, Any]) -> None:
-        rootfs = Tree(ROOTFS, self._state.rootfs, str(place["rootfs"]), fingerprint=self._digest)
-        complete = [bool(place["complete"]), *map(bool, place["trees"])]
-        renewed = map(bool, place["renewed"])
-        self._seeding.send_ahead(list(zip([rootfs, *self._plan.trees], complete, renewed, strict=True)))
-        if not place["complete"] and self._digest:
+    def _send_trees(self, place: protocol.Opened) -> None:
+        rootfs = Tree(ROOTFS, self._state.rootfs, place.rootfs, fingerprint=self._digest)
+        complete = [place.complete, *place.trees]
+        self._seeding.send_ahead(list(zip([rootfs, *self._plan.trees], complete, place.renewed, strict=True)))
+        if not place.complete and self._digest:
             self._peer.call(protocol.BundleSent(self._digest), FINGERPRINT_TIMEOUT)
 
-    def _prepare(self, place: dict[str, Any]) -> None:
+    def _prepare(self, place: protocol.Opened) -> None:
         """Have the target make cgroup, network, monitor and a waiting CRIU; send the contents of tmpfs mounts."""
         state = self._state
-        carried = {
-            "annotations": self._spec.annotations, "created": state.created,
-            "bundle_hints": _hints(state, place), "resources": state.resources,
-        }  # fmt: skip
-        mounts = [view.mounted.to_json() for view in self._seeding.open_tmpfs()]
+        carried = protocol.Carried(self._spec.annotations, state.created, _hints(state, place.bundle), state.resources)
+        mounts = [view.mounted for view in self._seeding.open_tmpfs()]
         prepare = protocol.Prepare(
             carried, list(state.stdio), self._wanted.tcp_close, self._wanted.timeout, mounts,
             process_scan.memory_bytes(state.pid),
         )  # fmt: skip
         ready = self._peer.call(prepare)
-        if ready["on_disk"]:
+        if ready.on_disk:
             words = f"until {state.id} runs there its memory is on the disk of {self._wanted.host}"
-            self._reporter.warn(f"{words}: {ready['on_disk']}")
-        self._seeding.tmpfs(ready["tmpfs"], ready["cgroup"])
+            self._reporter.warn(f"{words}: {ready.on_disk}")
+        self._seeding.tmpfs(ready.tmpfs, ready.cgroup)
 
     def _switchover(self) -> Switchover:
         return Switchover(
@@ -302,7 +297,7 @@ class Move:
         return failed
 
 
-def _hints(state: State, place: dict[str, Any]) -> list[str]:
+def _hints(state: State, place: str) -> list[str]:
     """Return where the bundle is on the hosts that the container has been to, newest last, without its new place."""
     known = [*state.bundle_hints, state.bundle]
-    return [path for path in dict.fromkeys(known) if path != place["bundle"]][-MOST_HINTS:]
+    return [path for path in dict.fromkeys(known) if path != place][-MOST_HINTS:]

@@ -114,11 +114,11 @@ def _terminate(signum: int, _frame: StackFrame | None) -> NoReturn:
 
 
 def _offer_command_line() -> None:
-    """Give the zip file that we run from a name that is the same for every version: it holds all verbs."""
+    """Give the agent's directory a name that is the same for every version, because it has all verbs."""
     if sys.argv[0].startswith(os.path.dirname(COMMAND_LINE) + "/"):
         new = f"{COMMAND_LINE}.{os.getpid()}"
         with contextlib.suppress(OSError):  # only a convenience
-            os.symlink(sys.argv[0], new)
+            os.symlink(os.path.dirname(sys.argv[0]), new)
             os.rename(new, COMMAND_LINE)
 
 

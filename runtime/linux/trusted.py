@@ -1,7 +1,4 @@
-"""What is loaded or run must be root's or ours, and nobody else may be able to change or replace it.
-
-wire/zip_cache.py needs this before anything is cached: nothing else is imported here.
-"""
+"""What is loaded or run must be root's or ours, and nobody else may be able to change or replace it."""
 
 from __future__ import annotations
 

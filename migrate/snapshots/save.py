@@ -67,7 +67,7 @@ def save(store: Store, container_id: str, directory: Path, *, allow: frozenset[s
         state = store.load(container_id)
         mend.repair_left(state)
         spec = load_kept(state)
-        require_movable(store, state, spec, allow, PATIENCE)
+        require_movable(state, spec, allow, PATIENCE)
         if words := landlock.warning(state.id, landlock.suspects(state.pid, spec)):
             notices.warn(words)
         watched = watches.names(state.pid)

@@ -67,7 +67,6 @@ class Cgroup:
         cgroups_path: str | None,
         *,
         systemd: bool = False,
-        pid: int | None = None,
         resources: Resources | None = None,
         annotations: Mapping[str, str] | None = None,
         owner: bytes = b"",
@@ -77,10 +76,9 @@ class Cgroup:
         They are noted to be `owner`'s (see `of`).
 
         With `systemd` it is a unit of systemd's, `cgroups_path` is slice:prefix:name (by default
-        system.slice:pymigrate:<id>), and the process `pid` is in it from the beginning: no scope is without any. When
-        there is no `pid`, a child of ours holds the place until `occupied` is called. The unit is told what the
-        `resources` say, which `apply` must still be called for, and the properties that `annotations` hold. Without
-        `systemd` a `pid` is moved in.
+        system.slice:pymigrate:<id>). A scope is never empty, so a child of this process holds the place until
+        `release_claim` is called. The unit gets the limits in `resources`, which `apply` must still be called for, and
+        the properties in `annotations`.
 
         Raises ContainerError when one exists already with processes in it, or when there is no systemd.
         """
@@ -90,12 +88,10 @@ class Cgroup:
             from runtime.cgroups import systemd as driver
 
             name = driver.UnitName.parse(container_id, cgroups_path)
-            placeholder = 0 if pid else driver.hold_place()
+            placeholder = driver.hold_place()
             unified = all(UNIFIED in hierarchy.controllers for hierarchy in hierarchies)
             try:
-                relative = driver.start(name, pid or placeholder, resources, annotations or {}, unified=unified).strip(
-                    "/"
-                )
+                relative = driver.start(name, placeholder, resources, annotations or {}, unified=unified).strip("/")
             except BaseException:
                 driver.end_place(placeholder)
                 raise
@@ -126,8 +122,6 @@ class Cgroup:
                 cls(there).require_free()
             for path, new in made.items():
                 own(path, owner, new=new or systemd)
-            if pid is not None:
-                cgroup.add(pid)
         except BaseException as error:
             # What another container uses is not ours to remove, only what is new in other hierarchies.
             used = there if isinstance(error, Conflict) else {}
@@ -139,7 +133,7 @@ class Cgroup:
         return cgroup
 
     def _claim(self, hierarchy: Hierarchy, path: str) -> bool:
-        """Make the first directory, and lock it up to `occupied`; returns whether it is new.
+        """Make the first directory, and lock it until `release_claim`; returns whether it is new.
 
         Of two containers that are to have the same cgroup, and are made at the same time, one is refused: until there
         is a process in it, it looks free. Raises Conflict, OSError.

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     Chain = tuple[str, str, int | None]  # table, chain, policy (of one with a hook)
 
 TIMEOUT = 10.0
-INPUT, OUTPUT = 1, 3  # hooks
+INPUT = 1  # a hook
 IPV4, IPV6 = 2, 10
 TCP = 6
 TABLE_OWNER = 0x2  # the table goes with the socket that made it

@@ -7,6 +7,7 @@ import sys
 
 from runtime import sync
 from runtime.errors import ContainerError, StartFailed, unwritable
+from runtime.linux import files
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -73,11 +74,8 @@ def receive_master(sock: socket.socket) -> int:
 
 def write_pid(path: str, pid: int) -> None:
     """Write a pid file, whole or not at all. Raises ContainerError."""
-    temporary = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.{os.getpid()}")
     try:
-        with open(temporary, "w") as file:
-            file.write(str(pid))
-        os.rename(temporary, path)
+        files.replace(path, b"%d" % pid, mode=0o666)
     except OSError as error:
         raise unwritable(path, error) from None
 

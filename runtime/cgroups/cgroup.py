@@ -18,6 +18,7 @@ from runtime.cgroups.hierarchies import (
     remove_tree,
 )
 from runtime.errors import Conflict, ContainerError, StateError
+from runtime.limits import CGROUP_KILL_TIMEOUT, CGROUP_REMOVE_TIMEOUT
 from runtime.linux.files import flat_keyed, number_list, read, write
 
 TYPE_CHECKING = False
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
     from runtime.cgroups.hierarchies import Hierarchy
     from runtime.spec.resources import Resources
     from runtime.state.record import State
-
-REMOVE_TIMEOUT = 10.0
-KILL_TIMEOUT = 2.0
 
 
 class Cgroup:
@@ -297,7 +295,7 @@ class Cgroup:
     def kill(self) -> None:
         """Send SIGKILL to every process in it; one that forks meanwhile is killed as well. Raises StateError."""
         self.require_own()
-        deadline = time.monotonic() + KILL_TIMEOUT
+        deadline = time.monotonic() + CGROUP_KILL_TIMEOUT
         while pids := self.pids():
             self._kill_all(pids)
             if time.monotonic() > deadline:
@@ -327,7 +325,7 @@ class Cgroup:
             from runtime.cgroups import systemd as driver
 
             driver.stop(self.unit, driver.monitor_unit(self.unit))
-        deadline = time.monotonic() + REMOVE_TIMEOUT
+        deadline = time.monotonic() + CGROUP_REMOVE_TIMEOUT
         for directory, monitors in zip(directories, monitor_cgroup.directories(self), strict=True):
             remove_tree(directory, deadline)
             remove_tree(monitors, deadline)

@@ -23,6 +23,7 @@ import time
 
 from runtime.errors import Conflict, ContainerError, DeadlineExceeded, NotFound, StateError, unwritable
 from runtime.light import json as light_json
+from runtime.limits import CONTAINER_LOCK_TIMEOUT
 from runtime.linux import files, trusted
 from runtime.state.record import OCI_VERSION, State, check_id, parse
 from runtime.state.status import Status
@@ -155,7 +156,7 @@ class Store:
             os.close(fd)
         return False
 
-    def lock_existing(self, container_id: str, timeout: float = 10.0) -> Lock:
+    def lock_existing(self, container_id: str, timeout: float = CONTAINER_LOCK_TIMEOUT) -> Lock:
         """The lock of a container that is there. Raises NotFound, and makes nothing then."""
         if not os.path.isdir(self.directory(container_id)):
             raise NotFound.of(container_id)
@@ -167,7 +168,7 @@ class Store:
             with self.lock(container_id):
                 pass
 
-    def lock(self, container_id: str, timeout: float = 10.0) -> Lock:
+    def lock(self, container_id: str, timeout: float = CONTAINER_LOCK_TIMEOUT) -> Lock:
         """The container's lock, to be held in a `with`; it is released when this process ends, however it ends.
 
         Entering raises DeadlineExceeded when another invocation holds it for `timeout` seconds.

@@ -256,7 +256,7 @@ def test_freezing_waits_until_they_are_frozen(cgroup: Cgroup, unified: str, whic
 
 def test_what_does_not_freeze_is_thawed_again(v1: Cgroup, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that the version 1 freezer holds does not get to where version 2's would stop it."""
-    monkeypatch.setattr("runtime.cgroups.freezer.TIMEOUT", 0.2)
+    monkeypatch.setattr("runtime.cgroups.freezer.FREEZER_TIMEOUT", 0.2)
     unified = Cgroup({UNIFIED: v1.paths[UNIFIED]})
     with child(v1, "") as process:
         v1.freeze()

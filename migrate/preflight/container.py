@@ -14,15 +14,12 @@ from runtime.freeze import unfreezable
 from runtime.linux import processes
 from runtime.spec.config import Spec
 from runtime.state.record import State
-from runtime.state.store import Store
 
 if TYPE_CHECKING:
     pass
 
 
-def container_blockers(
-    store: Store, state: State, spec: Spec, *, tcp_close: bool = False, patience: float = 0.0
-) -> list[Blocker]:
+def container_blockers(state: State, spec: Spec, *, tcp_close: bool = False, patience: float = 0.0) -> list[Blocker]:
     """What speaks against moving this container anywhere.
 
     What may pass by itself (sockets.PASSING, unfreezable) is given `patience` seconds to. `tcp_close`: its connections
@@ -123,6 +120,6 @@ def wait_settled(state: State, allow: frozenset[str], patience: float) -> None:
     raise_blocked(state, left + _unfreezable(state, patience), allow, "")
 
 
-def require_movable(store: Store, state: State, spec: Spec, allow: frozenset[str], patience: float) -> None:
+def require_movable(state: State, spec: Spec, allow: frozenset[str], patience: float) -> None:
     """For a snapshot: raise Blocked if the container itself cannot be dumped and restored."""
-    raise_blocked(state, container_blockers(store, state, spec, patience=patience), allow, "")
+    raise_blocked(state, container_blockers(state, spec, patience=patience), allow, "")

@@ -74,7 +74,7 @@ class Preflight:
         spec = load_kept(state)
         self.reporter.phase(Phase.PREFLIGHT, f"checking {wanted.id} and {wanted.host}")
         plan = volumes.plan(state, spec, wanted.volumes)
-        blockers = container_blockers(store, state, spec, tcp_close=wanted.tcp_close, patience=PATIENCE)
+        blockers = container_blockers(state, spec, tcp_close=wanted.tcp_close, patience=PATIENCE)
         peer = connect(wanted.host, root=str(store.root))
         try:
             return self._check_target(peer, state, spec, plan, blockers)

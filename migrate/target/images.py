@@ -11,7 +11,7 @@ from typing import Self
 from criu_rpc.client import Criu
 from criu_rpc.errors import CriuError
 from criu_rpc.swrk import PageServer
-from migrate.disk import FULL, is_full, sync_directory
+from migrate.disk import FULL, is_full, sync
 from migrate.errors import DeadlineExceeded, MigrateError, ProtocolError, TargetError
 from migrate.journal import journal
 from migrate.target import image_keeper, image_manifest, image_places, tmpfs_archive
@@ -179,7 +179,7 @@ class ReceivedImages:
             except BaseException:
                 shutil.rmtree(unfinished, ignore_errors=True)
                 raise
-        sync_directory(image_places.DISK)
+        sync(image_places.DISK)
         journal.sync(self.migration)
         if self.kind == "memory" and not keep:
             image_places.remove_memory(self.migration)
@@ -202,7 +202,7 @@ class ReceivedImages:
             with contextlib.suppress(TargetError, OSError):  # then they outlive no power cut, but the images do
                 images |= tmpfs_archive.pack(self.migration, place)
         Manifest(self.migration, known.boot, images).save(place, durable=True)
-        sync_directory(place)
+        sync(place)
 
     def verify(self) -> None:
         """Raise TargetError that names a damaged, missing or unlisted image unless every image is what has come.

@@ -11,6 +11,7 @@ import time
 
 from runtime.errors import ContainerError
 from runtime.light.records import Record
+from runtime.limits import UNFREEZABLE_PATIENCE
 from runtime.linux import processes
 
 TYPE_CHECKING = False
@@ -22,7 +23,6 @@ REMEDY = (
     "(end that child); one that waits for files, for its disk or network file system"
 )
 LEAST = 0.2  # seconds in which a thread must have stayed where it is
-PATIENCE = 2.0  # seconds
 _INTERVAL = 0.02
 # CRIU gives up when it has not seized all threads within this many seconds; the container stands still meanwhile.
 _SEIZE, _THREADS_A_SECOND = 3, 500
@@ -63,7 +63,7 @@ def find(init_pid: int, patience: float = 0.0) -> list[Stuck]:
 
 def require_none(state: State) -> None:
     """Raise ContainerError when a thread of a container cannot be frozen, and does not get there in time."""
-    for stuck in find(state.pid, PATIENCE):
+    for stuck in find(state.pid, UNFREEZABLE_PATIENCE):
         raise ContainerError(f"container {state.id}: {stuck.who} {stuck.problem}", remedy=REMEDY)
 
 

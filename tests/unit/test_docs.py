@@ -1,5 +1,6 @@
-"""The documentation names every rule, exit code and verb of the code, and its links lead somewhere."""
+"""The documentation names every rule, exit code, verb and package of the code, and what it names exists."""
 
+import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,24 @@ TOP = Path(__file__).resolve().parents[2]
 PAGES = [TOP / "README.md", *sorted((TOP / "docs").glob("*.md"))]
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _PATH = re.compile(r"`((?:criu_rpc|runtime|migrate|tests|vagrant|docs)/(?:\w[\w.-]*/)*\w[\w.-]*)`")
+
+
+_NAME = re.compile(r"`((?:criu_rpc|runtime|migrate)/[\w/]+\.py):([\w.]+)`")
+
+
+def names(path: Path) -> set[str]:
+    """The functions, classes, constants and methods that a module defines, methods as Class.method."""
+    found = set[str]()
+    for node in ast.parse(path.read_text()).body:
+        match node:
+            case ast.FunctionDef():
+                found.add(node.name)
+            case ast.ClassDef():
+                found |= {node.name, *(f"{node.name}.{m.name}" for m in node.body if isinstance(m, ast.FunctionDef))}
+            case ast.Assign() | ast.AnnAssign():
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                found |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return found
 
 
 def rows(page: Path) -> Iterator[list[str]]:
@@ -69,3 +88,14 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_files_that_are_named_exist(page: Path) -> None:
     for path in _PATH.findall(page.read_text()):
         assert (TOP / path).exists(), path
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_functions_that_are_named_exist(page: Path) -> None:
+    for path, name in _NAME.findall(page.read_text()):
+        assert name in names(TOP / path), f"{path}:{name}"
+
+
+def test_every_package_is_in_the_architecture() -> None:
+    packages = {path.parent.relative_to(TOP).as_posix() for path in TOP.glob("[rm]*/*/__init__.py")}
+    assert packages <= set(re.findall(r"`([a-z_/]+)`", (TOP / "docs/architecture.md").read_text()))

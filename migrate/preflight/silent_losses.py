@@ -1,6 +1,6 @@
 """What a container holds that CRIU would lose without a word, or that makes it fail: as far as /proc shows it.
 
-What the kernel shows nobody but the process itself cannot be found: docs/migration.md lists that.
+What the kernel shows nobody but the process itself cannot be found: docs/carried.md lists that.
 """
 
 import functools

@@ -15,7 +15,7 @@ PLACE = "/opt/pymigrate/sealed"  # vagrant/provision.sh makes it
 
 
 def _origin() -> str:
-    """The directory or zip file on sys.path that this package was loaded from."""
+    """The directory on sys.path that this package was loaded from."""
     return os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 

@@ -24,7 +24,8 @@ from migrate.errors import UsageError
 from migrate.files import fingerprint as fingerprints
 from migrate.files import mountinfo
 from migrate.files.mountinfo import is_below
-from migrate.files.trees import OWN, Needed, Tree, is_place
+from migrate.files.trees import Needed, Tree, is_place
+from migrate.paths import VOLUMES
 from migrate.preflight.hostfacts import overlay_defaults
 from migrate.preflight.silent_losses import Finding
 from runtime.linux import syscalls
@@ -237,7 +238,7 @@ class _Planner:
         """A place of this container's own, which keeps the last part of the name."""
         mount_point = place.strip("/").replace("_", "__").replace("/", "_")
         own = hashlib.sha256(self._state.created.encode()).hexdigest()[:8]  # others may have its id
-        return f"{OWN}/{self._state.id}-{own}/{mount_point}/{os.path.basename(source)}"
+        return f"{VOLUMES}/{self._state.id}-{own}/{mount_point}/{os.path.basename(source)}"
 
     def overlay(self, mount: Mount, policy: str | None) -> None:
         place = _place(mount.destination)

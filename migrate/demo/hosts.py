@@ -8,7 +8,7 @@ import subprocess
 from typing import TYPE_CHECKING, Protocol
 
 from migrate import relaunch
-from migrate.errors import MigrateError
+from migrate.errors import DemoFailed
 from migrate.files import marks
 from migrate.paths import BUNDLES, TREE_MARKS
 from migrate.paths import DEMO as HERE
@@ -20,10 +20,6 @@ STEP_TIMEOUT = 180.0
 UNDO_TIMEOUT = 60.0
 _LAB = "demo"
 _ADDRESS = "10.88.0.5"  # of the container, in the network of the lab's bridges
-
-
-class DemoFailed(MigrateError):
-    """Something the demo checks did not hold."""
 
 
 class Hosts(Protocol):

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from migrate.demo.client import Client
-from migrate.demo.hosts import DemoFailed, Hosts
+from migrate.demo.hosts import Hosts
+from migrate.errors import DemoFailed
 from migrate.paths import DEMO as HERE
 from migrate.paths import DEMO_ROOTFS as ROOTFS
 from migrate.ui.text import duration, size

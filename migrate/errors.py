@@ -36,6 +36,10 @@ class SnapshotError(MigrateError):
     kind = "invalid"
 
 
+class DemoFailed(MigrateError):
+    """The demo checked something that does not hold."""
+
+
 class Blocked(MigrateError):
     """Preflight found blockers: `problems` are (rule, where, problem, remedy) of each."""
 

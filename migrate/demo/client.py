@@ -5,7 +5,7 @@ import select
 import subprocess
 from dataclasses import dataclass
 
-from migrate.demo.hosts import DemoFailed
+from migrate.errors import DemoFailed
 
 ANSWER_TIMEOUT = 30.0
 END_TIMEOUT = 10.0

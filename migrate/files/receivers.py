@@ -9,12 +9,11 @@ first and then ends all that he finds.
 import os
 import signal
 import time
-from pathlib import Path
 
 from migrate.errors import DeadlineExceeded
+from migrate.paths import RECEIVING as DIRECTORY
 from runtime.linux import processes, trusted
 
-DIRECTORY = Path("/run/pymigrate/receiving")
 VARIABLE = "PYMIGRATE_MIGRATION"
 REFUSED = 125  # exit status: the file is not there
 END_TIMEOUT = 10.0

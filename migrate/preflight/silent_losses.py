@@ -10,9 +10,9 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
 from migrate.preflight import special_files
+from migrate.preflight.rules import Blocker
 from runtime.linux import capabilities, namespaces, syscalls
 
 _SCHED_DEADLINE = 6
@@ -31,26 +31,13 @@ _SPECULATION = {
 _STORE_BYPASS = "/sys/devices/system/cpu/vulnerabilities/spec_store_bypass"
 
 
-@dataclass(frozen=True)
-class Finding:
-    """A rule that a process breaks: `where` names the process and the object, as seen from this host.
-
-    `remedy` is what to do about this one, "" where the rule says it.
-    """
-
-    rule: str
-    where: str
-    problem: str
-    remedy: str = ""
-
-
-def of_process(pid: int, init: int, who: str) -> Iterator[Finding]:
-    """Findings about a process as such, and about its threads."""
+def of_process(pid: int, init: int, who: str) -> Iterator[Blocker]:
+    """Blockers of a process as such, and about its threads."""
     kinds = _foreign_namespaces(f"/proc/{pid}", f"/proc/{init}", _CARRIED)
     for kind in kinds:
-        yield Finding("nested-namespace", who, f"has a {kind} namespace of its own, or for its children")
+        yield Blocker("nested-namespace", who, f"has a {kind} namespace of its own, or for its children")
     if int(_read(f"/proc/{pid}/personality") or "0", 16):
-        yield Finding("personality", who, f"has the personality {_read(f'/proc/{pid}/personality')}")
+        yield Blocker("personality", who, f"has the personality {_read(f'/proc/{pid}/personality')}")
     yield from _mapped(pid, who)
     place = _unified(f"/proc/{pid}")
     for name in sorted(os.listdir(f"/proc/{pid}/task"), key=int):
@@ -60,9 +47,9 @@ def of_process(pid: int, init: int, who: str) -> Iterator[Finding]:
             if int(name) != pid:
                 here = f"/proc/{pid}/task/{name}"
                 for kind in set(_foreign_namespaces(here, f"/proc/{pid}", frozenset())) - set(kinds):
-                    yield Finding("nested-namespace", thread, f"has another {kind} namespace than its process")
+                    yield Blocker("nested-namespace", thread, f"has another {kind} namespace than its process")
                 if _unified(here) not in ([], place):  # nothing is read of a thread that has ended meanwhile
-                    yield Finding("threaded-cgroup", thread, "is in another version 2 cgroup than its process")
+                    yield Blocker("threaded-cgroup", thread, "is in another version 2 cgroup than its process")
         except OSError:
             continue  # it has ended
 
@@ -72,18 +59,18 @@ def _unified(process: str) -> list[str]:
     return [line for line in _read(f"{process}/cgroup").splitlines() if line.startswith("0::")]
 
 
-def _of_thread(thread: int, who: str) -> Iterator[Finding]:
+def _of_thread(thread: int, who: str) -> Iterator[Blocker]:
     status = _read(f"/proc/{thread}/status")
     for line in status.splitlines():
         if line.startswith("Seccomp:") and line.split()[1] != "0":
-            yield Finding("seccomp", who, "runs under a seccomp filter")
+            yield Blocker("seccomp", who, "runs under a seccomp filter")
     if beyond := inheritable_beyond_bounding(status):
         problem = f"has an inheritable capability that is not in its bounding set ({beyond}), which CRIU cannot restore"
-        yield Finding("capabilities", who, problem)
+        yield Blocker("capabilities", who, problem)
     if restricted := speculation(status, _read(_STORE_BYPASS)):
-        yield Finding("speculation", who, f"has restricted speculation ({restricted}), which CRIU would lift")
+        yield Blocker("speculation", who, f"has restricted speculation ({restricted}), which CRIU would lift")
     if os.sched_getscheduler(thread) == _SCHED_DEADLINE:
-        yield Finding("deadline", who, "is scheduled by deadline (SCHED_DEADLINE), which CRIU cannot restore")
+        yield Blocker("deadline", who, "is scheduled by deadline (SCHED_DEADLINE), which CRIU cannot restore")
 
 
 def _foreign_namespaces(process: str, other: str, carried: frozenset[str]) -> list[str]:
@@ -108,19 +95,19 @@ def _foreign_namespaces(process: str, other: str, carried: frozenset[str]) -> li
     return found
 
 
-def _mapped(pid: int, who: str) -> Iterator[Finding]:
+def _mapped(pid: int, who: str) -> Iterator[Blocker]:
     """What is mapped, though its descriptor may be closed."""
     text = _read(f"/proc/{pid}/maps")
     if "anon_inode:[io_uring]" in text:
-        yield Finding("io-uring", who, "has an io_uring mapped, which CRIU cannot carry")
+        yield Blocker("io-uring", who, "has an io_uring mapped, which CRIU cannot carry")
     if " /secretmem" in text:
         text = "has secret memory (memfd_secret) mapped, which CRIU cannot carry"
-        yield Finding("special-file", who, text, special_files.remedy("secretmem"))
+        yield Blocker("special-file", who, text, special_files.remedy("secretmem"))
     if _keys_work() and (address := protected_by_key(_read(f"/proc/{pid}/smaps"))):
         problem = (
             f"has memory with a protection key (at {address}): CRIU would drop the key, and with it the protection"
         )
-        yield Finding("protection-key", who, problem)
+        yield Blocker("protection-key", who, problem)
 
 
 @functools.cache
@@ -172,15 +159,15 @@ def speculation(status: str, store_bypass: str) -> str:
     return ", ".join(found)
 
 
-def of_descriptor(pid: int, number: str, link: str, where: str) -> Finding | None:
-    """A finding about an open file that is not a device."""
+def of_descriptor(pid: int, number: str, link: str, where: str) -> Blocker | None:
+    """A blocker about an open file that is not a device."""
     if link in ("anon_inode:[eventfd]", "anon_inode:eventfd") and _info(pid, number).get("eventfd-semaphore") == "1":
-        return Finding("eventfd-semaphore", where, "is an eventfd with EFD_SEMAPHORE, which would be a plain one then")
+        return Blocker("eventfd-semaphore", where, "is an eventfd with EFD_SEMAPHORE, which would be a plain one then")
     if link.startswith("pipe:") and int(_info(pid, number).get("flags", "0"), 8) & _PIPE_PACKETS:
-        return Finding("packet-pipe", where, "is a pipe of packets (O_DIRECT), which CRIU cannot carry")
+        return Blocker("packet-pipe", where, "is a pipe of packets (O_DIRECT), which CRIU cannot carry")
     if link.startswith("/secretmem"):
         text = "is secret memory (memfd_secret), which CRIU cannot carry"
-        return Finding("special-file", where, text, special_files.remedy("secretmem"))
+        return Blocker("special-file", where, text, special_files.remedy("secretmem"))
     return None
 
 
@@ -212,7 +199,7 @@ def _info(pid: int, number: str) -> dict[str, str]:
     return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
-def ipc(init: int, pids: Iterable[int]) -> Iterator[Finding]:
+def ipc(init: int, pids: Iterable[int]) -> Iterator[Blocker]:
     """What is in the container's ipc namespace, whether anybody has it open or not."""
     queues: list[str] = []
     semaphores: list[str] = []
@@ -238,12 +225,12 @@ def ipc(init: int, pids: Iterable[int]) -> Iterator[Finding]:
     thread.start()
     thread.join()
     for name in queues:
-        yield Finding("message-queue", f"POSIX message queue /{name}", "CRIU carries none")
+        yield Blocker("message-queue", f"POSIX message queue /{name}", "CRIU carries none")
     if semaphores:
         yield from _semaphore_undo(pids)
 
 
-def _semaphore_undo(pids: Iterable[int]) -> Iterator[Finding]:
+def _semaphore_undo(pids: Iterable[int]) -> Iterator[Blocker]:
     """Processes with a list of what is to be undone: who has used SEM_UNDO, and alas whoever has made a thread."""
     idle = [sys.executable, "-I", "-S", "-c", "input()"]
     with subprocess.Popen(idle, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL) as without:
@@ -251,19 +238,19 @@ def _semaphore_undo(pids: Iterable[int]) -> Iterator[Finding]:
             try:
                 if not syscalls.share_semaphore_undo(without.pid, pid):
                     problem = "may have used SEM_UNDO: what it took would not be given back when it ends"
-                    yield Finding("semaphore-undo", f"process {pid} ({_read(f'/proc/{pid}/comm').strip()})", problem)
+                    yield Blocker("semaphore-undo", f"process {pid} ({_read(f'/proc/{pid}/comm').strip()})", problem)
             except OSError:
                 continue  # it has ended, or a kernel without kcmp
 
 
-def keys(container_id: str) -> Iterator[Finding]:
+def keys(container_id: str) -> Iterator[Blocker]:
     """Keys in the session keyring that the container was created with, where we may see it (proc_keys(5))."""
     for line in _read("/proc/keys").splitlines():
         fields = line.split(None, 8)
         if len(fields) == 9 and fields[7] == "keyring":
             name, _, held = fields[8].rpartition(":")
             if name == f"_ses.{container_id}" and held.strip() != "empty":
-                yield Finding("keyring", f"session keyring {name}", f"holds {held.strip()} keys: they would be lost")
+                yield Blocker("keyring", f"session keyring {name}", f"holds {held.strip()} keys: they would be lost")
 
 
 def _read(path: str) -> str:

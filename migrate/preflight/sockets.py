@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from migrate.preflight.ports import IP_FREEBIND
-from migrate.preflight.silent_losses import Finding
+from migrate.preflight.rules import Blocker
 from migrate.wire.questions import PROTOCOLS, Bound, endpoint
 from runtime.linux import processes, syscalls
 from runtime.network import sockdiag
@@ -70,7 +70,7 @@ class Listening:
 
 @dataclass(frozen=True)
 class Survey:
-    findings: list[Finding]
+    blockers: list[Blocker]
     connections: list[Connection]
     listening: list[Listening]
 
@@ -106,9 +106,9 @@ def settled(init_pid: int, patience: float, allow: frozenset[str] = frozenset())
         time.sleep(0.01)
 
 
-def passing(found: Survey, allow: frozenset[str]) -> list[Finding]:
+def passing(found: Survey, allow: frozenset[str]) -> list[Blocker]:
     """What will be over by itself, as a rule."""
-    return [finding for finding in found.findings if finding.rule in PASSING - allow]
+    return [blocker for blocker in found.blockers if blocker.rule in PASSING - allow]
 
 
 class _Look:
@@ -147,11 +147,11 @@ class _Look:
             os.close(fd)
 
     def survey(self) -> Survey:
-        findings: list[Finding] = []
+        blockers: list[Blocker] = []
         for inode, (where, fd) in self._held.items():
             with contextlib.suppress(OSError), _adopt(os.dup(fd)) as sock:
-                findings += self._check(inode, where, sock)
-        findings += self._unheld()
+                blockers += self._check(inode, where, sock)
+        blockers += self._unheld()
         connections, listening = [], []
         ends = {(entry.local, entry.remote) for entry in self._tcp if entry.inode in self._held}
         for entry in self._tcp:
@@ -164,23 +164,23 @@ class _Look:
             elif entry.state == _LISTEN:
                 listening.append(Listening("tcp", entry.local, where))
         listening += self._datagrams()
-        return Survey(findings, connections, listening)
+        return Survey(blockers, connections, listening)
 
-    def _check(self, inode: int, where: str, sock: socket.socket) -> Iterator[Finding]:
+    def _check(self, inode: int, where: str, sock: socket.socket) -> Iterator[Blocker]:
         family, kind, protocol = sock.family, sock.type, sock.proto
         if family not in _CARRIED:
-            yield Finding("socket-kind", where, f"is a socket of family {_family(family)}, which CRIU cannot carry")
+            yield Blocker("socket-kind", where, f"is a socket of family {_family(family)}, which CRIU cannot carry")
             return
         if family in _INET and kind != socket.SOCK_RAW and protocol not in _PROTOCOLS:
             name = {262: "Multipath TCP", 132: "SCTP", 33: "DCCP"}.get(protocol, f"protocol {protocol}")
-            yield Finding("socket-kind", where, f"is a socket of {name}, which CRIU cannot carry")
+            yield Blocker("socket-kind", where, f"is a socket of {name}, which CRIU cannot carry")
             return
         if self._namespace(sock) not in self._namespaces:
             text = "is a socket of another network namespace: it was handed to the container from outside"
-            yield Finding("socket-namespace", where, f"{_describe(sock)} {text}")
+            yield Blocker("socket-namespace", where, f"{_describe(sock)} {text}")
             return
         if syscalls.has_hidden_filter(sock.fileno()):
-            yield Finding("socket-filter", where, f"{_describe(sock)} has an eBPF program attached")
+            yield Blocker("socket-filter", where, f"{_describe(sock)} has an eBPF program attached")
         if family == socket.AF_UNIX:
             yield from self._check_unix(inode, where, sock)
         elif family == socket.AF_NETLINK:
@@ -189,7 +189,7 @@ class _Look:
             yield from self._check_tcp(inode, where, sock)
         elif family in _INET and kind == socket.SOCK_DGRAM:
             if protocol in (17, 136) and sock.getsockopt(socket.IPPROTO_UDP, _UDP_CORK):
-                yield Finding("udp-cork", where, f"{_describe(sock)} is corked (UDP_CORK)")
+                yield Blocker("udp-cork", where, f"{_describe(sock)} is corked (UDP_CORK)")
             yield from self._multicast(where, sock)
 
     def _namespace(self, sock: socket.socket) -> int:
@@ -200,20 +200,20 @@ class _Look:
         finally:
             os.close(fd)
 
-    def _check_tcp(self, inode: int, where: str, sock: socket.socket) -> Iterator[Finding]:
+    def _check_tcp(self, inode: int, where: str, sock: socket.socket) -> Iterator[Blocker]:
         info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
         state = info[0]
         what = _describe(sock)
         if state == _LISTEN:
             waiting = struct.unpack_from("=I", info, 24)[0]  # tcpi_unacked: of a listening socket, its backlog
             if waiting:
-                yield Finding("tcp-backlog", where, f"{what} has {_count(waiting, 'connection')} not accepted yet")
+                yield Blocker("tcp-backlog", where, f"{what} has {_count(waiting, 'connection')} not accepted yet")
         options = set[str]()
         for entry in self._tcp:
             if entry.inode == inode:
                 options |= entry.options
                 if state in (_SYN_SENT, _SYN_RECV):
-                    yield Finding("tcp-connecting", where, f"{_connection(entry)} is not connected yet")
+                    yield Blocker("tcp-connecting", where, f"{_connection(entry)} is not connected yet")
         with contextlib.suppress(OSError):
             if sock.getsockopt(socket.IPPROTO_TCP, _TCP_ULP, 16).strip(b"\0"):
                 options.add("an upper layer (TCP_ULP)")
@@ -221,16 +221,16 @@ class _Look:
             sock.getsockopt(socket.IPPROTO_TCP, _TCP_AO_INFO, 64)
             options.add("an authentication option (TCP_AO)")
         for option in sorted(options):
-            yield Finding("tcp-option", where, f"{what} has {option}, which would be lost")
+            yield Blocker("tcp-option", where, f"{what} has {option}, which would be lost")
 
-    def _unheld(self) -> Iterator[Finding]:
+    def _unheld(self) -> Iterator[Blocker]:
         """Connections that their process has closed, and what they have still to deliver."""
         for entry in self._tcp:
             if entry.inode == 0 and entry.state in _DELIVERING:
                 text = f"is closed, but {_count(max(entry.unsent - 1, 0), 'byte')} and the end are not delivered yet"
-                yield Finding("tcp-closing", _connection(entry), text)
+                yield Blocker("tcp-closing", _connection(entry), text)
 
-    def _check_unix(self, inode: int, where: str, sock: socket.socket) -> Iterator[Finding]:
+    def _check_unix(self, inode: int, where: str, sock: socket.socket) -> Iterator[Blocker]:
         entry = self._unix.get(inode)
         if entry is None:
             return
@@ -239,29 +239,29 @@ class _Look:
         if (entry.peer and entry.peer not in self._held) or (dangling and entry.kind != socket.SOCK_DGRAM):
             peer = self._unix.get(entry.peer)
             name = f" ({peer.name})" if peer is not None and peer.name else ""
-            yield Finding("unix-peer", where, f"{what} is connected to a socket outside the container{name}")
+            yield Blocker("unix-peer", where, f"{what} is connected to a socket outside the container{name}")
         if entry.state == _LISTEN:
             for icon in entry.waiting:
                 waiting = self._unix.get(icon)
                 if icon == 0:
-                    yield Finding(
+                    yield Blocker(
                         "unix-backlog", where, f"{what} has a connection that was closed before it was accepted"
                     )
                 elif icon not in self._held:
-                    yield Finding("unix-peer", where, f"{what} has a connection from outside the container waiting")
+                    yield Blocker("unix-peer", where, f"{what} has a connection from outside the container waiting")
                 elif waiting is not None and waiting.sent:
-                    yield Finding("unix-backlog", where, f"{what} has a connection with data that is not accepted yet")
+                    yield Blocker("unix-backlog", where, f"{what} has a connection with data that is not accepted yet")
         elif entry.unread:
             options = [socket.SO_PASSCRED, _SO_PASSSEC, _SO_PASSPIDFD, *_SO_TIMESTAMPS]
             for option in options:
                 with contextlib.suppress(OSError):
                     if sock.getsockopt(socket.SOL_SOCKET, option):
-                        yield Finding(
+                        yield Blocker(
                             "unix-message", where, f"{what} has unread messages with credentials or times (SO_PASSCRED)"
                         )
                         break
 
-    def _multicast(self, where: str, sock: socket.socket) -> Iterator[Finding]:
+    def _multicast(self, where: str, sock: socket.socket) -> Iterator[Blocker]:
         """Groups that a socket has joined: CRIU does not join them again."""
         for interface, group in _groups(self._pid):
             family = socket.AF_INET6 if ":" in group else socket.AF_INET
@@ -275,7 +275,7 @@ class _Look:
             request = struct.pack("=I4x128sIII", interface, address, 0, 0, 0)
             with contextlib.suppress(OSError):
                 if syscalls.getsockopt(sock.fileno(), level, _MCAST_MSFILTER, request):
-                    yield Finding("multicast", where, f"{_describe(sock)} has joined the group {group}")
+                    yield Blocker("multicast", where, f"{_describe(sock)} has joined the group {group}")
 
     def bound(self) -> Iterator[Bound]:
         network = os.stat(f"/proc/{self._pid}/ns/net").st_ino
@@ -330,12 +330,12 @@ def _adopt(fd: int) -> socket.socket:
     return socket.socket(family, kind, protocol, fileno=fd)
 
 
-def _check_netlink(where: str, sock: socket.socket) -> Iterator[Finding]:
+def _check_netlink(where: str, sock: socket.socket) -> Iterator[Blocker]:
     if select.select([sock], [], [], 0)[0]:
-        yield Finding("netlink", where, "is a netlink socket with unread messages")
+        yield Blocker("netlink", where, "is a netlink socket with unread messages")
     groups = array.array("I", sock.getsockopt(_SOL_NETLINK, _NETLINK_LIST_MEMBERSHIPS, 64))
     if any(groups[1:]):
-        yield Finding("netlink", where, "is a netlink socket that listens to groups above 32")
+        yield Blocker("netlink", where, "is a netlink socket that listens to groups above 32")
 
 
 def _groups(pid: int) -> Iterator[tuple[int, str]]:

@@ -90,6 +90,6 @@ def test_a_thread_that_ends_while_it_is_looked_at_is_in_no_other_cgroup(monkeypa
         return policy
 
     monkeypatch.setattr(os, "sched_getscheduler", ended)
-    rules = [finding.rule for finding in silent_losses.of_process(os.getpid(), os.getpid(), "this")]
+    rules = [blocker.rule for blocker in silent_losses.of_process(os.getpid(), os.getpid(), "this")]
     assert end.is_set()
     assert "threaded-cgroup" not in rules

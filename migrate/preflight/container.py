@@ -88,7 +88,7 @@ def container_blockers(
 
 
 def _unfreezable(state: State, patience: float) -> list[Blocker]:
-    return [Blocker("unfreezable", stuck.who, stuck.problem) for stuck in unfreezable.find(state.pid, patience)]
+    return [Blocker("unfreezable", stuck.subject, stuck.problem) for stuck in unfreezable.find(state.pid, patience)]
 
 
 def _host_connections(survey: sockets.Survey) -> list[Blocker]:

@@ -1,6 +1,6 @@
-"""What a host is and can do, as far as a move depends on it. Gathered the same way at both ends.
+"""Gather the facts of a host on which a move depends, the same way at both ends.
 
-Stdlib, runtime and criu_rpc only: the agent runs this on hosts where nothing is installed.
+This imports only the standard library, runtime and criu_rpc, because the agent runs it where nothing is installed.
 """
 
 import base64
@@ -32,7 +32,7 @@ _MAX_PATHS = 1000
 
 
 def _checked(cls: type[Any], value: Any) -> dict[str, Any]:
-    """The fields of a dataclass out of JSON from the wire, each of the type of its default. Raises ProtocolError."""
+    """Return a dataclass's fields from JSON off the wire, each of its default's type. Raises ProtocolError."""
     fields = {field.name: field for field in dataclasses.fields(cls)}
     if not isinstance(value, dict) or set(value) != set(fields):
         raise ProtocolError(f"{cls.__name__}: the fields are not those of this version")
@@ -48,9 +48,9 @@ def _checked(cls: type[Any], value: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class FactsQuery:
-    """What the source wants to know: is `id` in use below `root`, which of `paths` are missing, does the processor have
-    what `cpuinfo` (CRIU's cpuinfo.img, base64) says, can a container have the network `net` (spec/network.py) here; ""
-    asks nothing."""
+    """The source's questions: is `id` in use below `root`, which of `paths` are missing, does the processor have what
+    `cpuinfo` (CRIU's cpuinfo.img, base64) requires, can a container have the network `net` (spec/network.py) here. ""
+    stands for a question that is not asked."""
 
     id: str = ""
     root: str = ""
@@ -66,7 +66,7 @@ class FactsQuery:
         """Raises ProtocolError, InvalidId."""
         query = cls(**_checked(cls, value))
         if len(query.paths) > _MAX_PATHS or not all(path.startswith("/") and "\0" not in path for path in query.paths):
-            raise ProtocolError("FactsQuery: paths must be absolute, and not too many")
+            raise ProtocolError(f"FactsQuery: paths must be absolute, and at most {_MAX_PATHS}")
         if query.id:
             check_id(query.id)
         return query
@@ -81,7 +81,7 @@ class HostFacts:
     bits: int = 0
     kernel: str = ""
     python: str = ""
-    criu: str = ""  # version, "" when there is none
+    criu: str = ""  # version, "" if it is not installed
     criu_problem: str = ""  # why CRIU does not work here
     cpu_problem: str = ""  # what the processor lacks
     cpuinfo: str = ""  # this host's own cpuinfo.img, base64
@@ -89,12 +89,12 @@ class HostFacts:
     missing: tuple[str, ...] = ()
     images_free: int = 0
     rsync: bool = False
-    bridge_problem: str = ""  # why the network that was asked for cannot be had here
+    bridge_problem: str = ""  # why the network in the query cannot be set up here
     address_problem: str = ""  # which of its addresses is in use here
-    overlay: tuple[str, ...] = ()  # what holds for options of overlay mounts where nothing is said, as "name=value"
+    overlay: tuple[str, ...] = ()  # default options of overlay mounts, as "name=value"
     any_uid: bool = False  # CAP_SYS_RESOURCE, without which CRIU cannot dump processes of other users
-    limits: tuple[str, ...] = ()  # the highest hard limits of what is restored here without that (limits.own)
-    capabilities: tuple[str, ...] = ()  # those that root has here
+    limits: tuple[str, ...] = ()  # the highest hard limits that can be restored here without it (limits.own)
+    capabilities: tuple[str, ...] = ()  # root's capabilities here
 
     def to_json(self) -> dict[str, Any]:
         lists = {name: list(getattr(self, name)) for name in ("missing", "overlay", "limits", "capabilities")}
@@ -107,7 +107,7 @@ class HostFacts:
 
 
 def gather(query: FactsQuery) -> HostFacts:
-    """The facts of this host. Never raises for what is wrong here: that is what the facts say."""
+    """Return the facts of this host. What is wrong here is in the facts; it is never raised."""
     version, problem, cpu_problem, cpuinfo = "", "", "", ""
     try:
         criu = Criu()
@@ -146,7 +146,7 @@ def gather(query: FactsQuery) -> HostFacts:
 
 
 def _network(query: FactsQuery) -> tuple[str, str]:
-    """What is wrong with the bridge of the network that is asked for, and with its addresses, here."""
+    """Return what is wrong here with the queried network's bridge, and with its addresses; "" for nothing."""
     if not query.net:
         return "", ""
     from runtime.network import claims, veth
@@ -159,16 +159,16 @@ def _network(query: FactsQuery) -> tuple[str, str]:
             Store(Path(query.root)), wanted, query.id
         ) or ""
     except OSError as error:
-        return f"bridge={wanted.bridge}: cannot be looked for: {error.strerror}", ""
+        return f"bridge={wanted.bridge}: cannot be looked up: {error.strerror}", ""
 
 
 def can_carry_any_uid() -> bool:
-    """Whether CRIU can read the limits of other users' processes here (CAP_SYS_RESOURCE)."""
+    """Return whether CRIU can read the limits of other users' processes here (CAP_SYS_RESOURCE)."""
     return bool(permitted() >> NUMBERS["CAP_SYS_RESOURCE"] & 1)
 
 
 def overlay_defaults() -> tuple[str, ...]:
-    """The parameters of the kernel's overlay module, none while it is not loaded."""
+    """Return the parameters of the kernel's overlay module as "name=value"; none while it is not loaded."""
     found = []
     for name in ("index", "metacopy", "nfs_export", "redirect_always_follow", "redirect_dir", "xino_auto"):
         with contextlib.suppress(OSError):
@@ -178,7 +178,7 @@ def overlay_defaults() -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def _directory() -> Iterator[tuple[Path, int]]:
-    """A directory for CRIU's files, and a descriptor of it."""
+    """Make a temporary directory for CRIU's files; yield its path and a descriptor of it."""
     with tempfile.TemporaryDirectory(prefix="pymigrate-") as name:
         fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -188,7 +188,7 @@ def _directory() -> Iterator[tuple[Path, int]]:
 
 
 def _cpu(criu: Criu, theirs: str, directory: Path, fd: int) -> tuple[str, str]:
-    """What this processor lacks of the other one ("" if nothing, or nothing was asked), and its own cpuinfo.img."""
+    """Return what this processor lacks of `theirs` ("" for nothing, or if that is ""), and its own cpuinfo.img."""
     image = directory / "cpuinfo.img"
     try:
         criu.cpuinfo_dump(fd)

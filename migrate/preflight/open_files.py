@@ -1,6 +1,6 @@
-"""Files that a container has open or mapped and that do not go along: are those at the target the same ones?
+"""Check that files which a container has open or mapped, and which are not sent, are the same at the target.
 
-CRIU opens them again by their path, and refuses one of another size or another build-id.
+CRIU opens them again by path, and rejects a file of another size or another build-id.
 """
 
 import dataclasses
@@ -26,9 +26,9 @@ _LONGEST_ID = 64  # bytes
 
 @dataclass(frozen=True)
 class Seen:
-    """A regular file: size, mtime, ELF build-id in hex ("": it has none), SHA-256 of its contents ("": not asked for).
+    """A regular file: size, mtime, ELF build-id in hex ("": none), SHA-256 of its contents ("": not computed).
 
-    `size` is -1 where there is no regular file at `path`.
+    `size` is -1 if there is no regular file at `path`.
     """
 
     path: str
@@ -49,7 +49,7 @@ class Seen:
         if not all(type(value[name]) is kind for name, kind in kinds.items()):
             raise ProtocolError("Seen: a field is of the wrong type")
         if not value["path"].startswith("/") or "\0" in value["path"]:
-            raise ProtocolError(f"{value['path']!r} is no absolute path")
+            raise ProtocolError(f"Seen: {value['path']!r} is not an absolute path")
         return cls(**value)
 
 
@@ -58,7 +58,7 @@ class Agent(Protocol):
 
 
 def look(path: str, *, digest: bool = False) -> Seen:
-    """The file at `path`, links followed."""
+    """Return what is at `path`, following links."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
@@ -72,7 +72,7 @@ def look(path: str, *, digest: bool = False) -> Seen:
 
 
 def build_id(fd: int) -> str:
-    """The GNU build-id of an ELF file in hex, "" if it is none or has none (elf(5))."""
+    """Return the GNU build-id of an ELF file in hex, "" if it is not ELF or has none (elf(5))."""
     head = os.pread(fd, 64, 0)
     if len(head) < 64 or head[:4] != b"\x7fELF" or head[4] not in (1, 2) or head[5] not in (1, 2):
         return ""
@@ -105,9 +105,9 @@ def _note(data: bytes, order: str) -> str:
 
 
 def in_use(init_pid: int, bound: Iterable[tuple[str, str, str]]) -> list[tuple[str, str]]:
-    """Regular files on bind mounts that processes have open or mapped: path here -> path at the target.
+    """Return the regular files on bind mounts that processes have open or mapped: (path here, path at the target).
 
-    `bound` are volumes.Plan.bound. What lies on other mounts below those is not meant.
+    `bound`: see volumes.Plan.bound. Files on other mounts below those are left out.
     """
     places = {place: (source, there) for place, source, there in bound}
     mounts = mountinfo.read(init_pid)
@@ -122,7 +122,7 @@ def in_use(init_pid: int, bound: Iterable[tuple[str, str, str]]) -> list[tuple[s
 
 
 def _paths(init_pid: int) -> set[str]:
-    """What is open or mapped, as the container names it; what has lost its name goes with the images."""
+    """Return the paths that are open or mapped, as the container sees them; without deleted files (in the images)."""
     found = set()
     for pid in processes.container_pids(init_pid):
         try:
@@ -136,7 +136,7 @@ def _paths(init_pid: int) -> set[str]:
 
 
 def differing(agent: Agent, files: list[tuple[str, str]], timeout: float) -> list[tuple[str, str]]:
-    """Those of the files that are not the same at the target: path there, and what is wrong with it."""
+    """Return those of the files that are not the same at the target: (path there, problem)."""
     if not files:
         return []
     before = [look(here) for here, _ in files]
@@ -145,7 +145,7 @@ def differing(agent: Agent, files: list[tuple[str, str]], timeout: float) -> lis
     for batch in _batches([seen.to_json() for seen in asked]):
         answer = agent.call(CheckFiles(batch), timeout)["files"]
         if len(answer) != len(batch):
-            raise ProtocolError("CheckFiles: the target answered for other files than were asked for")
+            raise ProtocolError(f"CheckFiles: the target answered for {len(answer)} files, asked for {len(batch)}")
         answers += answer
     found = []
     for (here, there), old, answer in zip(files, before, answers, strict=True):
@@ -156,11 +156,11 @@ def differing(agent: Agent, files: list[tuple[str, str]], timeout: float) -> lis
 
 
 def _batches(items: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    """The items in pieces whose answers are no larger than an answer may be."""
+    """Yield the items in batches whose answers fit in one reply."""
     batch: list[dict[str, Any]] = []
     size = 0
     for item in items:
-        more = len(dumps(item)) + 4 * _LONGEST_ID  # a build-id and a digest more
+        more = len(dumps(item)) + 4 * _LONGEST_ID  # the answer adds a build-id and a digest
         if batch and size + more > MAX_REPLY - 1024:
             yield batch
             batch, size = [], 0
@@ -171,11 +171,11 @@ def _batches(items: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
 
 
 def _difference(before: Seen, after: Seen, there: Seen, here: str) -> str:
-    """What CRIU would refuse, "" if nothing; a file that grows while we ask may have any size in between."""
+    """Return why CRIU would reject the file, "" if it would not; one that grows meanwhile may have any size between."""
     if there.size < 0:
-        return "does not exist, and is in use"
+        return "does not exist, and the container has it open"
     if not min(before.size, after.size) <= there.size <= max(before.size, after.size):
-        return f"has {there.size} bytes, {after.size} here, and is in use"
+        return f"has {there.size} bytes, here {after.size}, and the container has it open"
     if after.build_id or there.build_id:
         return (
             "" if there.build_id == after.build_id else f"has build-id {there.build_id[:16]}, not {after.build_id[:16]}"
@@ -184,13 +184,13 @@ def _difference(before: Seen, after: Seen, there: Seen, here: str) -> str:
         return ""
     if there.digest and there.digest == look(here, digest=True).digest:
         return ""
-    return "was changed at another time than the one here, and is in use"
+    return "was changed at another time than here, and the container has it open"
 
 
 def answer(files: list[dict[str, Any]]) -> dict[str, Any]:
-    """The target's side of `differing`."""
+    """Answer CheckFiles at the target; see `differing`."""
     if len(files) > MAX_FILES:
-        raise ProtocolError(f"{len(files)} files are too many")
+        raise ProtocolError(f"CheckFiles: {len(files)} files, more than {MAX_FILES}")
     found = []
     for value in files:
         asked = Seen.from_json(value)

@@ -1,7 +1,7 @@
-"""The ports of a container whose network is not its own, the host's for one: are they free at the target?
+"""Check that the ports of a container without its own network, such as one in the host's, are free at the target.
 
-Whether they are is asked of the kernel there, by binding a socket like the container's for a moment: it knows about
-wildcard addresses, IPv6 sockets that take IPv4 as well, and sockets that share a port. Nothing can connect meanwhile.
+The target's agent asks its kernel by binding an equal socket for a moment, because the kernel knows about wildcard
+addresses, IPv6 sockets that take IPv4 as well, and sockets that share a port. Nothing can connect meanwhile.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ _WILDCARDS = ("0.0.0.0", "::")
 
 @dataclass(frozen=True)
 class Bound:
-    """A socket that is bound to a port and not connected; the options are those that decide what it may share."""
+    """A socket that is bound to a port and not connected, with the options that decide what it may share."""
 
     protocol: str
     address: str
@@ -54,26 +54,26 @@ class Bound:
         try:
             socket.inet_pton(bound.family, bound.address)
         except (OSError, ValueError):
-            raise ProtocolError(f"{bound.address!r} is no address") from None
+            raise ProtocolError(f"Bound: invalid address {bound.address!r}") from None
         if bound.protocol not in PROTOCOLS or not 0 < bound.port < 65536 or len(bound.device.encode()) > 15:
-            raise ProtocolError("Bound: protocol, port or device is malformed")
+            raise ProtocolError("Bound: invalid protocol, port or device")
         return bound
 
 
 def endpoint(address: tuple[str, int]) -> str:
-    """An address and a port as people write them."""
+    """Return an address and a port in the usual notation, as 10.0.0.1:80 or [fe80::1]:80."""
     host, port = address
     host = host.removeprefix("::ffff:")
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def answer(netns: str, ports: list[dict[str, Any]]) -> dict[str, Any]:
-    """The target's side: {"problems": [[port, what is wrong with it], ...]}. `netns` is a path, "" for the host's own.
+    """Answer CheckPorts at the target: {"problems": [[port, problem], ...]}.
 
-    A namespace that does not exist is found elsewhere.
+    `netns`: path of the network namespace, "" for the host's. A path that does not exist is reported by another check.
     """
     if len(ports) > MAX_PORTS:
-        raise ProtocolError(f"{len(ports)} ports are too many")
+        raise ProtocolError(f"CheckPorts: {len(ports)} ports, more than {MAX_PORTS}")
     wanted = [Bound.from_json(value) for value in ports]
     try:
         fd = os.open(netns or "/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -82,13 +82,13 @@ def answer(netns: str, ports: list[dict[str, Any]]) -> dict[str, Any]:
     try:
         return {"problems": inside_netns(fd, lambda: [[str(one), text] for one in wanted if (text := _problem(one))])}
     except OSError:
-        return {"problems": []}  # it is no network namespace
+        return {"problems": []}  # not a network namespace
     finally:
         os.close(fd)
 
 
 def _problem(wanted: Bound) -> str:
-    """Why a port cannot be had in the network namespace of this thread, "" if it can."""
+    """Return why the port cannot be bound in this thread's network namespace, "" if it can."""
     kind = socket.SOCK_STREAM if wanted.protocol == "tcp" else socket.SOCK_DGRAM
     try:
         with socket.socket(wanted.family, kind, PROTOCOLS[wanted.protocol]) as sock:
@@ -98,16 +98,16 @@ def _problem(wanted: Bound) -> str:
             holder = next(_holders(wanted), "")
             return f"is in use there{f' by {holder}' if holder else ''}"
         if error.errno == errno.EADDRNOTAVAIL:
-            return "cannot be bound there: there is no such address"
+            return "cannot be bound there: the host does not have this address"
         if error.errno == errno.ENODEV:
-            return f"cannot be bound there: there is no interface {wanted.device}"
+            return f"cannot be bound there: the host does not have the interface {wanted.device}"
         return f"cannot be bound there: {error.strerror}"
     return ""
 
 
 def _try(sock: socket.socket, wanted: Bound) -> None:
-    # As CRIU has it, for connections of TCP that are about to be over; but it would take a port away from whoever
-    # is ready to share it, though the container is not.
+    # CRIU sets SO_REUSEADDR for TCP too, because of connections in TIME_WAIT. For UDP it would take a port from a
+    # process that is ready to share it, though the container is not.
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, wanted.protocol == "tcp" or wanted.reuse_address)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, wanted.reuse_port)
     if wanted.free:
@@ -124,7 +124,7 @@ def _try(sock: socket.socket, wanted: Bound) -> None:
 
 
 def _holders(wanted: Bound) -> Iterator[str]:
-    """The processes that have a socket of this thread's network namespace in the way."""
+    """Yield the processes whose socket in this thread's network namespace is in the way."""
     address = wanted.address.removeprefix("::ffff:")
     inodes = set()
     with contextlib.suppress(OSError), sockdiag.diag("thread-self") as diag:

@@ -71,5 +71,5 @@ def test_a_capability_that_root_there_lacks(lab: Lab) -> None:
     assert (event["kind"], [blocker["rule"] for blocker in event["blockers"]]) == ("blocked", ["capabilities"])
     (blocker,) = event["blockers"]
     assert "has CAP_NET_BIND_SERVICE, which root of host2 lacks" in blocker["problem"]
-    assert blocker["remedy"] == "give root of host2 the capability, or take it out of process.capabilities"
+    assert blocker["remedy"] == "give root of host2 the capability, or remove it from process.capabilities"
     lab.wait_count("host1", before)

@@ -37,7 +37,9 @@ def test_limits_that_would_be_lost_without_a_word(lab: Lab) -> None:
     )
     event = pymigrate(lab, "move", "web", "host2")
     assert (event["kind"], [blocker["rule"] for blocker in event["blockers"]]) == ("blocked", ["limit"])
-    assert event["blockers"][0]["problem"] == "has a hard limit of 1024 (open files), and root of host2 can set only 512"
+    assert (
+        event["blockers"][0]["problem"] == "has a hard limit of 1024 (open files), and root of host2 can set only 512"
+    )
     assert pymigrate(lab, "move", "web", "host2", "--allow", "limit")["event"] == "report"
     lab.wait_count("host2", before)
     # What CRIU makes of it, and why there is the rule.

@@ -133,7 +133,7 @@ def test_capabilities_that_cannot_be_given_are_warned_of(pymigrate: Local, count
     done = pymigrate("--log", log, "--log-format", "json", "run", "-b", bundle, "c")
     assert (done.returncode, status(done.stdout, "CapEff")) == (0, f"{1 << 5:016x}")
     names = ", ".join(sorted(["CAP_MAGIC", *lacking]))
-    words = f"process.capabilities: left out: this host does not have them to give: {names}"
+    words = f"process.capabilities: left out, because this host lacks them: {names}"
     assert done.stderr == f"pymigrate: warning: {words}\n"
     assert [(entry["level"], entry["msg"]) for entry in map(json.loads, log.read_text().splitlines())] == [
         ("warning", words)

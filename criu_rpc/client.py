@@ -11,10 +11,10 @@ from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
 from criu_rpc import logs, messages, swrk
 from criu_rpc.errors import BadAnswer, CriuError, CriuTooOld, DeadlineExceeded, RequestFailed, SwrkDied, overdue
+from criu_rpc.limits import REQUEST_TIMEOUT
 from criu_rpc.options import DumpOptions, RestoreOptions
 from criu_rpc.swrk import PageServer, Swrk
 
-REQUEST_TIMEOUT = 20.0
 OLDEST = (3, 17)
 _SHORT_LOG = "criu.log"
 

@@ -25,6 +25,7 @@ Error (failure)
     +-- NoSpace (no-space)
     +-- Interrupted (interrupted)          Ctrl-C or SIGTERM
     +-- SnapshotError (invalid)            a directory that is not a snapshot, or a damaged one
+    +-- DemoFailed (failure)               a check or a command of the demo failed
     +-- MoveFailed                         a move that had begun; says where the container is now
         +-- RolledBack (rolled-back)       it runs at the source as before
         +-- MovedDirty (moved-dirty)       it runs at the target; something is left to be done by hand
@@ -53,11 +54,12 @@ class Error(Exception):
     """Base of all errors. The message is one lower-case sentence without a full stop: what is wrong, and where.
 
     `remedy` says what to do about it. `workload` says where the container is when a move has failed: SOURCE, TARGET,
-    NEITHER or UNKNOWN; None for any other error.
+    NEITHER or UNKNOWN; None for any other error. `move` names container and move in JSON events: {"id", "migration"}.
     """
 
     kind = "failure"
     workload: str | None = None
+    move: dict[str, str] | None = None
 
     def __init__(self, message: str, *, remedy: str | None = None) -> None:
         super().__init__(message)

@@ -84,13 +84,11 @@ class DumpOptions(_Common):
     pid: int
     log_file: str = "dump.log"
     leave_running: bool = False
-    leave_stopped: bool = False
     page_server_fd: int | None = None
     page_server: tuple[str, int] | None = None
     lazy_pages: bool = False
     tcp_skip_in_flight: bool = False
     status_fd: int | None = None
-    freeze_cgroup: str | None = None
     parent_img: str | None = None
     track_mem: bool = False
     irmap_scan_paths: tuple[str, ...] = ()
@@ -100,11 +98,11 @@ class DumpOptions(_Common):
         super().fill(opts)
         opts.pid = self.pid
         for name in (
-            "leave_running", "leave_stopped", "track_mem", "lazy_pages", "tcp_skip_in_flight",
+            "leave_running", "track_mem", "lazy_pages", "tcp_skip_in_flight",
         ):  # fmt: skip
             if getattr(self, name):
                 setattr(opts, name, True)
-        for name in ("parent_img", "status_fd", "freeze_cgroup"):
+        for name in ("parent_img", "status_fd"):
             if getattr(self, name) is not None:
                 setattr(opts, name, getattr(self, name))
         if self.seize_timeout is not None:

@@ -14,8 +14,8 @@ from typing import Any, Self
 
 from criu_rpc import messages, tar
 from criu_rpc.errors import BadAnswer, CriuNotFound, SwrkDied, overdue
+from criu_rpc.limits import CLOSE_TIMEOUT, REAP_TIMEOUT
 
-CLOSE_TIMEOUT = 10.0
 _PLACES = ("/opt/pymigrate/sbin/criu",)
 _SEARCH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -154,7 +154,7 @@ class Swrk:
         if self._process is None:
             return None
         with contextlib.suppress(subprocess.TimeoutExpired):
-            return self._process.wait(1.0)
+            return self._process.wait(REAP_TIMEOUT)
         return None
 
 

@@ -36,6 +36,10 @@ class SnapshotError(MigrateError):
     kind = "invalid"
 
 
+class DemoFailed(MigrateError):
+    """A check of the demo failed, or one of its commands."""
+
+
 class Blocked(MigrateError):
     """Preflight found blockers: `problems` are (rule, where, problem, remedy) of each."""
 

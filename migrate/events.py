@@ -3,8 +3,12 @@
 Each event names the container and the move, because several moves may share a monitor.
 """
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
+
+from criu_rpc.errors import Error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +98,15 @@ class Reporter:
     def __init__(self, monitor: Monitor, id: str, migration: str) -> None:
         self.emit = monitor.emit
         self._id, self._migration = id, migration
+
+    @contextlib.contextmanager
+    def naming_errors(self) -> Iterator[None]:
+        """Have an error of the block name container and move, because `--json` shows it as an event as well."""
+        try:
+            yield
+        except Error as error:
+            error.move = {"id": self._id, "migration": self._migration}
+            raise
 
     def phase(self, phase: str, text: str) -> None:
         self.emit(PhaseStarted(phase, text, id=self._id, migration=self._migration))

@@ -30,8 +30,8 @@ From COMMITTED on the container does not run at the source again, with one excep
   target resume the container.
 - The agent or the connection dies before it confirms: the source asks again over new connections (source/settle.py).
   The target resumes what it holds, or restores it once more from the images. If no connection works, the move is
-  IN_DOUBT: both sides keep what they have, and a process goes on asking (source/ask_later.py).
-- The target cannot restore it any more: LOST. Nothing is removed.
+  IN_DOUBT: both sides keep what they have, and a process keeps asking (source/ask_later.py).
+- The target can no longer restore it: LOST. Nothing is removed.
 - An operator closes the entry by hand: FORGOTTEN.
 """
 

@@ -22,6 +22,7 @@ import sys
 from runtime.errors import DeadlineExceeded, StartFailed
 from runtime.light import json as light_json
 from runtime.light import sockets
+from runtime.limits import CONNECT_TIMEOUT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from typing import Any
 
 _LIMIT = 1 << 20
-_CONNECT_TIMEOUT = 20.0
 
 
 def pair() -> tuple[socket.socket, socket.socket]:
@@ -125,7 +125,7 @@ def connect(path: str) -> socket.socket:
     """Connect to the Unix stream socket at `path`. Raises OSError."""
     sock = sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM | sockets.SOCK_CLOEXEC)
     try:
-        sock.settimeout(_CONNECT_TIMEOUT)
+        sock.settimeout(CONNECT_TIMEOUT)
         sock.connect(path)
         sock.settimeout(None)
     except BaseException:

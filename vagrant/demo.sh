@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The demo between two virtual machines: a Redis on host1 is moved to host2 and back while a client counts in it.
+# Run the demo between two virtual machines: move a Redis from host1 to host2 and back while a client counts in it.
 set -euo pipefail
 cd "$(dirname "$0")"
 vagrant up

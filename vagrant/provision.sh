@@ -1,16 +1,15 @@
 #!/usr/bin/env bash
-# Makes a Debian 12 or 13 machine ready: packages, a CRIU that works on its kernel, pymigrate itself. The one
-# provisioning script: used by the Makefile, by CI and by virtual machines. Root; can be repeated, and needs no network
-# when there is nothing left to install.
+# Set up a Debian 12 or 13 machine: packages, a CRIU that works on its kernel, and pymigrate. The Makefile, CI and the
+# virtual machines all use this script. It needs root. It can be repeated, and then needs no network if nothing is missing.
 #
 #   provision.sh --peer   what a target needs: sshd, python3, criu, rsync
 #   provision.sh          that, and pymigrate in /opt/pymigrate/venv and /usr/local/bin
-#   provision.sh --demo   that, and the root file system that the demo runs
+#   provision.sh --demo   that, and the root file system of the demo
 #   provision.sh --dev    what `make demo` and `make lint` need, with .venv in the checkout
 #   provision.sh --vm     that, and what `make test`, `make test-vm` and make-box need to build and run virtual machines
 #
-# With --image before it: into the tree of a machine that is not running yet (it is called in a chroot), whose kernel
-# CRIU cannot be tried on.
+# With --image first: set up the tree of a machine that is not running yet (in a chroot). CRIU cannot be tried on its
+# kernel.
 set -euo pipefail
 
 CRIU_VERSION=4.2.1
@@ -22,10 +21,10 @@ PIPE_MAX_SIZE=$((32 << 20))
 BUILD_PACKAGES=(gcc make libbsd-dev libcap-dev libgnutls28-dev libnet1-dev libnftables-dev libnl-3-dev
     libprotobuf-c-dev libprotobuf-dev pkgconf protobuf-c-compiler protobuf-compiler uuid-dev xz-utils)
 
-# Building and running virtual machines (make-tree, make test-vm).
+# Packages to build and run virtual machines (make-tree, make test-vm).
 VM_PACKAGES=(cpio debian-archive-keyring e2fsprogs kmod mmdebstrap qemu-system-x86 qemu-utils xz-utils zstd)
 
-# Container engines, to be tried with pymigrate below them, and the tool for id maps of users who are not root.
+# Container engines to test with pymigrate as their runtime, and the tool for id maps of users other than root.
 ENGINE_PACKAGES=(containerd iptables netavark podman runc uidmap)
 
 top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -46,7 +45,7 @@ cleanup() {
 }
 trap cleanup EXIT
 
-# Install what is missing. No daemon is started by it: ours run where the lab or the administrator wants them.
+# Install missing packages without starting daemons: the lab and the administrator decide where those run.
 need() {
     local package missing=()
     for package in "$@"; do
@@ -72,7 +71,7 @@ apt_update() {
     if [ -z "$updated" ]; then apt-get -o DPkg::Lock::Timeout=300 update -qq; updated=yes; fi
 }
 
-# CRIU: the distribution's when it works on this kernel, else ours, built from the pinned source.
+# Install the distribution's CRIU if it works on this kernel; otherwise build the pinned source.
 criu_works() { "$1" check > /dev/null 2>&1; }
 
 install_criu() {
@@ -83,7 +82,7 @@ install_criu() {
         is_installed criu || apt_update
         if is_installed criu || apt-cache show criu > /dev/null 2>&1; then
             need criu
-            # Debian 12's criu brings it along. A peer needs none: the agent carries the messages.
+            # Debian 12's criu contains it. A peer does not need it: the agent brings the messages.
             if [ "$mode" != --peer ] && [ ! -e "$DIST_PYCRIU" ]; then need python3-pycriu; fi
             if [ -n "$image" ] || criu_works criu; then return; fi
             say "the distribution's criu does not work on this kernel"
@@ -105,7 +104,7 @@ build_criu() {
         /usr/lib/apt/apt-helper -qq download-file "${url%/}/pool/main/c/criu/criu_$CRIU_VERSION.orig.tar.xz" \
             "$tarball" "SHA256:$CRIU_SHA256" > /dev/null 2>&1 && break
     done
-    [ -s "$tarball" ] || die "criu_$CRIU_VERSION.orig.tar.xz is not to be had from the mirrors that apt uses, or its SHA-256 is wrong"
+    [ -s "$tarball" ] || die "criu_$CRIU_VERSION.orig.tar.xz cannot be downloaded from the mirrors that apt uses, or its SHA-256 is wrong"
     echo "$CRIU_SHA256  $tarball" | sha256sum --check --quiet || die "criu's source has the wrong SHA-256"
     tar -xf "$tarball" -C "$scratch"
     if ! make -C "$scratch/criu-$CRIU_VERSION" -j"$(nproc)" criu > "$scratch/log" 2>&1; then
@@ -124,7 +123,8 @@ build_criu() {
     scratch=
 }
 
-# Without CAP_SYS_RESOURCE CRIU cannot have the large pipes that its page server wants, unless everybody may.
+# Without CAP_SYS_RESOURCE CRIU cannot make the large pipes that its page server needs, unless the limit is raised for
+# all users.
 raise_pipe_size() {
     local effective
     effective=$((16#$(awk '/^CapEff/ {print $2}' /proc/self/status)))
@@ -134,7 +134,7 @@ raise_pipe_size() {
     fi
 }
 
-# A root file system of a few programs out of Debian's packages, with the libraries that they name; nothing is installed.
+# Make a root file system of a few programs from Debian's packages, with the libraries that they name. Install nothing.
 #   make_rootfs NAME PACKAGES... -- FILES...
 # A file is the name of a program in /usr/bin, or the pattern of a file or of a whole directory, as in /usr/lib/python3.*
 make_rootfs() {
@@ -148,7 +148,7 @@ make_rootfs() {
     apt_update
     scratch=$(mktemp -d)
     chmod 755 "$scratch"
-    # All packages that these need, the ones that are installed here included.
+    # All packages that these need, including those that are installed here.
     mapfile -t packages < <(apt-cache depends --recurse --no-recommends --no-suggests --no-conflicts --no-breaks \
         --no-replaces --no-enhances --no-pre-depends "${packages[@]}" | grep -E '^[a-z0-9]' | grep -v '^debconf\|^perl\|^init\|^adduser\|^lsb\|^sysv\|^dpkg\|^passwd\|^libllvm\|^locales\|^libz3' | sort -u)
     mkdir -p "$scratch/deb" "$scratch/all"
@@ -171,7 +171,7 @@ make_rootfs() {
             if [ -d "$place" ]; then cp -a "$place" "$into/$place"; else cp -L "$place" "$into/$place"; fi
         done)
     done
-    # The compiler for queries wants all of LLVM; the cache of byte code would be written by whoever runs it first.
+    # The query compiler needs all of LLVM; a cache of byte code would be written by the first user that runs it.
     find "$into/usr" \( -name 'llvmjit*' -o -name bitcode -o -name __pycache__ \) -prune -exec rm -rf {} +
     if [ ${#files[@]} -gt 0 ]; then
         cp -L "$(find "$scratch/all" -name 'ld-linux-*.so.*' | head -n 1)" "$into/lib/"
@@ -187,7 +187,7 @@ make_rootfs() {
     scratch=
 }
 
-# One library that a program or library in a root file system needs and that is not in it; nothing when all are there.
+# Print one library that a root file system needs and does not have, or nothing.
 missing_library() {
     local needed
     for needed in $(find "$1/usr" "$1/lib" -type f -exec readelf -d {} + 2> /dev/null |
@@ -196,11 +196,11 @@ missing_library() {
     done
 }
 
-# The directory that a virtual environment imports from.
+# Print the directory that a virtual environment imports from.
 site_packages() { "$1/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; }
 
-# write_launcher FILE DIRECTORY...: the command, without what site-packages would cost every start of it.
-# The interpreter's place is covered by a read-only mount once there is a container (runtime/linux/selfexec.py).
+# write_launcher FILE DIRECTORY...: write the command so that it starts without processing site-packages.
+# A read-only mount covers the interpreter's directory once there is a container (runtime/linux/selfexec.py).
 write_launcher() {
     local file=$1 python=$PREFIX/sealed/python3
     shift
@@ -215,7 +215,7 @@ write_launcher() {
     mv -f "$file.new" "$file"
 }
 
-# pymigrate as a user has it: a wheel of this checkout in a virtual environment of its own. pip's own settings hold.
+# Install pymigrate as a user does: a wheel of this checkout in a virtual environment. pip's own settings apply.
 install_pymigrate() {
     local pip=$PREFIX/venv/bin/pip stamp
     stamp=$(cd "$top" && find README.md pyproject.toml criu_rpc migrate runtime -type f -not -name '*.pyc' -print0 |
@@ -226,7 +226,7 @@ install_pymigrate() {
     say "installing pymigrate in $PREFIX/venv"
     [ -x "$pip" ] || /usr/bin/python3 -m venv "$PREFIX/venv"
     scratch=$(mktemp -d)
-    mkdir "$scratch/src"   # a build leaves traces where it is done, and mixes them into the next one
+    mkdir "$scratch/src"   # a build leaves files in its directory, which would get into the next one
     (cd "$top" && cp -a README.md pyproject.toml criu_rpc migrate runtime "$scratch/src")
     "$pip" wheel --no-deps -w "$scratch" "$scratch/src" || die "pip cannot build pymigrate"
     "$pip" install "$scratch"/*.whl || die "pip cannot install what pymigrate needs"
@@ -239,7 +239,7 @@ install_pymigrate() {
     scratch=
 }
 
-# The virtual environment of a checkout; made anew when pyproject.toml has changed.
+# Make the virtual environment of a checkout; make it anew if pyproject.toml has changed.
 make_venv() {
     local place=$top/.venv stamp
     stamp=$(sha256sum < "$top/pyproject.toml")
@@ -264,7 +264,7 @@ esac
 case $mode in
 --dev | --vm)
     need ca-certificates python3-venv
-    make_venv &   # beside all else: pip waits for the network most of the time
+    make_venv &   # in the background: pip waits for the network most of the time
     venv=$!
     ;;
 esac

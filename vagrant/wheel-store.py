@@ -1,6 +1,6 @@
-"""wheel-store.py PYPROJECT PYTHON DIRECTORY: all wheels that `pip install` of this project wants under another Python.
+"""wheel-store.py PYPROJECT PYTHON DIRECTORY: download all wheels that this project needs under another Python.
 
-Run by the Python of a checkout's .venv; pip fetches them as it is configured here. PYTHON is a version ("3.13").
+The Python of a checkout's .venv runs it; pip fetches the wheels as it is configured here. PYTHON is a version ("3.13").
 """
 
 import subprocess

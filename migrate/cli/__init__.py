@@ -27,7 +27,7 @@ VERBS: dict[str, str] = {
     "validate": "list every reason why a container cannot move",
     "snapshot": "save, show or restore a snapshot of a running container",
     "recover": "finish a move whose outcome is unknown, or repair a container after an interrupted dump",
-    "migrations": "list the moves that this host took part in, and remove what they left behind",
+    "migrations": "list the moves that this host took part in; --clean removes what they left behind",
     "demo": "move a Redis server to another host and back, and check that nothing is lost",
     "lab": "make hosts on this machine to try moves between",
     "create": "create a container from a bundle",
@@ -47,7 +47,7 @@ VERBS: dict[str, str] = {
     "restore": "restore a container from image files",
     "attach": "connect to the terminal or the output of a detached container",
     "logs": "print what a container wrote to stdout and stderr",
-    "spec": "write a config.json that can be moved",
+    "spec": "write a config.json whose container can be moved",
     "features": "print the features of this runtime, as JSON",
 }
 # The others are OCI verbs.
@@ -63,8 +63,8 @@ _GLOBAL = (
     Flag("version", "show the version", short="v"),
     Flag("cgroup-manager", "`disabled`, `cgroupfs` or `systemd`, as conmon passes it", "str",
          choices=("disabled", "cgroupfs", "systemd")),
-    Flag("rootless", "accepted for compatibility with runc and ignored: detected", "str"),
-    Flag("criu", "accepted for compatibility with runc and ignored: see $PYMIGRATE_CRIU", "str"),
+    Flag("rootless", "accepted for compatibility with runc and ignored, because it is detected", "str"),
+    Flag("criu", "accepted for compatibility with runc and ignored; see $PYMIGRATE_CRIU", "str"),
 )  # fmt: skip
 
 

@@ -79,7 +79,9 @@ def report(error: Exception, glob: Values) -> str:
         if failed is not None:
             lines.append(printable(f"  --log {glob.log}: {failed}"))
     if glob.json:
-        event: dict[str, Any] = {"event": "error", "kind": kind, "message": message}
+        event: dict[str, Any] = {"event": "error"}
+        event |= (isinstance(error, Error) and error.move) or {}
+        event |= {"kind": kind, "message": message}
         event |= {"remedy": remedy} if remedy else {}
         event |= {"workload": error.workload} if isinstance(error, Error) and error.workload else {}
         if isinstance(error, Blocked):

@@ -1,4 +1,4 @@
-"""pymigrate recover ID: finish a move whose end is not known, or undo a dump that was cut short."""
+"""pymigrate recover ID: finish a move whose outcome is unknown, or repair a container after an interrupted dump."""
 
 import argparse
 
@@ -8,13 +8,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     forced = parser.add_mutually_exclusive_group()
     forced.add_argument(
         "--force-source", action="store_true",
-        help="at the source, when the target is gone for good: the container is here, or lost",
+        help="at the source, if the target is gone for good: keep the container here, or declare it lost",
     )  # fmt: skip
     forced.add_argument(
         "--force-target", action="store_true",
-        help="at the target, when the source is gone for good or has lost its journal: restore the container here",
+        help="at the target, if the source is gone for good or has lost its journal: restore the container here",
     )  # fmt: skip
-    forced.add_argument("--forget", action="store_true", help="close the entry of the move, and change nothing else")
+    forced.add_argument(
+        "--forget", action="store_true", help="close the journal entry of the move and change nothing else"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     spec = load_kept(state)
     there = spec_config.elsewhere(spec, wanted.net)
     trees = plan(state, spec, wanted.volumes)
-    blockers = container_blockers(store, state, spec, tcp_close=wanted.tcp_close) + plan_blockers(trees)
+    blockers = container_blockers(state, spec, tcp_close=wanted.tcp_close) + plan_blockers(trees)
     if wanted.host:
         from migrate.wire.peer import connect
 

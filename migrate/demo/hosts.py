@@ -8,7 +8,7 @@ import subprocess
 from typing import TYPE_CHECKING, Protocol
 
 from migrate import relaunch
-from migrate.errors import MigrateError
+from migrate.errors import DemoFailed
 from migrate.files import marks
 from migrate.target.bundles import BUNDLES
 

@@ -11,22 +11,18 @@ after writing.
 """
 
 import contextlib
-import dataclasses
 import math
 import os
-import re
 import shutil
 import socket
-import stat
 import struct
 import subprocess
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
 
-from migrate.errors import MigrateError, ProtocolError
+from migrate.errors import MigrateError
 from migrate.files import mountinfo
 from migrate.files import scan as tree_scan
+from migrate.files.trees import Mounted, are_tmpfs_options
 from runtime.linux import processes, selfexec, syscalls
 from runtime.spec.config import Spec
 from runtime.state.record import State
@@ -34,87 +30,9 @@ from runtime.state.record import State
 SMALL = 4 << 20  # bytes that CRIU packs in less time than a pass takes
 MOST = 20  # mounts
 _OPEN_TIMEOUT = 10.0  # seconds
-_OPTIONS = re.compile(
-    r"(?:(?:size|nr_inodes)=[0-9]+[kmgKMG]?|mode=[0-7]{1,4}|[ug]id=[0-9]+|inode(?:32|64)"
-    r"|huge=(?:never|always|within_size|advise))"
-)
-_HEX = re.compile(r"(?:[0-9a-f]{2})*")
 # fanotify(7): metadata, then a record with a file system id and a handle; shmem's is generation, inode (64 bits)
 _METADATA, _HANDLE = struct.Struct("=IBBHQii"), struct.Struct("=BBH8sIiIII")
 _INFO_FID, _HANDLE_BYTES, _INO32_GEN = 1, 12, 1
-
-
-@dataclass(frozen=True)
-class Mounted:
-    """A tmpfs at `place` in the container: its options but "rw", as mount(2) takes them, and the name of its source."""
-
-    place: str
-    options: str
-    source: str
-
-    def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_json(cls, value: Any) -> Self:
-        """Raises ProtocolError."""
-        if not isinstance(value, dict) or set(value) != {"place", "options", "source"}:
-            raise ProtocolError("a tmpfs mount is malformed")
-        if not all(isinstance(item, str) and "\0" not in item and len(item) <= 4000 for item in value.values()):
-            raise ProtocolError("a tmpfs mount is malformed")
-        if not value["place"].startswith("/") or not _are_known(value["options"]):
-            raise ProtocolError(f"{value['place']!r}: the options {value['options']!r} are not those of a tmpfs")
-        return cls(**value)
-
-
-def is_known(option: str) -> bool:
-    """Whether it is an option of a tmpfs that another host can be given."""
-    return _OPTIONS.fullmatch(option) is not None
-
-
-def _are_known(options: str) -> bool:
-    return all(is_known(option) for option in options.split(",") if option)
-
-
-@dataclass(frozen=True)
-class Root:
-    """The attributes of its root directory: `xattrs` are in hex, POSIX ACLs among them."""
-
-    mode: int
-    uid: int
-    gid: int
-    mtime_ns: int
-    xattrs: dict[str, str]
-
-    @classmethod
-    def of(cls, path: str) -> Self:
-        info = os.stat(path)
-        xattrs = {name: os.getxattr(path, name).hex() for name in os.listxattr(path)}
-        return cls(stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid, info.st_mtime_ns, xattrs)
-
-    def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_json(cls, value: Any) -> Self:
-        """Raises ProtocolError."""
-        kinds = {"mode": int, "uid": int, "gid": int, "mtime_ns": int, "xattrs": dict}
-        if not isinstance(value, dict) or {name: type(item) for name, item in value.items()} != kinds:
-            raise ProtocolError("the root of a tmpfs is malformed")
-        if not all(isinstance(item, str) and _HEX.fullmatch(item) for item in value["xattrs"].values()):
-            raise ProtocolError("the root of a tmpfs is malformed")
-        return cls(**value)
-
-    def give(self, path: str) -> None:
-        """Make the directory `path` have these. Raises OSError."""
-        os.chown(path, self.uid, self.gid)
-        for name in os.listxattr(path):
-            if name not in self.xattrs:
-                os.removexattr(path, name)
-        for name, text in self.xattrs.items():
-            os.setxattr(path, name, bytes.fromhex(text))
-        os.chmod(path, self.mode)
-        os.utime(path, ns=(self.mtime_ns, self.mtime_ns))
 
 
 class View:
@@ -202,7 +120,7 @@ def _suitable(state: State, spec: Spec) -> list[tuple[Mounted, mountinfo.Mount]]
         if (item.fstype, item.root, item.is_private) != ("tmpfs", "/", True) or not alone or "rw" not in options:
             continue
         data = ",".join(option for option in options if option != "rw")
-        if _are_known(data) and item.device not in leased:
+        if are_tmpfs_options(data) and item.device not in leased:
             found.append((Mounted(place, data, item.source), item))
     return found[:MOST]
 

@@ -1,11 +1,10 @@
 """What both ends say to each other about file trees: which go along, where they are put, what must be there already."""
 
-import dataclasses
 import os
 import re
-import typing
+import stat
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 from migrate.errors import ProtocolError
 
@@ -13,6 +12,11 @@ OWN = "/var/lib/pymigrate/volumes"  # where a tree is put that cannot have the s
 MAX_TREES = 200
 _FORBIDDEN = ("/proc", "/sys", "/dev", "/run", "/var/run", "/boot", "/var/lib/pymigrate")
 _DIGEST = re.compile(r"([0-9a-f]{64})?")
+_OPTIONS = re.compile(
+    r"(?:(?:size|nr_inodes)=[0-9]+[kmgKMG]?|mode=[0-7]{1,4}|[ug]id=[0-9]+|inode(?:32|64)"
+    r"|huge=(?:never|always|within_size|advise))"
+)
+_HEX = re.compile(r"(?:[0-9a-f]{2})*")
 
 
 def is_place(path: str) -> bool:
@@ -24,17 +28,6 @@ def is_place(path: str) -> bool:
     if path.startswith(f"{OWN}/"):
         return True
     return not any(path == place or path.startswith(f"{place}/") for place in _FORBIDDEN)
-
-
-def from_json(cls: Any, value: Any) -> Any:
-    """A dataclass of plain fields out of what came over the wire. Raises ProtocolError."""
-    kinds = typing.get_type_hints(cls)
-    if not isinstance(value, dict) or set(value) != set(kinds):
-        raise ProtocolError(f"{cls.__name__}: the fields are not those of this version")
-    for name, item in value.items():
-        if type(item) is not kinds[name]:
-            raise ProtocolError(f"{cls.__name__}: {name} is not of type {kinds[name].__name__}")
-    return cls(**value)
 
 
 @dataclass(frozen=True)
@@ -60,18 +53,12 @@ class Tree:
     def writable(self) -> bool:
         return not self.fingerprint and not self.empty
 
-    def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_json(cls, value: Any) -> Self:
-        """Raises ProtocolError."""
-        tree: Self = from_json(cls, value)
-        if not is_place(tree.place):
-            raise ProtocolError(f"{tree.place!r} is no place for a tree")
-        if not _DIGEST.fullmatch(tree.fingerprint) or tree.size < 0 or not os.path.isabs(tree.source):
-            raise ProtocolError(f"tree {tree.name!r} is malformed")
-        return tree
+    def check(self) -> None:
+        """Raise ProtocolError unless this is a tree that can be sent beside a root file system."""
+        if not is_place(self.place):
+            raise ProtocolError(f"no tree may be put at {self.place!r}")
+        if not _DIGEST.fullmatch(self.fingerprint) or self.size < 0 or not os.path.isabs(self.source):
+            raise ProtocolError(f"tree {self.name!r} is malformed")
 
 
 @dataclass(frozen=True)
@@ -90,16 +77,65 @@ class Needed:
 
     def __post_init__(self) -> None:
         if not os.path.isabs(self.path) or "\0" in self.path or len(self.path) > 4000:
-            raise ProtocolError(f"{self.path!r} is no absolute path")
+            raise ProtocolError(f"{self.path!r} is not an absolute path")
 
-    def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+
+@dataclass(frozen=True)
+class Mounted:
+    """A tmpfs at `place` in the container: its options but "rw", as mount(2) takes them, and the name of its source."""
+
+    place: str
+    options: str
+    source: str
+
+    def __post_init__(self) -> None:
+        if not all("\0" not in text and len(text) <= 4000 for text in (self.place, self.options, self.source)):
+            raise ProtocolError("a tmpfs mount is malformed")
+        if not self.place.startswith("/") or not are_tmpfs_options(self.options):
+            raise ProtocolError(f"{self.place!r}: the options {self.options!r} are not those of a tmpfs")
+
+
+def is_tmpfs_option(option: str) -> bool:
+    """Whether it is an option of a tmpfs that another host can be given."""
+    return _OPTIONS.fullmatch(option) is not None
+
+
+def are_tmpfs_options(options: str) -> bool:
+    """Whether all of them, separated by commas, are."""
+    return all(is_tmpfs_option(option) for option in options.split(",") if option)
+
+
+@dataclass(frozen=True)
+class Root:
+    """The attributes of the root directory of a tmpfs: `xattrs` are in hex, POSIX ACLs among them."""
+
+    mode: int
+    uid: int
+    gid: int
+    mtime_ns: int
+    xattrs: dict[str, str]
+
+    def __post_init__(self) -> None:
+        if not all(_HEX.fullmatch(text) for text in self.xattrs.values()):
+            raise ProtocolError("the root of a tmpfs is malformed")
 
     @classmethod
-    def from_json(cls, value: Any) -> Self:
-        """Raises ProtocolError."""
-        needed: Self = from_json(cls, value)
-        return needed
+    def of(cls, path: str) -> Self:
+        """Read them from the directory `path`. Raises OSError."""
+        info = os.stat(path)
+        xattrs = {name: os.getxattr(path, name).hex() for name in os.listxattr(path)}
+        return cls(stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid, info.st_mtime_ns, xattrs)
+
+    def give(self, path: str) -> None:
+        """Make the directory `path` have these. Raises OSError."""
+        os.chown(path, self.uid, self.gid)
+        for name in os.listxattr(path):
+            if name not in self.xattrs:
+                os.removexattr(path, name)
+        for name, text in self.xattrs.items():
+            os.setxattr(path, name, bytes.fromhex(text))
+        os.chmod(path, self.mode)
+        os.utime(path, ns=(self.mtime_ns, self.mtime_ns))
 
 
 @dataclass(frozen=True)
@@ -112,10 +148,3 @@ class Owner:
     id: str
     created: str
     root: str
-
-
-def checked_list(cls: type[Any], values: list[Any]) -> list[Any]:
-    """`cls.from_json` of each. Raises ProtocolError."""
-    if len(values) > MAX_TREES:
-        raise ProtocolError(f"{len(values)} trees are too many")
-    return [cls.from_json(value) for value in values]

@@ -21,8 +21,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
-from migrate import faults
-from migrate.disk import FULL, no_space, sync_directory
+from migrate import disk, faults
+from migrate.disk import FULL, no_space
 from migrate.errors import MigrateError, ProtocolError
 from migrate.journal import lines as journal_lines
 from migrate.model import check_migration_id
@@ -114,7 +114,7 @@ class Journal:
         try:
             _write(path, line)
             with _errors(path):
-                sync_directory(directory)
+                disk.sync(directory)
         except BaseException:
             with contextlib.suppress(OSError):
                 path.unlink()
@@ -200,12 +200,8 @@ def _errors(path: Path, needed: int = 0) -> Iterator[None]:
 def sync(migration: str, *, directory: Path = DIRECTORY) -> None:
     """Wait until the disk has all lines of a journal. Harmless when there is none. Raises OSError."""
     with contextlib.suppress(FileNotFoundError):
-        fd = os.open(directory / f"{check_migration_id(migration)}.jsonl", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        sync_directory(directory)
+        disk.sync(directory / f"{check_migration_id(migration)}.jsonl")
+        disk.sync(directory)
 
 
 class DamagedJournal(MigrateError):

@@ -13,12 +13,9 @@ from runtime.freeze import unfreezable
 from runtime.linux import processes
 from runtime.spec.config import Spec
 from runtime.state.record import State
-from runtime.state.store import Store
 
 
-def container_blockers(
-    store: Store, state: State, spec: Spec, *, tcp_close: bool = False, patience: float = 0.0
-) -> list[Blocker]:
+def container_blockers(state: State, spec: Spec, *, tcp_close: bool = False, patience: float = 0.0) -> list[Blocker]:
     """Return the reasons not to move this container, whatever the target is.
 
     Wait `patience` seconds for those to pass that may pass by themselves (sockets.PASSING, unfreezable). `tcp_close`:
@@ -121,6 +118,6 @@ def wait_settled(state: State, allow: frozenset[str], patience: float) -> None:
     raise_blocked(state, left + _unfreezable(state, patience), allow, "")
 
 
-def require_movable(store: Store, state: State, spec: Spec, allow: frozenset[str], patience: float) -> None:
+def require_movable(state: State, spec: Spec, allow: frozenset[str], patience: float) -> None:
     """Raise Blocked if the container cannot be dumped and restored, even on this host (for a snapshot)."""
-    raise_blocked(state, container_blockers(store, state, spec, patience=patience), allow, "")
+    raise_blocked(state, container_blockers(state, spec, patience=patience), allow, "")

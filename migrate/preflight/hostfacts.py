@@ -5,7 +5,6 @@ This imports only the standard library, runtime and criu_rpc, because the agent 
 
 import base64
 import contextlib
-import dataclasses
 import os
 import platform
 import shutil
@@ -13,9 +12,8 @@ import struct
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING
 
 from criu_rpc.client import Criu
 from criu_rpc.errors import CriuError, DeadlineExceeded
@@ -23,91 +21,28 @@ from migrate.disk import free_bytes
 from migrate.errors import ProtocolError
 from migrate.paths import DATA
 from migrate.preflight import limits
+from migrate.wire import protocol
+from migrate.wire.questions import FactsQuery, HostFacts
 from runtime.errors import InvalidId
 from runtime.linux.capabilities import NUMBERS, names, permitted
 from runtime.state.record import check_id
 from runtime.state.store import Store
 
-_MAX_PATHS = 1000
+if TYPE_CHECKING:
+    from migrate.wire.peer import Peer
+
+FACTS_TIMEOUT = 60.0
 
 
-def _checked(cls: type[Any], value: Any) -> dict[str, Any]:
-    """Return a dataclass's fields from JSON off the wire, each of its default's type. Raises ProtocolError."""
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    if not isinstance(value, dict) or set(value) != set(fields):
-        raise ProtocolError(f"{cls.__name__}: the fields are not those of this version")
-    for name, item in value.items():
-        example = fields[name].default
-        if example is dataclasses.MISSING:
-            example = ()
-        kind = list if isinstance(example, tuple) else type(example)
-        if type(item) is not kind or (kind is list and not all(isinstance(part, str) for part in item)):
-            raise ProtocolError(f"{cls.__name__}: {name}: must be of type {kind.__name__}")
-    return {name: tuple(item) if isinstance(item, list) else item for name, item in value.items()}
-
-
-@dataclass(frozen=True)
-class FactsQuery:
-    """The source's questions: is `id` in use below `root`, which of `paths` are missing, does the processor have what
-    `cpuinfo` (CRIU's cpuinfo.img, base64) requires, can a container have the network `net` (spec/network.py) here. ""
-    stands for a question that is not asked."""
-
-    id: str = ""
-    root: str = ""
-    paths: tuple[str, ...] = ()
-    cpuinfo: str = ""
-    net: str = ""
-
-    def to_json(self) -> dict[str, Any]:
-        return {**dataclasses.asdict(self), "paths": list(self.paths)}
-
-    @classmethod
-    def from_json(cls, value: Any) -> Self:
-        """Raises ProtocolError, InvalidId."""
-        query = cls(**_checked(cls, value))
-        if len(query.paths) > _MAX_PATHS or not all(path.startswith("/") and "\0" not in path for path in query.paths):
-            raise ProtocolError(f"FactsQuery: paths must be absolute, and at most {_MAX_PATHS}")
-        if query.id:
-            check_id(query.id)
-        return query
-
-
-@dataclass(frozen=True)
-class HostFacts:
-    """One host. Empty strings stand for "no problem" or "unknown"; sizes in bytes."""
-
-    name: str = ""
-    machine: str = ""
-    bits: int = 0
-    kernel: str = ""
-    python: str = ""
-    criu: str = ""  # version, "" if it is not installed
-    criu_problem: str = ""  # why CRIU does not work here
-    cpu_problem: str = ""  # what the processor lacks
-    cpuinfo: str = ""  # this host's own cpuinfo.img, base64
-    id_in_use: bool = False
-    missing: tuple[str, ...] = ()
-    images_free: int = 0
-    rsync: bool = False
-    bridge_problem: str = ""  # why the network in the query cannot be set up here
-    address_problem: str = ""  # which of its addresses is in use here
-    overlay: tuple[str, ...] = ()  # default options of overlay mounts, as "name=value"
-    any_uid: bool = False  # CAP_SYS_RESOURCE, without which CRIU cannot dump processes of other users
-    limits: tuple[str, ...] = ()  # the highest hard limits that can be restored here without it (limits.own)
-    capabilities: tuple[str, ...] = ()  # root's capabilities here
-
-    def to_json(self) -> dict[str, Any]:
-        lists = {name: list(getattr(self, name)) for name in ("missing", "overlay", "limits", "capabilities")}
-        return {**dataclasses.asdict(self), **lists}
-
-    @classmethod
-    def from_json(cls, value: Any) -> Self:
-        """Raises ProtocolError."""
-        return cls(**_checked(cls, value))
+def ask(peer: "Peer", query: FactsQuery) -> HostFacts:
+    """Return the facts of the host at the other end. Raises MigrateError."""
+    return peer.call(protocol.Facts(query), FACTS_TIMEOUT)
 
 
 def gather(query: FactsQuery) -> HostFacts:
-    """Return the facts of this host. What is wrong here is in the facts; it is never raised."""
+    """Return the facts of this host, which say what is wrong here. Raises InvalidId."""
+    if query.id:
+        check_id(query.id)
     version, problem, cpu_problem, cpuinfo = "", "", "", ""
     try:
         criu = Criu()

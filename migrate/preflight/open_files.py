@@ -9,52 +9,22 @@ import os
 import stat
 import struct
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import Protocol
 
-from migrate.errors import ProtocolError
 from migrate.files import mountinfo
 from migrate.wire.frames import MAX_REPLY
-from migrate.wire.protocol import CheckFiles, dumps
+from migrate.wire.protocol import CheckFiles, FilesSeen
+from migrate.wire.questions import MAX_FILES, Seen
+from migrate.wire.records import dumps
 from runtime.linux import processes
 
-MAX_FILES = 5000
 _HASHED = 64 << 20  # bytes; up to this size contents decide when only the times differ
 _BUILD_ID_NOTE, _PT_NOTE, _MAX_NOTES = 3, 4, 1 << 20
 _LONGEST_ID = 64  # bytes
 
 
-@dataclass(frozen=True)
-class Seen:
-    """A regular file: size, mtime, ELF build-id in hex ("": none), SHA-256 of its contents ("": not computed).
-
-    `size` is -1 if there is no regular file at `path`.
-    """
-
-    path: str
-    size: int = -1
-    mtime_ns: int = 0
-    build_id: str = ""
-    digest: str = ""
-
-    def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_json(cls, value: Any) -> Self:
-        """Raises ProtocolError."""
-        kinds = {"path": str, "size": int, "mtime_ns": int, "build_id": str, "digest": str}
-        if not isinstance(value, dict) or set(value) != set(kinds):
-            raise ProtocolError("Seen: the fields are not those of this version")
-        if not all(type(value[name]) is kind for name, kind in kinds.items()):
-            raise ProtocolError("Seen: a field is of the wrong type")
-        if not value["path"].startswith("/") or "\0" in value["path"]:
-            raise ProtocolError(f"Seen: {value['path']!r} is not an absolute path")
-        return cls(**value)
-
-
 class Agent(Protocol):
-    def call(self, call: CheckFiles, timeout: float = ...) -> dict[str, Any]: ...
+    def call(self, call: CheckFiles, timeout: float = ...) -> FilesSeen: ...
 
 
 def look(path: str, *, digest: bool = False) -> Seen:
@@ -141,23 +111,20 @@ def differing(agent: Agent, files: list[tuple[str, str]], timeout: float) -> lis
         return []
     before = [look(here) for here, _ in files]
     asked = [dataclasses.replace(seen, path=there) for seen, (_, there) in zip(before, files, strict=True)]
-    answers: list[Any] = []
-    for batch in _batches([seen.to_json() for seen in asked]):
-        answer = agent.call(CheckFiles(batch), timeout)["files"]
-        if len(answer) != len(batch):
-            raise ProtocolError(f"CheckFiles: the target answered for {len(answer)} files, asked for {len(batch)}")
-        answers += answer
+    answers: list[Seen] = []
+    for batch in _batches(asked):
+        answers += agent.call(CheckFiles(batch), timeout).files
     found = []
     for (here, there), old, answer in zip(files, before, answers, strict=True):
-        problem = _difference(old, look(here), Seen.from_json(answer), here)
+        problem = _difference(old, look(here), answer, here)
         if problem:
             found.append((there, problem))
     return found
 
 
-def _batches(items: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+def _batches(items: list[Seen]) -> Iterator[list[Seen]]:
     """Yield the items in batches whose answers fit in one reply."""
-    batch: list[dict[str, Any]] = []
+    batch: list[Seen] = []
     size = 0
     for item in items:
         more = len(dumps(item)) + 4 * _LONGEST_ID  # the answer adds a build-id and a digest
@@ -187,15 +154,12 @@ def _difference(before: Seen, after: Seen, there: Seen, here: str) -> str:
     return "was changed at another time than here, and the container has it open"
 
 
-def answer(files: list[dict[str, Any]]) -> dict[str, Any]:
+def answer(call: CheckFiles) -> FilesSeen:
     """Answer CheckFiles at the target; see `differing`."""
-    if len(files) > MAX_FILES:
-        raise ProtocolError(f"CheckFiles: {len(files)} files, more than {MAX_FILES}")
     found = []
-    for value in files:
-        asked = Seen.from_json(value)
+    for asked in call.files:
         seen = look(asked.path)
         if seen.size == asked.size and seen.mtime_ns != asked.mtime_ns and not seen.build_id:
             seen = look(asked.path, digest=True)
-        found.append(seen.to_json())
-    return {"files": found}
+        found.append(seen)
+    return FilesSeen(found)

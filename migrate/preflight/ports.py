@@ -5,86 +5,38 @@ addresses, IPv6 sockets that take IPv4 as well, and sockets that share a port. N
 """
 
 import contextlib
-import dataclasses
 import errno
 import os
 import socket
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Self
 
-from migrate.errors import ProtocolError
-from migrate.files.trees import from_json
+from migrate.wire.protocol import CheckPorts, PortProblem, PortsChecked
+from migrate.wire.questions import PROTOCOLS, Bound
 from runtime.linux.namespaces import inside_netns
 from runtime.network import sockdiag
 
-MAX_PORTS = 5000
-PROTOCOLS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP, "udplite": 136}
 IP_FREEBIND = 15  # linux/in.h
 _WILDCARDS = ("0.0.0.0", "::")
 
 
-@dataclass(frozen=True)
-class Bound:
-    """A socket that is bound to a port and not connected, with the options that decide what it may share."""
-
-    protocol: str
-    address: str
-    port: int
-    device: str = ""
-    reuse_address: bool = False
-    reuse_port: bool = False
-    only_v6: bool = False
-    free: bool = False
-
-    def __str__(self) -> str:
-        return f"{self.protocol} {endpoint((self.address, self.port))}"
-
-    @property
-    def family(self) -> socket.AddressFamily:
-        return socket.AF_INET6 if ":" in self.address else socket.AF_INET
-
-    def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_json(cls, value: Any) -> Self:
-        """Raises ProtocolError."""
-        bound: Self = from_json(cls, value)
-        try:
-            socket.inet_pton(bound.family, bound.address)
-        except (OSError, ValueError):
-            raise ProtocolError(f"Bound: invalid address {bound.address!r}") from None
-        if bound.protocol not in PROTOCOLS or not 0 < bound.port < 65536 or len(bound.device.encode()) > 15:
-            raise ProtocolError("Bound: invalid protocol, port or device")
-        return bound
-
-
-def endpoint(address: tuple[str, int]) -> str:
-    """Return an address and a port in the usual notation, as 10.0.0.1:80 or [fe80::1]:80."""
-    host, port = address
-    host = host.removeprefix("::ffff:")
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def answer(netns: str, ports: list[dict[str, Any]]) -> dict[str, Any]:
-    """Answer CheckPorts at the target: {"problems": [[port, problem], ...]}.
-
-    `netns`: path of the network namespace, "" for the host's. A path that does not exist is reported by another check.
-    """
-    if len(ports) > MAX_PORTS:
-        raise ProtocolError(f"CheckPorts: {len(ports)} ports, more than {MAX_PORTS}")
-    wanted = [Bound.from_json(value) for value in ports]
+def answer(call: CheckPorts) -> PortsChecked:
+    """Answer CheckPorts at the target. Another check reports a namespace that does not exist."""
     try:
-        fd = os.open(netns or "/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        fd = os.open(call.netns or "/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except (OSError, ValueError):
-        return {"problems": []}
+        return PortsChecked([])
     try:
-        return {"problems": inside_netns(fd, lambda: [[str(one), text] for one in wanted if (text := _problem(one))])}
+        return PortsChecked(inside_netns(fd, lambda: list(_problems(call.ports))))
     except OSError:
-        return {"problems": []}  # not a network namespace
+        return PortsChecked([])  # it is not a network namespace
     finally:
         os.close(fd)
+
+
+def _problems(ports: list[Bound]) -> Iterator[PortProblem]:
+    for one in ports:
+        if text := _problem(one):
+            yield PortProblem(str(one), text)
 
 
 def _problem(wanted: Bound) -> str:

@@ -1,6 +1,6 @@
 """Find what CRIU would lose silently, or what would make it fail, as far as /proc shows it.
 
-What the kernel shows only to the process itself cannot be found: docs/migration.md lists that.
+What the kernel shows only to the process itself cannot be found: docs/carried.md lists that.
 """
 
 import functools

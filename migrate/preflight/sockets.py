@@ -18,8 +18,9 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from migrate.preflight.ports import IP_FREEBIND, PROTOCOLS, Bound, endpoint
+from migrate.preflight.ports import IP_FREEBIND
 from migrate.preflight.silent_losses import Finding
+from migrate.wire.questions import PROTOCOLS, Bound, endpoint
 from runtime.linux import processes, syscalls
 from runtime.network import sockdiag
 

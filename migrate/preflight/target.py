@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING
 from criu_rpc.errors import CriuError
 from migrate.errors import ProtocolError
 from migrate.files import fingerprint as fingerprints
-from migrate.preflight import limits, open_files, sockets
+from migrate.preflight import hostfacts, limits, open_files, sockets
 from migrate.preflight import processes as process_scan
 from migrate.preflight.container import as_blockers
-from migrate.preflight.hostfacts import FactsQuery, HostFacts, can_carry_any_uid, gather
+from migrate.preflight.hostfacts import can_carry_any_uid, gather
 from migrate.preflight.rules import RULES, Blocker, raise_blocked
 from migrate.preflight.volumes import Plan
 from migrate.wire import protocol
 from migrate.wire.pages import has_wide_records
+from migrate.wire.questions import FactsQuery, HostFacts
 from runtime.checkpoint import options as criu_options
 from runtime.spec.config import Spec
 from runtime.state.record import State
@@ -121,8 +122,7 @@ def check_target(peer: "Peer", store: Store, state: State, spec: Spec, plan: Pla
         raise CriuError(f"{source.name}: {source.criu_problem}", remedy="run vagrant/provision.sh here")
     net = spec.network.text() if spec.network is not None else ""
     query = FactsQuery(state.id, str(store.root), external_paths(spec), source.cpuinfo, net)
-    target: HostFacts = peer.facts(query)
-    target = dataclasses.replace(target, name=peer.name)
+    target = dataclasses.replace(hostfacts.ask(peer, query), name=peer.name)
     needed = process_scan.memory_bytes(state.pid) + SPARE_BYTES if state.status is Status.RUNNING else 0
     needed += fingerprints.size(Path(state.rootfs))
     found = target_blockers(source, target, state, needed, send_rootfs=True, joined=criu_options.joined(spec))
@@ -155,12 +155,8 @@ def _check_ports(peer: "Peer", state: State, spec: Spec) -> list[Blocker]:
     ports = sockets.bound(state.pid)
     if not ports:
         return []
-    call = protocol.CheckPorts(spec.namespaces.get("network") or "", [port.to_json() for port in ports])
-    answer = peer.call(call)
-    try:
-        return [Blocker("port-in-use", f"{peer.name}: {port}", text) for port, text in answer["problems"]]
-    except (KeyError, TypeError, ValueError):
-        raise ProtocolError(f"{peer.name}: the answer to CheckPorts is malformed") from None
+    found = peer.call(protocol.CheckPorts(spec.namespaces.get("network") or "", ports)).problems
+    return [Blocker("port-in-use", f"{peer.name}: {problem.port}", problem.text) for problem in found]
 
 
 def _check_trees(peer: "Peer", state: State, plan: Plan, reserved: int) -> tuple[list[Blocker], Plan]:
@@ -168,13 +164,10 @@ def _check_trees(peer: "Peer", state: State, plan: Plan, reserved: int) -> tuple
     if not (plan.trees or plan.needed):
         return [], plan
     plan = plan.measured()
-    trees, needed = ([item.to_json() for item in items] for items in (plan.trees, plan.needed))
-    answer = peer.call(protocol.CheckTrees(state.id, state.created, trees, needed, reserved), TREES_TIMEOUT)
-    try:
-        found = [Blocker(rule, f"{peer.name}: {path}", text) for rule, path, text in answer["problems"]]
-        plan = plan.with_found(set(answer["found"]))
-    except (KeyError, TypeError, ValueError):
-        raise ProtocolError(f"{peer.name}: the answer to CheckTrees is malformed") from None
+    call = protocol.CheckTrees(state.id, state.created, list(plan.trees), list(plan.needed), reserved)
+    answer = peer.call(call, TREES_TIMEOUT)
+    found = [Blocker(problem.rule, f"{peer.name}: {problem.path}", problem.text) for problem in answer.problems]
+    plan = plan.with_found(set(answer.found))
     if any(blocker.rule not in RULES for blocker in found):
         raise ProtocolError(f"{peer.name}: the answer to CheckTrees names an unknown rule")
     if not found:

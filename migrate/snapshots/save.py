@@ -24,7 +24,7 @@ from typing import Any
 
 from criu_rpc.client import Criu
 from criu_rpc.errors import CriuError, DeadlineExceeded
-from migrate.disk import is_full, no_space
+from migrate.disk import is_full, no_space, sync
 from migrate.errors import SnapshotError
 from migrate.files.fingerprint import fingerprint
 from migrate.interrupts import uninterruptible
@@ -67,7 +67,7 @@ def save(store: Store, container_id: str, directory: Path, *, allow: frozenset[s
         state = store.load(container_id)
         mend.repair_left(state)
         spec = load_kept(state)
-        require_movable(store, state, spec, allow, PATIENCE)
+        require_movable(state, spec, allow, PATIENCE)
         if words := landlock.warning(state.id, landlock.suspects(state.pid, spec)):
             notices.warn(words)
         watched = watches.names(state.pid)
@@ -128,7 +128,7 @@ def _seal(state: State, place: Path, directory: Path, connections: list[str]) ->
     _sync_tree(place)
     place.rename(directory)
     try:
-        _sync(directory.parent)
+        sync(directory.parent)
     except OSError:
         shutil.rmtree(directory)
         raise
@@ -198,12 +198,4 @@ def _write(path: Path, data: bytes) -> None:
 def _sync_tree(place: Path) -> None:
     """Everything below `place` to disk, so that the rename cannot come before its contents."""
     for path in (*place.rglob("*"), place):
-        _sync(path)
-
-
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+        sync(path)

@@ -2,7 +2,7 @@
 
 import time
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from criu_rpc.errors import Error
 from migrate import faults
@@ -36,7 +36,12 @@ MOST_HINTS = 8
 def move(store: Store, wanted: MigrationSpec, monitor: Monitor) -> Report:
     """Move a container. Raises Blocked and connection errors before anything is touched, MoveFailed after."""
     preflight = Preflight(store, wanted, monitor)
-    with store.lock(wanted.id, LOCK_TIMEOUT), preflight.run() as ready, Move(ready) as begun:
+    with (
+        preflight.reporter.naming_errors(),
+        store.lock(wanted.id, LOCK_TIMEOUT),
+        preflight.run() as ready,
+        Move(ready) as begun,
+    ):
         return begun.run()
 
 
@@ -67,12 +72,11 @@ class Move:
             self._seeding.close()
 
     def run(self) -> Report:
-        """Seed, freeze, copy, commit, hand over."""
+        """Bring the move to its end. Raises MoveFailed, or what stopped it: leaving the `with` then rolls back."""
         self._seed()
         with self._switchover() as switchover, switchover.undone_by_failure(self._aftermath):
             frozen = self._stop_and_copy(switchover)
-            self._peer.call(protocol.Confirm(), min(CONFIRM_TIMEOUT, frozen.left()))
-            self._clock.step("confirm")
+            self._confirm(frozen)
             with uninterruptible():
                 leaving = self._commit(frozen)
                 resumed_at = self._hand_over(switchover, frozen, leaving)
@@ -89,45 +93,40 @@ class Move:
         self._prepare(place)
         self._clock.step("seed")
 
-    def _open_bundle(self) -> dict[str, Any]:
+    def _open_bundle(self) -> protocol.Opened:
         """Ask the target where the bundle and each tree go, and which of them it has already."""
         state, move = self._state, self._log.entry
         config = self._plan.config(self._spec.config)
         hints = [state.bundle, *state.bundle_hints]
-        trees = [tree.to_json() for tree in self._plan.trees]
         call = protocol.OpenBundle(
-            move.migration, move.source, state.id, state.created, config, self._digest, hints, trees
+            move.migration, move.source, state.id, state.created, config, self._digest, hints, list(self._plan.trees)
         )  # fmt: skip
         place = self._peer.call(call, FINGERPRINT_TIMEOUT)
-        for note in place["notes"]:
+        for note in place.notes:
             self._reporter.warn(f"{self._wanted.host}: {note}")
         return place
 
-    def _send_trees(self, place: dict[str, Any]) -> None:
-        rootfs = Tree(ROOTFS, self._state.rootfs, str(place["rootfs"]), fingerprint=self._digest)
-        complete = [bool(place["complete"]), *map(bool, place["trees"])]
-        renewed = map(bool, place["renewed"])
-        self._seeding.send_ahead(list(zip([rootfs, *self._plan.trees], complete, renewed, strict=True)))
-        if not place["complete"] and self._digest:
+    def _send_trees(self, place: protocol.Opened) -> None:
+        rootfs = Tree(ROOTFS, self._state.rootfs, place.rootfs, fingerprint=self._digest)
+        complete = [place.complete, *place.trees]
+        self._seeding.send_ahead(list(zip([rootfs, *self._plan.trees], complete, place.renewed, strict=True)))
+        if not place.complete and self._digest:
             self._peer.call(protocol.BundleSent(self._digest), FINGERPRINT_TIMEOUT)
 
-    def _prepare(self, place: dict[str, Any]) -> None:
+    def _prepare(self, place: protocol.Opened) -> None:
         """Have the target make cgroup, network, monitor and a waiting CRIU; send the contents of tmpfs mounts."""
         state = self._state
-        carried = {
-            "annotations": self._spec.annotations, "created": state.created,
-            "bundle_hints": _hints(state, place), "resources": state.resources,
-        }  # fmt: skip
-        mounts = [view.mounted.to_json() for view in self._seeding.open_tmpfs()]
+        carried = protocol.Carried(self._spec.annotations, state.created, _hints(state, place.bundle), state.resources)
+        mounts = [view.mounted for view in self._seeding.open_tmpfs()]
         prepare = protocol.Prepare(
             carried, list(state.stdio), self._wanted.tcp_close, self._wanted.timeout, mounts,
             process_scan.memory_bytes(state.pid),
         )  # fmt: skip
         ready = self._peer.call(prepare)
-        if ready["on_disk"]:
+        if ready.on_disk:
             words = f"until {state.id} runs there its memory is on the disk of {self._wanted.host}"
-            self._reporter.warn(f"{words}: {ready['on_disk']}")
-        self._seeding.tmpfs(ready["tmpfs"], ready["cgroup"])
+            self._reporter.warn(f"{words}: {ready.on_disk}")
+        self._seeding.tmpfs(ready.tmpfs, ready.cgroup)
 
     def _switchover(self) -> Switchover:
         return Switchover(
@@ -142,39 +141,58 @@ class Move:
 
     @faults.point("stop-and-copy")
     def _stop_and_copy(self, switchover: Switchover) -> Frozen:
-        """Freeze the container, and send everything until the target holds the restored tree."""
-        wanted, peer, clock = self._wanted, self._peer, self._clock
+        """Freeze the container, and send everything, until the target holds the restored tree."""
         self._log.record(Phase.STOP_AND_COPY)
-        self._reporter.phase(Phase.STOP_AND_COPY, f"freezing {wanted.id}")
-        peer.call(protocol.PagesBegin())
+        self._reporter.phase(Phase.STOP_AND_COPY, f"freezing {self._wanted.id}")
+        frozen = self._freeze(switchover)
+        images = self._copy(switchover, frozen)
+        self._restore(frozen, images)
+        self._log.record(Phase.PREPARED, durable=False)
+        return frozen
+
+    def _freeze(self, switchover: Switchover) -> Frozen:
+        """Start what the last pass needs, then dump the container while its pages stream to the target."""
+        wanted = self._wanted
+        self._peer.call(protocol.PagesBegin())
         self._seeding.start_last_pass()
-        clock.step("prepare")
+        self._clock.step("prepare")
         switchover.close_gate()
         wait_settled(self._state, wanted.allow, PATIENCE)
-        peer.limit(wanted.timeout)
+        self._peer.limit(wanted.timeout)
         frozen = switchover.freeze(
             lambda: self._seeding.on_frozen(wanted.timeout), skip_in_flight="tcp-backlog" in wanted.allow
         )
-        clock.step("start criu", until=frozen.at)
-        clock.step("dump")
+        self._clock.step("start criu", until=frozen.at)
+        self._clock.step("dump")
+        return frozen
+
+    def _copy(self, switchover: Switchover, frozen: Frozen) -> int:
+        """Send the images and, at the same time, what has changed in the trees. Return how many images there are."""
         files_there = self._seeding.send_last_pass(frozen.left())
-        peer.limit(frozen.left())
-        peer.post(frozen.pages)
-        count = switchover.send_images(frozen.deadline)
-        peer.answer(frozen.left())
-        clock.step("images")
+        self._peer.limit(frozen.left())
+        self._peer.post(frozen.pages)
+        images = switchover.send_images(frozen.deadline)
+        self._peer.answer(frozen.left())
+        self._clock.step("images")
         if files_there is not None:
             files_there()
-            clock.step("files")
+            self._clock.step("files")
+        return images
+
+    def _restore(self, frozen: Frozen, images: int) -> None:
+        """Have the target restore the tree and hold it."""
         left = frozen.left()
-        restore = protocol.Restore(count, left, self._seeding.roots())
+        restore = protocol.Restore(images, left, self._seeding.roots())
         with faults.point("ask-restore"):
-            peer.post(restore)
-        peer.answer(left + ANSWER_GRACE)
-        peer.limit()
-        clock.step("restore")
-        self._log.record(Phase.PREPARED, durable=False)
-        return frozen
+            self._peer.post(restore)
+        self._peer.answer(left + ANSWER_GRACE)
+        self._peer.limit()
+        self._clock.step("restore")
+
+    def _confirm(self, frozen: Frozen) -> None:
+        """Ask the target once more whether it holds the tree, so that a cut shows before the point of no return."""
+        self._peer.call(protocol.Confirm(), min(CONFIRM_TIMEOUT, frozen.left()))
+        self._clock.step("confirm")
 
     def _commit(self, frozen: Frozen) -> dict[str, list[str]]:
         """Pass the point of no return. Return what `marks.leave` needs once the container is gone."""
@@ -279,7 +297,7 @@ class Move:
         return failed
 
 
-def _hints(state: State, place: dict[str, Any]) -> list[str]:
+def _hints(state: State, place: str) -> list[str]:
     """Return where the bundle is on the hosts that the container has been to, newest last, without its new place."""
     known = [*state.bundle_hints, state.bundle]
-    return [path for path in dict.fromkeys(known) if path != place["bundle"]][-MOST_HINTS:]
+    return [path for path in dict.fromkeys(known) if path != place][-MOST_HINTS:]

@@ -63,7 +63,7 @@ class Preflight:
     def __init__(self, store: Store, wanted: MigrationSpec, monitor: Monitor) -> None:
         self._store, self._wanted, self._clock = store, wanted, Clock()
         self._migration = journal.new_migration_id()
-        self._reporter = Reporter(monitor, wanted.id, self._migration)
+        self.reporter = Reporter(monitor, wanted.id, self._migration)
 
     def run(self) -> Ready:
         """Check the container, connect to the target, and check that. Raises Blocked and connection errors."""
@@ -72,9 +72,9 @@ class Preflight:
         self._require_decided(state)
         mend.repair_left(state)
         spec = load_kept(state)
-        self._reporter.phase(Phase.PREFLIGHT, f"checking {wanted.id} and {wanted.host}")
+        self.reporter.phase(Phase.PREFLIGHT, f"checking {wanted.id} and {wanted.host}")
         plan = volumes.plan(state, spec, wanted.volumes)
-        blockers = container_blockers(store, state, spec, tcp_close=wanted.tcp_close, patience=PATIENCE)
+        blockers = container_blockers(state, spec, tcp_close=wanted.tcp_close, patience=PATIENCE)
         peer = connect(wanted.host, root=str(store.root))
         try:
             return self._check_target(peer, state, spec, plan, blockers)
@@ -98,10 +98,10 @@ class Preflight:
         with faults.point("check-target"):
             plan = preflight(peer, store, state, spec, wanted.allow, blockers, plan)
         if words := landlock.warning(wanted.id, landlock.suspects(state.pid, spec)):
-            self._reporter.warn(words)
+            self.reporter.warn(words)
         self._clock.step("preflight")
         log = Journal.begin(
             self._migration, role="source", id=wanted.id, source=socket.gethostname(), target=wanted.host,
             root=str(store.root), created=state.created, **frozen_tree(state),
         )  # fmt: skip
-        return Ready(store, wanted, self._reporter, self._clock, state, spec, plan, digest, peer, log)
+        return Ready(store, wanted, self.reporter, self._clock, state, spec, plan, digest, peer, log)

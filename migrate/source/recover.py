@@ -20,6 +20,7 @@ from migrate.source.settle import call_off, clean_source, settle
 from runtime import notices
 from runtime.freeze import mend
 from runtime.lifecycle import delete
+from runtime.limits import MONITOR_EXIT_TIMEOUT
 from runtime.linux import processes
 from runtime.linux.processes import boot_id
 from runtime.spec.config import Spec
@@ -146,7 +147,7 @@ def _clean(store: Store, entry: Entry, left: Left) -> None:
 
 def _ended_frozen(state: State) -> bool:
     """Return whether the monitor has seen the container exit while it was frozen."""
-    delete.wait_monitor(state, delete.MONITOR_TIMEOUT)
+    delete.wait_monitor(state, MONITOR_EXIT_TIMEOUT)
     try:
         record = json.loads((Path(state.directory) / "exit.json").read_bytes())
     except (OSError, ValueError):

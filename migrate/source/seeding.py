@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from migrate import faults
 from migrate.errors import DeadlineExceeded, MigrateError
@@ -25,7 +24,7 @@ from migrate.files import scan as tree_scan
 from migrate.files.rsync import Rsync, SentTree, send_tree
 from migrate.files.scan import Scan
 from migrate.files.tmpfs import View
-from migrate.files.trees import Tree
+from migrate.files.trees import Root, Tree
 from migrate.phases import Phase
 from migrate.wire import protocol
 from migrate.wire.peer import Peer
@@ -154,9 +153,9 @@ class Seeding:
         """The mount points of the tmpfs mounts that `tmpfs` has sent."""
         return tuple(view.mounted.place for view in self._views)
 
-    def roots(self) -> dict[str, Any]:
+    def roots(self) -> dict[str, Root]:
         """Return what the root directory of each tmpfs must have in the end, for protocol.Restore."""
-        return {view.mounted.place: tmpfs.Root.of(view.path).to_json() for view in self._views}
+        return {view.mounted.place: Root.of(view.path) for view in self._views}
 
     def tmpfs(self, places: Mapping[str, str], cgroup: str) -> None:
         """Send the tmpfs mounts to the `places`, by mount point, that the target has made for them.

@@ -4,14 +4,13 @@ import contextlib
 import os
 import time
 from pathlib import Path
-from typing import Any
 
 from criu_rpc.errors import Error
 from migrate.errors import InDoubt, Lost
 from migrate.journal.journal import Entry, Journal
 from migrate.phases import Phase
 from migrate.source import ask_later
-from migrate.wire import frames, protocol
+from migrate.wire import frames, protocol, records
 from migrate.wire.peer import Peer, RemoteFailure, connect
 from runtime.lifecycle import delete
 from runtime.monitor import logs
@@ -49,8 +48,8 @@ def settle(log: Journal, *, patience: float | None = None) -> str:
             remedy=f"{asked}to ask now: pymigrate recover {container}\n"
             f"if {host} is gone for good: pymigrate recover --force-source {container}",
         ) from None
-    if answer["workload"] == "NEITHER":
-        reason = answer["reason"]
+    if answer.workload == "NEITHER":
+        reason = answer.reason
         log.record(Phase.LOST, reason=reason)
         raise Lost(
             f"container {container} is lost: it was killed here to continue at {host}, and cannot be restored there: "
@@ -58,7 +57,7 @@ def settle(log: Journal, *, patience: float | None = None) -> str:
             remedy=f"to close the entry: pymigrate recover --forget {container}",
         )
     log.record(Phase.RESUMED)
-    return str(answer["since"])
+    return answer.since
 
 
 def call_off(log: Journal, where: str, *, patience: float | None = None) -> bool:
@@ -78,13 +77,13 @@ def call_off(log: Journal, where: str, *, patience: float | None = None) -> bool
             remedy=f"when {entry.target} is back: pymigrate recover {entry.id}\n"
             f"if it is gone for good: pymigrate recover --force-source {entry.id}",
         ) from None
-    if answer["workload"] != "SOURCE":
+    if answer.workload != "SOURCE":
         return False
     log.record(Phase.ABORTED, reason="`pymigrate move` was killed before it killed the container", cleaned=True)
     return True
 
 
-def _ask(entry: Entry, *, verdict: str, patience: float | None) -> dict[str, Any]:
+def _ask(entry: Entry, *, verdict: protocol.Verdict, patience: float | None) -> protocol.Settled:
     """Have the target end a move, over new connections until one works. Raises the last failure."""
     deadline = time.monotonic() + (RECONNECT_TIMEOUT if patience is None else patience)
     while True:
@@ -106,7 +105,7 @@ def known_there(entry: Entry) -> str:
     """
     try:
         with connect(entry.target, root=entry.root) as peer:
-            return str(peer.call(protocol.Settle(entry.migration, verdict="ask"))["workload"])
+            return peer.call(protocol.Settle(entry.migration, verdict="ask")).workload
     except Error:
         return ""
 
@@ -159,7 +158,7 @@ def _log_tail(state: State) -> str:
     if len(data) > LOG_LIMIT:
         data = data[-LOG_LIMIT:].partition(b"\n")[2]
     text = data.decode(errors="replace")
-    while len(protocol.dumps(text)) > frames.MAX_CALL - 1024:  # a byte may take six
+    while len(records.dumps(text)) > frames.MAX_CALL - 1024:  # a byte may take six
         text = text[len(text) // 4 :].partition("\n")[2]
     return text
 

@@ -170,15 +170,15 @@ class Switchover:
             fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=self._images)
             with open(fd, "rb") as file:
                 seen, size = hashlib.sha256(), 0
+                self._peer.post(protocol.Image(name))
                 for data in tar_images.contents(name, file):
                     seen.update(data)
                     size += len(data)
-                self._peer.post(protocol.Image(name, size, seen.hexdigest()))
-                for data in tar_images.contents(name, file):
                     for start in range(0, len(data), frames.CHUNK):
                         if time.monotonic() > deadline:
                             raise DeadlineExceeded("the images could not be sent in time")
                         self._peer.send_data(data[start : start + frames.CHUNK])
+                self._peer.post(protocol.ImageEnd(size, seen.hexdigest()))
         return len(names)
 
     def kill_source(self, frozen: Frozen, on_killed: Callable[[], None], warn: Callable[[str], None]) -> None:

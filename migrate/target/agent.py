@@ -12,19 +12,19 @@ import signal
 import sys
 import time
 from types import FrameType as StackFrame
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from criu_rpc.errors import Error
 from migrate.disk import explained
 from migrate.errors import Interrupted, MigrateError, ProtocolError
-from migrate.target.incoming import Incoming
-from migrate.wire import frames, protocol
+from migrate.target.handlers import Connected, Handler, Images, Pages
+from migrate.wire import frames, protocol, records
 from migrate.wire.frames import FrameDecoder, FrameType
-from migrate.wire.protocol import Call
+from migrate.wire.order import STREAMED, Progress, method_of
+from migrate.wire.protocol import Failure
 from runtime.linux.descriptors import write_all
 
 PULSE_INTERVAL = 5.0  # seconds
-LONGEST = 4000  # characters of a failure's message
 COMMAND_LINE = "/run/pymigrate/pymigrate.pyz"
 
 
@@ -34,7 +34,8 @@ class Agent:
     def __init__(self, reader: int, writer: int) -> None:
         self._reader, self._writer = reader, writer
         self._decoder = FrameDecoder()
-        self._incoming: Incoming | None = None
+        self._progress = Progress()
+        self._handler: Handler = Connected()
         self._pulsed = time.monotonic()
 
     def serve(self) -> int:
@@ -48,11 +49,10 @@ class Agent:
             print(f"pymigrate agent: {error}", file=sys.stderr)
             return 1
         finally:
-            if self._incoming is not None:
-                self._incoming.connection_lost()
+            self._handler.lost()
 
     def _read(self) -> bytes:
-        limit = self._incoming.idle_timeout if self._incoming else 60.0
+        limit = self._handler.idle_timeout
         silent_since = time.monotonic()
         while not select.select([self._reader], [], [], PULSE_INTERVAL)[0]:
             if time.monotonic() - silent_since > limit:
@@ -64,87 +64,37 @@ class Agent:
 
     def _pulse(self) -> None:
         self._pulsed = time.monotonic()
-        self._write(FrameType.PULSE, b"%d" % (self._incoming.activity if self._incoming else 0))
+        self._write(FrameType.PULSE, b"%d" % self._handler.activity)
 
     def _frame(self, kind: FrameType, payload: bytes) -> None:
         if kind is FrameType.CALL:
-            call = protocol.decode_call(payload)
-            try:
-                answer = self._dispatch(call)
-            except ProtocolError:
-                raise
-            except Exception as error:
-                self._fail(error)
-                return
-            if answer is not None:
-                self._write(FrameType.REPLY, protocol.dumps(answer))
-                if self._incoming is not None:
-                    self._incoming.tidy()
-        elif kind is FrameType.PAGES:
-            self._move().pages(payload)
-        elif kind is FrameType.DATA:
-            self._move().data(payload)
-        else:
+            self._call(payload)
+        elif kind not in STREAMED:
             raise ProtocolError(f"a {kind.name} frame came from the source")
+        elif self._progress.admit_frame(kind):
+            assert isinstance(self._handler, Pages | Images)
+            self._handler.stream(payload)
 
-    def _dispatch(self, call: Call) -> dict[str, Any] | None:
-        """One branch per call: the allow-list."""
-        match call:
-            case protocol.Hello():
-                if call.version != protocol.VERSION:
-                    raise ProtocolError(f"the source speaks protocol {call.version}, this agent {protocol.VERSION}")
-                self._incoming = Incoming.begin(call.root)
-                return {"version": protocol.VERSION, "host": os.uname().nodename, "pid": os.getpid()}
-            case protocol.Facts():
-                from migrate.preflight.hostfacts import FactsQuery, gather
-
-                return gather(FactsQuery.from_json(call.query)).to_json()
-            case protocol.Discard():
-                return self._move().discard(call.migrations)
-            case protocol.OpenBundle():
-                return self._move().open_bundle(call)
-            case protocol.BundleSent():
-                return self._move().bundle_sent(call.fingerprint)
-            case protocol.CheckTrees():
-                return self._move().check_trees(call)
-            case protocol.CheckFiles():
-                from migrate.preflight import open_files
-
-                return open_files.answer(call.files)
-            case protocol.CheckPorts():
-                from migrate.preflight import ports
-
-                return ports.answer(call.netns, call.ports)
-            case protocol.TreesSent():
-                return self._move().trees_sent()
-            case protocol.Prepare():
-                return self._move().prepare(call)
-            case protocol.PagesBegin():
-                return self._move().pages_begin()
-            case protocol.PagesEnd():
-                return self._move().pages_end(call.size, call.digest)
-            case protocol.Image():
-                self._move().image(call.name, call.size, call.digest)
-                return None
-            case protocol.Restore():
-                return self._move().restore(call)
-            case protocol.Confirm():
-                return self._move().confirm()
-            case protocol.Resume():
-                return self._move().resume()
-            case protocol.History():
-                return self._move().history(call.log)
-            case protocol.Abort():
-                return self._move().abort()
-            case protocol.Settle():
-                answer = self._move().settle(call.migration, call.verdict)
-                self._move().tidy()
-                return answer
-
-    def _move(self) -> Incoming:
-        if self._incoming is None:
-            raise ProtocolError("the source did not say hello")
-        return self._incoming
+    def _call(self, payload: bytes) -> None:
+        """Carry one call out: the table of order.py is the allow-list, and the only check of the order."""
+        call = protocol.decode_call(payload)
+        if not self._progress.admit(call):
+            return
+        try:
+            reply = getattr(self._handler, method_of(type(call)))(call)
+        except ProtocolError:
+            raise
+        except Exception as error:
+            self._progress.failed(call)
+            self._fail(error)
+            return
+        else:
+            self._progress.done(call)
+        finally:
+            self._handler = self._handler.next
+        if call.reply is not None:
+            self._write(FrameType.REPLY, records.dumps(reply))
+            self._handler.tidy()
 
     def _fail(self, error: Exception) -> None:
         """Tell the source; the move stays as it is until the source aborts or hangs up."""
@@ -152,12 +102,8 @@ class Agent:
             error = explained(error)
         elif not isinstance(error, Error):
             error = MigrateError(f"internal error in the agent: {type(error).__name__}: {error}")
-        message = {
-            "kind": getattr(error, "kind", "failure"),
-            "message": str(error)[:LONGEST],
-            "remedy": (getattr(error, "remedy", None) or "")[:LONGEST] or None,
-        }
-        self._write(FrameType.FAILURE, protocol.dumps(message))
+        failure = Failure.of(getattr(error, "kind", "failure"), str(error), getattr(error, "remedy", None) or "")
+        self._write(FrameType.FAILURE, records.dumps(failure))
 
     def _write(self, kind: FrameType, payload: bytes) -> None:
         write_all(self._writer, frames.header(kind, len(payload)) + payload)
@@ -168,11 +114,11 @@ def _terminate(signum: int, _frame: StackFrame | None) -> NoReturn:
 
 
 def _offer_command_line() -> None:
-    """Give the zip file that we run from a name that is the same for every version: it holds all verbs."""
+    """Give the agent's directory a name that is the same for every version, because it has all verbs."""
     if sys.argv[0].startswith(os.path.dirname(COMMAND_LINE) + "/"):
         new = f"{COMMAND_LINE}.{os.getpid()}"
         with contextlib.suppress(OSError):  # only a convenience
-            os.symlink(sys.argv[0], new)
+            os.symlink(os.path.dirname(sys.argv[0]), new)
             os.rename(new, COMMAND_LINE)
 
 

@@ -12,13 +12,14 @@ from typing import Any, Self
 from migrate.errors import TargetError
 from migrate.files import marks
 from migrate.files.fingerprint import fingerprint
-from migrate.files.trees import Owner, Tree, checked_list
+from migrate.files.trees import Owner
 from migrate.journal.journal import Entry
 from migrate.target import bundles, places
 from migrate.target.bundles import Chooser, Chosen
 from migrate.target.places import Locks
 from migrate.target.trees import Arrivals, Placed
-from migrate.wire.protocol import OpenBundle
+from migrate.wire import records
+from migrate.wire.protocol import OpenBundle, Opened
 from runtime.linux import syscalls
 
 
@@ -37,14 +38,14 @@ class Arriving:
         self._chosen: tuple[Chosen, dict[str, Any]] | None = None  # with the config.json for a place, until it is made
 
     @classmethod
-    def plan(cls, call: OpenBundle, owner: Owner) -> tuple[Self, dict[str, Any]]:
+    def plan(cls, call: OpenBundle, owner: Owner) -> tuple[Self, Opened]:
         """Find the bundle at a hint, or make a place for it, and find places for the trees.
 
         Returns beside it what OpenBundle answers. Raises ProtocolError, TargetError, OSError; `undo` is needed after.
         """
         config, locks = bundles.parse_config(call.config), Locks()
         try:
-            trees = Arrivals.plan(checked_list(Tree, call.trees), owner, call.migration, locks)
+            trees = Arrivals.plan(call.trees, owner, call.migration, locks)
             chooser = Chooser(config, call.fingerprint, owner, call.migration, locks)
             chosen = chooser.choose(call.hints)
         except BaseException:
@@ -56,16 +57,12 @@ class Arriving:
             files._chosen = chosen, config
         if chosen.is_place and not chosen.complete:
             files._place, files._made = str(chosen.bundle), [str(chosen.bundle)] if chosen.made else []
-        return files, files._answer(chosen) | {"notes": list(dict.fromkeys(chooser.notes))}
-
-    def _answer(self, chosen: Chosen) -> dict[str, Any]:
-        return {
-            "bundle": str(chosen.bundle),
-            "rootfs": str(chosen.rootfs),
-            "complete": chosen.complete,
-            "trees": [item.complete for item in self._trees.placed],
-            "renewed": [not chosen.made, *(not item.made for item in self._trees.placed)],
-        }
+        return files, Opened(
+            str(chosen.bundle), str(chosen.rootfs), chosen.complete,
+            trees=[item.complete for item in trees.placed],
+            renewed=[not chosen.made, *(not item.made for item in trees.placed)],
+            notes=list(dict.fromkeys(chooser.notes)),
+        )  # fmt: skip
 
     @classmethod
     def resume(cls, entry: Entry, owner: Owner) -> Self:
@@ -74,7 +71,10 @@ class Arriving:
         Those of earlier versions name no place: what they have made there has no mark either, and stays.
         """
         fields, locks = entry.fields, Locks()
-        placed = [Placed.from_json(item) for item in fields.get("trees", [])]
+        what = f"the journal of migration {entry.migration}"
+        placed = [records.decode(Placed, item, what) for item in fields.get("trees", [])]
+        for item in placed:
+            item.tree.check()
         trees = Arrivals(owner, entry.migration, placed, locks)
         files = cls(owner, entry.migration, Path(fields["bundle"]), trees, locks)
         files._rootfs = str(fields.get("rootfs", ""))
@@ -86,7 +86,7 @@ class Arriving:
         """What the journal needs to say for `resume`."""
         return {
             "bundle": str(self.bundle), "place": self._place, "made": self._made, "rootfs": self._rootfs,
-            "trees": [item.to_json() for item in self._trees.placed],
+            "trees": records.encode(self._trees.placed),
         }  # fmt: skip
 
     def make(self) -> None:

@@ -3,11 +3,13 @@
 It warns first, because this host cannot know what the source does.
 """
 
+import contextlib
 import socket
 
 from migrate.errors import Lost, MigrateError
 from migrate.journal.undecided import NothingToRecover, undecided_here
-from migrate.target.incoming import Incoming
+from migrate.target.settle import settle
+from migrate.wire.protocol import Settle
 from runtime import notices
 from runtime.linux import processes
 from runtime.state.store import Store
@@ -35,11 +37,8 @@ def force_target(store: Store, container_id: str) -> str:
         f"{entry.source} is taken to be gone for good: if it still runs {entry.id}, or has run it since the images "
         "were made, there are two of it, and the one here is older"
     )
-    incoming = Incoming(store)
-    try:
-        answer = incoming.settle(entry.migration, "resume")
-    finally:
-        incoming.connection_lost()  # what could not be restored stays, for another attempt
-    if answer["workload"] != "TARGET":
-        raise Lost(f"container {container_id} cannot be restored here: {answer['reason']}")
+    with contextlib.ExitStack() as later:  # what cannot be restored stays, for another attempt
+        answer = settle(store, Settle(entry.migration, verdict="resume"), later)
+    if answer.workload != "TARGET":
+        raise Lost(f"container {container_id} cannot be restored here: {answer.reason}")
     return f"{container_id}: runs at {socket.gethostname()}"

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from migrate.disk import write_atomically
+from migrate.disk import sync, write_atomically
 from migrate.errors import TargetError
 from runtime.linux.processes import boot_id
 
@@ -116,11 +116,7 @@ def copy(source: Path, target: Path) -> tuple[int, str]:
     """
     if source == target:
         found = digest_of(target)
-        fd = os.open(target, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        sync(target)
         return found
     with open(os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:
         return write(target, iter(lambda: file.read(_PIECE), b""))

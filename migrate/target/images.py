@@ -11,13 +11,14 @@ from typing import Self
 from criu_rpc.client import Criu
 from criu_rpc.errors import CriuError
 from criu_rpc.swrk import PageServer
-from migrate.disk import FULL, is_full, sync_directory
+from migrate.disk import FULL, is_full, sync
 from migrate.errors import DeadlineExceeded, MigrateError, ProtocolError, TargetError
 from migrate.journal import journal
 from migrate.target import image_keeper, image_manifest, image_places, tmpfs_archive
 from migrate.target.image_keeper import Keeper
 from migrate.target.image_manifest import Manifest
 from migrate.target.image_places import Kind, NoMemory
+from migrate.wire.protocol import MAX_IMAGE
 
 
 class ReceivedImages:
@@ -32,7 +33,7 @@ class ReceivedImages:
         self._lock = lock
         self._keeper: Keeper | None = None
         self._fd = -1
-        self._name, self._left, self._digest = "", 0, ""
+        self._name, self._size = "", 0
         self._hash = hashlib.sha256()
         self._digests: dict[str, str] = {}
         self._unwritten = 0
@@ -87,23 +88,20 @@ class ReceivedImages:
         image_keeper.end_left(image_places.MEMORY / migration, image_places.DISK / migration)
         image_places.remove(migration)
 
-    def begin(self, name: str, size: int, digest: str) -> None:
-        """A failure here or in `write` is kept for `check`: these calls have no answer."""
-        if self._left:
-            raise ProtocolError(f"image {name} came in the middle of {self._name}")
-        self._name, self._left, self._digest, self._hash = name, size, digest, hashlib.sha256()
+    def begin(self, name: str) -> None:
+        """A new image comes. A failure here, or in `write` and `end`, is kept for `check`: these have no reply."""
+        self._name, self._size, self._hash = name, 0, hashlib.sha256()
         try:
             self._fd = os.open(self.path / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
         except OSError as error:
             self._failure = self._failure or error
-        if size == 0:
-            self._end()
 
     def write(self, payload: bytes) -> None:
-        if len(payload) > self._left:
-            raise ProtocolError(f"image {self._name} is longer than was said")
+        """The next bytes of the image. Raises ProtocolError when it is too large for an image."""
+        self._size += len(payload)
+        if self._size > MAX_IMAGE:
+            raise ProtocolError(f"image {self._name} is larger than {MAX_IMAGE >> 30} GiB")
         self._hash.update(payload)
-        self._left -= len(payload)
         if self._fd >= 0 and self._failure is None:
             try:
                 view = memoryview(payload)
@@ -114,15 +112,14 @@ class ReceivedImages:
                 self._failure = error
         if self._failure is not None:
             self._unwritten += len(payload)
-        if self._left == 0:
-            self._end()
 
-    def _end(self) -> None:
+    def end(self, size: int, digest: str) -> None:
+        """The image has come: it counts only if it is what the source has read."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-        self._digests[self._name] = self._digest
-        if self._hash.hexdigest() != self._digest:
+        self._digests[self._name] = digest
+        if (self._size, self._hash.hexdigest()) != (size, digest):
             self._failure = self._failure or TargetError(f"image {self._name} arrived damaged")
 
     def check(self, count: int) -> None:
@@ -131,7 +128,7 @@ class ReceivedImages:
             raise image_places.full(self.path, self._unwritten)
         if self._failure is not None:
             raise self._failure
-        if self._left or len(self._digests) != count:
+        if len(self._digests) != count:
             raise ProtocolError(f"{len(self._digests)} of {count} images have come")
 
     def await_keeper(self) -> None:
@@ -182,7 +179,7 @@ class ReceivedImages:
             except BaseException:
                 shutil.rmtree(unfinished, ignore_errors=True)
                 raise
-        sync_directory(image_places.DISK)
+        sync(image_places.DISK)
         journal.sync(self.migration)
         if self.kind == "memory" and not keep:
             image_places.remove_memory(self.migration)
@@ -205,7 +202,7 @@ class ReceivedImages:
             with contextlib.suppress(TargetError, OSError):  # then they outlive no power cut, but the images do
                 images |= tmpfs_archive.pack(self.migration, place)
         Manifest(self.migration, known.boot, images).save(place, durable=True)
-        sync_directory(place)
+        sync(place)
 
     def verify(self) -> None:
         """Raise TargetError that names a damaged, missing or unlisted image unless every image is what has come.

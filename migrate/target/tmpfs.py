@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from migrate.errors import TargetError
-from migrate.files.tmpfs import Mounted
+from migrate.files.trees import Mounted
 from migrate.paths import DATA
 from runtime.linux import syscalls
 from runtime.linux.mount_flags import MS_REMOUNT, MS_STRICTATIME

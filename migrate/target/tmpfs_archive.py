@@ -15,7 +15,8 @@ from pathlib import Path
 
 from criu_rpc import tar
 from migrate.errors import TargetError
-from migrate.files import mountinfo, tmpfs
+from migrate.files import mountinfo
+from migrate.files.trees import is_tmpfs_option
 from migrate.target import image_manifest
 from migrate.target import tmpfs as target_tmpfs
 from runtime.linux import syscalls
@@ -42,7 +43,7 @@ def pack(migration: str, directory: Path) -> dict[str, tuple[int, str]]:
             number = os.path.basename(mount.place)
             name = f"pymigrate-tmpfs-{number}.img"
             made[name] = image_manifest.write(directory / name, _packed(mount.place))
-            options = ",".join(option for option in mount.options.split(",") if tmpfs.is_known(option))
+            options = ",".join(option for option in mount.options.split(",") if is_tmpfs_option(option))
             index[number] = {"source": mount.source, "options": options}
         if index:
             made[INDEX] = image_manifest.write(directory / INDEX, [json.dumps(index).encode()])

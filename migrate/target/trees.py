@@ -10,7 +10,6 @@ import shutil
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from migrate.disk import existing, free_bytes
 from migrate.errors import MigrateError, TargetError
@@ -20,38 +19,35 @@ from migrate.files.trees import Needed, Owner, Tree
 from migrate.paths import DATA
 from migrate.target import places
 from migrate.target.places import Locks, Uses
+from migrate.wire.protocol import CheckTrees, TreeProblem, TreesChecked
 
 
-def check(trees: list[Tree], needed: list[Needed], owner: Owner, reserved: int) -> dict[str, Any]:
-    """What speaks against these trees here, nothing touched.
-
-    Answers {"problems": [[rule, path, text]], "found": [names of trees that are taken as they lie here]}. `reserved`
-    are bytes that /var/lib/pymigrate must take beside.
-    """
-    problems: list[tuple[str, str, str]] = []
+def check(call: CheckTrees, owner: Owner) -> TreesChecked:
+    """Say why these trees cannot be put here, and what is missing. Nothing is touched."""
+    problems: list[TreeProblem] = []
     found: list[str] = []
     wanted: dict[int, tuple[Path, int]] = {}
     uses = Uses.now()
-    for tree in trees:
+    for tree in call.trees:
         if tree.found and os.path.isfile(tree.source):
             found.append(tree.name)
             continue
         state = _state(tree, owner, uses)
         if isinstance(state, str):
-            problems.append(("foreign-data", tree.place, state))
+            problems.append(TreeProblem("foreign-data", tree.place, state))
         elif tree.size > state:
             place = existing(Path(tree.place))
             device = place.stat().st_dev
             wanted[device] = (place, wanted.get(device, (place, 0))[1] + tree.size - state)
-    for item in needed:
+    for item in call.needed:
         problems += _missing(item)
     for place, count in wanted.values():
         free = free_bytes(place)
-        count += reserved if existing(DATA).stat().st_dev == place.stat().st_dev else 0
+        count += call.reserved if existing(DATA).stat().st_dev == place.stat().st_dev else 0
         if free < count:
             text = f"has {free >> 20} MiB free, {(count >> 20) + 1} MiB are needed for what goes along"
-            problems.append(("no-space", str(place), text))
-    return {"problems": problems, "found": found}
+            problems.append(TreeProblem("no-space", str(place), text))
+    return TreesChecked(problems, found)
 
 
 def _state(tree: Tree, owner: Owner, uses: Uses) -> int | str:
@@ -119,20 +115,21 @@ def _bad_parent(path: str) -> str:
     return ""
 
 
-def _missing(needed: Needed) -> list[tuple[str, str, str]]:
+def _missing(needed: Needed) -> list[TreeProblem]:
     with contextlib.suppress(OSError):
         os.stat(f"{needed.path}/.")  # has an automounter mount it
     try:
         mode = os.stat(needed.path).st_mode
     except OSError:
-        return [("missing-source", needed.path, "does not exist")]
+        return [TreeProblem("missing-source", needed.path, "does not exist")]
     if stat.S_ISDIR(mode) != needed.directory:
-        return [("missing-source", needed.path, f"is {'a' if stat.S_ISDIR(mode) else 'no'} directory there")]
+        text = f"is {'a' if stat.S_ISDIR(mode) else 'not a'} directory there"
+        return [TreeProblem("missing-source", needed.path, text)]
     mark = marks.of(needed.path)
     if mark is not None and not mark.whole:
-        return [("missing-source", needed.path, "is what a move that failed has left half renewed")]
+        return [TreeProblem("missing-source", needed.path, "is what a move that failed has left half renewed")]
     problem = _not_shared(needed) if needed.network else ""
-    return [("not-shared", needed.path, problem)] if problem else []
+    return [TreeProblem("not-shared", needed.path, problem)] if problem else []
 
 
 def _not_shared(needed: Needed) -> str:
@@ -157,13 +154,6 @@ class Placed:
     tree: Tree
     made: tuple[str, ...]
     complete: bool
-
-    def to_json(self) -> dict[str, Any]:
-        return {"tree": self.tree.to_json(), "made": list(self.made), "complete": self.complete}
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "Placed":
-        return cls(Tree.from_json(value["tree"]), tuple(value["made"]), bool(value["complete"]))
 
 
 class Arrivals:

@@ -1,14 +1,15 @@
-"""The agent as one file: our code, pure-Python protobuf and CRIU's messages in a zipapp made in memory.
+"""The agent as one message: our code, pure-Python protobuf and CRIU's messages, compressed.
 
-The target needs python3 and criu, nothing else. The same code always makes the same bytes, so the SHA-256 names
-the agent and a target that has it already is not sent it again. The verbs are in it too: whoever logs in at the target
-must be able to look after the container.
+The message is a marshalled list of names and contents, because the first stage unpacks that in 12 ms. Unpacking a zip
+file takes 24 ms, and importing zipfile another 15 ms. The target needs only python3 and criu. The same code always
+makes the same bytes, so the SHA-256 names the agent, and a target that has it already does not receive it again. The
+verbs are in it too, so that a user who logs in at the target can look after the container.
 """
 
 import hashlib
 import importlib.util
-import io
-import zipfile
+import marshal
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +19,10 @@ from criu_rpc import messages
 from migrate.errors import MigrateError
 
 _MAIN = """
-import sys
+import os, sys
 if __name__ == "__main__":
-    from migrate.wire import zip_cache
-    zip_cache.use()
+    # The place itself, because the name of the command line may name another version later.
+    sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
     if sys.argv[1:] != ["agent"]:
         from migrate.cli import main
         sys.exit(main())
@@ -29,7 +30,7 @@ if __name__ == "__main__":
     sys.exit(main())
 """
 _LEFT_OUT = ("migrate/lab/", "migrate/demo", "migrate/commands/lab", "migrate/commands/demo")
-# What runtime/network/netlink.py imports of pyroute2.
+# The modules of pyroute2 that runtime/network/netlink.py imports.
 _PYROUTE2 = (
     "common.py", "config/__init__.py", "netlink/__init__.py", "netlink/exceptions.py", "netlink/rtnl/__init__.py",
     "netlink/rtnl/ifaddrmsg.py", "netlink/rtnl/iw_event.py", "netlink/rtnl/ndmsg.py", "netlink/rtnl/rtmsg.py",
@@ -40,22 +41,19 @@ _PROTOBUF_LEFT_OUT = ("google/protobuf/compiler/", "google/protobuf/testdata/", 
 
 @dataclass(frozen=True)
 class AgentZip:
-    """The bytes of the zipapp and their SHA-256 in hex."""
+    """The compressed bytes, their SHA-256 in hex, and the size of the files that they hold."""
 
     data: bytes
     digest: str
+    unpacked: int
 
     @classmethod
     def build(cls) -> Self:
-        """Pack this very code. Raises MigrateError when protobuf's Python files are not where they should be."""
-        packed = io.BytesIO()
-        with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
-            for name, data in sorted(_members()):
-                info = zipfile.ZipInfo(name, date_time=(2020, 1, 1, 0, 0, 0))
-                info.compress_type = zipfile.ZIP_DEFLATED
-                archive.writestr(info, data)
-        data = packed.getvalue()
-        return cls(data, hashlib.sha256(data).hexdigest())
+        """Pack the running code. Raises MigrateError when the Python files of protobuf or pyroute2 are missing."""
+        members = sorted(_members())
+        # Later versions of the format depend on how often an object is referenced.
+        data = zlib.compress(marshal.dumps(members, 2))
+        return cls(data, hashlib.sha256(data).hexdigest(), sum(len(content) for _, content in members))
 
 
 def _members() -> Iterator[tuple[str, bytes]]:
@@ -66,7 +64,7 @@ def _members() -> Iterator[tuple[str, bytes]]:
             name = path.relative_to(top).as_posix()
             if not name.startswith(_LEFT_OUT):
                 yield name, path.read_bytes()
-    jeepney = importlib.util.find_spec("jeepney")  # for a container that systemd made the cgroup of
+    jeepney = importlib.util.find_spec("jeepney")  # for a container whose cgroup systemd made
     if jeepney is not None and jeepney.origin is not None:
         library = Path(jeepney.origin).parent
         for path in library.rglob("*.py"):
@@ -75,14 +73,17 @@ def _members() -> Iterator[tuple[str, bytes]]:
     yield from _pyroute2()
     yield "pycriu/__init__.py", b""
     yield "pycriu/rpc_pb2.py", messages.source("rpc_pb2").read_bytes()
-    # A regular package, so that the one in the zip wins over any the host has.
+    # A regular package, so that this one takes precedence over one that the host has.
     yield "google/__init__.py", b""
     spec = importlib.util.find_spec("google.protobuf")
     if spec is None or spec.origin is None:
         raise MigrateError("protobuf is not installed", remedy="pip install protobuf")
     protobuf = Path(spec.origin).parent
     if not (protobuf / "internal" / "python_message.py").exists():
-        raise MigrateError(f"{protobuf} holds no pure-Python protobuf, which the agent needs")
+        raise MigrateError(
+            f"{protobuf} does not have the pure-Python protobuf, which the agent needs",
+            remedy="pip install --force-reinstall protobuf",
+        )
     for path in protobuf.rglob("*.py"):
         name = "google/protobuf/" + path.relative_to(protobuf).as_posix()
         if not name.startswith(_PROTOBUF_LEFT_OUT) and not name.endswith("_test.py"):
@@ -90,7 +91,7 @@ def _members() -> Iterator[tuple[str, bytes]]:
 
 
 def _pyroute2() -> Iterator[tuple[str, bytes]]:
-    """For a container with a network of its own on a bridge."""
+    """The modules that a container on a bridge needs."""
     spec = importlib.util.find_spec("pyroute2")
     if spec is None or spec.origin is None:
         raise MigrateError("pyroute2 is not installed", remedy="pip install 'pyroute2>=0.9,<0.10'")

@@ -1,4 +1,13 @@
-"""Start the agent at a target: the first stage receives it, checks its digest and runs it."""
+"""Start the agent at a target: a first stage receives it, checks its digest, unpacks it and runs it.
+
+The agent is unpacked once, and Python itself keeps its byte code there. A directory is complete as soon as it has its
+name, because it is unpacked beside and renamed; nothing needs to be synced in /run. What a killed first stage has left
+is removed by the next one. A tree that is incomplete, has a link, or that another user could change is replaced.
+
+Measured up to the answer to Hello, against zipimport with code that we marshalled ourselves: the first start of a
+version takes 217 ms instead of 200 ms, every later one 100 ms instead of 115 ms (least of 24), and the agent is 566 KiB
+on the wire instead of 731 KiB.
+"""
 
 import secrets
 import shlex
@@ -14,29 +23,55 @@ from migrate.wire.channel import last_line
 START_TIMEOUT = 30.0
 _NOISE_LIMIT = 256 << 10
 
-
-# Runs at the target under `python3 -I -S -c`; no single quotes inside, for the login shell's sake.
-_FIRST_STAGE = """
-import hashlib, os, stat, sys
-digest, size, token, have, temporary = sys.argv[1], int(sys.argv[2]), sys.argv[3], False, ""
+# Runs at the target under `python3 -I -S -c`. It has no single quotes, so that every log-in shell can pass it on.
+FIRST_STAGE = """
+import hashlib, marshal, os, sys, zlib
+digest, size, unpacked, token = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 if sys.version_info < (3, 11): sys.exit(70)
 if os.geteuid() != 0: sys.exit(71)
 top = "/run/pymigrate"
-path = top + "/agent-" + digest + ".pyz"
+path = top + "/agent-" + digest
+me = str(os.getpid())
+new = path + "." + me
+os.umask(0o077)
 def others(info): return info.st_uid or info.st_mode & 0o22
+def sources(place):
+    total = 0
+    with os.scandir(place) as entries:
+        for entry in entries:
+            info = entry.stat(follow_symlinks=False)
+            if others(info): return -1
+            if entry.is_dir(follow_symlinks=False):
+                inner = sources(entry.path)
+                if inner < 0: return -1
+                total += inner
+            elif not entry.is_file(follow_symlinks=False): return -1
+            elif entry.name.endswith(".py"): total += info.st_size
+    return total
+def whole():
+    if os.path.islink(path) or not os.path.isdir(path) or others(os.lstat(path)): return False
+    return sources(path) == unpacked
+def remove(place):
+    if os.path.isdir(place) and not os.path.islink(place):
+        import shutil
+        shutil.rmtree(place)
+    elif os.path.lexists(place): os.unlink(place)
 try:
+    for place in "/", "/run":
+        info = os.stat(place)
+        if info.st_uid or info.st_mode & 0o22 and not info.st_mode & 0o1000: sys.exit(75)
     if not os.path.lexists(top): os.mkdir(top, 0o700)
     there = os.open(top, os.O_DIRECTORY | os.O_NOFOLLOW)
     if others(os.fstat(there)): sys.exit(75)
     os.fchmod(there, 0o700)
-    if os.path.lexists(path):
-        info = os.lstat(path)
-        if stat.S_ISREG(info.st_mode) and info.st_size == size and not others(info):
-            with open(path, "rb") as f: have = hashlib.sha256(f.read()).hexdigest() == digest
+    for name in os.listdir(top):
+        pid = name.partition(".")[2].partition(".")[0]
+        if name.startswith("agent-") and pid.isdigit() and (pid == me or not os.path.exists("/proc/" + pid)):
+            remove(top + "/" + name)
+    have = whole()
     if not have:
-        temporary = path + "." + str(os.getpid())
-        out = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o700)
-        os.posix_fallocate(out, 0, size)
+        room = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        os.posix_fallocate(room, 0, unpacked)
     os.write(1, ("PYMIGRATE-AGENT " + token + (" HAVE" if have else " SEND") + chr(10)).encode())
     if not have:
         data = bytearray()
@@ -45,40 +80,59 @@ try:
             if not piece: sys.exit(73)
             data += piece
         if hashlib.sha256(data).hexdigest() != digest: sys.exit(74)
-        with open(out, "wb") as f: f.write(data)
-        os.rename(temporary, path)
+        os.unlink(new)
+        os.close(room)
+        last = ""
+        for name, content in marshal.loads(zlib.decompress(data)):
+            place = new + "/" + os.path.dirname(name)
+            if place != last: os.makedirs(place, exist_ok=True)
+            last = place
+            with open(new + "/" + name, "xb") as out: out.write(content)
+        try: os.rename(new, path)
+        except OSError:
+            if not whole():
+                os.rename(path, new + ".old")
+                os.rename(new, path)
 except OSError as error:
     disk = os.statvfs("/run")
     free = disk.f_bavail * disk.f_frsize >> 10
-    print(error.strerror, "(%d KiB needed, %d KiB free)" % (size + 1023 >> 10, free), file=sys.stderr)
+    print(error.strerror, "(%d KiB needed, %d KiB free)" % (unpacked + 1023 >> 10, free), file=sys.stderr)
     sys.exit(72)
 finally:
-    if temporary and os.path.exists(temporary): os.unlink(temporary)
-os.execv(sys.executable, [sys.executable, "-I", "-S", path, "agent"])
+    remove(new)
+    remove(new + ".old")
+os.execv(sys.executable, [sys.executable, "-I", "-S", path + "/__main__.py", "agent"])
 """.strip()
 _START_FAILURES: dict[int, tuple[str, str]] = {
     70: ("python3 is older than 3.11", "install python3 3.11 or newer there"),
     71: ("the log-in is not root", "log in as root: `User root` for this host in ~/.ssh/config"),
-    72: ("/run/pymigrate cannot be written", "make room or remove what is in the way there"),
+    72: ("/run/pymigrate cannot be written", "make room there, or remove the file in its place"),
     73: ("the connection ended while the agent was being sent", "try again"),
-    74: ("the agent arrived damaged", "try again; if it stays so, look at the network between the hosts"),
-    75: ("/run/pymigrate can be changed by other users than root", "remove it there, with all that is in it"),
+    74: ("the agent arrived damaged", "try again; if that does not help, check the network between the hosts"),
+    75: ("/run/pymigrate can be changed by other users than root", "remove it there, with everything in it"),
     126: ("python3 cannot be executed", "install python3 there (apt-get install python3)"),
     127: ("python3 is not installed", "install python3 there (apt-get install python3)"),
 }
 
 
+def arguments(agent: AgentZip, token: str) -> list[str]:
+    """Return the arguments of `python3 -I -S -c` that start the agent."""
+    return [FIRST_STAGE, agent.digest, str(len(agent.data)), str(agent.unpacked), token]
+
+
 def start_agent(host: str, client: paramiko.SSHClient, agent: AgentZip) -> paramiko.Channel:
-    """Run the first stage, give it the agent if it has none, and return the channel the agent speaks on."""
+    """Run the first stage, send the agent if the target does not have it, and return the agent's channel.
+
+    Raises TargetError, HostError, DeadlineExceeded.
+    """
     token = secrets.token_hex(16)
-    arguments = [_FIRST_STAGE, agent.digest, str(len(agent.data)), token]
     deadline = time.monotonic() + START_TIMEOUT
     transport = client.get_transport()
     if transport is None:
         raise HostError(f"{host}: the connection was lost")
     try:
         channel = transport.open_session(window_size=ssh.WINDOW, max_packet_size=64 << 10, timeout=START_TIMEOUT)
-        channel.exec_command("exec python3 -I -S -c " + shlex.join(arguments))
+        channel.exec_command("exec python3 -I -S -c " + shlex.join(arguments(agent, token)))
         channel.settimeout(START_TIMEOUT)
         answer = _await_banner(host, channel, token, deadline)
         if answer == b"SEND":
@@ -93,7 +147,7 @@ def start_agent(host: str, client: paramiko.SSHClient, agent: AgentZip) -> param
 
 
 def _await_banner(host: str, channel: paramiko.Channel, token: str, deadline: float) -> bytes:
-    """Skip what the log-in prints up to the banner line; return its last word."""
+    """Skip the output of the log-in up to the banner line, and return the last word of that line."""
     mark = f"PYMIGRATE-AGENT {token} ".encode()
     seen = bytearray()
     while True:
@@ -102,10 +156,10 @@ def _await_banner(host: str, channel: paramiko.Channel, token: str, deadline: fl
             return bytes(seen[start + len(mark) : end]).strip()
         if len(seen) > _NOISE_LIMIT:
             raise TargetError(
-                f"{host}: the log-in prints without end instead of running a command",
-                remedy=f"`ssh {host} true` must print nothing; look at root's shell start-up files there",
+                f"{host}: the log-in prints more than {_NOISE_LIMIT >> 10} KiB instead of running a command",
+                remedy=f"`ssh {host} true` must print nothing; check root's shell start-up files there",
             )
-        # One byte at a time near the end would be needed if the agent spoke first; it does not.
+        # This cannot read beyond the banner, because the agent sends nothing before it is asked.
         data = channel.recv(4096)
         if not data:
             raise _start_failure(host, channel)

@@ -67,8 +67,3 @@ class FrameDecoder:
                 yield kind, payload
         finally:
             del self._buffer[:start]
-
-    @property
-    def partial(self) -> bool:
-        """True when the stream stopped in the middle of a frame."""
-        return bool(self._buffer)

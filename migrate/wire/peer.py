@@ -10,7 +10,7 @@ import contextlib
 import queue
 import threading
 import time
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import paramiko
 
@@ -26,6 +26,7 @@ SILENCE = 11.0  # two pulses of the agent's
 PULSES = 100  # that may come at once, and PULSES_PER_SECOND all the time
 PULSES_PER_SECOND = 10
 
+R = TypeVar("R")
 
 _REMOTE_KINDS = frozenset(
     {"failure", "blocked", "not-found", "conflict", "invalid", "target", "criu", "no-space", "deadline"}
@@ -51,7 +52,7 @@ class Peer:
         self._lost: MigrateError | None = None
         self._signs, self._pulses = b"", 0
         self._began = self._heard = time.monotonic()
-        self._asked: collections.deque[Call] = collections.deque()  # calls whose answers have not been taken yet
+        self._asked: collections.deque[Call[Any]] = collections.deque()  # calls whose answers have not been taken yet
         self._posted = self._answered = 0  # calls that have an answer, and answers that have come
         self._sending = False  # true for good when a message was cut short
         self.bytes_sent = 0
@@ -72,7 +73,7 @@ class Peer:
     def start(self, root: str) -> None:
         """First exchange: both sides must speak the same protocol."""
         self._reader.start()
-        version = self.call(protocol.Hello(protocol.VERSION, root))["version"]
+        version = self.call(protocol.Hello(protocol.VERSION, root)).version
         if version != protocol.VERSION:
             raise ProtocolError(f"{self.name}: the agent speaks protocol {version}, not {protocol.VERSION}")
 
@@ -80,7 +81,7 @@ class Peer:
         """From now on: give up sending when the target takes nothing for `timeout` seconds."""
         self._channel.settimeout(min(timeout, SEND_TIMEOUT))
 
-    def call(self, call: Call, timeout: float = CALL_TIMEOUT) -> dict[str, Any]:
+    def call(self, call: Call[R], timeout: float = CALL_TIMEOUT) -> R:
         """Send a call and wait for its answer; answers to earlier calls that nobody took are dropped.
 
         Raises RemoteFailure (the agent's own words), DeadlineExceeded, HostError when the connection is lost.
@@ -89,17 +90,18 @@ class Peer:
         while len(self._asked) > 1:
             with contextlib.suppress(RemoteFailure):
                 self.answer(timeout)
-        return self.answer(timeout)
+        reply: R = self.answer(timeout)
+        return reply
 
-    def post(self, call: Call) -> None:
-        """Send a call without waiting for its answer, which `answer` takes."""
-        if not isinstance(call, protocol.Image):
+    def post(self, call: Call[Any]) -> None:
+        """Send a call without waiting for its answer, if it has one; `answer` takes that."""
+        if call.reply is not None:
             self._asked.append(call)
             self._posted += 1  # before it is sent: the answer may be there at once
         self._send(protocol.encode_call(call))
 
-    def answer(self, timeout: float = CALL_TIMEOUT) -> dict[str, Any]:
-        """The answer to the oldest call that has none yet, of the shape that it must have."""
+    def answer(self, timeout: float = CALL_TIMEOUT) -> Any:
+        """The reply to the oldest call that has none yet. Raises as `call` does."""
         call = self._asked[0]
         what = type(call).__name__
         try:
@@ -114,22 +116,19 @@ class Peer:
         self._asked.popleft()
         kind, payload = answer
         try:
-            message = protocol.loads(payload)
             if kind is FrameType.REPLY:
-                protocol.check_answer(call, message)
-                return message
+                return protocol.decode_reply(call, payload)
+            failure = protocol.decode_failure(payload)
         except ProtocolError as error:
             raise ProtocolError(f"{self.name}: {error}") from None
-        failure = str(message.get("kind"))
-        remedy = message.get("remedy")
         raise RemoteFailure(
-            f"{self.name}: {line(message.get('message'))}",
-            failure if failure in _REMOTE_KINDS else "target",
-            line(remedy) if remedy else None,
+            f"{self.name}: {line(failure.message)}",
+            failure.kind if failure.kind in _REMOTE_KINDS else "target",
+            line(failure.remedy) if failure.remedy else None,
         )
 
     def send_pages(self, data: bytes) -> None:
-        """Relay a piece of CRIU's page stream (at most protocol.CHUNK bytes)."""
+        """Relay a piece of CRIU's page stream (at most frames.CHUNK bytes)."""
         self._send(frames.header(FrameType.PAGES, len(data)) + data)
 
     def send_data(self, data: bytes) -> None:
@@ -157,16 +156,6 @@ class Peer:
     def is_silent(self) -> bool:
         """Whether the agent does not even send pulses."""
         return time.monotonic() - self._heard > SILENCE
-
-    def facts(self, query: Any) -> Any:
-        """The target's HostFacts for a FactsQuery."""
-        from migrate.preflight.hostfacts import HostFacts
-
-        answer = self.call(protocol.Facts(query.to_json()), timeout=60)
-        try:
-            return HostFacts.from_json(answer)
-        except ProtocolError as error:
-            raise ProtocolError(f"{self.name}: {error}") from None
 
     def _send(self, data: bytes) -> None:
         try:

@@ -1,39 +1,58 @@
-"""The conversation of the two ends of a move, without I/O.
+"""The conversation of the two ends of a move, without I/O: every call and every reply as a record (records.py).
 
-A connection carries frames, both ways: a type (1 byte), a length (4 bytes, big endian), and that many bytes.
+A connection carries frames (frames.py), both ways: a type (1 byte), a length (4 bytes, big endian), and so many bytes.
 
-    CALL     source -> target  JSON {"call": NAME, "args": {...}}: one of the classes below, nothing else
-    REPLY    target -> source  JSON object: the answer to the oldest unanswered call
-    FAILURE  target -> source  JSON {"kind", "message", "remedy"}: the call failed
+    CALL     source -> target  JSON {"call": NAME, "args": {...}}: one of the calls below, nothing else
+    REPLY    target -> source  JSON: the reply to the oldest unanswered call
+    FAILURE  target -> source  JSON: a Failure instead of the reply
     PAGES    source -> target  the next bytes of CRIU's page-server stream
-    DATA     source -> target  the next bytes of the image announced last by `Image`
+    DATA     source -> target  the next bytes of the image that the last Image named
     PULSE    target -> source  every few seconds, so that a dead connection shows at the target as well: a decimal
                                number that changes as long as a process there receives files
 
 Order of a move: Hello, Facts, CheckPorts, CheckTrees, CheckFiles, OpenBundle, [rsync over channels of its own,
 BundleSent for a rootfs, TreesSent for what may change and what comes beside], Prepare, PagesBegin, PAGES..., PagesEnd,
-(Image, DATA...)*, [rsync], Restore (answer: prepared, held), Confirm (answer: still held), Resume (answer: resumed),
-History. Abort at any point before Resume; a lost connection there means the same. Image has no answer: its failure is
-Restore's.
+(Image, DATA..., ImageEnd)*, [rsync], Restore (prepared, held), Confirm (still held), Resume (resumed), History. Abort
+at any point before Resume; a lost connection there means the same. Image and ImageEnd have no reply: their failure is
+Restore's. `order.py` has all of this as a table.
+
+Versions: Hello carries the only number, and it stands for the shape of every call and every reply: CALLS lists the
+calls of each version, and a call names its reply. One number suffices because a connection is between two versions
+only, and because the first frame of each side settles it before any other is read. A version 3 that changes Prepare
+adds a class for it, and a line `3: {**CALLS[2], "Prepare": NewPrepare}`; an agent that speaks both reads with the table
+of the version that Hello has asked for. Hello and Welcome keep their fields for good, so that each version can read
+those of any other and refuse them in one sentence.
 
 Whatever comes in is bounded and checked here: types, lengths, names. `ProtocolError` is the other side's fault.
 """
 
 import dataclasses
-import json
 import re
-import types
 import typing
 from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
 from migrate.errors import MigrateError, ProtocolError
+from migrate.files.trees import MAX_TREES, Mounted, Needed, Root, Tree
 from migrate.model import FREEZE_TIMEOUT, MAX_FREEZE_TIMEOUT, check_migration_id
+from migrate.wire import records
 from migrate.wire.frames import MAX_CALL, FrameType, header
+from migrate.wire.questions import MAX_FILES, MAX_PORTS, Bound, FactsQuery, HostFacts, Seen
+from migrate.wire.records import Json, Most, Range
 
-VERSION = 1
+VERSION = 2
 
 _IMAGE_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}\.img")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+MAX_IMAGE = 1 << 40  # bytes
+_MEMORY = 1 << 50
+_FAILURE_TEXT = 4000  # characters
+_FROZEN = Range(0, MAX_FREEZE_TIMEOUT)
+
+Text = Annotated[str, Most(MAX_CALL)]  # as long as a call may be
+Trees = Annotated[list[Tree], Most(MAX_TREES)]
+Timeout = Annotated[float, _FROZEN]
+Verdict = Literal["resume", "abort", "ask"]
 
 
 def _check(condition: bool, what: str) -> None:
@@ -42,50 +61,175 @@ def _check(condition: bool, what: str) -> None:
 
 
 def _check_timeout(value: float) -> None:
-    _check(0 < value <= MAX_FREEZE_TIMEOUT, f"{value!r} s is no time that a container may be frozen")
+    _check(0 < value <= MAX_FREEZE_TIMEOUT, f"a container cannot be frozen for {value!r} s")
+
+
+def _check_digest(value: str) -> None:
+    _check(_DIGEST.fullmatch(value) is not None, f"{value[:80]!r} is not a SHA-256")
+
+
+# --- replies
 
 
 @dataclass(frozen=True)
-class Hello:
-    """Which protocol the source speaks, and which file system root it means by a container store."""
+class Done:
+    """The call was carried out."""
+
+
+@dataclass(frozen=True)
+class Welcome:
+    """Which protocol the agent speaks, its host's name, and its pid. The same in every version."""
+
+    version: int
+    host: str
+    pid: int
+
+
+@dataclass(frozen=True)
+class Opened:
+    """Where the bundle is, and what of the files is there.
+
+    `complete`: the constant root file system is there, and so is each of `trees`. `renewed`: the root file system, then
+    each tree: has the target an older copy? `notes`: what was left alone, in words.
+    """
+
+    bundle: str
+    rootfs: str
+    complete: bool
+    trees: list[bool]
+    renewed: list[bool]
+    notes: list[str]
+
+    def __post_init__(self) -> None:
+        for name, path in (("bundle", self.bundle), ("rootfs", self.rootfs)):
+            _check(path.startswith("/") and "\0" not in path, f"{name} is not an absolute path")
+
+
+@dataclass(frozen=True)
+class TreeProblem:
+    """Why a tree cannot be put at `path`, or what is missing there; `rule` is one of preflight/rules.py."""
+
+    rule: str
+    path: str
+    text: str
+
+
+@dataclass(frozen=True)
+class TreesChecked:
+    """`found` are the names of trees that are taken as they are there."""
+
+    problems: list[TreeProblem]
+    found: list[str]
+
+
+@dataclass(frozen=True)
+class FilesSeen:
+    """The files of CheckFiles as they are at the target, in the same order."""
+
+    files: Annotated[list[Seen], Most(MAX_FILES)]
+
+
+@dataclass(frozen=True)
+class PortProblem:
+    """Why the container cannot have a port."""
+
+    port: str
+    text: str
+
+
+@dataclass(frozen=True)
+class PortsChecked:
+    problems: Annotated[list[PortProblem], Most(MAX_PORTS)]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """`tmpfs`: place in the container -> path at the target, of the mounts that the target has made.
+
+    What comes into them is charged to `cgroup`, a directory, or "". `on_disk`: why images cannot be in memory, or "".
+    """
+
+    tmpfs: dict[str, str]
+    cgroup: str
+    on_disk: str
+
+
+@dataclass(frozen=True)
+class Restored:
+    """The container's init at the target; nothing of the container has run yet."""
+
+    pid: int
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """The container's init at the target; it runs."""
+
+    pid: int
+
+
+@dataclass(frozen=True)
+class Settled:
+    """Where the container is: TARGET, SOURCE, NEITHER or UNKNOWN.
+
+    `since`: when it was resumed, if that was before the call; `reason`: why it is NEITHER.
+    """
+
+    workload: str
+    since: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A call failed: an exception's `kind` (errors.py), message and remedy, or ""."""
+
+    kind: str
+    message: Annotated[str, Most(_FAILURE_TEXT)]
+    remedy: Annotated[str, Most(_FAILURE_TEXT)]
+
+    @classmethod
+    def of(cls, kind: str, message: str, remedy: str) -> "Failure":
+        """One that is cut to the lengths that a failure may have."""
+        return cls(kind, message[:_FAILURE_TEXT], remedy[:_FAILURE_TEXT])
+
+
+# --- calls
+
+R = TypeVar("R")
+
+
+class Call(Generic[R]):
+    """Something that the source wants of the target, which replies with a record of class `reply` (R)."""
+
+    reply: ClassVar[type[Any] | None] = None  # None: it has no reply
+
+    def __init_subclass__(cls) -> None:
+        (base,) = (base for base in getattr(cls, "__orig_bases__", ()) if typing.get_origin(base) is Call)
+        (reply,) = typing.get_args(base)
+        cls.reply = None if reply is type(None) else reply
+
+    def check_reply(self, reply: R) -> None:
+        """Raise ProtocolError unless `reply` fits this very call."""
+
+
+@dataclass(frozen=True)
+class Hello(Call[Welcome]):
+    """Which protocol the source speaks, and its directory of container states. The same in every version."""
 
     version: int
     root: str
 
 
 @dataclass(frozen=True)
-class Facts:
-    """Ask the target for its HostFacts; `query` is a FactsQuery as JSON."""
+class Facts(Call[HostFacts]):
+    """Ask the target for its HostFacts."""
 
-    query: dict[str, typing.Any]
-
-
-@dataclass(frozen=True)
-class OpenBundle:
-    """`source` begins to move container `id`: where does its bundle lie at the target, and is its rootfs there?
-
-    `config` is config.json as text, `fingerprint` that of the rootfs (files.fingerprint), "" for one that the container
-    may write to; `hints` are paths where such a bundle may lie already. They are used only if they match, and written
-    to only if a move of this container (`created` tells it from others of its name) has left them. `trees` are
-    trees.Tree as JSON: what goes along beside the rootfs.
-    """
-
-    migration: str
-    source: str
-    id: str
-    created: str
-    config: str
-    fingerprint: str
-    hints: list[str]
-    trees: list[dict[str, typing.Any]]
-
-    def __post_init__(self) -> None:
-        check_migration_id(self.migration)
-        _check(_DIGEST.fullmatch(self.fingerprint or "0" * 64) is not None, f"{self.fingerprint!r} is no SHA-256")
+    query: FactsQuery
 
 
 @dataclass(frozen=True)
-class Discard:
+class Discard(Call[Done]):
     """The source has aborted these moves without being able to say so: the target removes what it has of them."""
 
     migrations: list[str]
@@ -96,279 +240,255 @@ class Discard:
 
 
 @dataclass(frozen=True)
-class BundleSent:
+class OpenBundle(Call[Opened]):
+    """`source` begins to move container `id`: where does its bundle lie at the target, and is its rootfs there?
+
+    `config` is config.json as text, `fingerprint` that of the rootfs (files.fingerprint), "" for one that the container
+    may write to; `hints` are paths where such a bundle may lie already. They are used only if they match, and written
+    to only if a move of this container (`created` tells it from others of its name) has left them. `trees` go along
+    beside the rootfs.
+    """
+
+    migration: str
+    source: str
+    id: str
+    created: str
+    config: Text
+    fingerprint: str
+    hints: list[str]
+    trees: Trees
+
+    def __post_init__(self) -> None:
+        check_migration_id(self.migration)
+        _check_digest(self.fingerprint or "0" * 64)
+        for tree in self.trees:
+            tree.check()
+
+    def check_reply(self, reply: Opened) -> None:
+        count = len(self.trees)
+        _check(len(reply.trees) == count, f"trees has {len(reply.trees)} items, not {count}")
+        _check(len(reply.renewed) == count + 1, f"renewed has {len(reply.renewed)} items, not {count + 1}")
+
+
+@dataclass(frozen=True)
+class BundleSent(Call[Done]):
     """rsync is done: the target checks the fingerprint of what it has now."""
 
     fingerprint: str
 
 
 @dataclass(frozen=True)
-class CheckTrees:
-    """Before anything is touched: can these trees (trees.Tree) be put there, is what is needed (trees.Needed) there?
+class CheckTrees(Call[TreesChecked]):
+    """Before anything is touched: can these trees be put there, is what is needed there?
 
-    `reserved` bytes will be taken beside, in /var/lib/pymigrate. Answers as treestore.check does.
+    `reserved` bytes will be taken beside, in /var/lib/pymigrate.
     """
 
     id: str
     created: str
-    trees: list[dict[str, typing.Any]]
-    needed: list[dict[str, typing.Any]]
+    trees: Trees
+    needed: Annotated[list[Needed], Most(MAX_TREES)]
     reserved: int
 
-
-@dataclass(frozen=True)
-class CheckFiles:
-    """What are these files at the target? `files` are openfiles.Seen as JSON; answers {"files": [...]}, the same."""
-
-    files: list[dict[str, typing.Any]]
+    def __post_init__(self) -> None:
+        for tree in self.trees:
+            tree.check()
 
 
 @dataclass(frozen=True)
-class CheckPorts:
-    """Can a container have these ports in the network namespace at path `netns` ("": the target's own)?
+class CheckFiles(Call[FilesSeen]):
+    """What are these files at the target?"""
 
-    `ports` are ports.Bound as JSON; answers as ports.answer does.
-    """
+    files: Annotated[list[Seen], Most(MAX_FILES)]
+
+    def check_reply(self, reply: FilesSeen) -> None:
+        _check(len(reply.files) == len(self.files), "files are not those that were asked for")
+
+
+@dataclass(frozen=True)
+class CheckPorts(Call[PortsChecked]):
+    """Can a container have these ports in the network namespace at path `netns` ("": the target's own)?"""
 
     netns: str
-    ports: list[dict[str, typing.Any]]
+    ports: Annotated[list[Bound], Most(MAX_PORTS)]
 
 
 @dataclass(frozen=True)
-class TreesSent:
+class TreesSent(Call[Done]):
     """All trees are there, but for what will have changed in those that may be written to: the target checks them."""
 
 
 @dataclass(frozen=True)
-class Prepare:
-    """Make ready all that a restore needs, before the source is frozen.
+class Carried:
+    """The part of a container's state that goes along."""
 
-    `state` holds what goes along of the container's state: annotations, created, bundle hints, updated resources;
-    `stdio` names its standard streams as CRIU knows them ("pipe:[123]", or "" where there is nothing to reconnect).
-    With `tcp_close` the container finds its TCP connections closed. It is frozen for `timeout` seconds at most: what
-    the target waits for meanwhile must not take longer. `tmpfs` are tmpfs.Mounted as JSON: mounts that the target
-    makes, for files to be sent to. `memory` is how many bytes of images are to be expected. Answers {"tmpfs": {place in
-    the container: path there} of those that it has made, "cgroup": what comes into them is charged to that one, or "",
-    "on_disk": why the images cannot be in memory there, or ""}.
-    """
-
-    state: dict[str, typing.Any]
-    stdio: list[str]
-    tcp_close: bool = False
-    timeout: float = FREEZE_TIMEOUT
-    tmpfs: list[dict[str, typing.Any]] = dataclasses.field(default_factory=list)
-    memory: int = 0
-
-    def __post_init__(self) -> None:
-        _check_timeout(self.timeout)
-        _check(0 <= self.memory < 1 << 50, f"{self.memory} is not the size of a container's memory")
+    annotations: Annotated[dict[str, Text], Most(MAX_CALL)]
+    created: str
+    bundle_hints: list[str]
+    resources: dict[str, Json]
 
 
 @dataclass(frozen=True)
-class PagesBegin:
+class Prepare(Call[Prepared]):
+    """Make ready all that a restore needs, before the source is frozen.
+
+    `stdio` names the container's standard streams as CRIU knows them ("pipe:[123]", or "" where there is nothing to
+    reconnect). With `tcp_close` it finds its TCP connections closed. It is frozen for `timeout` seconds at most: what
+    the target waits for meanwhile must not take longer. `tmpfs` are mounts that the target makes, for files to be sent
+    to. `memory` is how many bytes of images are to be expected.
+    """
+
+    state: Carried
+    stdio: list[str]
+    tcp_close: bool = False
+    timeout: Timeout = FREEZE_TIMEOUT
+    tmpfs: list[Mounted] = dataclasses.field(default_factory=list)
+    memory: Annotated[int, Range(0, _MEMORY)] = 0
+
+    def __post_init__(self) -> None:
+        _check_timeout(self.timeout)
+
+
+@dataclass(frozen=True)
+class PagesBegin(Call[Done]):
     """Start a page server; PAGES frames follow."""
 
 
 @dataclass(frozen=True)
-class PagesEnd:
+class PagesEnd(Call[Done]):
     """No more pages: `size` bytes with this SHA-256 were sent."""
 
     size: int
     digest: str
 
     def __post_init__(self) -> None:
-        _check(_DIGEST.fullmatch(self.digest) is not None, f"{self.digest!r} is no SHA-256")
+        _check_digest(self.digest)
 
 
 @dataclass(frozen=True)
-class Image:
-    """`size` bytes of DATA follow: the image file `name`, with this SHA-256."""
+class Image(Call[None]):
+    """The image file `name` follows in DATA frames, up to ImageEnd."""
 
     name: str
-    size: int
+
+    def __post_init__(self) -> None:
+        _check(_IMAGE_NAME.fullmatch(self.name) is not None, f"{self.name!r} is not a name of an image file")
+
+
+@dataclass(frozen=True)
+class ImageEnd(Call[None]):
+    """That was the image: `size` bytes with this SHA-256."""
+
+    size: Annotated[int, Range(0, MAX_IMAGE)]
     digest: str
 
     def __post_init__(self) -> None:
-        _check(_IMAGE_NAME.fullmatch(self.name) is not None, f"{self.name!r} is no name of an image file")
-        _check(0 <= self.size < 1 << 40, f"{self.size} is no size of an image file")
-        _check(_DIGEST.fullmatch(self.digest) is not None, f"{self.digest!r} is no SHA-256")
+        _check_digest(self.digest)
 
 
 @dataclass(frozen=True)
-class Restore:
-    """All `count` images are there: restore within `timeout` seconds, hold before anything runs, answer {"pid"}.
+class Restore(Call[Restored]):
+    """All `count` images are there: restore within `timeout` seconds, and hold before anything runs.
 
-    `roots` has for each tmpfs of Prepare, by its place in the container, a tmpfs.Root as JSON.
+    `roots` has the attributes of the root of each tmpfs of Prepare, by its place in the container.
     """
 
     count: int
-    timeout: float = FREEZE_TIMEOUT
-    roots: dict[str, typing.Any] = dataclasses.field(default_factory=dict)
+    timeout: Timeout = FREEZE_TIMEOUT
+    roots: dict[str, Root] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _check_timeout(self.timeout)
 
 
 @dataclass(frozen=True)
-class Confirm:
+class Confirm(Call[Done]):
     """Is the restored tree still held? Asked right before the source gives the container up: a cut shows here."""
 
 
 @dataclass(frozen=True)
-class Resume:
-    """The source is dead: let the container run."""
+class Resume(Call[Resumed]):
+    """The source is dead: resume the container."""
 
 
 @dataclass(frozen=True)
-class History:
+class History(Call[Done]):
     """What the container wrote to its log at the source (its last part): `logs` at the target shows it first."""
 
-    log: str
+    log: Text
 
 
 @dataclass(frozen=True)
-class Abort:
+class Abort(Call[Done]):
     """The source keeps the container: remove everything this move brought."""
 
-
-@dataclass(frozen=True)
-class Settle:
-    """A connection was lost in the middle of `migration`: end it, or say how it has ended.
-
-    `verdict` is "resume" (the source has ended the container), "abort" (the source keeps it), or "ask", which changes
-    nothing. Answers {"workload": TARGET | SOURCE | NEITHER | UNKNOWN, "since": when it was resumed if that was before
-    this call, "reason": why it is NEITHER}; both are "" otherwise. "resume" never removes anything, unless the
-    container runs then.
-    """
-
-    migration: str
-    verdict: str
-
-    def __post_init__(self) -> None:
-        check_migration_id(self.migration)
-        _check(self.verdict in ("resume", "abort", "ask"), f"{self.verdict!r} is no verdict")
-
-
-Call = (
-    Hello
-    | Facts
-    | Discard
-    | OpenBundle
-    | BundleSent
-    | CheckTrees
-    | CheckFiles
-    | CheckPorts
-    | TreesSent
-    | Prepare
-    | PagesBegin
-    | PagesEnd
-    | Image
-    | Restore
-    | Confirm
-    | Resume
-    | History
-    | Abort
-    | Settle
-)
-_CALLS: dict[str, type[Call]] = {cls.__name__: cls for cls in typing.get_args(Call)}
-
-# The fields that the answer to a call must have; Facts answers with a HostFacts, which checks itself.
-_ANSWERS: dict[type[Call], dict[str, typing.Any]] = {
-    Hello: {"version": int},
-    Facts: {},
-    Discard: {},
-    OpenBundle: {
-        "bundle": str,
-        "rootfs": str,
-        "complete": bool,
-        "trees": list[bool],
-        "renewed": list[bool],
-        "notes": list[str],
-    },
-    BundleSent: {},
-    CheckTrees: {"problems": list[list[str]], "found": list[str]},
-    CheckFiles: {"files": list[dict[str, typing.Any]]},
-    CheckPorts: {"problems": list[list[str]]},
-    TreesSent: {},
-    Prepare: {"tmpfs": dict[str, str], "cgroup": str, "on_disk": str},
-    PagesBegin: {},
-    PagesEnd: {},
-    Restore: {"pid": int},
-    Confirm: {},
-    Resume: {"pid": int},
-    History: {},
-    Abort: {},
-    Settle: {"workload": str, "since": str, "reason": str},
-}
 
 _WORKLOADS = {
     "resume": ("TARGET", "NEITHER"), "abort": ("TARGET", "SOURCE"), "ask": ("TARGET", "SOURCE", "UNKNOWN"),
 }  # fmt: skip
 
 
-def dumps(value: object) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode()
+@dataclass(frozen=True)
+class Settle(Call[Settled]):
+    """A connection was lost in the middle of `migration`: end it, or say how it has ended.
+
+    `verdict` is "resume" (the source has ended the container), "abort" (the source keeps it), or "ask", which changes
+    nothing. "resume" never removes anything, unless the container runs then.
+    """
+
+    migration: str
+    verdict: Verdict
+
+    def __post_init__(self) -> None:
+        check_migration_id(self.migration)
+
+    def check_reply(self, reply: Settled) -> None:
+        _check(reply.workload in _WORKLOADS[self.verdict], f"workload is {reply.workload[:20]!r}")
 
 
-def loads(payload: bytes) -> dict[str, typing.Any]:
-    """A JSON object from the wire. Raises ProtocolError."""
-    try:
-        value = json.loads(payload)
-    except (ValueError, RecursionError) as error:
-        raise ProtocolError(f"a message is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ProtocolError("a message is not a JSON object")
-    return value
+# For each version of the protocol that can be spoken: its calls by name.
+CALLS: dict[int, dict[str, type[Call[Any]]]] = {
+    VERSION: {
+        cls.__name__: cls
+        for cls in (
+            Hello, Facts, Discard, OpenBundle, BundleSent, CheckTrees, CheckFiles, CheckPorts, TreesSent, Prepare,
+            PagesBegin, PagesEnd, Image, ImageEnd, Restore, Confirm, Resume, History, Abort, Settle,
+        )
+    }
+}  # fmt: skip
 
 
-def check_answer(call: Call, answer: dict[str, typing.Any]) -> None:
-    """Raise ProtocolError, which names the field, unless `answer` has the shape that an answer to `call` must have."""
-    what = f"the answer to {type(call).__name__}"
-    for name, hint in _ANSWERS.get(type(call), {}).items():
-        _check(name in answer, f"{what}: {name} is missing")
-        _check(_fits(answer[name], hint), f"{what}: {name} is not of type {getattr(hint, '__name__', hint)}")
-    if isinstance(call, Settle):
-        _check(answer["workload"] in _WORKLOADS[call.verdict], f"{what}: workload is {answer['workload'][:20]!r}")
-    if isinstance(call, OpenBundle):
-        for name, count in (("trees", len(call.trees)), ("renewed", len(call.trees) + 1)):
-            _check(len(answer[name]) == count, f"{what}: {name} has {len(answer[name])} items, not {count}")
-        for name in ("bundle", "rootfs"):
-            _check(answer[name].startswith("/") and "\0" not in answer[name], f"{what}: {name} is not an absolute path")
-
-
-def encode_call(call: Call) -> bytes:
+def encode_call(call: Call[Any]) -> bytes:
     """One CALL frame. Raises MigrateError for one that the target would not take."""
-    fields = {field.name: getattr(call, field.name) for field in dataclasses.fields(call)}
-    payload = dumps({"call": type(call).__name__, "args": fields})
+    payload = records.dumps({"call": type(call).__name__, "args": call})
     if len(payload) > MAX_CALL:
         raise MigrateError(f"what is to be said of the container in {type(call).__name__} takes {len(payload)} bytes, "
                            f"more than {MAX_CALL}")  # fmt: skip
     return header(FrameType.CALL, len(payload)) + payload
 
 
-def decode_call(payload: bytes) -> Call:
-    """The call in a CALL frame, every field of the type its class says. Raises ProtocolError."""
-    message = loads(payload)
-    cls = _CALLS.get(message.get("call", "")) if isinstance(message.get("call"), str) else None
-    args = message.get("args")
-    if cls is None or not isinstance(args, dict):
-        raise ProtocolError(f"unknown call {str(message.get('call'))[:40]!r}")
-    hints = typing.get_type_hints(cls)
-    if set(args) != set(hints):
-        raise ProtocolError(f"call {cls.__name__} wants the fields {sorted(hints)}, not {sorted(args)}"[:300])
-    for name, hint in hints.items():
-        if not _fits(args[name], hint):
-            raise ProtocolError(f"call {cls.__name__}: field {name} is not of type {hint}")
-    return cls(**args)
+def decode_call(payload: bytes, version: int = VERSION) -> Call[Any]:
+    """The call in a CALL frame of a connection that speaks `version`. Raises ProtocolError."""
+    message = records.loads(payload)
+    name = message.get("call")
+    cls = CALLS[version].get(name) if isinstance(name, str) else None
+    if cls is None or message.keys() != {"call", "args"}:
+        raise ProtocolError(f"unknown call {str(name)[:40]!r}")
+    return records.decode(cls, message["args"], f"call {name}")
 
 
-def _fits(value: object, hint: typing.Any) -> bool:
-    """Whether a decoded JSON value is of the annotated type (str, int, float, bool, Any, list[...], dict[str, ...])."""
-    if hint is typing.Any:
-        return True
-    if not isinstance(hint, types.GenericAlias):
-        return type(value) is hint
-    origin, inner = typing.get_origin(hint), typing.get_args(hint)[-1]
-    if origin is list:
-        return isinstance(value, list) and all(_fits(item, inner) for item in value)
-    return isinstance(value, dict) and all(_fits(item, inner) for item in value.values())
+def decode_reply(call: Call[R], payload: bytes) -> R:
+    """The reply to `call` in a REPLY frame. Raises ProtocolError, which names the call and the field."""
+    what = f"the answer to {type(call).__name__}"
+    assert call.reply is not None
+    reply: R = records.decode(call.reply, records.loads(payload), what)
+    try:
+        call.check_reply(reply)
+    except ProtocolError as error:
+        raise ProtocolError(f"{what}: {error}") from None
+    return reply
+
+
+def decode_failure(payload: bytes) -> Failure:
+    """What a FAILURE frame says. Raises ProtocolError."""
+    return records.decode(Failure, records.loads(payload), "a failure")

@@ -18,6 +18,7 @@ from runtime.cgroups.hierarchies import (
     remove_tree,
 )
 from runtime.errors import Conflict, ContainerError, StateError
+from runtime.limits import CGROUP_KILL_TIMEOUT, CGROUP_REMOVE_TIMEOUT
 from runtime.linux.files import flat_keyed, number_list, read, write
 
 TYPE_CHECKING = False
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
     from runtime.cgroups.hierarchies import Hierarchy
     from runtime.spec.resources import Resources
     from runtime.state.record import State
-
-REMOVE_TIMEOUT = 10.0
-KILL_TIMEOUT = 2.0
 
 
 class Cgroup:
@@ -67,7 +65,6 @@ class Cgroup:
         cgroups_path: str | None,
         *,
         systemd: bool = False,
-        pid: int | None = None,
         resources: Resources | None = None,
         annotations: Mapping[str, str] | None = None,
         owner: bytes = b"",
@@ -77,10 +74,9 @@ class Cgroup:
         They are noted to be `owner`'s (see `of`).
 
         With `systemd` it is a unit of systemd's, `cgroups_path` is slice:prefix:name (by default
-        system.slice:pymigrate:<id>), and the process `pid` is in it from the beginning: no scope is without any. When
-        there is no `pid`, a child of ours holds the place until `occupied` is called. The unit is told what the
-        `resources` say, which `apply` must still be called for, and the properties that `annotations` hold. Without
-        `systemd` a `pid` is moved in.
+        system.slice:pymigrate:<id>). A scope is never empty, so a child of this process holds the place until
+        `release_claim` is called. The unit gets the limits in `resources`, which `apply` must still be called for, and
+        the properties in `annotations`.
 
         Raises ContainerError when one exists already with processes in it, or when there is no systemd.
         """
@@ -90,12 +86,10 @@ class Cgroup:
             from runtime.cgroups import systemd as driver
 
             name = driver.UnitName.parse(container_id, cgroups_path)
-            placeholder = 0 if pid else driver.hold_place()
+            placeholder = driver.hold_place()
             unified = all(UNIFIED in hierarchy.controllers for hierarchy in hierarchies)
             try:
-                relative = driver.start(name, pid or placeholder, resources, annotations or {}, unified=unified).strip(
-                    "/"
-                )
+                relative = driver.start(name, placeholder, resources, annotations or {}, unified=unified).strip("/")
             except BaseException:
                 driver.end_place(placeholder)
                 raise
@@ -126,8 +120,6 @@ class Cgroup:
                 cls(there).require_free()
             for path, new in made.items():
                 own(path, owner, new=new or systemd)
-            if pid is not None:
-                cgroup.add(pid)
         except BaseException as error:
             # What another container uses is not ours to remove, only what is new in other hierarchies.
             used = there if isinstance(error, Conflict) else {}
@@ -139,7 +131,7 @@ class Cgroup:
         return cgroup
 
     def _claim(self, hierarchy: Hierarchy, path: str) -> bool:
-        """Make the first directory, and lock it up to `occupied`; returns whether it is new.
+        """Make the first directory, and lock it until `release_claim`; returns whether it is new.
 
         Of two containers that are to have the same cgroup, and are made at the same time, one is refused: until there
         is a process in it, it looks free. Raises Conflict, OSError.
@@ -303,7 +295,7 @@ class Cgroup:
     def kill(self) -> None:
         """Send SIGKILL to every process in it; one that forks meanwhile is killed as well. Raises StateError."""
         self.require_own()
-        deadline = time.monotonic() + KILL_TIMEOUT
+        deadline = time.monotonic() + CGROUP_KILL_TIMEOUT
         while pids := self.pids():
             self._kill_all(pids)
             if time.monotonic() > deadline:
@@ -333,7 +325,7 @@ class Cgroup:
             from runtime.cgroups import systemd as driver
 
             driver.stop(self.unit, driver.monitor_unit(self.unit))
-        deadline = time.monotonic() + REMOVE_TIMEOUT
+        deadline = time.monotonic() + CGROUP_REMOVE_TIMEOUT
         for directory, monitors in zip(directories, monitor_cgroup.directories(self), strict=True):
             remove_tree(directory, deadline)
             remove_tree(monitors, deadline)

@@ -7,6 +7,7 @@ import socket
 import time
 
 from runtime.errors import ContainerError, DeadlineExceeded
+from runtime.limits import SYSTEMD_TIMEOUT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any, Self
 
-TIMEOUT = 30.0
 _BOOTED = "/run/systemd/system"  # sd_booted(3)
 _PRIVATE, _SYSTEM_BUS = "/run/systemd/private", "/run/dbus/system_bus_socket"
 _NAME, _PATH, _MANAGER = "org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager"
@@ -29,7 +29,7 @@ class Refused(Exception):
 
 
 class Systemd:
-    """A connection to systemd. All that is done with it must be done within TIMEOUT."""
+    """A connection to systemd. All that is done with it must be done within SYSTEMD_TIMEOUT."""
 
     def __init__(self) -> None:
         """Raises ContainerError when there is no systemd, or no way to it."""
@@ -43,7 +43,7 @@ class Systemd:
             raise ContainerError(
                 "the Python module jeepney is missing, which speaks to systemd", remedy="pip install jeepney"
             ) from None
-        self._deadline = time.monotonic() + TIMEOUT
+        self._deadline = time.monotonic() + SYSTEMD_TIMEOUT
         self._parser: Any = Parser()
         self._serial = 0
         self._jobs: dict[str, str] = {}
@@ -61,7 +61,7 @@ class Systemd:
         for path in (_PRIVATE, _SYSTEM_BUS):
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
             try:
-                sock.settimeout(TIMEOUT)
+                sock.settimeout(SYSTEMD_TIMEOUT)
                 sock.connect(path)
                 self._authenticate(sock)
                 self._socket = sock
@@ -141,7 +141,7 @@ class Systemd:
                     raise ContainerError("systemd has closed the connection")
                 self._parser.add_data(data)
         except TimeoutError:
-            raise DeadlineExceeded(f"systemd has not answered within {TIMEOUT:g} s") from None
+            raise DeadlineExceeded(f"systemd has not answered within {SYSTEMD_TIMEOUT:g} s") from None
         except OSError as error:
             raise ContainerError(f"systemd: {error.strerror or error}") from None
         if message.header.fields.get(HeaderFields.member) == "JobRemoved" and len(message.body) == 4:

@@ -6,9 +6,8 @@ import time
 
 from runtime.cgroups.hierarchies import UNIFIED
 from runtime.errors import ContainerError, DeadlineExceeded
+from runtime.limits import FREEZER_TIMEOUT
 from runtime.linux.files import read, wait_until, write
-
-TIMEOUT = 10.0
 
 
 def is_frozen(paths: dict[str, str]) -> bool:
@@ -59,8 +58,8 @@ def _write(paths: dict[str, str], v1_state: str, v2_state: str) -> None:
 
 def _await_frozen(paths: dict[str, str]) -> bool:
     if "freezer" not in paths:
-        return wait_until(f"{paths[UNIFIED]}/cgroup.events", lambda events: events.get("frozen") == 1, TIMEOUT)
-    deadline = time.monotonic() + TIMEOUT
+        return wait_until(f"{paths[UNIFIED]}/cgroup.events", lambda events: events.get("frozen") == 1, FREEZER_TIMEOUT)
+    deadline = time.monotonic() + FREEZER_TIMEOUT
     # The version 1 freezer tells nobody, and looks at its processes when it is read.
     while read(f"{paths['freezer']}/freezer.state") != "FROZEN":
         if time.monotonic() > deadline:

@@ -14,6 +14,7 @@ import time
 from runtime import notices
 from runtime.cgroups.hierarchies import UNIFIED
 from runtime.errors import ContainerError
+from runtime.limits import LEEWAY_TIMEOUT
 from runtime.linux.files import read, write
 
 TYPE_CHECKING = False
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 # Bytes that CRIU may have in the cgroup when it has done its work: of its own (3 MiB measured), and for each process
 # that it has made (130 KiB measured). They are free again when it has ended.
 _SPARE, _SPARE_EACH = 16 << 20, 256 << 10
-_END_TIMEOUT = 1.0  # for CRIU to end, when it has let the container run
 # controller, file, what lifts the limit; of memory that of memory and swap together is the wider one
 _V1 = (
     ("pids", "pids.max", "max"),
@@ -89,7 +89,7 @@ class Leeway:
 
     def settle(self) -> None:
         """Set what had to wait for CRIU's end; the container runs."""
-        deadline = time.monotonic() + _END_TIMEOUT
+        deadline = time.monotonic() + LEEWAY_TIMEOUT
         for path, limit in self._limits:
             usage = _MEMORY.get(path.rpartition("/")[2])
             try:

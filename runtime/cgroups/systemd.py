@@ -14,6 +14,7 @@ from runtime.cgroups.limits import device_rules
 from runtime.errors import Conflict, ContainerError, NotSupported, SpecError, StartFailed
 from runtime.light import signals
 from runtime.light.records import Record
+from runtime.limits import SCOPE_PLACE_TIMEOUT
 from runtime.linux.files import read
 
 TYPE_CHECKING = False
@@ -30,7 +31,6 @@ _INFINITY = 2**64 - 1
 _PERIOD = 100_000  # the kernel's own, in microseconds
 _SECOND = 1_000_000
 _PERCENT = _SECOND // 100
-_PLACE_TIMEOUT = 120  # seconds
 
 
 def expand_slice(name: str) -> str:
@@ -354,7 +354,7 @@ def hold_place() -> int:
         for number in range(1, signals.NSIG):
             if signals.getsignal(number) not in (signals.SIG_DFL, None):
                 signals.signal(number, signals.SIG_DFL)
-        signals.alarm(_PLACE_TIMEOUT)  # whatever becomes of us
+        signals.alarm(SCOPE_PLACE_TIMEOUT)  # whatever becomes of us
         while True:
             signals.pause()
     return pid

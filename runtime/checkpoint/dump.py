@@ -16,6 +16,7 @@ from runtime.freeze import mend, monitor_hold, network_lock
 from runtime.freeze.guard import Guard
 from runtime.lifecycle import control
 from runtime.light import signals
+from runtime.limits import DEATH_TIMEOUT
 from runtime.linux import processes
 
 TYPE_CHECKING = False
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from criu_rpc.options import DumpOptions
     from runtime.spec.config import Spec
     from runtime.state.record import State
-
-DEATH_TIMEOUT = 30.0
 
 
 class Dump:

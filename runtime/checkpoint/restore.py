@@ -20,6 +20,7 @@ from runtime.errors import ContainerError, DeadlineExceeded, NotFound
 from runtime.init import hooks
 from runtime.lifecycle import delete
 from runtime.lifecycle.provision import Provision
+from runtime.limits import CRIU_UNDO_TIMEOUT, MONITOR_PING_TIMEOUT, RESUME_TIMEOUT
 from runtime.linux import processes
 from runtime.linux.descriptors import Owned
 from runtime.spec.fields import Fields
@@ -34,10 +35,6 @@ if TYPE_CHECKING:
     from runtime.spec.config import Spec
     from runtime.state.record import State
     from runtime.state.store import Store
-
-MONITOR_TIMEOUT = 5.0
-RESUME_TIMEOUT = 30.0  # for CRIU, once it may resume the tree
-ABORT_TIMEOUT = 5.0  # seconds in which CRIU undoes what it did
 
 
 class Restoring:
@@ -119,7 +116,7 @@ class Restoring:
             supplement.apply(extra, pid, made.cgroup)
             self._leeway.end()
             if monitor is not None:
-                monitor.ping(max(0.1, min(MONITOR_TIMEOUT, deadline - time.monotonic())))
+                monitor.ping(max(0.1, min(MONITOR_PING_TIMEOUT, deadline - time.monotonic())))
         made.add_init(pid)
         return pid
 
@@ -223,7 +220,7 @@ class Restoring:
 
         A stopped monitor does not reap it.
         """
-        deadline = time.monotonic() + ABORT_TIMEOUT
+        deadline = time.monotonic() + CRIU_UNDO_TIMEOUT
         state = self._made.state
         monitor, own = (state.monitor_pid, state.monitor_start_time), {state.pid}
         while time.monotonic() < deadline:

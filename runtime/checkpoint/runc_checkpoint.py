@@ -11,6 +11,7 @@ from runtime.errors import ContainerError, SpecError
 from runtime.freeze import mend, network_lock, unfreezable
 from runtime.lifecycle import delete
 from runtime.light.records import Record
+from runtime.limits import DUMP_TIMEOUT
 from runtime.state.kept_config import load_kept
 from runtime.state.status import Status
 
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from runtime.spec.config import Spec
     from runtime.state.record import State
     from runtime.state.store import Store
-
-DUMP_TIMEOUT = 600.0
 
 
 class Request(Record):

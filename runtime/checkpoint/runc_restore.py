@@ -7,13 +7,14 @@ import os
 from criu_rpc.client import Criu
 from runtime import sync
 from runtime.checkpoint import options as criu_options
-from runtime.checkpoint import runc_checkpoint, supplement
+from runtime.checkpoint import supplement
 from runtime.checkpoint.restore import Restoring
 from runtime.checkpoint.restore_criu import RestorePlan
 from runtime.init import mounts
 from runtime.lifecycle import delete, engine_sockets, provision
 from runtime.lifecycle import run as foreground
 from runtime.light.records import Record
+from runtime.limits import DUMP_TIMEOUT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def restore(store: Store, container_id: str, bundle: str, request: Request) -> i
         masters: list[int] = []
         try:
             ours = request.console_socket is None and request.detach  # the monitor's
-            pid = restoring.restore(runc_checkpoint.DUMP_TIMEOUT, None if ours else masters.append)
+            pid = restoring.restore(DUMP_TIMEOUT, None if ours else masters.append)
             # Once it runs it is not undone any more: what can fail comes before.
             if request.console_socket is not None and masters:
                 sync.send_fd(request.console_socket, masters.pop(), b"/dev/ptmx")

@@ -23,6 +23,7 @@ from runtime.cgroups.cgroup import Cgroup
 from runtime.errors import ContainerError, DeadlineExceeded
 from runtime.freeze import mend
 from runtime.light import sockets
+from runtime.limits import CRIU_RELEASE_TIMEOUT, GUARD_EXIT_TIMEOUT, GUARD_START_TIMEOUT
 from runtime.linux import processes, selfexec, syscalls
 from runtime.state.store import Store
 
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
 
     from runtime.state.record import State
 
-START_TIMEOUT = 20.0
-END_TIMEOUT = 5.0
 _SEIZE, _CONT, _LISTEN = 0x4206, 7, 0x4208
 _TRACE_EXIT = 0x40  # PTRACE_O_TRACEEXIT
 _EVENT_EXIT, _EVENT_STOP = 6, 128
@@ -47,7 +46,7 @@ class Guard:
 
     def __init__(self, state: State) -> None:
         self._socket, theirs = sockets.socketpair(sockets.AF_UNIX, sockets.SOCK_SEQPACKET)
-        self._socket.settimeout(START_TIMEOUT)
+        self._socket.settimeout(GUARD_START_TIMEOUT)
         try:
             argv = selfexec.command("runtime.freeze.guard", state.directory, str(theirs.fileno()))
             os.set_inheritable(theirs.fileno(), True)
@@ -79,7 +78,7 @@ class Guard:
         self._socket.close()
         pidfd = os.pidfd_open(self._pid)
         try:
-            if not processes.wait_exit(pidfd, END_TIMEOUT):
+            if not processes.wait_exit(pidfd, GUARD_EXIT_TIMEOUT):
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
         finally:
             os.close(pidfd)
@@ -109,7 +108,7 @@ def _watch(criu: int, cgroup: Cgroup) -> None:
 
 def _repair(store: Store, container_id: str) -> None:
     """Undo the dump in place of the dumping process, which was killed."""
-    deadline = time.monotonic() + mend.RELEASE_TIMEOUT
+    deadline = time.monotonic() + CRIU_RELEASE_TIMEOUT
     while mend.is_left(store.load(container_id)) and time.monotonic() < deadline:
         try:
             with store.lock_existing(container_id, 0):

@@ -25,6 +25,7 @@ from runtime.errors import ContainerError, unwritable
 from runtime.freeze import network_lock
 from runtime.light import json as light_json
 from runtime.light import sockets
+from runtime.limits import CRIU_CODE_TIMEOUT, CRIU_RELEASE_TIMEOUT
 from runtime.linux import processes, syscalls
 from runtime.state.store import DUMP
 
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
 
     from runtime.state.record import State
 
-RELEASE_TIMEOUT = 600.0  # a CRIU that lost its client notices when it next sends a message
-CODE_TIMEOUT = 5.0
 _TCP_REPAIR = 19
 _STEP = 0.002
 _DELETED = " (deleted)"
@@ -91,7 +90,7 @@ def repair(state: State) -> None:
     pids = [pid for pid in processes.container_pids(state.pid) if alive and not processes.is_dying(pid)]
     problems: list[str] = []
     if pids:
-        problems += _await(lambda: _traced(pids), RELEASE_TIMEOUT)
+        problems += _await(lambda: _traced(pids), CRIU_RELEASE_TIMEOUT)
         try:
             lock = note.get("lock")
             if lock is None:
@@ -108,7 +107,7 @@ def repair(state: State) -> None:
         if cgroup.frozen:
             cgroup.thaw()
         if pids:
-            problems += _await(lambda: _infected(pids), CODE_TIMEOUT)
+            problems += _await(lambda: _infected(pids), CRIU_CODE_TIMEOUT)
     forget(state)
     if problems:
         raise ContainerError(

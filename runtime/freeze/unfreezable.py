@@ -11,6 +11,7 @@ import time
 
 from runtime.errors import ContainerError
 from runtime.light.records import Record
+from runtime.limits import UNFREEZABLE_PATIENCE
 from runtime.linux import processes
 
 TYPE_CHECKING = False
@@ -22,7 +23,6 @@ REMEDY = (
     "child); a program that uses files sleeps until its disk or network file system answers"
 )
 LEAST = 0.2  # seconds; a thread that moves within them is not stuck
-PATIENCE = 2.0  # seconds
 _INTERVAL = 0.02
 # CRIU gives up if it has not seized all threads within this many seconds; the container stands still meanwhile.
 _SEIZE, _THREADS_A_SECOND = 3, 500
@@ -62,8 +62,8 @@ def find(init_pid: int, patience: float = 0.0) -> list[Stuck]:
 
 
 def require_none(state: State) -> None:
-    """Raise ContainerError if a thread of the container stays in state D for PATIENCE seconds."""
-    for stuck in find(state.pid, PATIENCE):
+    """Raise ContainerError if a thread of the container stays in state D for UNFREEZABLE_PATIENCE seconds."""
+    for stuck in find(state.pid, UNFREEZABLE_PATIENCE):
         raise ContainerError(f"container {state.id}: {stuck.subject} {stuck.problem}", remedy=REMEDY)
 
 

@@ -16,6 +16,7 @@ from runtime.init import hooks, mounts
 from runtime.init import namespaces as container_namespaces
 from runtime.init import program as container_program
 from runtime.light.records import Record
+from runtime.limits import INIT_STEP_TIMEOUT
 from runtime.linux import selfexec, syscalls
 from runtime.linux.own_proc import OwnProc
 
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 
     from runtime.init.program import Filter
     from runtime.spec.config import Spec
-
-STEP_TIMEOUT = 120.0
 
 
 class Setup(Record):
@@ -133,7 +132,7 @@ def _stage_one(setup: Setup, sock: socket.socket) -> tuple[dict[int, int], froze
 
     def map_ids() -> None:
         sync.send(sock, {"map": os.getpid()})
-        sync.receive(sock, STEP_TIMEOUT, "create")
+        sync.receive(sock, INIT_STEP_TIMEOUT, "create")
         # This process's user is unknown in the new namespace; the namespace's root does the rest.
         os.setresgid(0, 0, 0)
         os.setresuid(0, 0, 0)
@@ -183,7 +182,7 @@ def _stage_two(setup: Setup, sock: socket.socket, trees: dict[int, int], separat
     """Set up the container as its pid 1, wait for `start`, and execute the program."""
     spec = setup.spec
     os.setsid()
-    sync.receive(sock, STEP_TIMEOUT, "create")
+    sync.receive(sock, INIT_STEP_TIMEOUT, "create")
     container_namespaces.set_up(spec, separate)
     before = os.umask(0o022)
     root = mounts.build(spec, trees, setup.cgroups)

@@ -16,6 +16,7 @@ from runtime.errors import Conflict
 from runtime.init import container as container_init
 from runtime.init import program as container_program
 from runtime.light import signals
+from runtime.limits import INIT_STEP_TIMEOUT
 from runtime.linux import namespaces, processes, selfexec, syscalls
 from runtime.linux.own_proc import OwnProc
 from runtime.spec.process import Process, Rlimit, Scheduler
@@ -65,7 +66,7 @@ def main(argv: list[str]) -> int:
     """Run `exec`'s child side. argv: the number of the handshake's descriptor."""
     sock = sync.adopt(int(argv[0]))
     try:
-        config = sync.receive(sock, container_init.STEP_TIMEOUT, "exec")["config"]
+        config = sync.receive(sock, INIT_STEP_TIMEOUT, "exec")["config"]
         wanted = _process(config["process"])
         given = set() if config["console"] is None else {config["console"]}
         streams = [fd for fd in config["streams"] if fd >= 0]
@@ -95,7 +96,7 @@ def main(argv: list[str]) -> int:
         if config["resident"]:
             _reparent()
         sync.send(sock, {})  # the starter reads this process's pid off it
-        sync.receive(sock, container_init.STEP_TIMEOUT, "exec")
+        sync.receive(sock, INIT_STEP_TIMEOUT, "exec")
         # A new session, so that the program cannot control the caller's terminal if that is on 0 to 2.
         os.setsid()
         if given:

@@ -12,6 +12,7 @@ from runtime.lifecycle import engine_sockets
 from runtime.lifecycle.provision import Provision, connect_network, limit_reached, load_asked
 from runtime.light import signals
 from runtime.light.records import Record
+from runtime.limits import HANDSHAKE_TIMEOUT
 from runtime.linux import capabilities, processes, syscalls
 from runtime.linux.descriptors import Owned
 from runtime.monitor import spawn
@@ -242,10 +243,10 @@ def _receive_pid(ours: socket.socket, spec: Spec) -> int:
     if spec.is_new("user"):
         from runtime.init import idmaps
 
-        message = sync.receive(ours, engine_sockets.TIMEOUT, "the container's init")
+        message = sync.receive(ours, HANDSHAKE_TIMEOUT, "the container's init")
         idmaps.write(int(message["map"]), spec.uid_mappings, spec.gid_mappings)
         sync.tell(ours, {})
-    return sync.receive_pid(ours, engine_sockets.TIMEOUT, "the container's init")
+    return sync.receive_pid(ours, HANDSHAKE_TIMEOUT, "the container's init")
 
 
 def _own_streams() -> tuple[str, str, str]:

@@ -8,12 +8,10 @@ from runtime.cgroups.cgroup import Cgroup
 from runtime.errors import DeadlineExceeded, NotFound, StateError
 from runtime.lifecycle.control import open_init
 from runtime.light import signals
+from runtime.limits import DEATH_TIMEOUT, MONITOR_EXIT_TIMEOUT
 from runtime.linux import processes
 from runtime.state.record import State
 from runtime.state.store import DUMP, Store
-
-DEATH_TIMEOUT = 30.0
-MONITOR_TIMEOUT = 10.0
 
 
 def delete(store: Store, container_id: str, *, force: bool = False, created: str | None = None) -> None:
@@ -60,7 +58,7 @@ def remove(store: Store, state: State, cgroup: Cgroup | None = None) -> None:
         from runtime.network import veth
 
         veth.remove(state)  # with the namespace it would go by itself, but later
-    wait_monitor(state, MONITOR_TIMEOUT)
+    wait_monitor(state, MONITOR_EXIT_TIMEOUT)
     cgroup.remove()
     if state.hooks.get("poststop"):
         from runtime.init import hooks

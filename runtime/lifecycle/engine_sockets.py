@@ -7,6 +7,8 @@ import sys
 
 from runtime import sync
 from runtime.errors import ContainerError, StartFailed, unwritable
+from runtime.limits import HANDSHAKE_TIMEOUT
+from runtime.linux import files
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -15,15 +17,13 @@ if TYPE_CHECKING:
 
     from runtime.spec.config import Spec
 
-TIMEOUT = 60.0
-
 
 def await_ready(ours: socket.socket, spec: Spec, pid: int, state: dict[str, Any], what: str) -> None:
     """Wait until the other side, process `pid`, is set up; a listener of its filter goes to the bundle's agent.
 
     `state` is the container's, as the specification has it.
     """
-    message = sync.receive(ours, TIMEOUT, what)
+    message = sync.receive(ours, HANDSHAKE_TIMEOUT, what)
     if "listener" in message and spec.seccomp is not None:
         from runtime.seccomp import load as seccomp_load
 
@@ -34,7 +34,7 @@ def await_ready(ours: socket.socket, spec: Spec, pid: int, state: dict[str, Any]
         finally:
             os.close(fd)
         sync.tell(ours, {})
-        sync.receive(ours, TIMEOUT, what)
+        sync.receive(ours, HANDSHAKE_TIMEOUT, what)
 
 
 def compile_filter(spec: Spec) -> Any:
@@ -59,7 +59,7 @@ def receive_master(sock: socket.socket) -> int:
     """The master that init/console.py sends; the connection is closed. Raises StartFailed."""
     from runtime.light import sockets
 
-    sock.settimeout(TIMEOUT)
+    sock.settimeout(HANDSHAKE_TIMEOUT)
     try:
         _, ancillary, _, _ = sock.recvmsg(64, sockets.CMSG_SPACE(4), sockets.MSG_CMSG_CLOEXEC)
     except OSError:
@@ -73,11 +73,8 @@ def receive_master(sock: socket.socket) -> int:
 
 def write_pid(path: str, pid: int) -> None:
     """Write a pid file, whole or not at all. Raises ContainerError."""
-    temporary = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.{os.getpid()}")
     try:
-        with open(temporary, "w") as file:
-            file.write(str(pid))
-        os.rename(temporary, path)
+        files.replace(path, b"%d" % pid, mode=0o666)
     except OSError as error:
         raise unwritable(path, error) from None
 

@@ -16,6 +16,7 @@ from runtime.lifecycle import engine_sockets
 from runtime.lifecycle import run as foreground
 from runtime.light import signals
 from runtime.light.records import Record
+from runtime.limits import HANDSHAKE_TIMEOUT
 from runtime.linux import capabilities, processes, selfexec
 from runtime.state.record import State
 from runtime.state.status import Status
@@ -153,7 +154,7 @@ def _begin(
         console.close()
     try:
         sync.tell(ours, {"config": config})
-        return child, sync.receive_pid(ours, engine_sockets.TIMEOUT, _WHO), ours
+        return child, sync.receive_pid(ours, HANDSHAKE_TIMEOUT, _WHO), ours
     except BaseException as error:
         ours.close()
         _end(child, 0)
@@ -193,7 +194,7 @@ def _finish(ours: socket.socket, state: State, spec: Spec, pid: int, options: Op
             engine_sockets.write_pid(options.pid_file, pid)
         sync.tell(ours, {})
         engine_sockets.await_ready(ours, spec, pid, state.oci(), _WHO)
-        sync.await_end(ours, engine_sockets.TIMEOUT, _WHO)
+        sync.await_end(ours, HANDSHAKE_TIMEOUT, _WHO)
     finally:
         ours.close()
 

@@ -11,6 +11,7 @@ from runtime.cgroups.cgroup import Cgroup
 from runtime.cgroups.limits import denied_by_default, may_deny_devices
 from runtime.errors import DeadlineExceeded, SpecError, StartFailed
 from runtime.init import hooks
+from runtime.limits import NETWORK_CLAIM_TIMEOUT
 from runtime.linux import namespaces, processes
 from runtime.spec.annotations import NET
 from runtime.spec.config import load
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from runtime.spec.network import Network
     from runtime.state.store import Store
 
-_CLAIM_TIMEOUT = 10.0
 _LATER = ("poststart", "poststop")
 
 
@@ -184,7 +184,7 @@ def _lock(root: int, path: str) -> None:
     """Raises DeadlineExceeded."""
     import fcntl
 
-    deadline = time.monotonic() + _CLAIM_TIMEOUT
+    deadline = time.monotonic() + NETWORK_CLAIM_TIMEOUT
     while True:
         try:
             return fcntl.flock(root, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -6,6 +6,7 @@ import os
 import select
 
 from runtime.errors import ContainerError, DeadlineExceeded, StartFailed
+from runtime.limits import PROGRAM_TIMEOUT
 from runtime.linux import processes
 from runtime.state.status import Status
 
@@ -13,8 +14,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from runtime.state.record import State
     from runtime.state.store import Store
-
-START_TIMEOUT = 120.0
 
 
 def start(store: Store, container_id: str) -> State:
@@ -55,8 +54,8 @@ def _await_program(errors: int) -> None:
     poll = select.poll()
     poll.register(errors, select.POLLIN)
     try:
-        if not poll.poll(START_TIMEOUT * 1000):
-            raise DeadlineExceeded(f"the container's init did not become its program within {START_TIMEOUT:g} s")
+        if not poll.poll(PROGRAM_TIMEOUT * 1000):
+            raise DeadlineExceeded(f"the container's init did not become its program within {PROGRAM_TIMEOUT:g} s")
         words = os.read(errors, 1 << 16)
     finally:
         os.close(errors)

@@ -1,4 +1,4 @@
-"""Read, write and watch cgroup files."""
+"""Replace a file atomically; read, write and watch cgroup files."""
 
 from __future__ import annotations
 
@@ -8,6 +8,34 @@ import time
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+
+def replace(path: str, data: bytes, *, durable: bool = False, mode: int = 0o600) -> None:
+    """Write a file so that a reader sees the old contents or the new, whole: write a neighbour, then rename it.
+
+    `durable`: wait until the disk has the data, before the rename. Raises OSError, which names `path`.
+    """
+    directory, name = os.path.split(path)
+    temporary = os.path.join(directory, f".{name}.{os.getpid()}")
+    try:
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+        try:
+            left = memoryview(data)
+            while left:  # a full disk takes what fits, and rejects the rest
+                left = left[os.write(fd, left) :]
+            if durable:
+                os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.rename(temporary, path)
+    except BaseException as error:
+        try:
+            os.unlink(temporary)
+        except OSError:
+            pass  # it was not made
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror, path) from None
+        raise
 
 
 def read(path: str) -> str:

@@ -1,7 +1,4 @@
-"""Check that files to be loaded or run belong to root or this user, and that no other user can change or replace them.
-
-wire/zip_cache.py needs this before anything is cached, so it imports nothing else of the project.
-"""
+"""Check that files to load or run belong to root or this user, and that no other user can change or replace them."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ import time
 
 from criu_rpc.errors import Error
 from runtime.errors import Conflict, ContainerError, DeadlineExceeded, NotFound
+from runtime.limits import ATTACH_TIMEOUT
 from runtime.linux.descriptors import read_some, write_all
 from runtime.monitor import terminal
 from runtime.monitor.clients import NAME, PACKET
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from runtime.state.record import State
     from runtime.state.store import Store
 
-TIMEOUT = 20.0
 _STEP = 0.01
 _REDRAW = 0.05  # seconds of another size, which make full-screen programs redraw
 # Queries of a terminal; removed from output that is shown a second time, because no program waits for the answers.
@@ -71,8 +71,8 @@ def connect(state: State) -> socket.socket:
         raise NotFound.of(state.id) from None
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
-        sock.settimeout(TIMEOUT)
-        deadline = time.monotonic() + TIMEOUT
+        sock.settimeout(ATTACH_TIMEOUT)
+        deadline = time.monotonic() + ATTACH_TIMEOUT
         while True:
             try:
                 sock.connect(f"/proc/self/fd/{place}/{NAME}")

@@ -33,6 +33,7 @@ import sys
 import time
 
 from runtime.light import signals, sockets
+from runtime.linux import files
 from runtime.monitor import clients
 
 TYPE_CHECKING = False
@@ -249,9 +250,7 @@ class _Monitor:
         text = f'{{"status": {number}, "signal": {name}, "time": "{now}", "frozen": {frozen}}}\n'
         path = os.path.join(self._directory, "exit.json")
         try:
-            with open(os.open(path + ".new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-                file.write(text)
-            os.rename(path + ".new", path)
+            files.replace(path, text.encode())
         except OSError:
             return  # the container was deleted meanwhile
 

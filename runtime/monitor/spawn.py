@@ -14,6 +14,7 @@ from runtime import sync
 from runtime.cgroups import monitor as monitor_cgroup
 from runtime.errors import StartFailed
 from runtime.light import signals
+from runtime.limits import MONITOR_START_TIMEOUT
 from runtime.linux import processes, selfexec
 
 TYPE_CHECKING = False
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
     from runtime.cgroups.cgroup import Cgroup
 
-START_TIMEOUT = 20.0
 _OOM_NEVER = -1000
 
 
@@ -48,7 +48,7 @@ class Monitor:
     def watch(self, pid: int) -> None:
         """Tell the monitor the container's init; from then on the monitor stays. Raises StartFailed."""
         if self.pid:
-            self._tell(b"%d" % pid, START_TIMEOUT)
+            self._tell(b"%d" % pid, MONITOR_START_TIMEOUT)
         self._control.close()
 
     def ping(self, timeout: float) -> None:
@@ -83,7 +83,7 @@ class Monitor:
             signals.pidfd_send_signal(pidfd, signals.SIGCONT)  # it may be stopped
         except ProcessLookupError:
             pass
-        if not wait_exit(pidfd, START_TIMEOUT):
+        if not wait_exit(pidfd, MONITOR_START_TIMEOUT):
             signals.pidfd_send_signal(pidfd, signals.SIGKILL)
         os.close(pidfd)
 
@@ -126,7 +126,7 @@ def spawn(
     if orphan:
         os.waitpid(pid, 0)
     try:
-        return Monitor(ours, int(sync.receive(ours, START_TIMEOUT, "the monitor")["monitor"]))
+        return Monitor(ours, int(sync.receive(ours, MONITOR_START_TIMEOUT, "the monitor")["monitor"]))
     except BaseException:
         ours.close()
         raise

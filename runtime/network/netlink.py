@@ -11,6 +11,7 @@ import socket
 import sys
 import time
 
+from runtime.limits import CARRIER_TIMEOUT, NETLINK_TIMEOUT
 from runtime.network import nlmsg
 from runtime.network.nlmsg import ACK, CREATE, DUMP, EXCL, REQUEST
 
@@ -29,8 +30,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-TIMEOUT = 10.0
-CARRIER_TIMEOUT = 0.5
 IFF_UP = 1
 _OPERSTATE_UP = 6
 _NEWLINK, _DELLINK, _GETLINK, _SETLINK = 16, 17, 18, 19
@@ -46,7 +45,7 @@ class Netlink:
 
     def __init__(self) -> None:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
-        self._socket.settimeout(TIMEOUT)
+        self._socket.settimeout(NETLINK_TIMEOUT)
         self._socket.bind((0, 0))
         self._sequence = 0
 

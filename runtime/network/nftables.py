@@ -8,6 +8,7 @@ from __future__ import annotations
 import socket
 import struct
 
+from runtime.limits import NETLINK_TIMEOUT
 from runtime.linux import namespaces
 from runtime.network import nlmsg
 from runtime.network.nlmsg import ACK, APPEND, CREATE, DUMP, EXCL, NESTED, attributes
@@ -19,8 +20,7 @@ if TYPE_CHECKING:
     _Attribute = tuple[int, "bytes | int | str | list[_Attribute]"]
     Chain = tuple[str, str, int | None]  # table, chain, policy (of one with a hook)
 
-TIMEOUT = 10.0
-INPUT, OUTPUT = 1, 3  # hooks
+INPUT = 1  # a hook
 IPV4, IPV6 = 2, 10
 TCP = 6
 TABLE_OWNER = 0x2  # the table goes with the socket that made it
@@ -51,7 +51,7 @@ class Nftables:
         self._socket = namespaces.inside_netns(
             netns, lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETFILTER)
         )
-        self._socket.settimeout(TIMEOUT)
+        self._socket.settimeout(NETLINK_TIMEOUT)
         self._socket.setsockopt(_SOL_NETLINK, _CAP_ACK, 1)  # answers do not repeat what was asked
         self._socket.bind((0, 0))
         self._sequence = 0

@@ -10,6 +10,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from runtime.limits import SOCKDIAG_TIMEOUT
 from runtime.linux.namespaces import inside_netns
 from runtime.network import nlmsg
 from runtime.network.nlmsg import attributes
@@ -20,7 +21,6 @@ _UNIX_SHOW = 0x01 | 0x04 | 0x08 | 0x10  # name, peer, icons, queue lengths
 _UNIX_NAME, _UNIX_PEER, _UNIX_ICONS, _UNIX_RQLEN, _UNIX_SHUTDOWN = 0, 2, 3, 4, 6
 _SHOW_INFO = 0x02  # keys and upper layers are not told without
 _INET_MD5SIG, _INET_ULP_INFO = 18, 19
-_TIMEOUT = 5.0
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Diag:
             self._socket = inside_netns(
                 netns.fileno(), lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG)
             )
-        self._socket.settimeout(_TIMEOUT)
+        self._socket.settimeout(SOCKDIAG_TIMEOUT)
         self._sequence = 0
 
     def close(self) -> None:

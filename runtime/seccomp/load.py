@@ -15,13 +15,12 @@ from __future__ import annotations
 import errno
 
 from runtime.errors import StartFailed
+from runtime.limits import SECCOMP_AGENT_TIMEOUT
 from runtime.linux import syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
-
-_AGENT_TIMEOUT = 10.0  # seconds
 
 
 def load(program: bytes, flags: int, *, listener: bool) -> int | None:
@@ -66,7 +65,7 @@ def send_listener(path: str, fd: int, pid: int, state: dict[str, Any], *, metada
         message["metadata"] = metadata
     data = json.dumps(message | {"state": state}).encode()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as agent:
-        agent.settimeout(_AGENT_TIMEOUT)
+        agent.settimeout(SECCOMP_AGENT_TIMEOUT)
         try:
             agent.connect(path)
             sent = socket.send_fds(agent, [data], [fd])

@@ -17,14 +17,14 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import time
 
 from runtime.errors import Conflict, ContainerError, DeadlineExceeded, NotFound, StateError, unwritable
 from runtime.light import json as light_json
-from runtime.linux import trusted
+from runtime.limits import CONTAINER_LOCK_TIMEOUT
+from runtime.linux import files, trusted
 from runtime.state.record import OCI_VERSION, State, check_id, parse
 from runtime.state.status import Status
 
@@ -92,21 +92,9 @@ class Store:
     def save(self, state: State) -> None:
         """Write state.json so that a reader sees the old one or the new one, whole."""
         path = self.directory(state.id) + "/state.json"
-        temporary = f"{path}.{os.getpid()}"
         try:
-            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            try:
-                data = light_json.dumps({"ociVersion": OCI_VERSION, **state.plain()}).encode()
-                if os.write(fd, data) < len(data):  # a full disk takes what fits
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            finally:
-                os.close(fd)
-            os.rename(temporary, path)
+            files.replace(path, light_json.dumps({"ociVersion": OCI_VERSION, **state.plain()}).encode())
         except OSError as error:
-            try:
-                os.unlink(temporary)
-            except OSError:
-                pass  # it was not made
             raise unwritable(path, error) from None
 
     def create(self, container_id: str) -> str:
@@ -140,7 +128,7 @@ class Store:
         directory = self.directory(container_id)
         try:
             for name in os.listdir(directory):
-                if name.startswith(_FILES):
+                if name.removeprefix(".").startswith(_FILES):
                     os.unlink(os.path.join(directory, name))
             os.rmdir(directory)
         except FileNotFoundError:
@@ -168,7 +156,7 @@ class Store:
             os.close(fd)
         return False
 
-    def lock_existing(self, container_id: str, timeout: float = 10.0) -> Lock:
+    def lock_existing(self, container_id: str, timeout: float = CONTAINER_LOCK_TIMEOUT) -> Lock:
         """The lock of a container that is there. Raises NotFound, and makes nothing then."""
         if not os.path.isdir(self.directory(container_id)):
             raise NotFound.of(container_id)
@@ -180,7 +168,7 @@ class Store:
             with self.lock(container_id):
                 pass
 
-    def lock(self, container_id: str, timeout: float = 10.0) -> Lock:
+    def lock(self, container_id: str, timeout: float = CONTAINER_LOCK_TIMEOUT) -> Lock:
         """The container's lock, to be held in a `with`; it is released when this process ends, however it ends.
 
         Entering raises DeadlineExceeded when another invocation holds it for `timeout` seconds.

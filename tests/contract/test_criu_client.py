@@ -65,12 +65,12 @@ def test_check_says_why_criu_cannot_work(criu: Criu, directory: int, monkeypatch
 
 
 def test_only_what_is_wanted_is_asked_for(directory: int) -> None:
-    """criu 3.17 does not know leave_stopped: its messages refuse a field of that name, even for false."""
+    """criu 3.17 does not know every field: its messages refuse a field that they do not know, even for false."""
     request = messages.rpc().criu_req()
     DumpOptions(pid=1, images_dir_fd=directory, work_dir_fd=directory).fill(request.opts)
-    assert not request.opts.HasField("leave_stopped")
-    DumpOptions(pid=1, images_dir_fd=directory, work_dir_fd=directory, leave_stopped=True).fill(request.opts)
-    assert request.opts.leave_stopped
+    assert not request.opts.HasField("tcp_skip_in_flight")
+    DumpOptions(pid=1, images_dir_fd=directory, work_dir_fd=directory, tcp_skip_in_flight=True).fill(request.opts)
+    assert request.opts.tcp_skip_in_flight
 
 
 def test_notifications_are_the_callers(dump: Dump) -> None:

@@ -1,5 +1,6 @@
 """The wire between source and target: what a hostile or broken other side can send."""
 
+import dataclasses
 import json
 import struct
 from collections.abc import Iterator
@@ -10,8 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from migrate.errors import MigrateError, ProtocolError
-from migrate.wire import frames, protocol
+from migrate.files.trees import Mounted, Needed, Root, Tree
+from migrate.wire import frames, protocol, records
 from migrate.wire.frames import FrameDecoder, FrameType
+from migrate.wire.protocol import Failure
+from migrate.wire.questions import Bound, FactsQuery, HostFacts, Seen
 
 DIGEST = "0" * 64
 MIGRATION = "20261124T093000-0123456789abcdef"
@@ -21,7 +25,6 @@ def decoded(data: bytes, size: int) -> Iterator[tuple[FrameType, bytes]]:
     decoder = FrameDecoder()
     for start in range(0, len(data), size):
         yield from decoder.feed(data[start : start + size])
-    assert not decoder.partial
 
 
 def frame(kind: int, payload: bytes) -> bytes:
@@ -46,74 +49,112 @@ def test_oversized_frame_is_refused_before_its_payload_comes() -> None:
         list(FrameDecoder().feed(header))
 
 
-def test_stream_that_stops_inside_a_frame_shows() -> None:
+def test_a_frame_comes_with_its_last_byte() -> None:
     decoder = FrameDecoder()
-    assert list(decoder.feed(frame(FrameType.DATA, b"abc")[:-1])) == []
-    assert decoder.partial
+    data = frame(FrameType.DATA, b"abc")
+    assert list(decoder.feed(data[:-1])) == []
+    assert list(decoder.feed(data[-1:])) == [(FrameType.DATA, b"abc")]
 
 
-CALLS: list[protocol.Call] = [
+TREE = Tree("/data", "/srv/a", "/srv/a", fingerprint=DIGEST, size=5)
+QUERY = FactsQuery("web", "/run/x", ("/a",), "eA==", "bridge=br0")
+CARRIED = protocol.Carried({"a": "b"}, "2026", ["/srv/web"], {"linux": {"memory": {"limit": 5}}})
+CALLS: list[protocol.Call[Any]] = [
     protocol.Hello(1, "/run/x"),
-    protocol.Facts({"a": [1]}),
+    protocol.Facts(QUERY),
     protocol.Discard([MIGRATION]),
-    protocol.OpenBundle(MIGRATION, "host1", "web", "2026", "{}", DIGEST, ["/srv/web"], [{"name": "/data"}]),
+    protocol.OpenBundle(MIGRATION, "host1", "web", "2026", "{}", DIGEST, ["/srv/web"], [TREE]),
     protocol.BundleSent(DIGEST),
-    protocol.CheckTrees("web", "2026", [{"name": "/data"}], [{}], 5),
-    protocol.CheckFiles([{"path": "/x"}]),
-    protocol.CheckPorts("", [{"port": 80}]),
+    protocol.CheckTrees("web", "2026", [TREE], [Needed("/data", "/srv/b", True)], 5),
+    protocol.CheckFiles([Seen("/x", 5, 1 << 62, "ab", DIGEST)]),
+    protocol.CheckPorts("", [Bound("tcp", "::", 80, "eth0", reuse_port=True)]),
     protocol.TreesSent(),
-    protocol.Prepare({"annotations": {}}, ["", "pipe:[1]", "pipe:[2]"]),
+    protocol.Prepare(CARRIED, ["", "pipe:[1]"], True, 5.5, [Mounted("/tmp", "size=5k", "tmpfs")], 1 << 40),
     protocol.PagesBegin(),
     protocol.PagesEnd(5, DIGEST),
-    protocol.Image("core-1.img", 3, DIGEST),
-    protocol.Restore(3),
+    protocol.Image("core-1.img"),
+    protocol.ImageEnd(3, DIGEST),
+    protocol.Restore(3, 5.0, {"/tmp": Root(0o1777, 0, 0, 1 << 60, {"user.a": "00ff"})}),
     protocol.Confirm(),
     protocol.Resume(),
     protocol.History("text"),
     protocol.Abort(),
     protocol.Settle(MIGRATION, "resume"),
 ]
+NAMES = {type(call).__name__: call for call in CALLS}
+REPLIES: dict[str, Any] = {
+    "Hello": protocol.Welcome(2, "host2", 5),
+    "Facts": dataclasses.replace(HostFacts(), name="host2", missing=("/a",), images_free=1 << 50),
+    "OpenBundle": protocol.Opened("/b", "/b/rootfs", True, [False], [True, False], ["/c is left alone"]),
+    "CheckTrees": protocol.TreesChecked([protocol.TreeProblem("no-space", "/srv", "has 1 MiB free")], ["/etc/hosts"]),
+    "CheckFiles": protocol.FilesSeen([Seen("/x")]),
+    "CheckPorts": protocol.PortsChecked([protocol.PortProblem("tcp [::]:80", "is in use there")]),
+    "Prepare": protocol.Prepared({"/tmp": "/var/x"}, "", ""),
+    "Restore": protocol.Restored(5),
+    "Resume": protocol.Resumed(5),
+    "Settle": protocol.Settled("TARGET", "2026"),
+}
 
 
 @pytest.mark.parametrize("call", CALLS, ids=lambda call: type(call).__name__)
-def test_every_call_survives_the_wire(call: protocol.Call) -> None:
+def test_every_call_survives_the_wire(call: protocol.Call[Any]) -> None:
     ((kind, payload),) = FrameDecoder().feed(protocol.encode_call(call))
     assert kind is FrameType.CALL
     assert protocol.decode_call(payload) == call
 
 
+@pytest.mark.parametrize("call", [call for call in CALLS if call.reply], ids=lambda call: type(call).__name__)
+def test_every_reply_survives_the_wire(call: protocol.Call[Any]) -> None:
+    reply = REPLIES.get(type(call).__name__, protocol.Done())
+    assert protocol.decode_reply(call, records.dumps(reply)) == reply
+
+
 def test_every_call_of_the_protocol_is_tried_above() -> None:
-    assert {type(call) for call in CALLS} == set(protocol.Call.__args__)
+    assert NAMES.keys() == protocol.CALLS[protocol.VERSION].keys()
+    assert {name for name, call in NAMES.items() if call.reply is None} == {"Image", "ImageEnd"}
 
 
-def test_every_call_says_what_its_answer_must_be() -> None:
-    assert set(protocol._ANSWERS) == set(protocol.Call.__args__) - {protocol.Image}
+def changed(value: Any, change: Any) -> Any:
+    """A record as JSON, with fields replaced; one of value None is left out."""
+    return {name: item for name, item in (records.encode(value) | change).items() if item is not None}
 
 
 @pytest.mark.parametrize(
-    ("number", "answer", "words"),
+    ("name", "change", "words"),
     [
-        (0, {}, "Hello: version is missing"),
-        (0, {"version": True}, "Hello: version is not of type int"),
-        (5, {"problems": [["a", 1, "b"]], "found": []}, "CheckTrees: problems is not of type"),
-        (9, {"tmpfs": {"/tmp": 1}, "cgroup": "", "on_disk": ""}, "Prepare: tmpfs is not of type"),
-        (
-            3,
-            {"bundle": "/b", "rootfs": "r", "complete": True, "trees": [True], "renewed": [True, False], "notes": []},
-            "rootfs is not",
-        ),
-        (
-            3,
-            {"bundle": "/b", "rootfs": "/r", "complete": True, "trees": [], "renewed": [True, False], "notes": []},
-            "trees has 0",
-        ),
-        (18, {"workload": "SOURCE", "since": "", "reason": ""}, "workload is 'SOURCE'"),
-        (18, {"workload": "NEITHER", "since": ""}, "reason is missing"),
+        ("Hello", {"version": None}, "Hello: version is missing"),
+        ("Hello", {"version": True}, "Hello: version is not of type int"),
+        ("Hello", {"more": 1}, "Hello: 'more' is not a field that this version knows"),
+        ("Facts", {"bits": "64"}, "Facts: bits is not of type int"),
+        ("Facts", {"limits": [1]}, r"Facts: limits\[0\] is not of type str"),
+        ("CheckTrees", {"problems": [["a", 1, "b"]]}, r"CheckTrees: problems\[0\] is not of type TreeProblem"),
+        ("CheckTrees", {"problems": [{"rule": "a", "path": 1, "text": ""}]}, r"problems\[0\]\.path is not of type str"),
+        ("CheckTrees", {"found": ["x"] * 20_000}, "found has 20000 items, more than"),
+        ("CheckFiles", {"files": []}, "CheckFiles: files are not those"),
+        ("CheckFiles", {"files": [{}]}, r"CheckFiles: files\[0\]\.path is missing"),
+        ("Prepare", {"tmpfs": {"/tmp": 1}}, r"Prepare: tmpfs\['/tmp'\] is not of type str"),
+        ("Prepare", {"on_disk": "x" * 100_000}, "Prepare: on_disk has 100000 characters"),
+        ("OpenBundle", {"rootfs": "r"}, "OpenBundle: rootfs is not an absolute path"),
+        ("OpenBundle", {"trees": []}, "OpenBundle: trees has 0"),
+        ("Restore", {"pid": 1 << 80}, "Restore: pid is .*, not between"),
+        ("Settle", {"workload": "SOURCE"}, "workload is 'SOURCE'"),
+        ("Settle", {"workload": "NEITHER", "reason": None}, "reason is missing"),
     ],
 )
-def test_an_answer_is_checked_where_it_is_read(number: int, answer: dict[str, Any], words: str) -> None:
+def test_a_reply_is_checked_where_it_is_read(name: str, change: Any, words: str) -> None:
     with pytest.raises(ProtocolError, match=words):
-        protocol.check_answer(CALLS[number], answer)
+        protocol.decode_reply(NAMES[name], json.dumps(changed(REPLIES[name], change)).encode())
+
+
+@pytest.mark.parametrize("payload", [b"[]", b"{}", b'{"kind": "x", "message": 5, "remedy": ""}', b"\xff"])
+def test_a_malformed_failure_is_a_protocol_error(payload: bytes) -> None:
+    with pytest.raises(ProtocolError):
+        protocol.decode_failure(payload)
+
+
+def test_a_failure_is_cut_to_what_it_may_be() -> None:
+    failure = Failure.of("criu", "x" * 10_000, "y" * 10_000)
+    assert protocol.decode_failure(records.dumps(failure)) == failure
 
 
 def test_a_call_that_no_target_would_take_is_not_sent() -> None:
@@ -135,6 +176,8 @@ def test_a_call_that_no_target_would_take_is_not_sent() -> None:
         b'{"call": ["Hello"], "args": {}}',
         b'{"call": "__class__", "args": {}}',
         b'{"call": "Prepare", "args": {"state": {}, "stdio": [1]}}',
+        b'{"call": "Confirm", "args": {}, "more": 1}',
+        b'{"call": "Confirm", "args": []}',
         b"[" * 100_000,
     ],
 )
@@ -147,9 +190,45 @@ def test_malformed_call_is_a_protocol_error(payload: bytes) -> None:
     "name", ["../x.img", "/etc/passwd", "a/b.img", ".img", "x.img\n", "core-1.img.x", "x" * 200 + ".img", ""]
 )
 def test_image_names_cannot_leave_the_directory(name: str) -> None:
-    args = {"name": name, "size": 1, "digest": DIGEST}
-    with pytest.raises(ProtocolError, match="no name of an image"):
-        protocol.decode_call(json.dumps({"call": "Image", "args": args}).encode())
+    with pytest.raises(ProtocolError, match="not a name of an image"):
+        protocol.decode_call(json.dumps({"call": "Image", "args": {"name": name}}).encode())
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        ("Prepare", {"timeout": 1e9}, "call Prepare: timeout is 1000000000.0, not between"),
+        ("Prepare", {"timeout": 0.0}, "cannot be frozen for 0"),
+        ("Prepare", {"memory": -1}, "memory is -1, not between"),
+        ("Prepare", {"tmpfs": [{"place": "/x", "options": "lowerdir=/", "source": "x"}]}, r"tmpfs\[0\] .*options"),
+        ("Restore", {"timeout": float("nan")}, "not JSON"),
+        ("Restore", {"roots": {"/x": {}}}, r"roots\['/x'\]\.mode is missing"),
+        ("ImageEnd", {"size": 1 << 41}, "size is .*, not between"),
+        ("ImageEnd", {"digest": "0"}, "not a SHA-256"),
+        ("PagesEnd", {"digest": DIGEST + "\n"}, "not a SHA-256"),
+        ("OpenBundle", {"trees": [records.encode(TREE)] * 201}, "trees has 201 items, more than 200"),
+        ("OpenBundle", {"trees": [changed(TREE, {"place": "/proc/x"})]}, "no tree may be put at"),
+        ("CheckTrees", {"trees": [changed(TREE, {"size": -1})]}, "tree '/data' is malformed"),
+        ("CheckPorts", {"ports": [{}]}, r"ports\[0\]\.protocol is missing"),
+        ("Facts", {"query": changed(QUERY, {"paths": ["relative"]})}, "query .*paths must be absolute"),
+        ("Discard", {"migrations": ["../x"]}, "invalid migration id"),
+        ("Settle", {"verdict": "maybe"}, "verdict is 'maybe', not one of resume, abort, ask"),
+    ],
+)
+def test_a_call_is_checked_where_it_is_read(name: str, change: Any, words: str) -> None:
+    args = changed(NAMES[name], change)
+    with pytest.raises(ProtocolError, match=words):
+        protocol.decode_call(json.dumps({"call": name, "args": args}).encode())
+
+
+def test_json_of_no_particular_shape_is_not_deep() -> None:
+    deep: Any = 1
+    for _ in range(30):
+        deep = [deep]
+    call = dataclasses.replace(NAMES["Prepare"], state=dataclasses.replace(CARRIED, resources={"a": deep}))  # type: ignore[type-var]
+    ((_, payload),) = FrameDecoder().feed(protocol.encode_call(call))
+    with pytest.raises(ProtocolError, match=r"state\.resources\['a'\] is nested more than 20 deep"):
+        protocol.decode_call(payload)
 
 
 @pytest.mark.parametrize("migration", ["../../etc", "20261124T093000-0123456789abcdeg", "", "x/y"])

@@ -162,7 +162,7 @@ class Hosts(abc.ABC):
             "ls -d /run/pymigrate/images 2>/dev/null; "
             "ls -A /var/lib/pymigrate/bundles 2>/dev/null; ls -A /run/pymigrate/receiving 2>/dev/null; "
             "for p in /proc/[0-9]*; do tr '\\0' ' ' < $p/cmdline 2>/dev/null | "
-            "grep -E 'runtime.monitor.main|agent-.*pyz|criu|rsync|(pymigrate|migrate.cli) .*(run|create) ' "
+            "grep -E 'runtime.monitor.main|/agent-[0-9a-f]{64}|criu|rsync|(pymigrate|migrate.cli) .*(run|create) ' "
             "| grep -v grep; done; find /sys/fs/cgroup -path '*/pymigrate/*' -type d",
             check=False,
         )

@@ -49,10 +49,13 @@ def opened(cgroup):
 out = {}
 stack = contextlib.ExitStack()
 
-def create(*args, **options):
+def create(*args, pid=None, **options):
     made = Cgroup.create(*args, **options)
     stack.callback(made.remove)
     stack.callback(made.kill)
+    if pid is not None:
+        made.add(pid)
+        made.release_claim()
     return made
 
 with stack:
@@ -271,7 +274,7 @@ def test_a_scope_of_systemds(machines: Machines) -> None:
         out["updated"] = {{name: file(cgroup, name) for name in files}}
 
         try:
-            Cgroup.create("web", "a-b.slice:pm:web", systemd=True, pid=os.getpid())
+            Cgroup.create("web", "a-b.slice:pm:web", systemd=True)
         except ContainerError as error:
             out["again"] = type(error).__name__ + " " + str(error)
         out["ours"] = open("/proc/self/cgroup").read().strip()

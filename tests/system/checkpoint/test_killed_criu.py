@@ -190,7 +190,7 @@ def test_at_the_target_when_it_is_too_late(lab: Lab) -> None:
     """It holds the restored container, which the source has given up: it is restored once more."""
     lab.run()
     start = lab.wait_count("host1", 1)
-    assert move_with_patched_agent(lab, "migrate.target.incoming", "Incoming", "confirm") == (0, "TARGET")
+    assert move_with_patched_agent(lab, "migrate.target.handlers", "Held", "confirm") == (0, "TARGET")
     lab.wait_count("host2", start)
     numbers = lab.numbers("host2")
     assert numbers == list(range(numbers[0], numbers[-1] + 1))

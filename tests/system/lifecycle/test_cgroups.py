@@ -256,7 +256,7 @@ def test_freezing_waits_until_they_are_frozen(cgroup: Cgroup, unified: str, whic
 
 def test_what_does_not_freeze_is_thawed_again(v1: Cgroup, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that the version 1 freezer holds does not get to where version 2's would stop it."""
-    monkeypatch.setattr("runtime.cgroups.freezer.TIMEOUT", 0.2)
+    monkeypatch.setattr("runtime.cgroups.freezer.FREEZER_TIMEOUT", 0.2)
     unified = Cgroup({UNIFIED: v1.paths[UNIFIED]})
     with child(v1, "") as process:
         v1.freeze()
@@ -341,7 +341,7 @@ def test_names_of_systemd_need_systemd() -> None:
         Cgroup.create(NAME, "system.slice:a:b")
     if not Path("/run/systemd/system").exists():
         with pytest.raises(ContainerError, match="systemd does not run"):
-            Cgroup.create(NAME, "system.slice:a:b", systemd=True, pid=os.getpid())
+            Cgroup.create(NAME, "system.slice:a:b", systemd=True)
 
 
 # Another runtime, at its worst: it makes the parent, has not set it up yet, and removes it, as fast as it can.
@@ -379,8 +379,9 @@ def test_a_parent_that_another_has_made_and_not_set_up_yet(v1: Cgroup) -> None:
     parent.mkdir()
     relative = os.path.relpath(parent, next(h.mountpoint for h in discover() if "cpuset" in h.controllers))
     with child(v1, "") as process:
-        inside = Cgroup.create(NAME, f"/{relative}/inside", pid=process.pid)
+        inside = Cgroup.create(NAME, f"/{relative}/inside")
         try:
+            inside.add(process.pid)
             assert inside.pids() == [process.pid]
         finally:
             inside.kill()

@@ -76,7 +76,7 @@ def test_the_monitor_at_the_target(lab: Lab, number: str) -> None:
     program = driver(
         "freeze",
         after=f"subprocess.run(['ssh', 'host2', {script!r}], check=True, stdin=subprocess.DEVNULL)",
-        body=in_agent("from runtime.checkpoint import restore\nrestore.MONITOR_TIMEOUT = 1.0"),
+        body=in_agent("from runtime.checkpoint import restore\nrestore.MONITOR_PING_TIMEOUT = 1.0"),
     )
     done = lab.on("host1", lab.python, "-c", program, check=False)
     event = json.loads(done.stdout.splitlines()[-1])

@@ -94,39 +94,47 @@ def test_agent_dies_and_its_monitor_is_slow(lab: Lab, given_up: bool) -> None:
         assert_still_here(lab, start)
 
 
-# Goes into the zipapp that is sent: the first agent dies where `condition` holds.
+# Goes into the zipapp that is sent: the first agent dies.
 AGENT_DIES = """
 import os, pathlib
-from {module} import {owner}
-def dying(*args, original={owner}.{name}, **options):
-    if {condition} and not pathlib.Path("/tmp/died").exists():
+def die():
+    if not pathlib.Path("/tmp/died").exists():
         pathlib.Path("/tmp/died").touch()
         os.kill(os.getpid(), 9)
+"""
+PATCHED = """
+from {module} import {owner}
+def dying(*args, original={owner}.{name}, **options):
+    if {condition}:
+        die()
     return original(*args, **options)
 {owner}.{name} = dying
+"""
+UNLOCKS = PATCHED.format(
+    module="criu_rpc.client", owner="RestoreSession", name="run_until", condition="args[1] == 'network-unlock'"
+)
+STARTED = PATCHED.format(module="runtime.state.store", owner="Store", name="save", condition="args[1].started")
+COMMITS = """
+from migrate import faults
+faults.at("journal committed", before=lambda _: die())
 """
 
 
 @pytest.mark.parametrize(
-    ("module", "owner", "name", "condition"),
+    "where",
     [
-        pytest.param(
-            "criu_rpc.client", "RestoreSession", "run_until", "args[1] == 'network-unlock'", id="not-let-run-yet"
-        ),
-        pytest.param("runtime.state.store", "Store", "save", "args[1].started", id="let-run-state-lags-behind"),
-        pytest.param(
-            "migrate.journal.journal", "Journal", "record", "args[1] == 'committed'", id="let-run-journal-lags-behind"
-        ),
+        pytest.param(UNLOCKS, id="not-let-run-yet"),
+        pytest.param(STARTED, id="let-run-state-lags-behind"),
+        pytest.param(COMMITS, id="let-run-journal-lags-behind"),
     ],
 )
-def test_agent_dies_while_it_resumes(lab: Lab, module: str, owner: str, name: str, condition: str) -> None:
+def test_agent_dies_while_it_resumes(lab: Lab, where: str) -> None:
     """The container runs at the target once: what was let run there is not restored a second time."""
     lab.run()
     start = lab.wait_count("host1", 1)
-    patch = AGENT_DIES.format(module=module, owner=owner, name=name, condition=condition)
     move = "import sys\nfrom migrate.cli import main\nsys.exit(main(['--json', 'move', 'web', 'host2']))"
     try:
-        done = lab.on("host1", lab.python, "-c", in_agent(patch) + move, check=False)
+        done = lab.on("host1", lab.python, "-c", in_agent(AGENT_DIES + where) + move, check=False)
         lab.sh("host2", "test -e /tmp/died")
     finally:
         lab.sh("host2", "rm -f /tmp/died")

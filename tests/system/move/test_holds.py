@@ -79,7 +79,7 @@ REFUSED = {
 }
 # CRIU kills what it has restored of it, and then waits for its end in vain.
 HANGS = names("inheritable-capability")
-# The kernel shows it to nobody else, or it does no harm: docs/migration.md says so.
+# The kernel shows it to nobody else, or it does no harm: docs/carried.md says so.
 LOST = names("""
 inotify-pending dnotify mlock-future machine-check-kill deny-write-execute memory-merge no-time-stamp-counter
 system-call-dispatch landlock process-keyring cpu-clock start-times udp-unread

@@ -85,7 +85,7 @@ def test_a_flood_ends_the_move(lab: Lab, lie: str, words: str) -> None:
 WRONG = {
     "if ask == 'Prepare': payload = b'{}'": "the answer to Prepare: tmpfs is missing",
     "if ask == 'OpenBundle': payload = json.dumps({**answer, 'trees': [True]}).encode()": "OpenBundle: trees has 1",
-    "if ask == 'Facts': payload = b'{}'": "HostFacts: the fields",
+    "if ask == 'Facts': payload = b'{}'": "the answer to Facts: name is missing",
     "if ask == 'Restore': payload = b'{}'": "the answer to Restore: pid is missing",
 }
 

@@ -316,6 +316,7 @@ def test_ctrl_c(lab: Lab, phase: str) -> None:
     code, last = interrupted_move(lab, phase, lambda pid: os.kill(pid, signal.SIGINT))
     assert code == (130 if phase == "preflight" else 10)
     assert "interrupted by SIGINT" in last["message"]
+    assert (last["id"], "migration" in last) == ("web", True)
     assert phase == "preflight" or last["workload"] == "SOURCE"
     assert_still_here(lab, before)
 

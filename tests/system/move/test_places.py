@@ -44,7 +44,7 @@ def test_the_same_id_below_two_roots(lab: Lab) -> None:
 # A second source of a `web`: it asks for a place, and gives up when another's `web` has moved there meanwhile.
 _SLOW = """
 import json, subprocess, sys
-from migrate.wire import protocol
+from migrate.wire import protocol, records
 from migrate.journal.journal import new_migration_id
 from migrate.wire.peer import connect
 config = open("{bundle}/config.json").read()
@@ -54,7 +54,7 @@ with connect("host2", root="/run/opencontainer/containers") as peer:
     place = peer.call(call)
     done = subprocess.run(["pymigrate", "move", "web", "host2"], stdin=subprocess.DEVNULL)
     peer.call(protocol.Abort())
-print(json.dumps(place))
+print(records.dumps(place).decode())
 sys.exit(done.returncode)
 """
 

@@ -34,14 +34,18 @@ def test_a_directory_for_the_agent_that_is_not_roots_alone(lab: Lab, change: str
 
 
 def test_an_agent_that_another_user_could_change_is_sent_again(lab: Lab) -> None:
-    lab.sh("host2", "rm -f /run/pymigrate/agent-*.pyz")  # those that other tests have patched
+    lab.sh("host2", "rm -rf /run/pymigrate/agent-*")  # those that other tests have patched
     assert connect(lab) == ""
-    (path,) = lab.sh("host2", "ls /run/pymigrate/agent-*.pyz").split()
-    for change in (f"chown nobody {path}", f"chmod 766 {path}", f"mv {path} /run/moved; ln -s /run/moved {path}"):
+    (path,) = lab.sh("host2", "ls -d /run/pymigrate/agent-*").split()
+    file = f"{path}/migrate/cli/__init__.py"
+    changes = [f"chown nobody {path}", f"chmod 766 {path}", f"mv {path} /run/moved; ln -s /run/moved {path}"]
+    changes += [f"chown nobody {file}", f"chmod 766 {file}", f"echo x >> {file}", f"rm {file}"]
+    for change in changes:
         lab.sh("host2", change)
         assert connect(lab) == ""
-        assert lab.sh("host2", f"stat -c '%u %a %F' {path}") == "0 700 regular file\n", change
-    lab.sh("host2", "rm -f /run/moved")
+        assert lab.sh("host2", f"stat -c '%u %a %F' {path}") == "0 700 directory\n", change
+        assert lab.sh("host2", f"stat -c '%u %a %F' {file}") == "0 600 regular file\n", change
+    lab.sh("host2", "rm -rf /run/moved")
 
 
 def test_a_gzip_that_another_user_has_put_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,9 @@
 import io
 import json
 
+import pytest
+
+from migrate.errors import MigrateError
 from migrate.events import Event, Report, Reporter
 from migrate.ui.lines import JsonLines
 
@@ -18,6 +21,12 @@ class Kept:
 
     def close(self) -> None:
         pass
+
+
+def test_an_error_names_them_as_well() -> None:
+    with pytest.raises(MigrateError) as raised, Reporter(Kept(), "web", "m1").naming_errors():
+        raise MigrateError("x")
+    assert raised.value.move == {"id": "web", "migration": "m1"}
 
 
 def test_every_event_names_container_and_move() -> None:

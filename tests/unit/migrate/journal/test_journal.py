@@ -34,6 +34,26 @@ def test_what_is_recorded_is_read_back(tmp_path: Path) -> None:
     assert next(tmp_path.iterdir()).stat().st_mode & 0o777 == 0o600
 
 
+def test_a_journal_knows_its_entry(tmp_path: Path) -> None:
+    """The same as a later reader finds, from the first line on."""
+    migration, log = begin(tmp_path)
+    assert log.entry == journal.load(migration, directory=tmp_path)
+    log.record(Phase.SEED, note="x")
+    with pytest.raises(MigrateError):
+        log.record(Phase.COMMITTED, note="y")
+    read = journal.load(migration, directory=tmp_path)
+    assert read is not None
+    assert log.entry == read
+    assert (log.phase, log.entry.fields["note"]) == (Phase.SEED, "x")
+
+
+def test_a_root_that_the_journal_does_not_say_is_that_of_the_store(tmp_path: Path) -> None:
+    _, log = begin(tmp_path)
+    assert log.entry.with_root("/r").root == "/r"
+    log.record(Phase.SEED, root="/s")
+    assert log.entry.with_root("/r").root == "/s"
+
+
 def test_a_phase_out_of_order_is_refused_and_not_written(tmp_path: Path) -> None:
     migration, log = begin(tmp_path)
     with pytest.raises(MigrateError, match="cannot go from preflight to committed"):

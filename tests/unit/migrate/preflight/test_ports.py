@@ -5,13 +5,14 @@ from typing import Any
 import pytest
 
 from migrate.errors import ProtocolError
-from migrate.preflight.ports import Bound
+from migrate.wire import records
+from migrate.wire.questions import Bound
 
 GOOD = Bound("tcp", "::", 80, "eth0", reuse_port=True)
 
 
 def test_a_port_survives_the_wire() -> None:
-    assert Bound.from_json(GOOD.to_json()) == GOOD
+    assert records.decode(Bound, records.encode(GOOD), "a port") == GOOD
 
 
 @pytest.mark.parametrize(
@@ -21,4 +22,4 @@ def test_a_port_survives_the_wire() -> None:
 )  # fmt: skip
 def test_malformed_ports_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(ProtocolError):
-        Bound.from_json({**GOOD.to_json(), **change})
+        records.decode(Bound, {**records.encode(GOOD), **change}, "a port")

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 from migrate.errors import Blocked, ProtocolError, UsageError
-from migrate.preflight.hostfacts import FactsQuery, HostFacts
 from migrate.preflight.rules import RULES, Blocker, check_allowed, raise_blocked
 from migrate.preflight.target import target_blockers
+from migrate.wire import records
+from migrate.wire.questions import FactsQuery, HostFacts
 from runtime.state.record import State
 
 SOURCE = HostFacts(name="host1", machine="x86_64", bits=64, criu="4.2.1", images_free=1 << 40, rsync=True)
@@ -85,16 +86,16 @@ def test_every_rule_says_what_to_do() -> None:
 
 @pytest.mark.parametrize(
     "value",
-    [None, [], {}, {"id": 1}, FactsQuery().to_json() | {"more": 1}, FactsQuery().to_json() | {"paths": "x"},
-     FactsQuery().to_json() | {"paths": ["relative"]}, FactsQuery().to_json() | {"paths": [1]}],
+    [None, [], {}, {"id": 1}, records.encode(FactsQuery()) | {"more": 1}, records.encode(FactsQuery()) | {"paths": "x"},
+     records.encode(FactsQuery()) | {"paths": ["relative"]}, records.encode(FactsQuery()) | {"paths": [1]}],
 )  # fmt: skip
 def test_queries_from_outside_are_checked(value: Any) -> None:
     with pytest.raises(ProtocolError):
-        FactsQuery.from_json(value)
+        records.decode(FactsQuery, value, "a query")
 
 
 def test_facts_survive_the_wire() -> None:
     facts = dataclasses.replace(SOURCE, missing=("/a",), cpuinfo="eA==")
-    assert HostFacts.from_json(facts.to_json()) == facts
+    assert records.decode(HostFacts, records.encode(facts), "facts") == facts
     with pytest.raises(ProtocolError):
-        HostFacts.from_json(facts.to_json() | {"bits": "64"})
+        records.decode(HostFacts, records.encode(facts) | {"bits": "64"}, "facts")

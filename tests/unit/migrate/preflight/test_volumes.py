@@ -11,8 +11,9 @@ from migrate.errors import ProtocolError, UsageError
 from migrate.files import marks, mountinfo
 from migrate.files.scan import Scan, again, scan
 from migrate.files.trees import Needed, Owner, Tree, is_place
-from migrate.preflight.open_files import Seen
 from migrate.preflight.volumes import Plan, _layers, parse
+from migrate.wire import records
+from migrate.wire.questions import Seen
 from runtime.spec.mounts import Mount
 
 MOUNTS = """
@@ -88,18 +89,17 @@ def test_volume_options() -> None:
 def test_no_tree_is_put_there(path: str) -> None:
     assert not is_place(path)
     with pytest.raises(ProtocolError):
-        Tree.from_json(Tree("x", "/x", path).to_json())
+        Tree("x", "/x", path).check()
 
 
 def test_trees_survive_the_wire_and_nothing_else_does() -> None:
     tree, needed = Tree("/data", "/srv/a", "/srv/a"), Needed("/data", "/srv/a", True)
-    assert Tree.from_json(tree.to_json()) == tree
-    assert Needed.from_json(needed.to_json()) == needed
-    assert Seen.from_json(Seen("/x", 5).to_json()) == Seen("/x", 5)
-    for cls, value in ((Tree, tree.to_json()), (Needed, needed.to_json()), (Seen, Seen("/x").to_json())):
+    for record in (tree, needed, Seen("/x", 5)):
+        value = records.encode(record)
+        assert records.decode(type(record), value, "it") == record
         for bad in (None, {}, value | {"more": 1}, value | {"path": 1, "place": 1}):
             with pytest.raises(ProtocolError):
-                cls.from_json(bad)
+                records.decode(type(record), bad, "it")
 
 
 def test_layers_of_an_overlay() -> None:

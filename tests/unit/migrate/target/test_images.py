@@ -1,6 +1,7 @@
 """Images on their way to the disk: what is synced in which order, what is verified, what a failure leaves."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -46,13 +47,12 @@ def test_everything_is_synced_before_it_has_its_name(
     def fsync(fd: int, original: object = os.fsync) -> None:
         done.append("sync " + os.readlink(f"/proc/self/fd/{fd}").removeprefix(f"{tmp_path}/"))
 
-    def rename(self: Path, target: Path, original: object = Path.rename) -> Path:
+    def rename(source: str | Path, target: str | Path, original: Callable[..., None] = os.rename) -> None:
         done.append(f"rename {Path(target).relative_to(tmp_path)}")
-        os.rename(self, target)
-        return Path(target)
+        original(source, target)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    monkeypatch.setattr(Path, "rename", rename)
+    monkeypatch.setattr(os, "rename", rename)
     received.persist()
     new, path = f"incoming/{MIGRATION}.new", f"incoming/{MIGRATION}"
     assert sorted(done[:3]) == sorted(f"sync {new}/{name}" for name in DATA)

@@ -37,7 +37,7 @@ class SnapshotError(MigrateError):
 
 
 class DemoFailed(MigrateError):
-    """The demo checked something that does not hold."""
+    """A check of the demo failed, or one of its commands."""
 
 
 class Blocked(MigrateError):

@@ -1,4 +1,4 @@
-"""What a user should know though nothing has failed."""
+"""Tell the user what matters although nothing has failed."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ def _to_stderr(text: str) -> None:
     os.write(2, f"pymigrate: warning: {text}\n".encode(errors="backslashreplace"))
 
 
-show: Callable[[str], None] = _to_stderr  # the command line puts its own in this place
+show: Callable[[str], None] = _to_stderr  # the command line replaces it
 
 
 def say(text: str) -> None:
-    """A line for who is at the terminal, on stderr."""
+    """Show a line on stderr, for the user at the terminal."""
     os.write(2, f"\n{text}\n".encode(errors="backslashreplace"))
 
 
 def warn(text: str) -> None:
-    """Show a warning: a sentence as errors have it."""
+    """Show a warning, worded like an error message."""
     show(text)

@@ -2,16 +2,16 @@
 
 create                          init
   | <--- {"map": n} ------------- |   only with a new user namespace: write the id maps of process n
-  | ---- {} --------------------> |   they are written
-  | <--- {} --------------------- |   it is the container's init: its pid is read off the message (receive_pid)
-  | ---- {} --------------------> |   its pid is in the state, hooks of the host have run
+  | ---- {} --------------------> |   the maps are written
+  | <--- {} --------------------- |   this is the container's init; the message carries its pid (receive_pid)
+  | ---- {} --------------------> |   the pid is in the state, hooks of the host have run
   | <--- {"listener": n} -------- |   only with a seccomp filter that notifies: a descriptor of init
-  | ---- {} --------------------> |   create has taken it out, and its agent has it
-  | <--- {"ready": true} -------- |   everything is set up; it waits for `start`
+  | ---- {} --------------------> |   create has duplicated it and sent it to the seccomp agent
+  | <--- {"ready": true} -------- |   everything is set up; init waits for `start`
   |                               |
-  | <--- {"error": text} -------- |   at any point instead: why it cannot go on; it ends then
+  | <--- {"error": text} -------- |   at any point instead: why init failed; it then exits
 
-`exec` begins with a {"config": ...} from its starter: there the other side is a fresh interpreter.
+`exec` begins with a {"config": ...} from its starter, because its child side is a fresh interpreter.
 """
 
 from __future__ import annotations
@@ -33,21 +33,22 @@ _LIMIT = 1 << 20
 
 
 def pair() -> tuple[socket.socket, socket.socket]:
+    """Return the two ends of a new connection."""
     return sockets.socketpair(sockets.AF_UNIX, sockets.SOCK_SEQPACKET)
 
 
 def adopt(fd: int) -> socket.socket:
-    """The socket behind a descriptor that was inherited."""
+    """Return a socket object for an inherited descriptor."""
     return sockets.socket(sockets.AF_UNIX, sockets.SOCK_SEQPACKET, 0, fd)
 
 
 def send(sock: socket.socket, message: dict[str, Any]) -> None:
-    """Send a message. By write(2), which a seccomp filter that the sender has just loaded is sure to allow."""
+    """Send a message with write(2), which any seccomp filter that the sender has just loaded allows."""
     os.write(sock.fileno(), light_json.dumps(message).encode())
 
 
 def tell(sock: socket.socket, message: dict[str, Any]) -> None:
-    """The starter's `send`: that the other side has ended shows, with its words if it left any, in what is received."""
+    """Send a message from the starter; if the other side has exited, let the next `receive` report its error."""
     try:
         send(sock, message)
     except (BrokenPipeError, ConnectionResetError):
@@ -55,45 +56,45 @@ def tell(sock: socket.socket, message: dict[str, Any]) -> None:
 
 
 def receive(sock: socket.socket, timeout: float, what: str) -> dict[str, Any]:
-    """The next message. Raises StartFailed with the other side's own words, or when it is gone; DeadlineExceeded."""
-    message = _next(sock, timeout, f"{what} did not get ready")
+    """Return the next message. Raises StartFailed with the other side's error or if it has exited, DeadlineExceeded."""
+    message = _next(sock, timeout, f"{what} was not ready")
     if message is None:
-        raise StartFailed(f"{what} ended while it was being set up")
+        raise StartFailed(f"{what} exited while it was being set up")
     return message
 
 
 def ask_for_pids(sock: socket.socket) -> None:
-    """Have every message come with its sender's pid, for `receive_pid`."""
+    """Have the kernel attach the sender's pid to every message, for `receive_pid`."""
     sock.setsockopt(sockets.SOL_SOCKET, sockets.SO_PASSCRED, 1)
 
 
 def receive_pid(sock: socket.socket, timeout: float, what: str) -> int:
-    """The pid, in our pid namespace, of who has sent the next message. Raises as `receive` does."""
+    """Return the pid, in this pid namespace, of the next message's sender. Raises as `receive` does."""
     sock.settimeout(timeout)
     try:
         data, ancillary, _, _ = sock.recvmsg(_LIMIT, sockets.CMSG_SPACE(12))
     except TimeoutError:
-        raise DeadlineExceeded(f"{what} did not get ready within {timeout:g} s") from None
+        raise DeadlineExceeded(f"{what} was not ready within {timeout:g} s") from None
     except OSError:
         data, ancillary = b"", []  # reset: as good as closed
     finally:
         sock.settimeout(None)
-    message = light_json.loads(data) if data else {"error": f"{what} ended while it was being set up"}
+    message = light_json.loads(data) if data else {"error": f"{what} exited while it was being set up"}
     if "error" in message or not ancillary:
-        raise StartFailed(message.get("error", f"{what} does not say who it is"))
+        raise StartFailed(message.get("error", f"{what} sent a message without its pid"))
     return int.from_bytes(ancillary[0][2][:4], sys.byteorder)
 
 
 def await_end(sock: socket.socket, timeout: float, what: str) -> None:
     """Wait until the other side's exec has closed its end.
 
-    Raises StartFailed with its own words instead, DeadlineExceeded.
+    Raises StartFailed with the other side's error, DeadlineExceeded.
     """
-    _next(sock, timeout, f"{what} did not become its program")
+    _next(sock, timeout, f"{what} did not execute its program")
 
 
 def _next(sock: socket.socket, timeout: float, late: str) -> dict[str, Any] | None:
-    """The next message, None when the other side has closed its end; `late` says what has not come in time."""
+    """Return the next message, None if the other side has closed its end; `late` words the missed deadline."""
     sock.settimeout(timeout)
     try:
         data = sock.recv(_LIMIT)
@@ -121,7 +122,7 @@ def send_fd(path: str, fd: int, data: bytes) -> None:
 
 
 def connect(path: str) -> socket.socket:
-    """A connection to the Unix stream socket at `path`. Raises OSError."""
+    """Connect to the Unix stream socket at `path`. Raises OSError."""
     sock = sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM | sockets.SOCK_CLOEXEC)
     try:
         sock.settimeout(CONNECT_TIMEOUT)

@@ -1,6 +1,6 @@
-"""Run runtime/monitor/typeahead.py for monitors of the version before, which import it as `runtime.typeahead`.
+"""Run runtime/monitor/typeahead.py for monitors of the previous version, which import it as `runtime.typeahead`.
 
-They do so when a move holds them, and their `runtime.monitor` is a module, so they cannot import from the package.
+They do so when a move holds them. Their `runtime.monitor` is a module, so they cannot import from the package.
 """
 
 import os

@@ -1,1 +1,1 @@
-"""`pymigrate demo`: the main job done once, before your eyes, with everything checked."""
+"""`pymigrate demo`: move a running container once, visibly, and check everything."""

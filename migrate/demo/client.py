@@ -1,4 +1,4 @@
-"""Somebody at another host who increments a number in Redis over one connection, and bears no error."""
+"""A client on another host that increments a number in Redis over one connection, and fails at the first error."""
 
 import json
 import select
@@ -10,7 +10,7 @@ from migrate.errors import DemoFailed
 ANSWER_TIMEOUT = 30.0
 END_TIMEOUT = 10.0
 
-# For each line on stdin: how many answers there were since the last one, and how long the longest took.
+# For each line on stdin it prints how many answers came since the last line, and how long the longest took.
 _PROGRAM = """
 import json, select, socket, sys, time
 sock = socket.create_connection((sys.argv[1], 6379), timeout=25)
@@ -32,14 +32,14 @@ while True:
 
 @dataclass(frozen=True)
 class Visits:
-    """Answers since one asked before, and how long the longest of them took, in seconds."""
+    """The number of answers since the last report, and the seconds that the longest of them took."""
 
     answers: int
     longest: float
 
 
 class Client:
-    """`command` makes a host run what follows it."""
+    """The running client; `command` is the prefix that runs a command on its host."""
 
     def __init__(self, command: list[str], address: str, environment: dict[str, str]) -> None:
         pipe = subprocess.PIPE
@@ -47,7 +47,7 @@ class Client:
         self._process = subprocess.Popen(argv, stdin=pipe, stdout=pipe, stderr=pipe, env=environment)
 
     def visits(self) -> Visits:
-        """What has been seen since this was called before. Raises DemoFailed if anything went wrong."""
+        """Return the answers since the last call. Raises DemoFailed if the client had an error."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:
@@ -58,7 +58,7 @@ class Client:
             fields = json.loads(self._process.stdout.readline())
         except (BrokenPipeError, ValueError):
             _, words = self._process.communicate(timeout=END_TIMEOUT)
-            lines = words.decode(errors="replace").strip().splitlines() or ["it ended"]
+            lines = words.decode(errors="replace").strip().splitlines() or ["it exited"]
             raise DemoFailed(f"the client lost its connection: {lines[-1]}") from None
         return Visits(fields["answers"], fields["longest"])
 

@@ -1,4 +1,4 @@
-"""Where the demo runs: two lab hosts on this machine, or this machine and another one that ssh reaches."""
+"""The hosts of the demo: two lab hosts on this machine, or this machine and another one that ssh reaches."""
 
 import os
 import shlex
@@ -23,30 +23,33 @@ _ADDRESS = "10.88.0.5"  # of the container, in the network of the lab's bridges
 
 
 class Hosts(Protocol):
-    """A `source` and a `target`, each by the name under which the other one knows it, for one `container`."""
+    """A `source` and a `target`, by the names that they use for each other, for one `container`."""
 
     source: str
     target: str
     container: str
     description: str
-    net: str | None  # what --net of the container says, if it has one
+    net: str | None  # the container's --net, if it has one
 
-    def up(self) -> None: ...
+    def up(self) -> None:
+        """Prepare the hosts. Raises DemoFailed."""
+        ...
+
     def down(self) -> list[str]:
-        """Remove all that the demo has made; what could not be removed, and why. Harmless when there is nothing."""
+        """Remove everything that the demo has made, if anything; return what could not be removed, and why."""
         ...
 
     def on(self, host: str, *argv: str, stdin: str = "") -> str:
-        """Run a command in a host as root; its stdout. Raises DemoFailed."""
+        """Run a command on a host as root; return its stdout. Raises DemoFailed."""
         ...
 
     def client(self) -> "Client | None":
-        """A client of the container at a third host, where there is one."""
+        """Start a client of the container on a third host; None if there is none."""
         ...
 
 
 def _run(command: list[str], what: str, stdin: str, environment: dict[str, str] | None = None) -> str:
-    """Run a command to its end. When we are interrupted it is, too, and may undo what it has begun."""
+    """Run a command until it exits; return its stdout. An interrupt is passed on, and the command may roll back."""
     pipe = subprocess.PIPE
     process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment)
     try:
@@ -60,7 +63,7 @@ def _run(command: list[str], what: str, stdin: str, environment: dict[str, str] 
             process.wait()
             raise
         if isinstance(error, subprocess.TimeoutExpired):
-            raise DemoFailed(f"no end after {STEP_TIMEOUT:g} s: {what[:200]}") from None
+            raise DemoFailed(f"did not exit within {STEP_TIMEOUT:g} s: {what[:200]}") from None
         raise
     if process.returncode != 0:
         raise DemoFailed(f"exit status {process.returncode}: {what[:200]}\n{(words or out).strip()}")
@@ -68,7 +71,7 @@ def _run(command: list[str], what: str, stdin: str, environment: dict[str, str] 
 
 
 class LabHosts:
-    """A lab of the demo's own."""
+    """Two hosts of a lab that only the demo uses."""
 
     source, target, container = "host1", "host2", "web"
     description = "two hosts with a real sshd each, and a client, linked by bridges"
@@ -101,13 +104,13 @@ class LabHosts:
 
 
 class RealHosts:
-    """This machine, and one that has pymigrate too: the demo comes back from there.
+    """This machine and another one with pymigrate: the demo moves there and back.
 
-    The container's name is the demo's own: what lies under it may be removed. Without a target it is for this machine
-    alone, under a name to work with (`--start`), and nothing but its old bundle is removed.
+    The container's name belongs to the demo, which may remove anything under it. Without a target, only this machine is
+    used, the container has a name to work with (`--start`), and only its old bundle is removed.
     """
 
-    net: str | None = None  # a bridge of theirs is not ours to choose
+    net: str | None = None  # the demo cannot choose a bridge of real hosts
 
     def __init__(self, target: str | None) -> None:
         self.source = socket.gethostname()
@@ -129,7 +132,7 @@ class RealHosts:
                 raise DemoFailed(
                     f"{host} has a container {self.container} already", remedy=f"pymigrate delete -f {self.container}"
                 )
-        for host in self._hosts:  # what an earlier one may have left
+        for host in self._hosts:  # files that an earlier demo may have left
             self.on(host, *self._remove_files)
         self._started = True
 

@@ -1,8 +1,8 @@
-"""A running Redis is moved to another host and back, then snapshotted and restored twice.
+"""Move a running Redis to another host and back, then snapshot it and restore it twice.
 
-Everything is done through the command line, as a user would: a container with a real redis-server that holds 50,000
-keys, and a program beside it that increments a counter over one connection. After every step the keys are compared with
-a digest taken before, the counter must have gone on and never back, and the process ids inside must be the same.
+Everything uses the command line, as a user would: a container with a real redis-server that holds 50,000 keys, and a
+program beside it that increments a counter over one connection. After every step the keys must have the digest taken
+before, the counter must have grown and keep growing, and the process ids inside must be the same.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from migrate.ui.text import duration, size
 KEYS = 50_000
 START_TIMEOUT = 60.0
 
-# Runs inside Redis for every tick: counts, and remembers the longest time between two ticks, in microseconds.
+# Redis runs it for every tick: it counts, and records the longest time between two ticks, in microseconds.
 _TICK = (
     "local t=redis.call('TIME') local now=t[1]*1000000+t[2] local last=redis.call('GET','last') "
     "if last and now-last>tonumber(redis.call('GET','gap') or 0) then redis.call('SET','gap',now-last) end "
@@ -37,7 +37,7 @@ wait
 """
 
 
-# The counting shell starts a short-lived usleep for each tick: only what is listed each time is meant.
+# The counting shell starts a short-lived usleep for each tick, so only processes in all listings count.
 _LISTINGS = 3
 _LIST_PROCESSES = """
 for turn in 1 2 3; do
@@ -51,7 +51,7 @@ done
 
 @dataclass(frozen=True)
 class Seen:
-    """What must survive: the keys' digest, the processes inside (pid and name), and how far the counter is."""
+    """The state that must survive: the keys' digest, the processes inside (pid and name), the counter's value."""
 
     digest: str
     processes: tuple[str, ...]
@@ -59,7 +59,7 @@ class Seen:
 
 
 class Demo:
-    """The steps, each a call of the command line."""
+    """The steps of the demo, each a call of the command line."""
 
     def __init__(self, hosts: Hosts) -> None:
         self._hosts, self._on = hosts, hosts.on
@@ -69,7 +69,7 @@ class Demo:
         self._start = time.monotonic()
 
     def run(self) -> None:
-        """All of it. Raises DemoFailed when anything does not hold; nothing of the demo is left in any case."""
+        """Run the whole demo, and remove everything it has made. Raises DemoFailed if a check fails."""
         hosts, problems = self._hosts, []
         try:
             self._begin()
@@ -88,11 +88,11 @@ class Demo:
             for problem in problems:
                 self._say("left", problem)
         if problems:
-            raise DemoFailed("what the demo made could not all be removed")
+            raise DemoFailed(f"the demo could not remove everything it has made: {'; '.join(problems)}")
         self._say("done", "nothing was lost")
 
     def start(self) -> None:
-        """Only the container, with its keys set, counting; it stays. Raises DemoFailed."""
+        """Start only the container, with its keys set and its counter running, and leave it. Raises DemoFailed."""
         try:
             self._begin()
         except BaseException:
@@ -142,11 +142,11 @@ class Demo:
             raise DemoFailed(f"the keys could not be set: {said}")
 
     def _look(self, host: str) -> Seen:
-        """Read back everything that must survive a move."""
+        """Return the state that must survive a move."""
         names = " ".join(f"key:{number:05}" for number in range(KEYS))
         values = self._on(host, "pymigrate", "exec", self._container, "redis-cli", stdin=f"MGET {names}\n")
         if len(values.split()) != KEYS:
-            raise DemoFailed(f"{host}: {len(values.split())} of {KEYS} keys are there")
+            raise DemoFailed(f"{host}: only {len(values.split())} of {KEYS} keys are left")
         listed = self._on(host, "pymigrate", "exec", self._container, "/bin/sh", "-c", _LIST_PROCESSES).splitlines()
         processes = tuple(sorted(line for line, times in Counter(listed).items() if times == _LISTINGS))
         return Seen(hashlib.sha256(values.encode()).hexdigest(), processes, self._counter(host))
@@ -157,14 +157,14 @@ class Demo:
     def _check(self, host: str, before: Seen, *, not_before: int) -> Seen:
         now = self._look(host)
         if now.digest != before.digest:
-            raise DemoFailed(f"{host}: the keys are not what they were")
+            raise DemoFailed(f"{host}: the keys have changed")
         if now.processes != before.processes:
-            raise DemoFailed(f"{host}: the processes are not what they were: {before.processes} -> {now.processes}")
+            raise DemoFailed(f"{host}: the processes have changed: {before.processes} -> {now.processes}")
         later = self._counter(host)
         if not not_before <= now.counter < later:
-            raise DemoFailed(f"{host}: the counter does not go on: {not_before}, {now.counter}, {later}")
+            raise DemoFailed(f"{host}: the counter does not grow: {not_before}, {now.counter}, {later}")
         self._say(
-            host, f"{KEYS} keys equal, {len(now.processes)} processes with the same ids, counter {later} and going on"
+            host, f"{KEYS} keys equal, {len(now.processes)} processes with the same ids, counter {later} and growing"
         )
         return now
 

@@ -1,7 +1,6 @@
-"""Every reason why a container cannot move, all listed at once, before anything is touched."""
+"""List every reason why a container cannot move, all at once, before anything is changed."""
 
 import os
-from typing import TYPE_CHECKING
 
 from migrate.files import mountinfo
 from migrate.preflight import filesystems, silent_losses, sockets
@@ -14,15 +13,12 @@ from runtime.linux import processes
 from runtime.spec.config import Spec
 from runtime.state.record import State
 
-if TYPE_CHECKING:
-    pass
-
 
 def container_blockers(state: State, spec: Spec, *, tcp_close: bool = False, patience: float = 0.0) -> list[Blocker]:
-    """What speaks against moving this container anywhere.
+    """Return the reasons not to move this container, whatever the target is.
 
-    What may pass by itself (sockets.PASSING, unfreezable) is given `patience` seconds to. `tcp_close`: its connections
-    may be lost.
+    Wait `patience` seconds for those to pass that may pass by themselves (sockets.PASSING, unfreezable). `tcp_close`:
+    the container's connections may be lost.
     """
     found: list[Blocker] = []
     if spec.seccomp:
@@ -34,11 +30,11 @@ def container_blockers(state: State, spec: Spec, *, tcp_close: bool = False, pat
             Blocker(
                 "writable-rootfs",
                 "config.json: root.readonly",
-                "is not true: what the container writes has to go along",
+                "is not true: the container's changes to its root file system would have to be sent",
             )
         )
     if not os.path.isdir(os.path.join(state.rootfs, "tmp")):
-        found.append(Blocker("rootfs-tmp", f"{state.rootfs}/tmp", "is no directory"))
+        found.append(Blocker("rootfs-tmp", f"{state.rootfs}/tmp", "is not a directory"))
     status = state.status
     if not status.allows("move"):
         found.append(Blocker("status", f"container {state.id}", f"is {status}"))
@@ -46,7 +42,7 @@ def container_blockers(state: State, spec: Spec, *, tcp_close: bool = False, pat
     if not spec.is_new("pid"):
         found.append(Blocker("host-pid", "config.json: linux.namespaces", "has no new pid namespace"))
         return found
-    if spec.is_new("network"):  # one that was joined is there at the target as well, with its own
+    if spec.is_new("network"):  # a joined namespace has its own interfaces at the target
         found += [
             Blocker("network-device", f"interface {name}", "is in the container's network namespace")
             for name in process_scan.network_devices(state.pid)
@@ -54,7 +50,9 @@ def container_blockers(state: State, spec: Spec, *, tcp_close: bool = False, pat
         ]
     found += [
         Blocker(
-            "joined-namespace", "config.json: linux.namespaces", f"the {kind} namespace is a process's here: {path}"
+            "joined-namespace",
+            "config.json: linux.namespaces",
+            f"the {kind} namespace is given by a process of this host: {path}",
         )
         for kind, path in criu_options.joined(spec).items()
         if path.startswith("/proc/")
@@ -69,25 +67,25 @@ def container_blockers(state: State, spec: Spec, *, tcp_close: bool = False, pat
     found += survey.blockers
     found += _unfreezable(state, patience)
     if not spec.is_new("ipc"):
-        problem = "has no new ipc namespace: System V and POSIX IPC objects would stay behind"
+        problem = "has no new ipc namespace: System V and POSIX IPC objects would be left behind"
         found.append(Blocker("host-ipc", "config.json: linux.namespaces", problem))
     else:
         found += silent_losses.ipc(state.pid, processes.container_pids(state.pid))
     found += silent_losses.keys(state.id)
     known = {"other-uid"} if can_carry_any_uid() else set()
     if spec.seccomp:
-        known.add("seccomp")  # said of the container already
+        known.add("seccomp")  # reported for the container above
     found += [blocker for blocker in process_scan.scan(state.pid) if blocker.rule not in known]
     return found
 
 
 def _unfreezable(state: State, patience: float) -> list[Blocker]:
-    return [Blocker("unfreezable", stuck.who, stuck.problem) for stuck in unfreezable.find(state.pid, patience)]
+    return [Blocker("unfreezable", stuck.subject, stuck.problem) for stuck in unfreezable.find(state.pid, patience)]
 
 
 def _host_connections(survey: sockets.Survey) -> list[Blocker]:
-    """Connections that use this host's own addresses: they cannot go elsewhere."""
-    text = "uses the host's network, whose addresses stay here"
+    """Return a blocker for each connection that uses this host's own addresses, which cannot move."""
+    text = "uses an address of this host, which cannot move"
     return [
         Blocker("host-network", connection.held_by, f"{connection} {text}")
         for connection in survey.connections
@@ -96,7 +94,7 @@ def _host_connections(survey: sockets.Survey) -> list[Blocker]:
 
 
 def _submounts(state: State, spec: Spec) -> list[Blocker]:
-    """Mounts below a recursive bind mount: CRIU wants each named."""
+    """Return a blocker for each mount below a recursive bind mount, because CRIU wants each of them named."""
     places = criu_options.mount_points(state, spec)
     binds = [places[destination] for destination in criu_options.bind_mounts(spec)]
     known = {places.get(place, place) for place in (mount.destination.rstrip("/") for mount in spec.mounts)}
@@ -108,11 +106,11 @@ def _submounts(state: State, spec: Spec) -> list[Blocker]:
 
 
 def wait_settled(state: State, allow: frozenset[str], patience: float) -> None:
-    """Right before a dump: wait until nothing is on its way that CRIU cannot carry. Raises Blocked."""
+    """Wait, right before a dump, until no passing reason is left. Raises Blocked after `patience` seconds."""
     left = sockets.passing(sockets.settled(state.pid, patience, allow), allow)
     raise_blocked(state, left + _unfreezable(state, patience), allow, "")
 
 
 def require_movable(state: State, spec: Spec, allow: frozenset[str], patience: float) -> None:
-    """For a snapshot: raise Blocked if the container itself cannot be dumped and restored."""
+    """Raise Blocked if the container cannot be dumped and restored, even on this host (for a snapshot)."""
     raise_blocked(state, container_blockers(state, spec, patience=patience), allow, "")

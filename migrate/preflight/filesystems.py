@@ -1,4 +1,4 @@
-"""File systems mounted in a container that CRIU cannot mount again (criu/filesystems.c and validate_mounts, 4.2)."""
+"""Find file systems in a container that CRIU cannot mount again (criu/filesystems.c and validate_mounts, 4.2)."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -8,20 +8,20 @@ from migrate.files.mountinfo import Mount
 from migrate.preflight.rules import Blocker
 from runtime.linux import processes
 
-# Types that it knows; "fuse" is there only to be refused.
+# The types that CRIU knows; it knows "fuse" too, but only to reject it.
 _CARRIED = frozenset(
     (
         "proc", "sysfs", "devtmpfs", "binfmt_misc", "tmpfs", "devpts", "simfs", "pstore", "mqueue", "securityfs",
         "fusectl", "debugfs", "tracefs", "cgroup", "cgroup2", "aufs", "overlay", "autofs",
     )
 )  # fmt: skip
-_CGROUPS = ("cgroup", "cgroup2")  # what their root is called depends on the cgroup namespace of the reader
+_CGROUPS = ("cgroup", "cgroup2")  # the name of their root depends on the reader's cgroup namespace
 
 
 def blockers(init_pid: int, external: Iterable[str]) -> Iterator[Blocker]:
-    """What is mounted in the container, or in a mount namespace below it, that CRIU cannot carry.
+    """Yield the mounts in the container, or in a mount namespace below it, that CRIU cannot carry.
 
-    `external` are the mount points whose contents are the host's: those are bound in again at a restore.
+    `external`: mount points whose contents are the host's, which a restore binds in again.
     """
     own = mountinfo.read(init_pid)
     places = {"/", *external}
@@ -35,7 +35,7 @@ def blockers(init_pid: int, external: Iterable[str]) -> Iterator[Blocker]:
 
 
 def _is_part(mount: Mount, other: Mount) -> bool:
-    """Whether all of a mount can be seen through the other one, too."""
+    """Return whether all of `mount` can be seen through `other` too."""
     return mount.device == other.device and mountinfo.is_below(mount.root, other.root)
 
 
@@ -48,11 +48,11 @@ def _problem(mount: Mount, mounts: list[Mount]) -> str | None:
 
 
 def _one_of_each_namespace(init_pid: int) -> list[int]:
-    """A process of each mount namespace in the container, its first process for its own."""
+    """Return one process of each mount namespace in the container; its init for its own."""
     found: dict[int, int] = {}
     for pid in (init_pid, *processes.container_pids(init_pid)):
         try:
             found.setdefault(os.stat(f"/proc/{pid}/ns/mnt").st_ino, pid)
         except OSError:
-            continue  # it has ended
+            continue  # it has exited
     return list(found.values())

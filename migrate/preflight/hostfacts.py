@@ -1,6 +1,6 @@
-"""What a host is and can do, as far as a move depends on it. Gathered the same way at both ends.
+"""Gather the facts of a host on which a move depends, the same way at both ends.
 
-Stdlib, runtime and criu_rpc only: the agent runs this on hosts where nothing is installed.
+This imports only the standard library, runtime and criu_rpc, because the agent runs it where nothing is installed.
 """
 
 import base64
@@ -35,12 +35,12 @@ FACTS_TIMEOUT = 60.0
 
 
 def ask(peer: "Peer", query: FactsQuery) -> HostFacts:
-    """The facts of the host at the other end. Raises MigrateError."""
+    """Return the facts of the host at the other end. Raises MigrateError."""
     return peer.call(protocol.Facts(query), FACTS_TIMEOUT)
 
 
 def gather(query: FactsQuery) -> HostFacts:
-    """The facts of this host. Never raises for what is wrong here: that is what the facts say. Raises InvalidId."""
+    """Return the facts of this host, which say what is wrong here. Raises InvalidId."""
     if query.id:
         check_id(query.id)
     version, problem, cpu_problem, cpuinfo = "", "", "", ""
@@ -81,7 +81,7 @@ def gather(query: FactsQuery) -> HostFacts:
 
 
 def _network(query: FactsQuery) -> tuple[str, str]:
-    """What is wrong with the bridge of the network that is asked for, and with its addresses, here."""
+    """Return what is wrong here with the queried network's bridge, and with its addresses; "" for nothing."""
     if not query.net:
         return "", ""
     from runtime.network import claims, veth
@@ -94,16 +94,16 @@ def _network(query: FactsQuery) -> tuple[str, str]:
             Store(Path(query.root)), wanted, query.id
         ) or ""
     except OSError as error:
-        return f"bridge={wanted.bridge}: cannot be looked for: {error.strerror}", ""
+        return f"bridge={wanted.bridge}: cannot be looked up: {error.strerror}", ""
 
 
 def can_carry_any_uid() -> bool:
-    """Whether CRIU can read the limits of other users' processes here (CAP_SYS_RESOURCE)."""
+    """Return whether CRIU can read the limits of other users' processes here (CAP_SYS_RESOURCE)."""
     return bool(permitted() >> NUMBERS["CAP_SYS_RESOURCE"] & 1)
 
 
 def overlay_defaults() -> tuple[str, ...]:
-    """The parameters of the kernel's overlay module, none while it is not loaded."""
+    """Return the parameters of the kernel's overlay module as "name=value"; none while it is not loaded."""
     found = []
     for name in ("index", "metacopy", "nfs_export", "redirect_always_follow", "redirect_dir", "xino_auto"):
         with contextlib.suppress(OSError):
@@ -113,7 +113,7 @@ def overlay_defaults() -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def _directory() -> Iterator[tuple[Path, int]]:
-    """A directory for CRIU's files, and a descriptor of it."""
+    """Make a temporary directory for CRIU's files; yield its path and a descriptor of it."""
     with tempfile.TemporaryDirectory(prefix="pymigrate-") as name:
         fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -123,7 +123,7 @@ def _directory() -> Iterator[tuple[Path, int]]:
 
 
 def _cpu(criu: Criu, theirs: str, directory: Path, fd: int) -> tuple[str, str]:
-    """What this processor lacks of the other one ("" if nothing, or nothing was asked), and its own cpuinfo.img."""
+    """Return what this processor lacks of `theirs` ("" for nothing, or if that is ""), and its own cpuinfo.img."""
     image = directory / "cpuinfo.img"
     try:
         criu.cpuinfo_dump(fd)

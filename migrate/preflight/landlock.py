@@ -1,15 +1,15 @@
-"""Landlock: CRIU does not carry the domain that a thread has entered, and the kernel shows it to nobody else.
+"""Suspect processes of using Landlock: CRIU does not carry a thread's domain, and the kernel does not show it.
 
-Neither /proc nor ptrace(2) tells (Linux 6.18): every check compares the domain with that of the process that asks, so
-only code that runs in the thread could find out. What is known from outside (landlock(7)):
+Neither /proc nor ptrace(2) shows a domain (Linux 6.18): every check compares it with that of the process that asks, so
+only code that runs in the thread could find out. This much is known from outside (landlock(7)):
 
 - the kernel must have Landlock;
 - a thread that enters a domain has no-new-privileges, or CAP_SYS_ADMIN.
 
-Of the threads for which that holds, these are suspected: those whose program or libraries contain the system calls, and
-those that have no-new-privileges though config.json does not ask for it, without a seccomp filter that would be another
-reason. Missed are domains of a program that is interpreted, or that another one had entered before it executed this
-one, in a container that has no-new-privileges by its config.json.
+Among those threads, these are suspected: threads whose program or libraries contain the system calls, and threads that
+have no-new-privileges though config.json does not ask for it, and no seccomp filter that would explain it. In a
+container with no-new-privileges in its config.json, the domain of an interpreted program is missed, and one that a
+program had entered before it executed the present one.
 """
 
 import platform
@@ -26,7 +26,7 @@ _CHUNK = 4 << 20
 
 
 def suspects(init_pid: int, spec: Spec) -> list[str]:
-    """The processes of a container that may have confined themselves with Landlock: each as a sentence's subject."""
+    """Return the processes that may have confined themselves with Landlock, each as the subject of a sentence."""
     if not syscalls.landlock_version():
         return []
     asked = spec.process.no_new_privileges
@@ -41,7 +41,7 @@ def suspects(init_pid: int, spec: Spec) -> list[str]:
             caller = code.caller(pid) if able else ""
             name = Path(f"/proc/{pid}/comm").read_text().strip()
         except OSError:
-            continue  # it has ended
+            continue  # it has exited
         if caller:
             found.append(f"process {pid} ({name}), as {caller} can")
         elif itself:
@@ -50,31 +50,32 @@ def suspects(init_pid: int, spec: Spec) -> list[str]:
 
 
 def warning(container_id: str, found: list[str]) -> str:
-    """What to say of `found`; "" if nothing."""
+    """Return the warning about `found`, "" if that is empty."""
     if not found:
         return ""
     more = f", and {len(found) - 3} more" if len(found) > 3 else ""
     return (
         f"container {container_id}: Landlock is not carried, and cannot be seen from outside: "
-        f"what has confined itself with it runs unconfined afterwards. It may be {'; '.join(found[:3])}{more}"
+        f"a process that has confined itself with it runs unconfined after the move. "
+        f"This may concern {'; '.join(found[:3])}{more}"
     )
 
 
 def _status(task: Path) -> tuple[str, str]:
-    """What a thread has of NoNewPrivs and Seccomp."""
+    """Return the fields NoNewPrivs and Seccomp of a thread."""
     fields = dict(line.split(":\t", 1) for line in (task / "status").read_text().splitlines() if ":\t" in line)
     return fields.get("NoNewPrivs", "0"), fields.get("Seccomp", "0")
 
 
 class _Code:
-    """What is executable in processes, each file looked at once."""
+    """The executable memory of processes; each file is searched once."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[str, ...], bool] = {}
         self._left = _LARGEST
 
     def caller(self, pid: int) -> str:
-        """The file of a process that makes the system calls of Landlock, "" if none is seen."""
+        """Return the file of a process that makes Landlock's system calls, "" if none is found."""
         with open(f"/proc/{pid}/maps", errors="surrogateescape") as file:
             lines = [line.rstrip("\n").split(None, 5) for line in file]
         for fields in lines:
@@ -106,7 +107,7 @@ class _Code:
 
 
 def _loads(code: bytes, number: int) -> Iterator[int]:
-    """Where code loads the number of a system call, or what syscall(2) takes for it."""
+    """Yield the offsets where code loads a system call's number into its register, or into that of syscall(2)."""
     machine = platform.machine()
     if machine == "x86_64":  # mov $number, %eax or %edi, or %rax or %rdi
         for at in _places(code, number.to_bytes(4, "little")):

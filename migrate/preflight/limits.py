@@ -1,12 +1,12 @@
-"""What a target's root lacks that a restore needs: higher hard limits, lower OOM scores, capabilities.
+"""Check what a restore needs and the target's root may lack: higher hard limits, lower OOM scores, capabilities.
 
-CRIU sets the limits of what it restores in each process itself, and ignores what fails (criu/pie/restorer.c,
-restore_rlims; criu/cr-restore.c, prepare_oom_score_adj): without CAP_SYS_RESOURCE in the host's own user namespace a
-process has the agent's limits then, the soft ones included. Processes of other users need nothing more: a container
-with one was restored here without the capability. Only a dump does, for the limits of a process of another user.
+CRIU sets limits in each restored process and ignores failures (criu/pie/restorer.c, restore_rlims;
+criu/cr-restore.c, prepare_oom_score_adj): without CAP_SYS_RESOURCE in the host's own user namespace the process keeps
+the agent's limits, the soft ones included. A restore of processes of other users does not need the capability (such a
+container was restored here without it). A dump does, to read the limits of a process of another user.
 
-A capability that root there lacks is worse: capset(2) fails in the very last step of a restore (restorer.c,
-restore_creds), when the source has given the container up.
+A capability that the target's root lacks is worse: capset(2) fails in the very last step of a restore (restorer.c,
+restore_creds), when the source has killed the container.
 """
 
 import os
@@ -24,12 +24,12 @@ _OF_MEMORY = ("processes", "pending signals")  # the kernel's defaults for these
 
 
 def own() -> tuple[str, ...]:
-    """What a process of this host that is started from this one can have at most, as "name=value"; -1 is no limit."""
+    """Return the highest hard limits that a child of this process can have, as "name=value"; -1 is unlimited."""
     return tuple(f"{name}={value}" for name, value in [*_hard("self"), (_OOM, _lowest_oom_score())])
 
 
 def _lowest_oom_score() -> int:
-    """The lowest that this process may set for itself: the kernel shows it nowhere (proc_pid_oom_score_adj(5))."""
+    """Return the lowest score that this process may set, by trying: no file shows it (proc_pid_oom_score_adj(5))."""
     path = Path("/proc/self/oom_score_adj")
     before = path.read_text()
     try:
@@ -47,7 +47,7 @@ def _hard(pid: str) -> Iterator[tuple[str, int]]:
 
 
 def blockers(init_pid: int, target: str, there: Iterable[str]) -> list[Blocker]:
-    """The limits of a container's processes that the target cannot give back; `there` is what `own` says there."""
+    """Return a blocker for each limit that the target cannot restore; `there` is the target's `own()`."""
     try:
         known = {name: int(value) for name, _, value in (item.rpartition("=") for item in there)}
     except ValueError:
@@ -58,45 +58,45 @@ def blockers(init_pid: int, target: str, there: Iterable[str]) -> list[Blocker]:
         try:
             limits = list(_hard(str(pid)))
             score = int(Path(f"/proc/{pid}/oom_score_adj").read_text())
-            who = f"process {pid} ({Path(f'/proc/{pid}/comm').read_text().strip()})"
+            subject = f"process {pid} ({Path(f'/proc/{pid}/comm').read_text().strip()})"
         except OSError:
-            continue  # it has ended
+            continue  # it has exited
         for name, value in limits:
             most = known.get(name, -1)
             if name in _OF_MEMORY and value == defaults[name]:
                 continue
             if most != -1 and not -1 < value <= most:
-                text = f"has a hard limit of {_words(value)} ({name}), and root of {target} can give {_words(most)}"
-                found.setdefault(name, Blocker("limit", who, text))
+                text = f"has a hard limit of {_words(value)} ({name}), and root of {target} can set only {_words(most)}"
+                found.setdefault(name, Blocker("limit", subject, text))
         if score < known.get(_OOM, -1000):
-            text = f"has the {_OOM} {score}, and root of {target} can give {known[_OOM]} at least"
-            found.setdefault(_OOM, Blocker("limit", who, text))
+            text = f"has the {_OOM} {score}, and root of {target} can set only {known[_OOM]} or more"
+            found.setdefault(_OOM, Blocker("limit", subject, text))
     return list(found.values())
 
 
 def lacking(init_pid: int, target: str, there: Iterable[str]) -> list[Blocker]:
-    """The first thread of a container with capabilities that root of the target lacks; `there` names those it has."""
+    """Return a blocker for the first thread with capabilities that the target's root lacks; `there` names root's."""
     held = capabilities.mask(there)
     for pid in processes.container_pids(init_pid):
         for status in Path(f"/proc/{pid}/task").glob("*/status"):
             try:
                 fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
             except OSError:
-                continue  # it has ended
+                continue  # it has exited
             if beyond := capabilities.names((int(fields["CapPrm"], 16) | int(fields["CapInh"], 16)) & ~held):
-                who = f"process {pid} ({fields['Name'].strip()})"
+                subject = f"process {pid} ({fields['Name'].strip()})"
                 problem = f"has {', '.join(beyond)}, which root of {target} lacks: CRIU could not restore it"
-                remedy = f"give root of {target} the capability, or take it out of process.capabilities"
-                return [Blocker("capabilities", who, problem, remedy)]
+                remedy = f"give root of {target} the capability, or remove it from process.capabilities"
+                return [Blocker("capabilities", subject, problem, remedy)]
     return []
 
 
 def _words(value: int) -> str:
-    return "no limit" if value == -1 else str(value)
+    return "unlimited" if value == -1 else str(value)
 
 
 def other_users(init_pid: int) -> str:
-    """A process of the container that runs as another user than root of its own user namespace's, "" if none does."""
+    """Return a process of the container, in this user namespace, that does not run as root; "" if there is none."""
     for pid in processes.container_pids(init_pid):
         try:
             if os.readlink(f"/proc/{pid}/ns/user") != os.readlink("/proc/self/ns/user"):

@@ -1,6 +1,6 @@
-"""Files that a container has open or mapped and that do not go along: are those at the target the same ones?
+"""Check that files which a container has open or mapped, and which are not sent, are the same at the target.
 
-CRIU opens them again by their path, and refuses one of another size or another build-id.
+CRIU opens them again by path, and rejects a file of another size or another build-id.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ class Agent(Protocol):
 
 
 def look(path: str, *, digest: bool = False) -> Seen:
-    """The file at `path`, links followed."""
+    """Return what is at `path`, following links."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
@@ -42,7 +42,7 @@ def look(path: str, *, digest: bool = False) -> Seen:
 
 
 def build_id(fd: int) -> str:
-    """The GNU build-id of an ELF file in hex, "" if it is none or has none (elf(5))."""
+    """Return the GNU build-id of an ELF file in hex, "" if it is not ELF or has none (elf(5))."""
     head = os.pread(fd, 64, 0)
     if len(head) < 64 or head[:4] != b"\x7fELF" or head[4] not in (1, 2) or head[5] not in (1, 2):
         return ""
@@ -75,9 +75,9 @@ def _note(data: bytes, order: str) -> str:
 
 
 def in_use(init_pid: int, bound: Iterable[tuple[str, str, str]]) -> list[tuple[str, str]]:
-    """Regular files on bind mounts that processes have open or mapped: path here -> path at the target.
+    """Return the regular files on bind mounts that processes have open or mapped: (path here, path at the target).
 
-    `bound` are volumes.Plan.bound. What lies on other mounts below those is not meant.
+    `bound`: see volumes.Plan.bound. Files on other mounts below those are left out.
     """
     places = {place: (source, there) for place, source, there in bound}
     mounts = mountinfo.read(init_pid)
@@ -92,7 +92,7 @@ def in_use(init_pid: int, bound: Iterable[tuple[str, str, str]]) -> list[tuple[s
 
 
 def _paths(init_pid: int) -> set[str]:
-    """What is open or mapped, as the container names it; what has lost its name goes with the images."""
+    """Return the paths that are open or mapped, as the container sees them; without deleted files (in the images)."""
     found = set()
     for pid in processes.container_pids(init_pid):
         try:
@@ -106,7 +106,7 @@ def _paths(init_pid: int) -> set[str]:
 
 
 def differing(agent: Agent, files: list[tuple[str, str]], timeout: float) -> list[tuple[str, str]]:
-    """Those of the files that are not the same at the target: path there, and what is wrong with it."""
+    """Return those of the files that are not the same at the target: (path there, problem)."""
     if not files:
         return []
     before = [look(here) for here, _ in files]
@@ -123,11 +123,11 @@ def differing(agent: Agent, files: list[tuple[str, str]], timeout: float) -> lis
 
 
 def _batches(items: list[Seen]) -> Iterator[list[Seen]]:
-    """The items in pieces whose answers are no larger than an answer may be."""
+    """Yield the items in batches whose answers fit in one reply."""
     batch: list[Seen] = []
     size = 0
     for item in items:
-        more = len(dumps(item)) + 4 * _LONGEST_ID  # a build-id and a digest more
+        more = len(dumps(item)) + 4 * _LONGEST_ID  # the answer adds a build-id and a digest
         if batch and size + more > MAX_REPLY - 1024:
             yield batch
             batch, size = [], 0
@@ -138,11 +138,11 @@ def _batches(items: list[Seen]) -> Iterator[list[Seen]]:
 
 
 def _difference(before: Seen, after: Seen, there: Seen, here: str) -> str:
-    """What CRIU would refuse, "" if nothing; a file that grows while we ask may have any size in between."""
+    """Return why CRIU would reject the file, "" if it would not; one that grows meanwhile may have any size between."""
     if there.size < 0:
-        return "does not exist, and is in use"
+        return "does not exist, and the container has it open"
     if not min(before.size, after.size) <= there.size <= max(before.size, after.size):
-        return f"has {there.size} bytes, {after.size} here, and is in use"
+        return f"has {there.size} bytes, here {after.size}, and the container has it open"
     if after.build_id or there.build_id:
         return (
             "" if there.build_id == after.build_id else f"has build-id {there.build_id[:16]}, not {after.build_id[:16]}"
@@ -151,11 +151,11 @@ def _difference(before: Seen, after: Seen, there: Seen, here: str) -> str:
         return ""
     if there.digest and there.digest == look(here, digest=True).digest:
         return ""
-    return "was changed at another time than the one here, and is in use"
+    return "was changed at another time than here, and the container has it open"
 
 
 def answer(call: CheckFiles) -> FilesSeen:
-    """The target's side of `differing`."""
+    """Answer CheckFiles at the target; see `differing`."""
     found = []
     for asked in call.files:
         seen = look(asked.path)

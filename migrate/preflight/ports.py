@@ -1,7 +1,7 @@
-"""The ports of a container whose network is not its own, the host's for one: are they free at the target?
+"""Check that the ports of a container without its own network, such as one in the host's, are free at the target.
 
-Whether they are is asked of the kernel there, by binding a socket like the container's for a moment: it knows about
-wildcard addresses, IPv6 sockets that take IPv4 as well, and sockets that share a port. Nothing can connect meanwhile.
+The target's agent asks its kernel by binding an equal socket for a moment, because the kernel knows about wildcard
+addresses, IPv6 sockets that take IPv4 as well, and sockets that share a port. Nothing can connect meanwhile.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ _WILDCARDS = ("0.0.0.0", "::")
 
 
 def answer(call: CheckPorts) -> PortsChecked:
-    """The target's side of CheckPorts. A namespace that does not exist is found elsewhere."""
+    """Answer CheckPorts at the target. Another check reports a namespace that does not exist."""
     try:
         fd = os.open(call.netns or "/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except (OSError, ValueError):
@@ -40,7 +40,7 @@ def _problems(ports: list[Bound]) -> Iterator[PortProblem]:
 
 
 def _problem(wanted: Bound) -> str:
-    """Why a port cannot be had in the network namespace of this thread, "" if it can."""
+    """Return why the port cannot be bound in this thread's network namespace, "" if it can."""
     kind = socket.SOCK_STREAM if wanted.protocol == "tcp" else socket.SOCK_DGRAM
     try:
         with socket.socket(wanted.family, kind, PROTOCOLS[wanted.protocol]) as sock:
@@ -50,16 +50,16 @@ def _problem(wanted: Bound) -> str:
             holder = next(_holders(wanted), "")
             return f"is in use there{f' by {holder}' if holder else ''}"
         if error.errno == errno.EADDRNOTAVAIL:
-            return "cannot be bound there: there is no such address"
+            return "cannot be bound there: the host does not have this address"
         if error.errno == errno.ENODEV:
-            return f"cannot be bound there: there is no interface {wanted.device}"
+            return f"cannot be bound there: the host does not have the interface {wanted.device}"
         return f"cannot be bound there: {error.strerror}"
     return ""
 
 
 def _try(sock: socket.socket, wanted: Bound) -> None:
-    # As CRIU has it, for connections of TCP that are about to be over; but it would take a port away from whoever
-    # is ready to share it, though the container is not.
+    # CRIU sets SO_REUSEADDR for TCP too, because of connections in TIME_WAIT. For UDP it would take a port from a
+    # process that is ready to share it, though the container is not.
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, wanted.protocol == "tcp" or wanted.reuse_address)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, wanted.reuse_port)
     if wanted.free:
@@ -76,7 +76,7 @@ def _try(sock: socket.socket, wanted: Bound) -> None:
 
 
 def _holders(wanted: Bound) -> Iterator[str]:
-    """The processes that have a socket of this thread's network namespace in the way."""
+    """Yield the processes whose socket in this thread's network namespace is in the way."""
     address = wanted.address.removeprefix("::ffff:")
     inodes = set()
     with contextlib.suppress(OSError), sockdiag.diag("thread-self") as diag:

@@ -1,4 +1,4 @@
-"""What the processes of a container hold that CRIU cannot carry, read from /proc. Processes may vanish meanwhile."""
+"""Find what a container's processes hold that CRIU cannot carry, from /proc. Processes may exit meanwhile."""
 
 import os
 import re
@@ -20,12 +20,12 @@ _SLAVE_MAJORS = range(136, 144)
 _TTY, _PTMX = (5, 0), (5, 2)
 # Anonymous inodes that CRIU dumps (criu/files.c, dump_one_file).
 _ANON_KNOWN = re.compile(r"anon_inode:(\[?(eventfd|eventpoll|signalfd|timerfd|pidfd)\]?|inotify|\[fanotify\])$")
-# Memory that has a file only in the kernel's eyes: it goes along as memory.
+# Memory that is a file only inside the kernel; CRIU carries it as memory.
 _MEMORY = ("/memfd:", "/dev/zero ", "/SYSV", "/anon_hugepage ", "/secretmem ")
 
 
 def scan(init_pid: int) -> list[Blocker]:
-    """All blockers of all processes in the pid namespace of `init_pid`, and in those below it."""
+    """Return all blockers about the processes in the pid namespace of `init_pid`, and in those below it."""
     found: list[Blocker] = []
     family = processes.descendants(init_pid)
     inside = sorted({*processes.container_pids(init_pid), *family})
@@ -36,24 +36,24 @@ def scan(init_pid: int) -> list[Blocker]:
         for pid in inside:
             try:
                 name = Path(f"/proc/{pid}/comm").read_text().strip()
-                who = f"process {pid} ({name})"
+                subject = f"process {pid} ({name})"
                 if pid not in family and not _is_related(pid, family):
-                    text = f"was started by `exec`{_client(pid, set(inside))}: CRIU would not see it, and it would end"
-                    found.append(Blocker("exec-session", who, text))
+                    text = f"was started by `exec`{_client(pid, set(inside))}: CRIU would not dump it, and it would die"
+                    found.append(Blocker("exec-session", subject, text))
                     continue
-                found += _status(pid, init_pid, who)
-                found += silent_losses.of_process(pid, init_pid, who)
-                found += _descriptors(pid, who, mounts, terminals, ghosts, watches)
-                found += ghosts.mapped(pid, who)
+                found += _status(pid, init_pid, subject)
+                found += silent_losses.of_process(pid, init_pid, subject)
+                found += _descriptors(pid, subject, mounts, terminals, ghosts, watches)
+                found += ghosts.mapped(pid, subject)
             except OSError:
                 continue
     return found
 
 
 def _is_related(pid: int, family: set[int]) -> bool:
-    """Whether a process descends from the family all the same: it was forked after that was looked for.
+    """Return whether a process descends from the family after all, because it was forked after the family was listed.
 
-    Raises OSError when it has ended.
+    Raises OSError if it has exited.
     """
     while True:
         ancestor = pid
@@ -64,15 +64,15 @@ def _is_related(pid: int, family: set[int]) -> bool:
                     return True
             return False
         except OSError:
-            os.stat(f"/proc/{pid}")  # an ancestor has ended: it has another parent now
+            os.stat(f"/proc/{pid}")  # an ancestor has exited: the process has another parent now
 
 
 def _client(pid: int, inside: set[int]) -> str:
-    """Who outside waits for a process that `exec` has started: its pid and command line in brackets."""
+    """Return pid and command line of the process outside that waits for a process started by `exec`, in brackets."""
     try:
         while pid in inside:
             pid = _parent(pid)
-        client = _parent(pid)  # the process between is a part of `exec` itself
+        client = _parent(pid)  # the process in between is part of `exec` itself
         words = Path(f"/proc/{client}/cmdline").read_bytes().rstrip(b"\0").replace(b"\0", b" ")
     except (OSError, ValueError):
         return ""
@@ -83,37 +83,44 @@ def _parent(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
-def _status(pid: int, init_pid: int, who: str) -> Iterator[Blocker]:
+def _status(pid: int, init_pid: int, subject: str) -> Iterator[Blocker]:
     fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":" in line)
     if fields.get("State", "").strip().startswith("Z") and int(fields.get("Threads", "1")) > 1:
-        yield Blocker("ended-thread", who, "has ended its first thread, while others of it run: CRIU cannot carry that")
+        yield Blocker(
+            "ended-thread", subject, "has lost its first thread while others still run: CRIU cannot carry that"
+        )
     if fields.get("TracerPid", "0").strip() != "0":
-        yield Blocker("traced", who, f"is traced by process {fields['TracerPid'].strip()}")
-    # Root of this host has all capabilities in a user namespace that it has made.
+        yield Blocker("traced", subject, f"is traced by process {fields['TracerPid'].strip()}")
+    # This host's root has all capabilities in a user namespace that it has made.
     if os.readlink(f"/proc/{pid}/ns/user") == os.readlink("/proc/self/ns/user"):
         for kind in ("Uid", "Gid"):
             if others := set(fields.get(kind, "").split()) - {"0"}:
                 text = f"runs as {kind.lower()} {min(others, key=int)}"
-                yield Blocker("other-uid", who, f"{text}, and CRIU lacks CAP_SYS_RESOURCE here to read its limits")
+                yield Blocker(
+                    "other-uid", subject, f"{text}: CRIU lacks CAP_SYS_RESOURCE on this host to read its limits"
+                )
                 break
     elif pid == init_pid and not _is_visible_inside(pid, fields):
-        yield Blocker("user-changed", who, "has changed its user and was restored before: CRIU cannot see it again")
+        yield Blocker(
+            "user-changed", subject, "has changed its user and was restored before: CRIU cannot read it again"
+        )
 
 
 def _is_visible_inside(pid: int, fields: dict[str, str]) -> bool:
-    """Whether the root of its user namespace may look at a process, as the part of CRIU does that goes in there.
+    """Return whether the root of its user namespace may read a process, as the part of CRIU does that runs in there.
 
-    A process that has changed its user is hidden until it runs another program (PR_SET_DUMPABLE), from all but the root
-    of the namespace that it has run its program in. Of a restored one that is the host's: the program was CRIU then.
+    A process that has changed its user is hidden until it executes another program (PR_SET_DUMPABLE), except from the
+    root of the namespace in which it executed its program. For a restored process that is the host's root, because its
+    program was CRIU.
     """
-    owner = os.stat(f"/proc/{pid}/fd").st_uid  # of what is hidden, that root
+    owner = os.stat(f"/proc/{pid}/fd").st_uid  # of a hidden process: that root
     maps = [line.split() for line in Path(f"/proc/{pid}/uid_map").read_text().splitlines()]
     root = next((int(outside) for inside, outside, _ in maps if inside == "0"), owner)
     return owner == root or str(owner) in fields.get("Uid", "").split()
 
 
 class _Terminals:
-    """The pseudo terminals of the container's own devpts: those whose master a process of it holds, and its console."""
+    """The terminals of the container's devpts whose master one of its processes holds, and its console."""
 
     def __init__(self, init_pid: int, family: set[int]) -> None:
         self.devices: set[str] = set()
@@ -134,17 +141,17 @@ class _Terminals:
             self.inside.update(_masters(pid))
 
     def problem(self, info: os.stat_result, link: str) -> str | None:
-        """Why a slave cannot be carried; None if it can. The console's rule is that of config.json."""
+        """Return why a slave cannot be carried; None if it can. For the console the rule "terminal" decides."""
         number = os.minor(info.st_rdev) + (os.major(info.st_rdev) - _SLAVE_MAJORS[0]) * 256
         if mountinfo.device(info) not in self.devices:
-            return f"is the terminal {link} of the host"
+            return f"is the host's terminal {link}"
         if number in self.inside or number == self._console:
             return None
         return f"is the terminal {link}, whose other end is outside the container"
 
 
 def _masters(pid: int) -> Iterator[int]:
-    """The numbers of the terminals whose masters a process holds."""
+    """Yield the numbers of the terminals whose masters a process holds."""
     try:
         for number in os.listdir(f"/proc/{pid}/fd"):
             device = os.stat(f"/proc/{pid}/fd/{number}").st_rdev
@@ -157,22 +164,22 @@ def _masters(pid: int) -> Iterator[int]:
 
 
 class _Ghosts:
-    """Files without a name (any more) that are too large to go with the images; each is reported once."""
+    """Deleted files that are too large to go with the images; each is reported once."""
 
     def __init__(self) -> None:
         self._seen: set[tuple[int, int]] = set()
 
     def look(self, info: os.stat_result, link: str, where: str) -> Iterator[Blocker]:
-        size = info.st_blocks * 512  # what CRIU looks at, too
+        size = info.st_blocks * 512  # CRIU compares this size too
         if not stat.S_ISREG(info.st_mode) or info.st_nlink or size <= GHOST_LIMIT or link.startswith(_MEMORY):
             return
         if (info.st_dev, info.st_ino) not in self._seen:
             self._seen.add((info.st_dev, info.st_ino))
-            limit = f"CRIU carries up to {GHOST_LIMIT >> 20} MiB of such a file"
-            yield Blocker("ghost-file", where, f"{link} has no name any more and {size >> 20} MiB: {limit}")
+            limit = f"CRIU carries such a file up to {GHOST_LIMIT >> 20} MiB"
+            yield Blocker("ghost-file", where, f"{link} was deleted and has {size >> 20} MiB: {limit}")
 
-    def mapped(self, pid: int, who: str) -> Iterator[Blocker]:
-        """Those whose descriptors may be closed."""
+    def mapped(self, pid: int, subject: str) -> Iterator[Blocker]:
+        """Yield those that are mapped, because their descriptors may be closed."""
         with open(f"/proc/{pid}/maps", errors="surrogateescape") as file:
             lines = [line.split(None, 5) for line in file if line.endswith(" (deleted)\n")]
         for place, *_, path in lines:
@@ -181,14 +188,14 @@ class _Ghosts:
                 info = os.stat(f"/proc/{pid}/map_files/{start:x}-{end:x}")
             except OSError:
                 continue
-            yield from self.look(info, path.strip(), f"{who}, mapped at {place}")
+            yield from self.look(info, path.strip(), f"{subject}, mapped at {place}")
 
 
 def _descriptors(
-    pid: int, who: str, mounts: set[int], terminals: _Terminals, ghosts: _Ghosts, watches: Watches
+    pid: int, subject: str, mounts: set[int], terminals: _Terminals, ghosts: _Ghosts, watches: Watches
 ) -> Iterator[Blocker]:
     for number in sorted(os.listdir(f"/proc/{pid}/fd"), key=int):
-        place = f"{who}, descriptor {number}"
+        place = f"{subject}, descriptor {number}"
         try:
             link = os.readlink(f"/proc/{pid}/fd/{number}")
             info = os.stat(f"/proc/{pid}/fd/{number}")
@@ -213,11 +220,11 @@ def _descriptors(
                 yield Blocker("host-file", place, f"is {path} of the host, opened outside the container's mounts")
         elif link.startswith("/memfd:"):
             if not silent_losses.is_memfd(info.st_dev):
-                text = "is a memfd of huge pages, which is not carried"
+                text = "is a memfd with huge pages, which CRIU cannot carry"
                 yield Blocker("special-file", place, text, special_files.remedy("hugepages"))
         elif link.startswith("/") and (path := _foreign(pid, int(number), mounts)):
             if silent_losses.is_message_queue(pid, number):
-                continue  # losses.ipc names it
+                continue  # silent_losses.ipc reports it
             yield Blocker("host-file", place, f"is {path} of the host, opened outside the container's mounts")
 
 
@@ -236,9 +243,9 @@ def _device(info: os.stat_result, link: str, place: str, terminals: _Terminals) 
 
 
 def _foreign(pid: int, number: int, mounts: set[int]) -> str:
-    """The path of a descriptor's file if it was opened on none of these mounts, or "".
+    """Return the path of a descriptor's file if it was opened outside these mounts, else "".
 
-    By a duplicate: the process may give the number to another file at any time, as a shell does for `echo > FILE`.
+    This reads a duplicate, because the process may reuse the number at any time, as a shell does for `echo > FILE`.
     """
     try:
         fd = syscalls.duplicate(pid, number)
@@ -254,7 +261,7 @@ def _foreign(pid: int, number: int, mounts: set[int]) -> str:
 
 
 def network_devices(pid: int) -> list[str]:
-    """Interfaces of the process's network namespace other than loopback."""
+    """Return the interfaces of the process's network namespace other than loopback."""
     try:
         lines = Path(f"/proc/{pid}/net/dev").read_text().splitlines()[2:]
     except OSError:
@@ -263,7 +270,7 @@ def network_devices(pid: int) -> list[str]:
 
 
 def memory_bytes(init_pid: int) -> int:
-    """An upper estimate of what the images of a container take: anonymous and shared memory of all its processes."""
+    """Return an upper estimate of the images' size in bytes: anonymous and shared memory of all processes, tmpfs."""
     total = 0
     for pid in processes.container_pids(init_pid):
         try:
@@ -276,7 +283,7 @@ def memory_bytes(init_pid: int) -> int:
 
 
 def _tmpfs_bytes(pid: int) -> int:
-    """What lies in the container's tmpfs mounts, which go with the images."""
+    """Return the bytes in the container's tmpfs mounts, which go with the images."""
     total, seen = 0, set()
     for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines():
         fields, _, after = line.partition(" - ")

@@ -1,4 +1,4 @@
-"""The rules: what keeps a container from moving, in what words, and what a user does about it."""
+"""The rules: each reason that keeps a container from moving, and its remedy."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,94 +10,102 @@ from runtime.state.record import State
 
 @dataclass(frozen=True)
 class Rule:
-    """`remedy` is what a user does about it; `allowable` rules can be lifted with --allow."""
+    """One rule: `remedy` is what the user can do; `allowable` rules can be lifted with --allow."""
 
     remedy: str
     allowable: bool = False
 
 
 RULES: dict[str, Rule] = {
-    # The house's own.
+    # Policy: possible, but only if the user asks for it.
     "seccomp": Rule(
-        "create the container without linux.seccomp; --allow seccomp to carry the filter along", allowable=True
+        "create the container without linux.seccomp; --allow seccomp to move it with its filter", allowable=True
     ),
     "terminal": Rule(
-        "--allow terminal to carry it: `pymigrate attach` reaches it at the target; or set process.terminal to false",
+        "--allow terminal to move it with its terminal (`pymigrate attach` reaches it at the target); "
+        "or set process.terminal to false",
         allowable=True,
     ),
     "writable-rootfs": Rule(
-        "set root.readonly and mount a tmpfs where it writes; --allow writable-rootfs to carry along what it writes",
+        "set root.readonly and mount a tmpfs where the container writes; "
+        "--allow writable-rootfs to send the root file system with its changes",
         allowable=True,
     ),
     # What would make CRIU fail.
-    "status": Rule("only a running container can be moved (`pymigrate logs` shows what it said last)"),
+    "status": Rule("start or resume it: only a running container can move (`pymigrate logs` shows its last output)"),
     "rootfs-tmp": Rule("make an empty directory /tmp in the root file system: CRIU needs one to restore"),
     "exec-session": Rule(
-        "wait until it has ended, or end it (`exec --detach` starts one that moves along); "
-        "--allow exec-session to let it die",
+        "wait until the process exits, or kill it (a process started by `exec --detach` moves along); "
+        "--allow exec-session to have the move kill it",
         allowable=True,
     ),
-    "host-file": Rule("start the program with stdin, stdout and stderr of the container's own"),
+    "host-file": Rule("start the program with the container's own stdin, stdout and stderr"),
     "device": Rule("close the device before the move"),
     "io-uring": Rule("run the program without io_uring (MariaDB: innodb_use_native_aio=0; Node.js: UV_USE_IO_URING=0)"),
-    "special-file": Rule("close it before the move, or run the program without it (what helps depends on its kind)"),
+    "special-file": Rule("close the file before the move, or run the program without it (its kind decides which)"),
     "watch": Rule(
         "remove the watch before the move, and set it again afterwards (inotify_rm_watch, or close the descriptor)"
     ),
-    "ghost-file": Rule("close it, let it get smaller, or give it a name (linkat)"),
+    "ghost-file": Rule("close the file, truncate it, or give it a name (linkat)"),
     "traced": Rule("detach the debugger"),
     "ended-thread": Rule("have the first thread wait for the others (pthread_join, not pthread_exit)"),
     "unfreezable": Rule(unfreezable.REMEDY),
     "other-uid": Rule(
-        "run it as uid 0 inside, or give the container a user namespace (linux.uidMappings); or give this host's root "
-        "CAP_SYS_RESOURCE: a container or unit that the host runs in keeps it away (docker run --cap-add SYS_RESOURCE; "
-        "CapabilityBoundingSet= in systemd.exec(5))"
+        "run the process as uid 0 inside, or give the container a user namespace (linux.uidMappings); or give root of "
+        "this host CAP_SYS_RESOURCE, which a container or unit around the host takes away (docker run --cap-add "
+        "SYS_RESOURCE; CapabilityBoundingSet= in systemd.exec(5))"
     ),
-    "user-changed": Rule("start it as that user (process.user), or below a process that stays (an init, a shell)"),
+    "user-changed": Rule(
+        "start the program as that user (process.user), or below a process that stays (an init, a shell)"
+    ),
     # Sockets.
-    "socket-kind": Rule("close it before the move (programs in Go: GODEBUG=multipathtcp=0)"),
-    "socket-namespace": Rule("close it, or do not hand it to the container"),
-    "socket-filter": Rule("detach the program (SO_DETACH_BPF)"),
-    "tcp-backlog": Rule("let the program accept it; --allow tcp-backlog to lose it", allowable=True),
+    "socket-kind": Rule("close the socket before the move (programs in Go: GODEBUG=multipathtcp=0)"),
+    "socket-namespace": Rule("close the socket, or do not pass it to the container"),
+    "socket-filter": Rule("detach the eBPF program (SO_DETACH_BPF)"),
+    "tcp-backlog": Rule(
+        "wait until the program accepts the connection; --allow tcp-backlog to lose it", allowable=True
+    ),
     "tcp-connecting": Rule(
-        "wait until it is connected, or has failed; --allow tcp-connecting to try, which may fail",
+        "wait until the connection is established or has failed; --allow tcp-connecting to try, which may fail",
         allowable=True,
     ),
-    "tcp-closing": Rule("wait until its peer has read it; --allow tcp-closing to lose it", allowable=True),
-    "tcp-option": Rule("run the connection without it"),
-    "udp-cork": Rule("let the program send what it holds back"),
-    "multicast": Rule("let the program join it again after the move; --allow multicast if it does", allowable=True),
-    "netlink": Rule("let the program read its messages; listen to fewer groups"),
-    "unix-peer": Rule("close the connection, or run the other end in the container"),
-    "unix-backlog": Rule("let the program accept it"),
-    "unix-message": Rule("let the program read them"),
-    "network-device": Rule("remove the interface; a network that `--net` made goes along (docs/network.md)"),
-    "host-pid": Rule(
-        "create the container with a pid namespace of its own: its process ids must be free at the target"
+    "tcp-closing": Rule("wait until the peer has received the data; --allow tcp-closing to lose them", allowable=True),
+    "tcp-option": Rule("run the connection without this option"),
+    "udp-cork": Rule("have the program send the data that it holds back"),
+    "multicast": Rule(
+        "have the program join the group again after the move; --allow multicast if it does", allowable=True
     ),
+    "netlink": Rule("wait until the program has read its messages; listen to fewer groups"),
+    "unix-peer": Rule("close the connection, or run the other end in the container"),
+    "unix-backlog": Rule("wait until the program accepts the connection"),
+    "unix-message": Rule("wait until the program has read the messages"),
+    "network-device": Rule("remove the interface; a network made with `--net` moves along (docs/network.md)"),
+    "host-pid": Rule("create the container with its own pid namespace: its process ids must be free at the target"),
     "host-network": Rule(
-        "give the container a network namespace of its own; --tcp-close to have it find its connections closed"
+        "give the container its own network namespace; --tcp-close to have the program see its connections closed"
     ),
     "file-system": Rule(
-        "unmount it, or have the container see it by a bind mount of the host's (`mounts` with the option bind)"
+        "unmount the file system, or mount it on the host and bind it into the container (`mounts`, option bind)"
     ),
-    "submount": Rule("bind the submount by an entry of its own in `mounts`"),
+    "submount": Rule("bind the submount with its own entry in `mounts`"),
     "nested-namespace": Rule(
-        "run the program without a namespace of its own (mount and network namespaces are carried)"
+        "run the program without its own namespace (only mount and network namespaces are carried)"
     ),
-    "packet-pipe": Rule("run the program without pipes of packets (pipe2 with O_DIRECT)"),
+    "packet-pipe": Rule("run the program without packet pipes (pipe2 with O_DIRECT)"),
     "capabilities": Rule(
-        "take it out of process.capabilities.inheritable, or have the program drop it there before the bounding set"
+        "remove the capability from process.capabilities.inheritable, or have the program drop it from its "
+        "inheritable set before it drops it from its bounding set"
     ),
     "deadline": Rule("give the thread another scheduling policy (chrt -o)"),
-    "threaded-cgroup": Rule("leave all threads of a process in one cgroup"),
-    # What CRIU would lose without a word.
+    "threaded-cgroup": Rule("keep all threads of a process in one cgroup"),
+    # What CRIU would lose silently.
     "host-ipc": Rule(
-        "give the container an ipc namespace of its own; --allow host-ipc if it keeps nothing there", allowable=True
+        "give the container its own ipc namespace; --allow host-ipc if it keeps no objects there", allowable=True
     ),
     "message-queue": Rule("close and unlink the queue (mq_unlink)"),
     "eventfd-semaphore": Rule(
-        "run the program without EFD_SEMAPHORE; --allow eventfd-semaphore to make plain ones of them", allowable=True
+        "run the program without EFD_SEMAPHORE; --allow eventfd-semaphore to turn them into plain eventfds",
+        allowable=True,
     ),
     "semaphore-undo": Rule(
         "run the program without SEM_UNDO; --allow semaphore-undo if it does not depend on it", allowable=True
@@ -106,65 +114,74 @@ RULES: dict[str, Rule] = {
         "run the program without setarch or personality; --allow personality to lose it", allowable=True
     ),
     "protection-key": Rule(
-        "run the program without pkey_mprotect; --allow protection-key to run on without that protection",
+        "run the program without pkey_mprotect; --allow protection-key to move it without that protection",
         allowable=True,
     ),
     "speculation": Rule(
-        "run the program without PR_SET_SPECULATION_CTRL; --allow speculation to run on without that restriction",
+        "run the program without PR_SET_SPECULATION_CTRL; --allow speculation to move it without that restriction",
         allowable=True,
     ),
     "keyring": Rule("remove the keys (keyctl clear @s); --allow keyring to leave them behind", allowable=True),
     # What differs at the target.
-    "id-in-use": Rule("delete or rename the container there"),
-    "architecture": Rule("choose a target of the same kind"),
+    "id-in-use": Rule("delete or rename the container at the target"),
+    "architecture": Rule("choose a target of the same architecture"),
     "cpu": Rule(
         "choose a target whose processor has these features; --allow cpu if the program does not use them",
         allowable=True,
     ),
     "criu": Rule("install criu at the target (apt-get install criu, or vagrant/provision.sh)"),
     "criu-protocol": Rule("install the same criu on both hosts, or 4.2 and newer on both"),
-    "criu-version": Rule("install at least this version there; --allow criu-version to try", allowable=True),
+    "criu-version": Rule(
+        "install at least the source's version at the target; --allow criu-version to try", allowable=True
+    ),
     "limit": Rule(
-        "raise the limits of root's log-in there (limits.conf(5)), or give root there CAP_SYS_RESOURCE; "
-        "or lower that of the program (prlimit); --allow limit to lose it",
+        "raise root's login limits at the target (limits.conf(5)), or give root CAP_SYS_RESOURCE there; "
+        "or lower the program's limit (prlimit); --allow limit to lose it",
         allowable=True,
     ),
     "one-way": Rule(
-        "give root there CAP_SYS_RESOURCE (see other-uid); --allow one-way to have the container there for good",
+        "give root CAP_SYS_RESOURCE at the target (see other-uid); --allow one-way to move it there for good",
         allowable=True,
     ),
     "bridge": Rule(
-        "make the bridge there (ip link add NAME type bridge), or name another with `move --net bridge=NAME`"
+        "make the bridge at the target (ip link add NAME type bridge), or choose another: `move --net bridge=NAME`"
     ),
-    "address-in-use": Rule("free the address there, or give the container another one with `run --net`"),
-    "port-in-use": Rule("free the port there, or give the container a network namespace of its own"),
-    "volume": Rule("say what becomes of it: --volume PATH=copy, PATH=shared or PATH=/NEW/PATH"),
-    "overlay": Rule("name its layers by plain absolute paths"),
+    "address-in-use": Rule("free the address at the target, or give the container another one with `run --net`"),
+    "port-in-use": Rule("free the port at the target, or give the container its own network namespace"),
+    "volume": Rule("choose how to treat the volume: --volume PATH=copy, PATH=shared or PATH=/NEW/PATH"),
+    "overlay": Rule("name the layers by plain absolute paths"),
     "overlay-defaults": Rule(
-        "set the module's parameters there as here; --allow overlay-defaults to take those there", allowable=True
-    ),
-    "overlay-index": Rule(
-        "mount it with index=off; --allow overlay-index if no file of the lower layers has several names",
+        "set the module's parameters at the target as here; --allow overlay-defaults to use the target's",
         allowable=True,
     ),
-    "missing-source": Rule("make it there, with the same contents; --volume PATH=copy or PATH=/NEW/PATH"),
+    "overlay-index": Rule(
+        "mount the overlay with index=off; --allow overlay-index if no file of the lower layers has several names",
+        allowable=True,
+    ),
+    "missing-source": Rule(
+        "make it at the target, with the same contents; or use --volume PATH=copy or PATH=/NEW/PATH"
+    ),
     "joined-namespace": Rule(
-        "make one there at this path (ip netns add), or give the container its own (`run --net`; podman --network none)"
+        "make a namespace at the target at this path (ip netns add), or give the container its own "
+        "(`run --net`; podman --network none)"
     ),
     "not-shared": Rule(
-        "mount there what this host has mounted; "
-        "--volume PATH=shared if it has another name there, PATH=copy to send it"
+        "mount the same file system at the target; "
+        "--volume PATH=shared if it has another name there, PATH=copy to send the data"
     ),
-    "foreign-data": Rule("move it away there; --volume PATH=shared to use it, or PATH=/NEW/PATH"),
-    "file-differs": Rule("install the same file there; --volume PATH=copy to send what is here"),
-    "no-space": Rule("make room there"),
-    "rsync": Rule("apt-get install rsync, there and here"),
+    "foreign-data": Rule("move the data away at the target; --volume PATH=shared to use them, or PATH=/NEW/PATH"),
+    "file-differs": Rule("install the same file at the target; --volume PATH=copy to send this host's"),
+    "no-space": Rule("free space at the target"),
+    "rsync": Rule("install rsync on both hosts (apt-get install rsync)"),
 }
 
 
 @dataclass(frozen=True)
 class Blocker:
-    """One reason: which rule, which field or object, what is wrong with it; `advice` is a remedy for this one alone."""
+    """One reason not to move: the rule, the field or object, and what is wrong with it.
+
+    `advice` replaces the rule's remedy where a better one is known.
+    """
 
     rule: str
     where: str
@@ -181,10 +198,10 @@ class Blocker:
 
 
 def check_allowed(allow: Iterable[str]) -> None:
-    """Raise UsageError for a rule that does not exist or that cannot be lifted."""
+    """Raise UsageError if a rule does not exist or cannot be lifted."""
     for rule in sorted(allow):
         if rule not in RULES:
-            raise UsageError(f"--allow {rule}: there is no such rule", remedy="rules: " + ", ".join(RULES))
+            raise UsageError(f"--allow {rule}: unknown rule", remedy="rules: " + ", ".join(RULES))
         if not RULES[rule].allowable:
             liftable = ", ".join(name for name, found in RULES.items() if found.allowable)
             raise UsageError(
@@ -193,7 +210,7 @@ def check_allowed(allow: Iterable[str]) -> None:
 
 
 def raise_blocked(state: State, blockers: list[Blocker], allow: frozenset[str], target: str) -> None:
-    """Raise Blocked with all that is left after `allow`, if anything is."""
+    """Raise Blocked with all blockers that `allow` does not lift, if there are any."""
     check_allowed(allow)
     left = [blocker for blocker in blockers if blocker.rule not in allow]
     if left:

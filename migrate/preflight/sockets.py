@@ -1,8 +1,8 @@
-"""The sockets of a container: which would not survive a dump and a restore by CRIU, and which are connections.
+"""Survey the sockets of a container: which would not survive a dump and a restore, and which are connections.
 
-Each descriptor is looked at through a duplicate (pidfd_getfd(2)), as CRIU does, so the answers are the socket's own:
-what namespace it belongs to, what waits in its queues. What CRIU refuses is in criu/sk-*.c (4.2); what it carries
-without a word but not whole (multicast groups, MD5 keys, connections that nobody holds) is found here as well.
+Each descriptor is examined through a duplicate (pidfd_getfd(2)), as CRIU does, so the kernel answers for the socket
+itself: its namespace, the contents of its queues. criu/sk-*.c (4.2) has what CRIU rejects. What it silently carries
+only in part (multicast groups, MD5 keys, connections without a descriptor) is found here as well.
 """
 
 import array
@@ -30,14 +30,14 @@ _UDP_CORK, _TCP_ULP, _TCP_AO_INFO, _MCAST_MSFILTER = 1, 31, 40, 48
 _NETLINK_LIST_MEMBERSHIPS, _SOL_NETLINK = 9, 270
 _LISTEN, _ESTABLISHED, _SYN_SENT, _SYN_RECV = 10, 1, 2, 3
 _CONNECTED = (_ESTABLISHED, 4, 5, 8, 9, 11)  # and FIN_WAIT1, FIN_WAIT2, CLOSE_WAIT, LAST_ACK, CLOSING
-_DELIVERING = (4, 9, 11)  # FIN_WAIT1, LAST_ACK, CLOSING: there are data, or at least the end, to be delivered
+_DELIVERING = (4, 9, 11)  # FIN_WAIT1, LAST_ACK, CLOSING: data, or at least the FIN, are not acknowledged yet
 _PROTOCOLS = {0: "IP", 1: "ICMP", 6: "TCP", 17: "UDP", 58: "ICMPv6", 136: "UDP-Lite"}
 _INET = (socket.AF_INET, socket.AF_INET6)
 _CARRIED = (*_INET, socket.AF_UNIX, socket.AF_NETLINK, socket.AF_PACKET)
 # Groups that an interface is a member of by itself.
 _OWN_GROUPS = ("224.0.0.1", "ff02::1", "ff01::1")
 
-# What may be otherwise a moment later.
+# Rules that may pass by themselves within a moment.
 PASSING = frozenset({"tcp-backlog", "tcp-connecting", "tcp-closing", "unix-backlog", "unix-message", "netlink"})
 
 
@@ -45,7 +45,7 @@ PASSING = frozenset({"tcp-backlog", "tcp-connecting", "tcp-closing", "unix-backl
 class Connection:
     """An established TCP connection: `local` and `remote` are (address, port); `held_by` names process and descriptor.
 
-    `inside`: both of its ends are the container's."""
+    `inside`: both ends belong to the container."""
 
     local: tuple[str, int]
     remote: tuple[str, int]
@@ -70,13 +70,15 @@ class Listening:
 
 @dataclass(frozen=True)
 class Survey:
+    """The blockers about a container's sockets, its connections and its bound ports."""
+
     blockers: list[Blocker]
     connections: list[Connection]
     listening: list[Listening]
 
 
 def survey(init_pid: int) -> Survey:
-    """Everything about the sockets of all processes in the pid namespace of `init_pid`."""
+    """Survey the sockets of all processes in the pid namespace of `init_pid`."""
     with sockdiag.diag(init_pid) as diag:
         look = _Look(init_pid, diag)
         try:
@@ -86,7 +88,7 @@ def survey(init_pid: int) -> Survey:
 
 
 def bound(init_pid: int) -> list[Bound]:
-    """The ports that the container has in the network of its first process; without those of connections."""
+    """Return the ports that the container has in the network of its init, without those of connections."""
     with sockdiag.diag(init_pid) as diag:
         look = _Look(init_pid, diag)
         try:
@@ -96,8 +98,8 @@ def bound(init_pid: int) -> list[Bound]:
 
 
 def settled(init_pid: int, patience: float, allow: frozenset[str] = frozenset()) -> Survey:
-    """The first survey with nothing on its way that CRIU cannot carry, unless it is in `allow`; after `patience`
-    seconds what there is."""
+    """Return the first survey without passing blockers other than those in `allow`; after `patience` seconds, the
+    last one."""
     deadline = time.monotonic() + patience
     while True:
         found = survey(init_pid)
@@ -107,7 +109,7 @@ def settled(init_pid: int, patience: float, allow: frozenset[str] = frozenset())
 
 
 def passing(found: Survey, allow: frozenset[str]) -> list[Blocker]:
-    """What will be over by itself, as a rule."""
+    """Return the blockers that usually pass by themselves, without those in `allow`."""
     return [blocker for blocker in found.blockers if blocker.rule in PASSING - allow]
 
 
@@ -116,7 +118,7 @@ class _Look:
         self._pid = init_pid
         self._tcp = list(diag.tcp())
         self._unix = diag.unix()
-        self._held: dict[int, tuple[str, int]] = {}  # inode -> who holds it, a duplicate
+        self._held: dict[int, tuple[str, int]] = {}  # inode -> process and descriptor in words, a duplicate
         self._namespaces: set[int] = set()
         for pid in processes.container_pids(init_pid):
             with contextlib.suppress(OSError):
@@ -176,7 +178,7 @@ class _Look:
             yield Blocker("socket-kind", where, f"is a socket of {name}, which CRIU cannot carry")
             return
         if self._namespace(sock) not in self._namespaces:
-            text = "is a socket of another network namespace: it was handed to the container from outside"
+            text = "belongs to a network namespace outside the container: it was passed in from there"
             yield Blocker("socket-namespace", where, f"{_describe(sock)} {text}")
             return
         if syscalls.has_hidden_filter(sock.fileno()):
@@ -193,7 +195,7 @@ class _Look:
             yield from self._multicast(where, sock)
 
     def _namespace(self, sock: socket.socket) -> int:
-        """The inode of the network namespace that a socket belongs to."""
+        """Return the inode of the network namespace that a socket belongs to."""
         fd = fcntl.ioctl(sock.fileno(), _SIOCGSKNS)
         try:
             return os.fstat(fd).st_ino
@@ -224,10 +226,10 @@ class _Look:
             yield Blocker("tcp-option", where, f"{what} has {option}, which would be lost")
 
     def _unheld(self) -> Iterator[Blocker]:
-        """Connections that their process has closed, and what they have still to deliver."""
+        """Yield the connections that their process has closed, with the data that they still have to deliver."""
         for entry in self._tcp:
             if entry.inode == 0 and entry.state in _DELIVERING:
-                text = f"is closed, but {_count(max(entry.unsent - 1, 0), 'byte')} and the end are not delivered yet"
+                text = f"is closed, but {_count(max(entry.unsent - 1, 0), 'byte')} and the FIN are not delivered yet"
                 yield Blocker("tcp-closing", _connection(entry), text)
 
     def _check_unix(self, inode: int, where: str, sock: socket.socket) -> Iterator[Blocker]:
@@ -248,7 +250,11 @@ class _Look:
                         "unix-backlog", where, f"{what} has a connection that was closed before it was accepted"
                     )
                 elif icon not in self._held:
-                    yield Blocker("unix-peer", where, f"{what} has a connection from outside the container waiting")
+                    yield Blocker(
+                        "unix-peer",
+                        where,
+                        f"{what} has a connection from outside the container that is not accepted yet",
+                    )
                 elif waiting is not None and waiting.sent:
                     yield Blocker("unix-backlog", where, f"{what} has a connection with data that is not accepted yet")
         elif entry.unread:
@@ -262,7 +268,7 @@ class _Look:
                         break
 
     def _multicast(self, where: str, sock: socket.socket) -> Iterator[Blocker]:
-        """Groups that a socket has joined: CRIU does not join them again."""
+        """Yield the multicast groups that a socket has joined, because CRIU does not join them again."""
         for interface, group in _groups(self._pid):
             family = socket.AF_INET6 if ":" in group else socket.AF_INET
             if family != sock.family and family == socket.AF_INET6:
@@ -275,7 +281,11 @@ class _Look:
             request = struct.pack("=I4x128sIII", interface, address, 0, 0, 0)
             with contextlib.suppress(OSError):
                 if syscalls.getsockopt(sock.fileno(), level, _MCAST_MSFILTER, request):
-                    yield Blocker("multicast", where, f"{_describe(sock)} has joined the group {group}")
+                    yield Blocker(
+                        "multicast",
+                        where,
+                        f"{_describe(sock)} has joined the group {group}, which CRIU does not join again",
+                    )
 
     def bound(self) -> Iterator[Bound]:
         network = os.stat(f"/proc/{self._pid}/ns/net").st_ino
@@ -294,7 +304,7 @@ class _Look:
 
 
 def _bound(sock: socket.socket) -> Bound | None:
-    """What port a socket has, None for one that has none or is connected (a connection of TCP)."""
+    """Return the port of a socket; None if it has none or is a TCP connection."""
     protocol = next((name for name, number in PROTOCOLS.items() if number == sock.proto), "")
     if sock.family not in _INET or sock.type == socket.SOCK_RAW or not protocol:
         return None
@@ -320,7 +330,7 @@ def _bound(sock: socket.socket) -> Bound | None:
 
 
 def _adopt(fd: int) -> socket.socket:
-    """A socket object that owns `fd`. Python by itself would ask for the address, which some families do not tell."""
+    """Return a socket object that owns `fd`. Python alone would ask for the address, which some families lack."""
     options = (socket.SO_DOMAIN, socket.SO_TYPE, socket.SO_PROTOCOL)
     read = (
         int.from_bytes(syscalls.getsockopt(fd, socket.SOL_SOCKET, option, bytes(4)), sys.byteorder)
@@ -335,11 +345,11 @@ def _check_netlink(where: str, sock: socket.socket) -> Iterator[Blocker]:
         yield Blocker("netlink", where, "is a netlink socket with unread messages")
     groups = array.array("I", sock.getsockopt(_SOL_NETLINK, _NETLINK_LIST_MEMBERSHIPS, 64))
     if any(groups[1:]):
-        yield Blocker("netlink", where, "is a netlink socket that listens to groups above 32")
+        yield Blocker("netlink", where, "is a netlink socket that listens to groups above 32, which CRIU cannot carry")
 
 
 def _groups(pid: int) -> Iterator[tuple[int, str]]:
-    """(interface number, group) of all multicast groups of a network namespace that somebody has joined."""
+    """Yield (interface number, group) of all multicast groups that a process of a network namespace has joined."""
     found: list[tuple[int, str]] = []
     with contextlib.suppress(OSError):
         interface = 0
@@ -360,7 +370,7 @@ def _groups(pid: int) -> Iterator[tuple[int, str]]:
 
 
 def _describe(sock: socket.socket) -> str:
-    """The protocol and the endpoints: "tcp 10.88.0.5:6379 -> 10.88.0.1:50122"."""
+    """Return the protocol and the endpoints, as "tcp 10.88.0.5:6379 -> 10.88.0.1:50122"."""
     if sock.family not in _INET:
         return {socket.AF_UNIX: "unix socket", socket.AF_NETLINK: "netlink socket"}.get(sock.family, "packet socket")
     name = "raw" if sock.type == socket.SOCK_RAW else _PROTOCOLS.get(sock.proto, str(sock.proto)).lower()

@@ -1,4 +1,4 @@
-"""What speaks against a target."""
+"""List every reason why a container cannot move to a given target."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -39,11 +39,14 @@ def target_blockers(
     send_rootfs: bool,
     joined: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Blocker]:
-    """What speaks against this target; `needed` is how many bytes it must take, `joined` are checkpoint.joined's."""
+    """Return the reasons not to move to this target, by the facts of both hosts.
+
+    `needed`: bytes that it must have room for; `joined`: see runtime.checkpoint.options.joined.
+    """
     found: list[Blocker] = []
     name = target.name
     if target.id_in_use:
-        itself = "; the host has the name of this one: is it this one?" if name == source.name else ""
+        itself = "; the target has the same name as this host: is it this host?" if name == source.name else ""
         found.append(Blocker("id-in-use", f"{name}: container {state.id}", f"exists already{itself}"))
     if (target.machine, target.bits) != (source.machine, source.bits):
         found.append(
@@ -65,7 +68,7 @@ def target_blockers(
             Blocker(
                 "criu-version",
                 name,
-                f"has criu {target.criu}, the source {source.criu}: images are not sure to be understood",
+                f"has criu {target.criu}, older than the source's {source.criu}: it may not understand the images",
             )
         )
     if target.cpu_problem and not target.criu_problem:
@@ -73,7 +76,7 @@ def target_blockers(
     kinds = {path: kind for kind, path in joined.items()}
     for path in target.missing:
         if path in kinds:
-            problem = f"does not exist: the container is in the {kinds[path]} namespace that is there at {source.name}"
+            problem = f"does not exist: at {source.name} the container is in the {kinds[path]} namespace at this path"
             found.append(Blocker("joined-namespace", f"{name}: {path}", problem))
         else:
             found.append(Blocker("missing-source", f"{name}: {path}", "does not exist"))
@@ -105,14 +108,14 @@ def _version(text: str) -> tuple[int, ...]:
 
 
 def external_paths(spec: Spec) -> tuple[str, ...]:
-    """What must exist at a target beside files: namespaces joined by path, hooks."""
+    """Return the paths that must exist at a target besides bind mounts: joined namespaces, hooks."""
     joined = [path for path in criu_options.joined(spec).values() if not path.startswith("/proc/")]  # they block anyway
     hooks = [hook.path for point in ("prestart", "createRuntime", "poststop") for hook in spec.hooks[point]]
     return tuple(dict.fromkeys([*joined, *hooks]))
 
 
 def check_target(peer: "Peer", store: Store, state: State, spec: Spec, plan: Plan) -> tuple[list[Blocker], Plan]:
-    """Ask the target and compare it with this host; the plan for the trees as it is with what the target has."""
+    """Compare the target with this host. Return the blockers, and the plan without the trees that the target has."""
     source = gather(FactsQuery())
     if source.criu_problem:
         raise CriuError(f"{source.name}: {source.criu_problem}", remedy="run vagrant/provision.sh here")
@@ -124,7 +127,7 @@ def check_target(peer: "Peer", store: Store, state: State, spec: Spec, plan: Pla
     found = target_blockers(source, target, state, needed, send_rootfs=True, joined=criu_options.joined(spec))
     other = [there for there in target.overlay if there not in source.overlay] if source.overlay else []
     if other and any(mount.type == "overlay" for mount in spec.mounts):
-        text = f"has {', '.join(other)}, unlike here: mount options that nobody has said would change"
+        text = f"has {', '.join(other)}, unlike this host: the defaults of overlay mounts would change"
         found.append(Blocker("overlay-defaults", f"{target.name}: /sys/module/overlay/parameters", text))
     if state.status is Status.RUNNING:
         if not spec.is_new("network"):
@@ -135,19 +138,19 @@ def check_target(peer: "Peer", store: Store, state: State, spec: Spec, plan: Pla
 
 
 def _check_limits(state: State, spec: Spec, target: HostFacts) -> list[Blocker]:
-    """Can the target give back the limits of the container's processes, and can they leave it again?"""
-    remapped = "user" in spec.namespaces  # what CRIU restores there has no capability of the host's
+    """Check that the target can restore the limits of the container's processes and can dump them again."""
+    remapped = "user" in spec.namespaces  # then CRIU restores without the host's capabilities
     found = limits.blockers(state.pid, target.name, target.limits) if remapped or not target.any_uid else []
-    if can_carry_any_uid() and not target.any_uid and (who := limits.other_users(state.pid)):
-        text = f"runs as another user: root of {target.name} lacks CAP_SYS_RESOURCE, and CRIU cannot dump it there"
-        found.append(Blocker("one-way", who, text))
-    if not remapped:  # there root has all of them in the namespace that CRIU makes
+    if can_carry_any_uid() and not target.any_uid and (subject := limits.other_users(state.pid)):
+        text = f"runs as another user, and root of {target.name} lacks CAP_SYS_RESOURCE: CRIU could not dump it there"
+        found.append(Blocker("one-way", subject, text))
+    if not remapped:  # in a user namespace that CRIU makes root has all capabilities
         found += limits.lacking(state.pid, target.name, target.capabilities)
     return found
 
 
 def _check_ports(peer: "Peer", state: State, spec: Spec) -> list[Blocker]:
-    """Are the ports free at the target that the container has in a network which is not its own?"""
+    """Check that the ports which the container has in a network that is not its own are free at the target."""
     ports = sockets.bound(state.pid)
     if not ports:
         return []
@@ -156,7 +159,7 @@ def _check_ports(peer: "Peer", state: State, spec: Spec) -> list[Blocker]:
 
 
 def _check_trees(peer: "Peer", state: State, plan: Plan, reserved: int) -> tuple[list[Blocker], Plan]:
-    """Can what goes along be put there, is there what does not, and is it the same as far as it is in use?"""
+    """Check that the target can take the trees that are sent, and has the files that are not: equal where in use."""
     if not (plan.trees or plan.needed):
         return [], plan
     plan = plan.measured()
@@ -174,14 +177,14 @@ def _check_trees(peer: "Peer", state: State, plan: Plan, reserved: int) -> tuple
 
 
 def plan_blockers(plan: Plan) -> list[Blocker]:
-    """What speaks against the plan for the trees, whatever the target is."""
+    """Return the reasons against the plan for the trees, whatever the target is."""
     return list(plan.problems)
 
 
 def preflight(
     peer: "Peer", store: Store, state: State, spec: Spec, allow: frozenset[str], blockers: list[Blocker], plan: Plan
 ) -> Plan:
-    """Raise Blocked with everything that speaks against the move, `blockers` of the container included."""
+    """Return the plan as checked with the target. Raises Blocked with all reasons not to move, `blockers` included."""
     found, checked = check_target(peer, store, state, spec, plan)
     raise_blocked(state, blockers + plan_blockers(plan) + found, allow, peer.name)
     return checked

@@ -1,12 +1,11 @@
-"""What becomes of a container's bind mounts and overlays when it moves: the source's plan, before the target is asked.
+"""Plan how a container's bind mounts and overlays move: the source's plan, before it asks the target.
 
-`--volume PATH=copy|shared|NEWPATH` says it for the bind mount on PATH. Where nothing is said: a network file system is
-shared, read-only binds and single files are taken as the target has them (a small file that it lacks goes along), and a
-directory of this host that the container may write to is refused: only the user knows. But the tmpfs that an engine has
-mounted for a container's /dev/shm, and binds into it, is the container's own: it goes with the images, as others do.
+`--volume PATH=copy|shared|NEWPATH` decides for the bind mount on PATH. By default a network file system is shared;
+read-only binds and single files are taken as the target has them (a small file that it lacks is sent); and a directory
+of this host that the container may write to blocks the move, because only the user knows what it is. A tmpfs that an
+engine has mounted and bound as a container's /dev/shm is the container's own: it goes with the images like any tmpfs.
 
-What a container has mounted may have been replaced at its source since. A file that goes along is what the container
-sees.
+The file at a mount's source may have been replaced since it was mounted. The file that the container sees is sent.
 """
 
 import dataclasses
@@ -34,17 +33,18 @@ from runtime.spec.config import Spec
 from runtime.spec.mounts import Mount, parse_options
 from runtime.state.record import State
 
-SMALL = 1 << 20  # bytes; a file bound by itself, up to this size, goes along where it is missing
-_HOST = ("/proc", "/sys", "/dev")  # what every host has its own of
+SMALL = 1 << 20  # bytes; a single bound file of at most this size is sent if the target lacks it
+_HOST = ("/proc", "/sys", "/dev")  # every host has its own
 _ESCAPED = re.compile(r"\\(.)")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """`trees` go along; `needed` must be there; `sources` says of each bind mount where its source is at the target.
+    """How the mounts move. `trees` are sent; `needed` must exist at the target; `sources` maps a bind mount to its
+    source there.
 
-    `bound` are bind mounts whose files the target has itself: destination, source here, source there. `tmpfs` are bind
-    mounts that the target has as a tmpfs of the container's own.
+    `bound`: bind mounts whose files the target has itself: (destination, source here, source there). `tmpfs`: bind
+    mounts that become the container's own tmpfs at the target.
     """
 
     trees: tuple[Tree, ...] = ()
@@ -55,12 +55,12 @@ class Plan:
     tmpfs: tuple[Mount, ...] = ()
 
     def spec(self, spec: Spec) -> Spec:
-        """The spec to dump the container by: what goes with the images is not external."""
+        """Return the spec for the dump: mounts that go with the images are not external."""
         own = {mount.destination: mount for mount in self.tmpfs}
         return spec.replace(mounts=tuple(own.get(mount.destination, mount) for mount in spec.mounts))
 
     def config(self, value: dict[str, Any]) -> str:
-        """The container's config.json, of that value here, as the target must have it."""
+        """Return config.json for the target, made from its `value` here."""
         there = dict(self.sources)
         own = {mount.destination: mount for mount in self.tmpfs}
         mounts = []
@@ -72,7 +72,7 @@ class Plan:
         return json.dumps(value | {"mounts": mounts} if mounts else value)
 
     def measured(self) -> "Plan":
-        """The same with what the trees take on disk, and the fingerprints of those that do not change."""
+        """Return the plan with the trees' sizes on disk, and the fingerprints of those that do not change."""
         trees = []
         for tree in self.trees:
             if not tree.empty:
@@ -83,7 +83,7 @@ class Plan:
         return dataclasses.replace(self, trees=tuple(trees))
 
     def with_found(self, found: set[str]) -> "Plan":
-        """The same when the target has those of the trees, by name, that it may take as it has them."""
+        """Return the plan without the trees that the target has; `found` holds their names."""
         taken = {tree.name: tree.source for tree in self.trees if tree.found and tree.name in found}
         return dataclasses.replace(
             self,
@@ -94,16 +94,16 @@ class Plan:
 
 
 def parse(options: list[str]) -> dict[str, str]:
-    """--volume PATH=POLICY, each. Raises UsageError."""
+    """Parse `--volume PATH=POLICY` options into a dictionary. Raises UsageError."""
     found: dict[str, str] = {}
     for option in options:
         place, equals, policy = option.partition("=")
         if not equals or not place.startswith("/") or not (policy in ("copy", "shared") or policy.startswith("/")):
             raise UsageError(f"--volume {option}: must be PATH=copy, PATH=shared or PATH=/NEW/PATH")
         if policy.startswith("/") and (".." in policy.split("/") or not policy.isprintable()):
-            raise UsageError(f"--volume {option}: {policy!r} is no plain absolute path")
+            raise UsageError(f"--volume {option}: {policy!r} is not a plain absolute path")
         if _place(place) in found:
-            raise UsageError(f"--volume {option}: {place} was given before")
+            raise UsageError(f"--volume {option}: {place} is given twice")
         found[_place(place)] = policy
     return found
 
@@ -136,7 +136,9 @@ class _Planner:
         try:
             mode = os.stat(source).st_mode
         except OSError as error:
-            self.problem("missing-source", place, f"{mount.source} cannot be seen here any more: {error.strerror}")
+            self.problem(
+                "missing-source", place, f"its source {mount.source} cannot be read on this host: {error.strerror}"
+            )
             return
         directory = stat.S_ISDIR(mode)
         on = mountinfo.holding(source, self._mounts)
@@ -147,7 +149,7 @@ class _Planner:
             self._copy(place, source, mode, constant=_is_readonly(mount))
         elif policy in (None, "shared") and network is not None:
             where, path = network
-            export = where.export(path or source) if policy is None else ""  # the user says that it is the same
+            export = where.export(path or source) if policy is None else ""  # with "shared" the user vouches for it
             self.sources[place] = mount.source
             self.needed.append(Needed(place, mount.source, directory, where.network, export))
         elif policy is not None:
@@ -161,22 +163,23 @@ class _Planner:
             self._leave(place, source, mount.source, directory)
 
     def _network(self, place: str, on: mountinfo.Mount | None) -> tuple[mountinfo.Mount, str] | None:
-        """The mount of a network file system that the container has at `place`, and a path on it ("": the source)."""
+        """Return the network mount that the container has at `place`, and a path on it ("": the bind's source)."""
         inside = [mount for mount in self._inside if mount.place == place]
-        if inside:  # what is mounted at the source may be another one by now
+        if inside:  # another file system may be mounted at the source by now
             return (inside[-1], place) if inside[-1].network else None
         return (on, "") if on is not None and on.network else None
 
     def _is_own_tmpfs(self, mount: Mount, source: str, on: mountinfo.Mount | None) -> bool:
-        """Whether it is the whole of a tmpfs, for a container that has its shared memory for itself."""
+        """Return whether the mount is a whole tmpfs on /dev/shm, of a container that does not share its memory."""
         whole = on is not None and (on.fstype, on.place, on.root) == ("tmpfs", source, "/")
         apart = all(flags & MS_PRIVATE for flags in parse_options(mount.options).propagation)
         return whole and apart and _place(mount.destination) == "/dev/shm" and self._spec.is_new("ipc")
 
     def _replaced(self, place: str, source: str) -> str:
-        """A path to the file that the container has mounted on `place`, if what is at `source` is not that, or "".
+        """Return a path to the file that the container has mounted on `place` if `source` is another one, else "".
 
-        By a descriptor of the directory, which stays open: no link that the container may put there leads out of it.
+        The path uses a descriptor of the directory, which stays open, so that no link that the container puts there
+        can lead out of it.
         """
         if place not in {mount.place for mount in self._inside}:
             return ""
@@ -188,7 +191,7 @@ class _Planner:
                 os.close(root)
             seen = os.stat(os.path.basename(place), dir_fd=directory, follow_symlinks=False)
         except OSError:
-            return ""  # it does not run, or has put something else there
+            return ""  # the container does not run, or has put something else there
         try:
             here = os.stat(source)
             same = (here.st_dev, here.st_ino) == (seen.st_dev, seen.st_ino)
@@ -200,14 +203,14 @@ class _Planner:
         return f"/proc/{os.getpid()}/fd/{directory}/{os.path.basename(place)}"
 
     def _leave(self, place: str, source: str, there: str, directory: bool) -> None:
-        """The target has it itself."""
+        """Plan a mount whose source the target has itself, at `there`."""
         self.sources[place] = there
         self.bound.append((place, source, there))
         self.needed.append(Needed(place, there, directory))
 
     def _copy(self, place: str, source: str, mode: int, *, constant: bool) -> None:
         if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
-            self.problem("volume", place, f"{source} is neither a directory nor a file: it cannot be copied")
+            self.problem("volume", place, f"{source} cannot be copied: it is neither a directory nor a regular file")
             return
         unlike = self._unlike(place, source)
         if unlike:
@@ -217,27 +220,27 @@ class _Planner:
         self.trees.append(Tree(place, source, there, stat.S_ISREG(mode), UNKNOWN if constant else ""))
 
     def _unlike(self, place: str, source: str) -> str:
-        """Why what lies at `source` by now is not what the container sees at `place`, "" if it is.
+        """Return why `source` no longer is what the container sees at `place`, "" if it is.
 
-        Only what this host sees there can be sent; what was mounted or made there later covers what the container has.
+        Only files that this host sees can be sent; later mounts on the host hide those that the container has.
         """
         inside = {mount.place for mount in self._inside}
         try:
             here, seen = os.stat(source), os.stat(f"/proc/{self._state.pid}/root{place}", follow_symlinks=False)
         except OSError:
-            return ""  # it does not run, or has put something else there
+            return ""  # the container does not run, or has put something else there
         if place in inside and (here.st_dev, here.st_ino) != (seen.st_dev, seen.st_ino):
-            return f"{source} is another one here by now than the container has mounted"
+            return f"{source} was replaced on this host after the container had mounted it: it cannot be copied"
         for mount in self._mounts:
             rest = mount.place[len(source.rstrip("/")) :]
             if mount.place != source and is_below(mount.place, source) and place.rstrip("/") + rest not in inside:
-                return f"{mount.place} is mounted here, and the container sees what is below that"
+                return f"{mount.place} is mounted on this host and hides files that the container sees"
         return ""
 
     def _own(self, place: str, source: str) -> str:
-        """A place of this container's own, which keeps the last part of the name."""
+        """Return a path at the target that belongs to this container alone and keeps the last part of the name."""
         mount_point = place.strip("/").replace("_", "__").replace("/", "_")
-        own = hashlib.sha256(self._state.created.encode()).hexdigest()[:8]  # others may have its id
+        own = hashlib.sha256(self._state.created.encode()).hexdigest()[:8]  # another container may have had the id
         return f"{VOLUMES}/{self._state.id}-{own}/{mount_point}/{os.path.basename(source)}"
 
     def overlay(self, mount: Mount, policy: str | None) -> None:
@@ -245,16 +248,20 @@ class _Planner:
         layers = _layers(mount)
         paths = [path for paths in layers.values() for path in paths]
         if not layers.get("lowerdir") or not all(is_place(path) and os.path.isdir(path) for path in paths):
-            self.problem("overlay", place, f"the layers {':'.join(paths) or 'of it'} are not all plain directories")
+            self.problem(
+                "overlay", place, f"its layers are not all plain directories: {':'.join(paths) or 'none given'}"
+            )
             return
         if policy not in (None, "copy", "shared"):
-            self.problem("overlay", place, "its layers cannot lie at another place there")
+            self.problem(
+                "overlay", place, f"--volume {place}={policy}: the layers of an overlay cannot change their path"
+            )
         elif policy == "shared":
             self.needed += [Needed(f"{place} {kind}", path, True) for kind, paths in layers.items() for path in paths]
         else:
             if layers.get("upperdir") and _has_index(mount):
-                text = "has an index (index=on or nfs_export=on): what was written to a file by one of its names"
-                self.problem("overlay-index", place, f"{text} would not be seen by the others")
+                text = "has an index (index=on or nfs_export=on), which cannot be sent: data written to a file by one"
+                self.problem("overlay-index", place, f"{text} of its names would not be seen by the others")
             for path in layers["lowerdir"]:
                 self.trees.append(Tree(f"{place} lower", path, path, fingerprint=UNKNOWN))
             for path in layers.get("upperdir", []):
@@ -264,7 +271,7 @@ class _Planner:
 
 
 def plan(state: State, spec: Spec, volumes: Mapping[str, str]) -> Plan:
-    """What to do with each mount of the container. Raises UsageError for a --volume that names no mount of it."""
+    """Return the plan for all mounts of the container. Raises UsageError if a --volume names none of its mounts."""
     planner = _Planner(state, spec, mountinfo.read())
     left = dict(volumes)
     for mount in spec.mounts:
@@ -275,8 +282,8 @@ def plan(state: State, spec: Spec, volumes: Mapping[str, str]) -> Plan:
     if left:
         places = [mount.destination for mount in spec.mounts if mount.is_bind or mount.type == "overlay"]
         raise UsageError(
-            f"--volume {next(iter(left))}: container {state.id} has no bind mount and no overlay there",
-            remedy=f"it has: {', '.join(places)}" if places else "it has none at all",
+            f"--volume {next(iter(left))}: container {state.id} has no bind mount or overlay at this path",
+            remedy=f"its mounts: {', '.join(places)}" if places else "it has none: leave the option out",
         )
     return Plan(
         tuple(planner.trees),
@@ -289,7 +296,7 @@ def plan(state: State, spec: Spec, volumes: Mapping[str, str]) -> Plan:
 
 
 def _as_tmpfs(mount: Mount, source: str) -> Mount:
-    """The mount, whose source is all of a tmpfs, as a tmpfs of the container's own."""
+    """Return the container's own tmpfs that replaces a bind mount of a whole tmpfs."""
     size, mode = os.statvfs(source), stat.S_IMODE(os.stat(source).st_mode)
     options = [option for option in mount.options if option not in ("bind", "rbind")]
     options += [f"mode={mode:o}", f"size={size.f_blocks * size.f_frsize}"]
@@ -302,7 +309,7 @@ def _is_readonly(mount: Mount) -> bool:
 
 
 def _has_index(mount: Mount) -> bool:
-    """Whether an overlay keeps an index of what it has copied up, by handles of files that no other host knows."""
+    """Return whether an overlay indexes copied-up files, by file handles that are valid on this host only."""
     for name in ("index", "nfs_export"):
         said = [option for option in ",".join(mount.options).split(",") if option.partition("=")[0] == name]
         if said[-1] == f"{name}=on" if said else f"{name}=Y" in overlay_defaults():
@@ -311,7 +318,7 @@ def _has_index(mount: Mount) -> bool:
 
 
 def _layers(mount: Mount) -> dict[str, list[str]]:
-    """The directories of an overlay by kind. In a list of lower ones a backslash keeps a colon from ending a path."""
+    r"""Return the directories of an overlay by kind. In lowerdir ":" separates paths, and "\:" stands for a colon."""
     found: dict[str, list[str]] = {}
     for option in ",".join(mount.options).split(","):
         kind, equals, value = option.partition("=")

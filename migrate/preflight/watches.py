@@ -1,9 +1,9 @@
-"""What inotify and fanotify watch: CRIU must find a name in the container for each file of it.
+"""Check inotify and fanotify watches: CRIU must find a name in the container for each watched file.
 
 The kernel shows inode, device and handle of a watched file (proc_pid_fdinfo(5)). CRIU opens the handle on the
-container's mounts, and looks whether that very file is there by the name that the kernel then has for it
-(criu/fsnotify.c). Where no handle can be opened (overlay, proc, sysfs) or that is another file, it looks whether one of
-the names that it was given is that inode's (criu/irmap.c), but not on a tmpfs.
+container's mounts, and checks that the name which the kernel then shows leads to the same file (criu/fsnotify.c). If
+no handle can be opened (overlay, proc, sysfs), or the name leads to another file, CRIU looks for the inode among the
+names that it was given (criu/irmap.c), but not on a tmpfs.
 """
 
 import contextlib
@@ -29,12 +29,12 @@ _FILE = re.compile(
 _MOUNT = re.compile(r"fanotify mnt_id:([0-9a-f]+) ")
 _WHOLE = re.compile(r"fanotify (?:sdev|mnt_ns):[0-9a-f]+ ")
 _IN_ONESHOT = 0x80000000
-_MINOR_BITS = 20  # of a device's number in the kernel
-_SEARCH_TIME = 5.0  # seconds for the names of all files that handles do not lead to
+_MINOR_BITS = 20  # of a device number in the kernel
+_SEARCH_TIME = 5.0  # seconds, for all files that have to be searched for by name
 
 
 class Watches:
-    """Those of the processes of a container, whose init is `init_pid`; each file is reported once."""
+    """The watches of a container's processes; each file is reported once."""
 
     def __init__(self, init_pid: int) -> None:
         self._init_pid = init_pid
@@ -54,14 +54,14 @@ class Watches:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Those of watched files that CRIU has to be given (DumpOptions.irmap_scan_paths).
+        """The names of watched files that CRIU must be given (DumpOptions.irmap_scan_paths).
 
-        It walks through each directory before it comes to the next name: files come first, then small trees.
+        CRIU walks through each directory before it tries the next name, so files come first, then small trees.
         """
         return tuple(name for *_, name in sorted(self._names))
 
     def look(self, pid: int, number: str, where: str) -> Iterator[Blocker]:
-        """What a descriptor watches that CRIU cannot carry. Raises OSError when the process has ended."""
+        """Yield the watches of a descriptor that CRIU cannot carry. Raises OSError if the process has exited."""
         self._view(self._init_pid)
         self._view(pid)
         for line in Path(f"/proc/{pid}/fdinfo/{number}").read_text().splitlines():
@@ -80,21 +80,21 @@ class Watches:
     def _problem(self, line: str) -> str:
         if match := _MOUNT.match(line):
             known = any(int(match[1], 16) in view.mount_ids() for view in self._views.values())
-            return "" if known else f"mount {int(match[1], 16)}, which is not the container's"
+            return "" if known else f"mount {int(match[1], 16)}, which is not in the container"
         if _WHOLE.match(line):
-            return "all of a file system or mount namespace, which would be lost without a word"
+            return "a whole file system or mount namespace, which CRIU would lose silently"
         if not (match := _FILE.match(line)):
             return ""
         inode, device, mask = (int(match[number], 16) for number in (2, 3, 4))
         if match[5] is None:
-            return f"inode {inode}, of which the kernel shows no handle"
+            return f"inode {inode}, for which the kernel shows no handle"
         name, problem = self._file(device, inode, int(match[5], 16), bytes.fromhex(match[6]))
         if not problem and match[1] != "fanotify" and mask & _IN_ONESHOT:
-            problem = "for one event (IN_ONESHOT): it would be told of all"
+            problem = "for one event only (IN_ONESHOT): after the move it would report all events"
         return f"{name}, {problem}" if problem else ""
 
     def _file(self, number: int, inode: int, kind: int, handle: bytes) -> tuple[str, str]:
-        """The name of a file on the device that the kernel numbers so, and what CRIU's problem with it is."""
+        """Return the name of a watched file, and why CRIU cannot find it ("": it can); `number` is the device's."""
         device = f"{number >> _MINOR_BITS}:{number & (1 << _MINOR_BITS) - 1}"
         mounts = [mount for view in self._views.values() for mount in view.mounts if mount.device == device]
         if not mounts:
@@ -113,15 +113,15 @@ class Watches:
             return found[0], ""
         names = [found[0]] if found is not None else [link for link in links if link != "/"]
         text = f"inode {inode} of the {mounts[0].fstype} on {mounts[0].place}"
-        return f"{names[0]} ({text})" if names else text, "whose name CRIU does not find in the container"
+        return f"{names[0]} ({text})" if names else text, "whose name CRIU cannot find in the container"
 
     def _give(self, path: str, is_directory: bool) -> None:
-        if path != "/":  # it looks there by itself
+        if path != "/":  # CRIU searches there by itself
             self._names.append((is_directory, -path.count("/"), path))
 
 
 class _View:
-    """The files of a mount namespace, as the process `pid` sees them. Raises OSError when that has ended."""
+    """The files of a mount namespace, as the process `pid` sees them. Raises OSError if that has exited."""
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
@@ -139,7 +139,7 @@ class _View:
         return mountinfo.ids(self._pid)
 
     def by_handle(self, device: str, inode: int, kind: int, handle: bytes) -> Iterator[tuple[str, bool]]:
-        """For each mount on which the handle can be opened: the name of that file, and is it there by that name."""
+        """Yield, for each mount on which the handle can be opened, the file's name and whether the name leads to it."""
         for mount in self.mounts:
             if mount.device == device:
                 with contextlib.suppress(OSError):
@@ -168,7 +168,7 @@ class _View:
             os.close(fd)
 
     def search(self, device: str, wanted: tuple[int, int], deadline: float) -> tuple[str, bool] | None:
-        """The first name that is found of the file with this identity on the mounts of a device; is it a directory?"""
+        """Return the first name found on a device's mounts for the file `wanted`, and whether it is a directory."""
         walk = self._walks.setdefault(device, self._walk_all(device))
         while wanted not in self._found and time.monotonic() < deadline:
             if (entry := next(walk, None)) is None:
@@ -184,7 +184,7 @@ class _View:
                     yield from self._walk(mount.place, deep)
 
     def _walk(self, top: str, deep: bool) -> Generator[tuple[str, os.stat_result]]:
-        """What is at `top`, and with `deep` what is below it on the same file system; no symbolic link is followed."""
+        """Yield `top`, and with `deep` all files below it on the same file system; follow no symbolic link."""
         try:
             fd = syscalls.open_in_root(self._root, top, os.O_RDONLY | os.O_DIRECTORY if deep else os.O_PATH)
         except OSError:
@@ -206,7 +206,7 @@ class _View:
 
 
 def names(init_pid: int) -> tuple[str, ...]:
-    """Those of what the container of this init watches that CRIU has to be given."""
+    """Return the names of watched files that CRIU must be given, for the container of this init."""
     with Watches(init_pid) as watches:
         for pid in processes.container_pids(init_pid):
             with contextlib.suppress(OSError):
@@ -217,5 +217,5 @@ def names(init_pid: int) -> tuple[str, ...]:
 
 
 def _identity(info: os.stat_result) -> tuple[int, int]:
-    """Device, as the kernel numbers it, and inode."""
+    """Return the device, as the kernel numbers it, and the inode."""
     return os.major(info.st_dev) << _MINOR_BITS | os.minor(info.st_dev), info.st_ino

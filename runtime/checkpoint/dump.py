@@ -153,7 +153,7 @@ class Dump:
         if self._session is not None:
             self._session.abort()
         try:
-            mend.mend(self._state)
+            mend.repair(self._state)
         finally:
             self._close()
 
@@ -177,6 +177,6 @@ def pre_dump(state: State, options: DumpOptions, *, timeout: float, paused: bool
     try:
         Criu().pre_dump(options, timeout=timeout)
     except BaseException:
-        mend.mend(state)
+        mend.repair(state)
         raise
     mend.forget(state)

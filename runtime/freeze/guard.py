@@ -1,14 +1,14 @@
-"""A process beside each dump: when CRIU is killed, nothing of the container runs before that is mended.
+"""Guard a dump: if CRIU is killed, no process of the container runs before the dump is undone.
 
-The kernel lets a container go when the CRIU that traces it dies, and its first look at a connection in repair mode
-would be an error. So CRIU is traced as well: one that was killed stops on its way out (PTRACE_EVENT_EXIT), where it has
-let nothing go yet, and the freezer of the container's cgroup is set first. Who makes the dump mends and thaws then
-(freeze/mend.py); the guard does it when that one is gone as well.
+The kernel resumes the container when the CRIU that traces it dies, and its first access to a connection in repair mode
+would fail. The guard therefore traces CRIU: a killed CRIU stops on its way out (PTRACE_EVENT_EXIT), while it still
+holds every process, and the guard freezes the container's cgroup at that point. The dumping process then repairs and
+thaws the container (freeze/mend.py); if it has died too, the guard does it.
 
-    who makes the dump            guard
+    dumping process               guard
       | ---- PID of CRIU ---------> |
-      | <--- ok ------------------- |   it is traced
-      | ---- n, or the end -------> |   the dump is over; or its maker was killed
+      | <--- ok ------------------- |   CRIU is traced
+      | ---- n, or end of file ---> |   the dump is over; or the dumping process was killed
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _STOPS = (signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
 
 
 class Guard:
-    """The maker's side: started ahead, as it takes a moment, then told which CRIU to `watch`."""
+    """The dumping process's side. Make it ahead of the dump, because the guard takes a moment to start."""
 
     def __init__(self, state: State) -> None:
         self._socket, theirs = sockets.socketpair(sockets.AF_UNIX, sockets.SOCK_SEQPACKET)
@@ -59,21 +59,22 @@ class Guard:
             theirs.close()
 
     def watch(self, criu: int) -> None:
-        """Returns when CRIU can be killed without harm. Raises ContainerError."""
+        """Return once the guard traces CRIU, whose death then does no harm. Raises ContainerError."""
         try:
             self._socket.send(b"%d" % criu)
             answer = self._socket.recv(1024)
         except OSError as error:
             answer = str(error).encode()
         if answer != b"ok":
-            raise ContainerError(f"criu cannot be watched over: {answer.decode(errors='replace') or 'no answer'}")
+            reason = answer.decode(errors="replace") or "no answer"
+            raise ContainerError(f"the guard cannot trace criu (process {criu}): {reason}")
 
     def close(self) -> None:
-        """The dump is over, and its CRIU has ended."""
+        """End the guard. The dump must be over and its CRIU must have exited."""
         try:
             self._socket.send(b"n")
         except OSError:
-            pass  # it has been killed
+            pass  # the guard was killed
         self._socket.close()
         pidfd = os.pidfd_open(self._pid)
         try:
@@ -85,7 +86,7 @@ class Guard:
 
 
 def _watch(criu: int, cgroup: Cgroup) -> None:
-    """Trace CRIU to its end."""
+    """Trace CRIU until it exits; freeze the container if CRIU is killed."""
     while True:
         _, status = os.waitpid(criu, _WALL)
         if not os.WIFSTOPPED(status):
@@ -95,34 +96,34 @@ def _watch(criu: int, cgroup: Cgroup) -> None:
             try:
                 cgroup.hold()
             except Error:
-                pass  # there is no freezer
+                pass  # the cgroup has no freezer
         try:
             if event == _EVENT_STOP and number in _STOPS:
                 syscalls.ptrace(_LISTEN, criu)
             else:
                 syscalls.ptrace(_CONT, criu, 0, 0 if event else number)
         except ProcessLookupError:
-            continue  # it was killed meanwhile
+            continue  # CRIU was killed meanwhile
 
 
-def _mend(store: Store, container_id: str) -> None:
-    """Undo the dump for its maker, who was killed."""
+def _repair(store: Store, container_id: str) -> None:
+    """Undo the dump in place of the dumping process, which was killed."""
     deadline = time.monotonic() + CRIU_RELEASE_TIMEOUT
     while mend.is_left(store.load(container_id)) and time.monotonic() < deadline:
         try:
             with store.lock_existing(container_id, 0):
                 mend.repair_left(store.load(container_id))
         except DeadlineExceeded:
-            time.sleep(0.01)  # somebody works on it, who does this himself, or removes it
+            time.sleep(0.01)  # another verb holds the lock: it repairs the container itself, or removes it
 
 
 def main(argv: list[str]) -> NoReturn:
-    """argv: the directory of a container, and the descriptor of the socket."""
+    """Run the guard. argv: the container's state directory, the descriptor of the socket."""
     try:
         _guard(argv[0], int(argv[1]))
     except (Error, OSError):
         os._exit(1)  # the container was deleted meanwhile
-    os._exit(0)  # at once: who makes the dump waits
+    os._exit(0)  # at once, because the dumping process waits
 
 
 def _guard(directory: str, control_fd: int) -> None:
@@ -143,7 +144,7 @@ def _guard(directory: str, control_fd: int) -> None:
         _watch(int(told), cgroup)
         told = control.recv(64)
     if told != b"n":
-        _mend(store, container_id)
+        _repair(store, container_id)
 
 
 if __name__ == "__main__":

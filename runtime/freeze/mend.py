@@ -1,16 +1,17 @@
-"""Undoing a dump that was cut short: CRIU was killed in it, and perhaps whoever had asked for it.
+"""Repair a container whose dump was cut short, because CRIU was killed during it.
 
-CRIU undoes a dump by itself when it is refused or its socket closes, but not when it is killed, as by the kernel when
-memory runs out. Its code in a process of the container ends by itself then, and all of them run; but it leaves
+CRIU undoes a dump by itself when the dump is refused or its socket closes, but not when it is killed, for example by
+the kernel because memory runs out. Its code in the container's processes then ends by itself and they all run, but
+CRIU leaves behind:
 
 - its lock on the network (freeze/network_lock.py);
-- connections in repair mode (TCP_REPAIR): reading from one fails, and what is written to it is not sent;
+- connections in repair mode (TCP_REPAIR): reading from one fails, and data written to it is not sent;
 - names that it gave to open files without one (link_remap.N);
-- memory of its own in one process, 200 KiB that do no harm.
+- 200 KiB of its own memory in one process, which do no harm.
 
-dump.json in the container's directory says that a dump has begun: what there was before it. Who makes the dump calls
-`mend` when it fails. When that one is killed as well the guard does (guard.py); when all three are killed, the next
-verb that would dump it again, or `recover`, or `resume`.
+dump.json in the container's directory says that a dump has begun, and what the state before it was. The dumping
+process calls `repair` when the dump fails. If it is killed as well, the guard does it (guard.py). If all three are
+killed, the next verb that would dump the container does it, or `recover`, or `resume`.
 """
 
 from __future__ import annotations
@@ -42,9 +43,9 @@ _DELETED = " (deleted)"
 
 
 def note(state: State, *, paused: bool, others: Sequence[str] = (), lock: Sequence[str] | None = None) -> None:
-    """A dump is about to begin; or it has made its `lock` (freeze/network_lock.py), where there are `others`.
+    """Write dump.json: a dump is about to begin, or CRIU has made its `lock` (freeze/network_lock.py) beside `others`.
 
-    `paused`: the container was, and is to be again when that is undone. Raises ContainerError.
+    `paused`: the container was paused before, and must be paused again after a repair. Raises ContainerError.
     """
     path = _note(state)
     try:
@@ -55,7 +56,7 @@ def note(state: State, *, paused: bool, others: Sequence[str] = (), lock: Sequen
 
 
 def forget(state: State) -> None:
-    """There is nothing to undo, or not any more."""
+    """Remove dump.json: there is nothing left to undo."""
     try:
         os.unlink(_note(state))
     except FileNotFoundError:
@@ -63,22 +64,26 @@ def forget(state: State) -> None:
 
 
 def is_left(state: State) -> bool:
-    """Whether a dump was left unfinished, or goes on."""
+    """Return whether a dump was left unfinished or is still running."""
     return os.path.exists(_note(state))
 
 
 def repair_left(state: State) -> bool:
-    """Undo a dump that was left unfinished, if there is any. The caller holds the container's lock. See `mend`."""
+    """Undo an unfinished dump, if there is one; return whether there was. The caller holds the container's lock.
+
+    Raises what `repair` raises.
+    """
     if not is_left(state):
         return False
-    mend(state)
+    repair(state)
     return True
 
 
-def mend(state: State) -> None:
-    """The container is to go on as before its dump, as far as CRIU has not seen to that; harmless when it has.
+def repair(state: State) -> None:
+    """Undo what CRIU has not undone itself, and resume the container unless it was paused before the dump.
 
-    Raises ContainerError naming what cannot be undone; the container runs then all the same.
+    Harmless if CRIU has undone everything. Raises ContainerError naming what cannot be undone; the container runs all
+    the same.
     """
     note = _read(state)
     alive = processes.is_alive(state.pid, state.pid_start_time)
@@ -106,8 +111,8 @@ def mend(state: State) -> None:
     forget(state)
     if problems:
         raise ContainerError(
-            f"container {state.id}: not all that criu left of the dump could be undone: {'; '.join(problems)}",
-            remedy="what is named here will not work; the program may have to be started anew",
+            f"container {state.id}: the interrupted dump could not be undone completely: {'; '.join(problems)}",
+            remedy="what is named here does not work; if the program needs it, start the container again",
         )
 
 
@@ -125,7 +130,7 @@ def _read(state: State) -> dict[str, Any]:
 
 
 def _await(look: Callable[[], Iterator[str]], timeout: float) -> list[str]:
-    """Wait until there is nothing to be seen any more; what still is after `timeout` seconds."""
+    """Call `look` until it finds nothing, for at most `timeout` seconds; return what it found last."""
     deadline = time.monotonic() + timeout
     while (found := list(look())) and time.monotonic() < deadline:
         time.sleep(_STEP)
@@ -133,7 +138,7 @@ def _await(look: Callable[[], Iterator[str]], timeout: float) -> list[str]:
 
 
 def _traced(pids: list[int]) -> Iterator[str]:
-    """Processes that a CRIU has not let go of yet. Debuggers are none of our business."""
+    """Yield the processes that a CRIU still traces; other tracers, such as debuggers, do not matter."""
     for pid in pids:
         try:
             with open(f"/proc/{pid}/status", "rb") as file:
@@ -141,18 +146,18 @@ def _traced(pids: list[int]) -> Iterator[str]:
             with open(f"/proc/{tracer}/comm", "rb") as file:
                 name = file.read().strip()
         except (OSError, IndexError):
-            continue  # it is not traced, or has ended
+            continue  # it is not traced, or has exited
         if name == b"criu":
-            yield f"process {pid} is held by process {tracer}"
+            yield f"process {pid} is still traced by criu (process {tracer})"
 
 
 def _caught(pids: list[int]) -> list[str]:
-    """Threads that CRIU was killed in the middle of: it was to put their registers back, which nobody else knows.
+    """Return the threads that CRIU was about to give their registers back, which only CRIU knew: they crash.
 
-    Only in the first thread of a process its code ends by itself.
+    Only in the first thread of a process does CRIU's code end by itself.
     """
     return [
-        f"thread {thread} of process {pid} was in CRIU's hands, and fails"
+        f"thread {thread} of process {pid} was running CRIU's code, and crashes"
         for pid in pids
         for thread in _infected_threads(pid)
         if thread != pid
@@ -160,7 +165,7 @@ def _caught(pids: list[int]) -> list[str]:
 
 
 def _infected(pids: list[int]) -> Iterator[str]:
-    """Processes in which CRIU's code runs."""
+    """Yield the threads that run CRIU's code."""
     for pid in pids:
         for thread in _infected_threads(pid):
             yield f"thread {thread} of process {pid} runs CRIU's code"
@@ -175,7 +180,7 @@ def _infected_threads(pid: int) -> Iterator[int]:
             if at != "running" and any(start <= int(at, 16) < stop for start, stop in places):
                 yield int(thread)
     except OSError:
-        return  # it has ended
+        return  # it has exited
 
 
 def _code(pid: int) -> list[tuple[int, int]]:
@@ -185,9 +190,9 @@ def _code(pid: int) -> list[tuple[int, int]]:
 
 
 def _end_repair(pids: list[int]) -> list[str]:
-    """Take connections out of repair mode: their peers are asked to go on. Returns what went wrong.
+    """Take connections out of repair mode, which sends their peers a window probe. Return what went wrong.
 
-    Repair mode takes SO_REUSEADDR away. A connection that was accepted had it from who listens at its port.
+    Repair mode clears SO_REUSEADDR. An accepted connection had inherited it from the listening socket at its port.
     """
     held: dict[int, socket.socket] = {}
     problems = []
@@ -205,7 +210,7 @@ def _end_repair(pids: list[int]) -> list[str]:
                     sock.setsockopt(sockets.IPPROTO_TCP, _TCP_REPAIR, 0)
                     sock.setsockopt(sockets.SOL_SOCKET, sockets.SO_REUSEADDR, reuse.get(port, 0))
                 except OSError as error:
-                    problems.append(f"the connection at port {port} does not go on: {error.strerror}")
+                    problems.append(f"the connection at port {port} cannot leave repair mode: {error.strerror}")
     finally:
         for sock in held.values():
             sock.close()
@@ -213,7 +218,7 @@ def _end_repair(pids: list[int]) -> list[str]:
 
 
 def _collect(pid: int, held: dict[int, socket.socket]) -> None:
-    """Duplicates of the TCP sockets of a process, by inode."""
+    """Add duplicates of a process's TCP sockets to `held`, by inode."""
     for number, target in _descriptors(pid):
         if not target.startswith("socket:["):
             continue
@@ -228,7 +233,7 @@ def _collect(pid: int, held: dict[int, socket.socket]) -> None:
             sock = sockets.socket(-1, -1, -1, duplicate)
         except OSError:
             os.close(duplicate)
-            continue  # a kind that does not say what it is, such as AF_XDP
+            continue  # a kind that does not tell its family, such as AF_XDP
         if sock.proto == sockets.IPPROTO_TCP:
             held[inode] = sock
         else:
@@ -236,7 +241,7 @@ def _collect(pid: int, held: dict[int, socket.socket]) -> None:
 
 
 def _descriptors(pid: int) -> Iterator[tuple[int, str]]:
-    """Numbers of a process's descriptors, and what they stand for."""
+    """Yield the number and the link target of each descriptor of a process."""
     try:
         numbers = [int(name) for name in os.listdir(f"/proc/{pid}/fd")]
     except OSError:
@@ -249,7 +254,7 @@ def _descriptors(pid: int) -> Iterator[tuple[int, str]]:
 
 
 def _remove_links(pid: int) -> None:
-    """Remove the names that CRIU gave to files which the process has open, and which have lost the name it knows."""
+    """Remove the names that CRIU gave to deleted files which the process has open."""
     for number, target in _descriptors(pid):
         if not target.endswith(_DELETED) or not target.startswith("/"):
             continue
@@ -261,7 +266,7 @@ def _remove_links(pid: int) -> None:
             finally:
                 os.close(root)
         except OSError:
-            continue  # it has ended, or the directory is gone as well
+            continue  # the process has exited, or the directory is gone as well
         try:
             for name in os.listdir(place):
                 if name.startswith("link_remap."):

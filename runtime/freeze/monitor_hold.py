@@ -1,7 +1,7 @@
-"""The monitor of a frozen container, held: what was written is logged, and what its terminal holds goes along.
+"""While a container is frozen, its monitor flushes the log and hands over unread terminal input, to move both.
 
-CRIU knows a terminal's settings and size, but not what is on its way in it: the other end belongs to the monitor
-(clients.py draws the conversation). What was typed and not read yet, and what was shown last, become an image file
+CRIU carries a terminal's settings and size, but not the data in it, because the other end belongs to the monitor
+(clients.py draws the conversation). Typed input that was not read yet, and the output shown last, become an image file
 beside CRIU's own.
 """
 
@@ -28,7 +28,7 @@ _LIMIT = 1 << 20
 
 
 class Hold:
-    """From `begin` to `release`, or to the container's end. All is let go when this process ends."""
+    """A held monitor: from `begin` to `release`, or until the container exits or this process does."""
 
     def __init__(self, sock: socket.socket | None) -> None:
         self._sock = sock
@@ -37,14 +37,14 @@ class Hold:
 
     @classmethod
     def begin(cls, state: State) -> Self:
-        """Hold the monitor of a frozen container; one that has none of ours is as good as held.
+        """Hold the monitor of a frozen container; do nothing if it has none that can be held.
 
-        Raises ContainerError when it does not answer; nothing is held then.
+        Raises ContainerError if the monitor does not answer; nothing is held then.
         """
         try:
             sock = attach.connect(state) if state.monitor_pid else None
         except Conflict:
-            sock = None  # of an earlier version
+            sock = None  # a monitor of an earlier version
         hold = cls(sock)
         if sock is None:
             return hold
@@ -52,7 +52,7 @@ class Hold:
             sock.send(b"h")
             while (packet := attach.receive(sock))[:1] != b"h":
                 if not packet:
-                    raise ContainerError(f"container {state.id}: its monitor has ended, or is held already")
+                    raise ContainerError(f"container {state.id}: its monitor has exited, or is held already")
                 if packet[:1] == b"i":
                     hold._typed += packet[1:]
                 elif packet[:1] == b"o":
@@ -66,7 +66,7 @@ class Hold:
         return hold
 
     def save(self, images: int) -> None:
-        """Write what its terminal holds to an image file in the directory behind `images`; without one, nothing."""
+        """Write what the terminal holds to an image file in the directory `images`; without a terminal do nothing."""
         if self._terminal:
             text = light_json.dumps({"typed": self._typed.hex(), "recent": self._recent.hex()})
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -74,16 +74,16 @@ class Hold:
                 file.write(text)
 
     def moved(self, host: str) -> None:
-        """Who is attached is to be told that the end which comes now is a move to `host`."""
+        """Have attached clients told that the exit which follows is a move to `host`."""
         self._tell(b"m" + host.encode()[:256])
 
     def release(self) -> None:
-        """The container is about to go on here: what was typed is in its terminal again when this returns."""
+        """Release the monitor because the container resumes here. On return, typed input is in its terminal again."""
         if self._sock is not None and self._tell(b"r"):
             try:
                 attach.receive(self._sock)
             except OSError:
-                pass  # it lets go in any case when we close
+                pass  # closing the socket releases it in any case
         self.close()
 
     def _tell(self, packet: bytes) -> bool:
@@ -91,7 +91,7 @@ class Hold:
             if self._sock is not None:
                 self._sock.send(packet)
         except OSError:
-            return False  # it has ended, and the container with it
+            return False  # the monitor has exited, and the container with it
         return True
 
     def close(self) -> None:
@@ -101,7 +101,7 @@ class Hold:
 
 
 def complete(state: State, images: int) -> Hold:
-    """At `post-dump`: make CRIU's images in the directory behind `images` complete, and hold the monitor.
+    """Complete CRIU's images in the directory `images` at `post-dump`, and hold the monitor.
 
     Raises ContainerError, CriuError.
     """
@@ -118,9 +118,9 @@ def complete(state: State, images: int) -> Hold:
 
 
 def refill(images: str, master: int) -> bytes:
-    """Put what was typed back into a restored terminal, which nobody uses yet; returns what it has shown last.
+    """Put typed input back into a restored terminal that is not in use yet; return the output it showed last.
 
-    Raises SpecError when the image is not one, OSError.
+    Raises SpecError if the image is malformed, OSError.
     """
     path = os.path.join(images, IMAGE)
     try:

@@ -1,15 +1,15 @@
-"""CRIU's lock on the network of a container that leaves, in a network namespace that others go on using.
+"""Narrow CRIU's lock on the network to the container's connections, in a network namespace that others use too.
 
 At a dump CRIU makes a table `inet CRIU-<id of the dump>` that drops every packet in the container's namespace (in the
-host's own: every packet of the container's connections). A dump that is undone removes it, and so does a restore from
-these very images; a dump whose container has ended leaves it. In a namespace that the container joined, or the host's,
-that is set right here. While the container is frozen, `prepare` lets the table drop the container's connections by
-rules of their own, and puts the container's mark on it (a chain, which does nothing); `ended` opens it to everything
-else. A restore of the same container in the same namespace removes it (`back`). A CRIU that was killed leaves its table
-in any namespace: `unlock`.
+host's own: every packet of the container's connections). Undoing the dump removes the table, and so does a restore
+from the same images; a dump whose container is killed leaves it. In a namespace that the container joined, or the
+host's, this module corrects that. While the container is frozen, `prepare` adds rules that drop the container's
+connections, and marks the table as the container's with an empty chain; `ended` opens it to everything else. A
+restore of the same container in the same namespace removes it (`back`). A killed CRIU leaves its table in any
+namespace; `unlock` removes it.
 
-The connections stay dropped, as the namespace would answer what still comes for them with RST: their peers are
-to speak with the container where it is now.
+The connections stay dropped, because the namespace would answer their packets with RST, while their peers must
+talk to the container where it is now.
 """
 
 from __future__ import annotations
@@ -35,10 +35,11 @@ _PREFIX = "CRIU-"
 
 
 def prepare(state: State, spec: Spec, directory: int, *, keep: bool = True) -> None:
-    """At `post-dump`, with the images in a directory; the connections are dropped on afterwards if they `keep`.
+    """Add rules and mark to CRIU's table at `post-dump`; `directory`: descriptor of the images.
 
-    Nothing is done to a namespace of the container's own, which goes with it. Of the host's network nothing has to be
-    kept: connections with others have ended, or do not move. What fails here leaves the lock as it is.
+    `keep`: go on dropping the connections after the container has left. A namespace of the container's own is left
+    alone, because it goes with the container. In the host's network no connection is kept: those with other hosts are
+    closed, or block the move. A failure leaves the lock as it is.
     """
     if spec.is_new("network"):
         return
@@ -46,7 +47,7 @@ def prepare(state: State, spec: Spec, directory: int, *, keep: bool = True) -> N
     connections = image_codec.connections(directory) if keep and "network" in spec.namespaces else []
 
     def changes(chains: list[Chain]) -> list[Message]:
-        # CRIU 4.2 has room for 26 characters of the name.
+        # CRIU 4.2 cuts the name after 26 characters.
         found = {table for table, _, _ in chains if table == name or (len(table) > 25 and name.startswith(table))}
         return [message for table in found for message in _prepared(table, state.id, connections)]
 
@@ -68,7 +69,7 @@ def _prepared(table: str, container_id: str, connections: list[tuple[_End, _End]
 
 
 def ended(spec: Spec, container_id: str) -> None:
-    """The container exists here no more: of the namespace only its connections are locked from here on."""
+    """Unlock the namespace of a container that has left, except for its connections."""
 
     def changes(chains: list[Chain]) -> list[Message]:
         opened = _marked(chains, container_id, keep=True)
@@ -83,7 +84,7 @@ def ended(spec: Spec, container_id: str) -> None:
 
 
 def back(spec: Spec, container_id: str) -> None:
-    """The container's sockets are in this namespace again: nothing of it is locked from here on."""
+    """Unlock the namespace completely, because the container's sockets are in it again."""
 
     def changes(chains: list[Chain]) -> list[Message]:
         marked = _marked(chains, container_id, keep=True) + _marked(chains, container_id, keep=False)
@@ -95,7 +96,7 @@ def back(spec: Spec, container_id: str) -> None:
 
 
 def locks(pid: int) -> list[str]:
-    """The locks that there are in the network namespace of a process, whose ever they are."""
+    """Return the names of all CRIU locks in the network namespace of a process, whichever container they belong to."""
     found: set[str] = set()
 
     def look(chains: list[Chain]) -> list[Message]:
@@ -107,7 +108,7 @@ def locks(pid: int) -> list[str]:
 
 
 def unlock(pid: int, names: Collection[str]) -> None:
-    """Remove locks, those that there are. Raises OSError, ContainerError."""
+    """Remove those of the locks that exist. Raises OSError, ContainerError."""
 
     def changes(chains: list[Chain]) -> list[Message]:
         return [nftables.delete_table(name) for name in {table for table, _, _ in chains}.intersection(names)]
@@ -124,7 +125,7 @@ def _change(path: str, changes: Callable[[list[Chain]], list[Message]]) -> None:
 
 
 def _try(path: str, changes: Callable[[list[Chain]], list[Message]]) -> None:
-    """Ask what chains there are in a namespace and change what is to be changed."""
+    """List the chains of a namespace and send the `changes` for them. Raises OSError, ContainerError."""
     netns = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         with Nftables(netns) as socket:

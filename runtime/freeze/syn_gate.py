@@ -1,11 +1,11 @@
-"""No new connections while a container is about to be frozen.
+"""Block new TCP connections while a container is about to be frozen.
 
-A connection that is set up between the last look at the container's sockets and CRIU's lock on its network would be
-lost, or make the dump fail. So segments that ask for a connection (SYN) are dropped before that; who sent one sends it
-again after a second, when the container answers again, here or at a target. Those on the loopback pass.
+A connection that is set up between the last survey of the container's sockets and CRIU's lock on its network would be
+lost, or make the dump fail. SYN segments are therefore dropped before the survey. The sender repeats its SYN after a
+second, when the container answers again, here or at the target. SYNs on the loopback interface pass.
 
-The table belongs to our netlink socket: the kernel removes it when that is closed, whatever becomes of us. A kernel
-older than 5.12, or without nf_tables, has no gate.
+The table belongs to this process's netlink socket, so the kernel removes it when this process exits, however it does.
+A kernel older than 5.12, or without nf_tables, blocks nothing.
 """
 
 import contextlib
@@ -25,28 +25,29 @@ _TABLE = "pymigrate-gate"
 
 @contextlib.contextmanager
 def closed(state: State, spec: Spec) -> Iterator[None]:
-    """In a `with`: nobody outside the container's network gets a new TCP connection to it."""
+    """Block new TCP connections to the container from outside its network during a `with`."""
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
-            # In a network of others, by the ports that it listens at.
-            doors = [nftables.is_to_port(port) for port in _ports(state.pid)]
-            if spec.is_new("network") and doors:
-                doors = [[]]
+            # In a namespace that others use too, block only the ports at which the container listens.
+            matches = [nftables.is_to_port(port) for port in _ports(state.pid)]
+            if spec.is_new("network") and matches:
+                matches = [[]]
             netns = os.open(f"/proc/{state.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
             stack.callback(os.close, netns)
-            if doors:
-                _close(stack.enter_context(Nftables(netns)), f"{_TABLE}-{state.pid}", doors)
+            if matches:
+                _close(stack.enter_context(Nftables(netns)), f"{_TABLE}-{state.pid}", matches)
         yield
 
 
-def _close(socket: Nftables, table: str, doors: list[list[Any]]) -> None:
+def _close(socket: Nftables, table: str, matches: list[list[Any]]) -> None:
+    """Drop SYN segments from outside that fit one of the `matches`."""
     changes = [nftables.table(table, nftables.TABLE_OWNER), nftables.chain(table, "input", nftables.INPUT)]
     syn = [*nftables.is_not_loopback(), *nftables.is_tcp(), *nftables.is_syn()]
-    socket.change([*changes, *(nftables.drop_rule(table, "input", *syn, *door) for door in doors)])
+    socket.change([*changes, *(nftables.drop_rule(table, "input", *syn, *match) for match in matches)])
 
 
 def _ports(init_pid: int) -> list[int]:
-    """The TCP ports that the container listens at."""
+    """Return the TCP ports at which the container listens."""
     held = set()
     for pid in processes.container_pids(init_pid):
         with contextlib.suppress(OSError):

@@ -1,7 +1,7 @@
-"""Threads that CRIU cannot freeze: they sleep in the kernel and take no notice of who traces them (state D).
+"""Find threads that CRIU cannot freeze: they sleep in the kernel and do not react to a tracer (state D).
 
 Most leave that state within a moment, such as one that reads from a disk. The parent of a vfork(2) stays in it until
-its child has started its program or ended, and so does a thread whose network file system does not answer.
+its child executes a program or exits, and a thread stays in it while its network file system does not answer.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
     from runtime.state.record import State
 
 REMEDY = (
-    "wait until it goes on: a program that has called vfork waits for its child to start a program or to end "
-    "(end that child); one that waits for files, for its disk or network file system"
+    "wait until it wakes up: after vfork a program sleeps until its child executes a program or exits (kill the "
+    "child); a program that uses files sleeps until its disk or network file system answers"
 )
-LEAST = 0.2  # seconds in which a thread must have stayed where it is
+LEAST = 0.2  # seconds; a thread that moves within them is not stuck
 _INTERVAL = 0.02
-# CRIU gives up when it has not seized all threads within this many seconds; the container stands still meanwhile.
+# CRIU gives up if it has not seized all threads within this many seconds; the container stands still meanwhile.
 _SEIZE, _THREADS_A_SECOND = 3, 500
 
 
 class Stuck(Record):
-    """A thread, by its ids on this host; `inside` is its process's id in the container."""
+    """A thread in state D. `pid` and `thread` are ids on this host; `inside` is the process's id in the container."""
 
     pid: int
     thread: int
@@ -39,7 +39,7 @@ class Stuck(Record):
     children: tuple[int, ...] = ()
 
     @property
-    def who(self) -> str:
+    def subject(self) -> str:
         thread = f", thread {self.thread}" if self.thread != self.pid else ""
         return f"process {self.pid} ({self.name}; {self.inside} inside the container){thread}"
 
@@ -51,7 +51,7 @@ class Stuck(Record):
 
 
 def find(init_pid: int, patience: float = 0.0) -> list[Stuck]:
-    """The threads of a container that have not left state D for `patience` seconds, or LEAST if that is longer."""
+    """Return the threads of a container that stay in state D for `patience` seconds, or LEAST if that is longer."""
     seen = _asleep(init_pid)
     deadline = time.monotonic() + max(patience, LEAST)
     while seen and time.monotonic() < deadline:
@@ -62,18 +62,18 @@ def find(init_pid: int, patience: float = 0.0) -> list[Stuck]:
 
 
 def require_none(state: State) -> None:
-    """Raise ContainerError when a thread of a container cannot be frozen, and does not get there in time."""
+    """Raise ContainerError if a thread of the container stays in state D for UNFREEZABLE_PATIENCE seconds."""
     for stuck in find(state.pid, UNFREEZABLE_PATIENCE):
-        raise ContainerError(f"container {state.id}: {stuck.who} {stuck.problem}", remedy=REMEDY)
+        raise ContainerError(f"container {state.id}: {stuck.subject} {stuck.problem}", remedy=REMEDY)
 
 
 def seize_timeout(init_pid: int) -> int:
-    """Seconds after which CRIU is to give up what it cannot freeze, with time for as many threads as there are."""
+    """Return the seconds after which CRIU gives up freezing, which grow with the number of threads."""
     return _SEIZE + sum(len(_threads(pid)) for pid in processes.container_pids(init_pid)) // _THREADS_A_SECOND
 
 
 def _asleep(init_pid: int) -> dict[tuple[int, int], bytes]:
-    """What is in state D now: (process, thread) -> how often it has been switched to."""
+    """Return the threads that are in state D now: (process, thread) -> their context switch counters."""
     return {
         (pid, thread): _switches(pid, thread)
         for pid in processes.container_pids(init_pid)
@@ -111,7 +111,7 @@ def _describe(pid: int, thread: int) -> Stuck:
 
 
 def _read(path: str) -> bytes:
-    """A file in /proc, b"" when the process has ended."""
+    """Return the contents of a file in /proc, b"" if the process has exited."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:

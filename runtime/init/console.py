@@ -1,6 +1,6 @@
-"""The terminal of a container: a pseudo terminal of its own devpts, whose master goes to who owns the console.
+"""Make a container's terminal: a pseudo terminal of its own devpts, whose master goes to the owner of the console.
 
-pty(7), ioctl_tty(2), pts(4). The slave becomes /dev/console, and 0, 1 and 2 of the program.
+See pty(7), ioctl_tty(2), pts(4). The slave becomes /dev/console, and the program's 0, 1 and 2.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _PTMX = os.makedev(5, 2)
 
 
 def open_terminal(process: Process, owner: socket.socket, *, console: bool) -> None:
-    """Make a terminal in the container's root, become its session and use it for 0, 1 and 2.
+    """Make a terminal in the container's root, make it this session's and use it for 0, 1 and 2.
 
-    The master is sent over `owner`. With `console` it also becomes /dev/console. Raises StartFailed.
+    Send the master over `owner`. With `console` mount the slave on /dev/console too. Raises StartFailed.
     """
     try:
         master = os.open("/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
@@ -53,7 +53,7 @@ def open_terminal(process: Process, owner: socket.socket, *, console: bool) -> N
 
 
 def _mount_console(slave: int) -> None:
-    """By descriptors alone: a path of the image could be a symbolic link."""
+    """Bind the slave on /dev/console, by descriptors only because a path in the image could be a symbolic link."""
     flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         target = os.open("/dev/console", flags)
@@ -61,7 +61,7 @@ def _mount_console(slave: int) -> None:
         try:
             os.close(os.open("/dev/console", os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         except FileExistsError:
-            pass  # /dev can be one that another container has as well
+            pass  # another container that shares /dev has made it meanwhile
         target = os.open("/dev/console", flags)
     if stat.S_ISLNK(os.fstat(target).st_mode):
         raise OSError(errno.ELOOP, "/dev/console is a symbolic link")
@@ -72,5 +72,5 @@ def _mount_console(slave: int) -> None:
 
 
 def resize(fd: int, rows: int, columns: int) -> None:
-    """Tell the terminal behind `fd` its size in characters."""
+    """Set the size, in characters, of the terminal `fd`."""
     fcntl.ioctl(fd, _TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))

@@ -1,8 +1,8 @@
 """The child side of `create`: from a fork of the runtime to the container's init, which waits for `start`.
 
-Two stages: the first joins the cgroup and makes the namespaces, the second is the first process of the new pid
-namespace. The first ends at once; the second then belongs to whoever adopts it: the container's monitor, or the
-caller of `create`. sync.py draws the handshake.
+Two stages: the first joins the cgroup and makes the namespaces; the second is the first process of the new pid
+namespace. The first exits at once. The second then becomes a child of the nearest subreaper: the container's monitor,
+or the caller of `create`. sync.py draws the handshake.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 
 
 class Setup(Record):
-    """What the init is to become.
+    """Everything that the init needs to set up the container.
 
     `cgroups` maps controllers to directories (Cgroup.paths); `fifo` is the path that `start` writes to; `stdio` the
-    descriptors to become 0, 1 and 2, None for the container's own /dev/null; `errors` one that takes what goes wrong
-    after `start`; `keep` how many from 3 on the program gets; `console` the descriptor of a connection that takes the
-    terminal's master; `keyring` the name of a new session keyring.
+    descriptors that become 0, 1 and 2, None for the container's own /dev/null; `errors` a descriptor for error messages
+    after `start`; `keep` the number of descriptors from 3 on that the program inherits; `console` the descriptor of a
+    connection that takes the terminal's master; `keyring` the name of a new session keyring.
     """
 
     spec: Spec
@@ -52,7 +52,7 @@ class Setup(Record):
 
 
 def become(setup: Setup, sock: socket.socket, *, sealed: bool = False) -> NoReturn:
-    """Runs in a process that was forked for it and never returns."""
+    """Become the container's init; never return. The caller has forked this process for it."""
     try:
         container_program.reset_signals()
         close_all_but({sock.fileno(), *_given(setup)}, setup.keep)
@@ -64,24 +64,24 @@ def become(setup: Setup, sock: socket.socket, *, sealed: bool = False) -> NoRetu
     os._exit(1)
 
 
-def explain(error: BaseException, who: str) -> str:
-    """An error in words for the other side, which knows it as a text only."""
+def explain(error: BaseException, program: str) -> str:
+    """Return an error as text for the other side of the handshake; `program` names this side."""
     if isinstance(error, OSError) and error.strerror:
-        return ": ".join([who, *([str(error.filename)] if error.filename else []), error.strerror])
-    return str(error) if isinstance(error, Error | OSError) else f"{who}: {error!r}"
+        return ": ".join([program, *([str(error.filename)] if error.filename else []), error.strerror])
+    return str(error) if isinstance(error, Error | OSError) else f"{program}: {error!r}"
 
 
-def report(error: BaseException, sock: socket.socket, who: str) -> None:
-    """Whatever it is, the other side shows it: this process has nowhere to show it."""
-    text = explain(error, who)
+def report(error: BaseException, sock: socket.socket, program: str) -> None:
+    """Send an error to the other side, which shows it, because this process has nowhere to show it."""
+    text = explain(error, program)
     try:
         sync.send(sock, {"error": text})
     except OSError:
-        return  # it has failed itself, and says why, or was killed
+        return  # the other side has failed itself and says why, or was killed
 
 
 def close_all_but(keep: set[int], given: int) -> None:
-    """Nothing of the caller may reach the container but 0 to 2, `keep`, and for its program `given` from 3 on."""
+    """Close the caller's descriptors except 0 to 2, `keep`, and `given` descriptors from 3 on for the program."""
     program = range(3, 3 + given)
     for name in os.listdir("/proc/self/fd"):
         fd = int(name)
@@ -99,7 +99,7 @@ def _given(setup: Setup) -> list[int]:
 
 
 def _become_sealed(setup: Setup, sock: socket.socket) -> NoReturn:
-    """Go on as the same process under an interpreter that a container cannot write to (selfexec.sealed)."""
+    """Execute an interpreter that a container cannot write to (selfexec.sealed), which continues in this process."""
     import pickle
 
     memory = os.memfd_create("setup")
@@ -111,29 +111,29 @@ def _become_sealed(setup: Setup, sock: socket.socket) -> NoReturn:
 
 
 def main(argv: list[str]) -> int:
-    """argv: the descriptors of the pickled Setup and of the handshake."""
+    """Continue after `_become_sealed`. argv: the descriptors of the pickled Setup and of the handshake."""
     import pickle
 
     with open(int(argv[0]), "rb") as file:
         file.seek(0)
-        setup = pickle.load(file)  # what we ourselves have written, a moment ago
+        setup = pickle.load(file)  # written by this same process in _become_sealed
     become(setup, sync.adopt(int(argv[1])), sealed=True)
 
 
 def _stage_one(setup: Setup, sock: socket.socket) -> tuple[dict[int, int], frozenset[str], int]:
-    """In the host's namespaces; returns in the child, which is pid 1 of the container.
+    """Prepare in the host's namespaces, then fork; return in the child, which is pid 1 of the container.
 
-    Returns mounts.prepare's trees, the namespaces that may be set up (namespaces.enter), and the fifo of `start`.
+    Return the trees from mounts.prepare, the namespaces that may be set up (namespaces.enter), and `start`'s fifo.
     """
     spec = setup.spec
-    # The reading end of the fifo that `start` writes to: it lies on the host, out of reach for a user namespace's root.
-    # We are a writer ourselves, so that it never seems to be at its end.
+    # `start` writes to this fifo. It is opened now because a user namespace's root cannot reach it on the host, and for
+    # writing too so that reading never returns end of file.
     fifo = os.open(setup.fifo, os.O_RDWR | os.O_CLOEXEC)
 
     def map_ids() -> None:
         sync.send(sock, {"map": os.getpid()})
         sync.receive(sock, INIT_STEP_TIMEOUT, "create")
-        # The user that we are is unknown in the new namespace; its root is who sets the rest up.
+        # This process's user is unknown in the new namespace; the namespace's root does the rest.
         os.setresgid(0, 0, 0)
         os.setresuid(0, 0, 0)
         syscalls.prctl(syscalls.PR_SET_DUMPABLE, 1)
@@ -141,18 +141,18 @@ def _stage_one(setup: Setup, sock: socket.socket) -> tuple[dict[int, int], froze
     cgroup = Cgroup(setup.cgroups)
     born = -1
     if "user" in spec.namespaces or spec.namespaces.get("cgroup") is not None:
-        cgroup.add(0)  # from inside it would not be allowed
+        cgroup.add(0)  # not permitted from inside the namespace
     else:
         born = cgroup.enter_but_unified()
     container_program.tune_self(spec.process)
     container_program.raise_limits(spec.process)
     if "user" in spec.namespaces:
-        container_program.schedule_self(spec.process, forks=True)  # it cannot be done from inside
+        container_program.schedule_self(spec.process, forks=True)  # not permitted from inside the namespace
     if setup.keyring is not None:
         syscalls.join_session_keyring(setup.keyring)
     trees = mounts.prepare(spec)
-    # Who is in one of these namespaces already must not trace us, nor reach the host through our /proc entries. In a
-    # user namespace they would be out of our own reach as well, so that has to wait until the mounts are made.
+    # A process that is in one of these namespaces already must not trace this one, nor reach the host through its /proc
+    # entries. In a user namespace this process could not use those entries itself, so there this waits for the mounts.
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, int("user" in spec.namespaces))
     separate = container_namespaces.enter(spec, map_ids, leave_out="cgroup" if born >= 0 else "")
     pid = _fork(cgroup, born)
@@ -160,25 +160,26 @@ def _stage_one(setup: Setup, sock: socket.socket) -> tuple[dict[int, int], froze
         os._exit(0)
     if born >= 0:
         os.close(born)
-        # Not before the cgroup is joined: the namespace's root is then the container's own cgroup.
+        # Only after the cgroup is joined, so that the namespace's root is the container's own cgroup.
         if spec.is_new("cgroup"):
             syscalls.unshare(syscalls.CLONE_NEWCGROUP)
-    # From here and not from our parent: if that was killed, nobody would hear of us, and we would wait for an answer.
+    # This process sends it, not its parent: if the parent were killed first, this process would wait forever.
     sync.send(sock, {})
     return trees, separate, fifo
 
 
 def _fork(cgroup: Cgroup, born: int) -> int:
-    """fork, with the child in the version 2 directory `born`, where there is one."""
+    """Fork, with the child in the version 2 directory `born` unless that is -1."""
     if born >= 0:
         try:
             return syscalls.fork_into(born)
         except OSError:
-            cgroup.add(0)  # a kernel that cannot (before 5.7); or it says what is wrong with that directory
+            cgroup.add(0)  # the kernel cannot (before 5.7); or this call raises what is wrong with the directory
     return os.fork()
 
 
 def _stage_two(setup: Setup, sock: socket.socket, trees: dict[int, int], separate: frozenset[str], fifo: int) -> None:
+    """Set up the container as its pid 1, wait for `start`, and execute the program."""
     spec = setup.spec
     os.setsid()
     sync.receive(sock, INIT_STEP_TIMEOUT, "create")
@@ -193,7 +194,7 @@ def _stage_two(setup: Setup, sock: socket.socket, trees: dict[int, int], separat
     if setup.console is not None:
         from runtime.init import console
     if setup.move_root:
-        from runtime.init import no_pivot  # noqa: F401 (for mounts.pivot, where nothing can be loaded)
+        from runtime.init import no_pivot  # noqa: F401 (mounts.pivot needs it where nothing can be imported)
     load_filter = container_program.loader(setup.filter, sock) if setup.filter is not None else None
     selfexec.forbid_imports()
     own = OwnProc()
@@ -222,14 +223,14 @@ def _stage_two(setup: Setup, sock: socket.socket, trees: dict[int, int], separat
         hooks.run("startContainer", spec.hooks["startContainer"], dict(state, status="created"), cwd="/")
         container_program.execute(spec.process, program)
     except BaseException as error:
-        os.write(setup.errors, explain(error, "init").encode())  # to `start`: the socket's other end is closed
+        os.write(setup.errors, explain(error, "init").encode())  # `start` reads it; the socket's other end is closed
     os._exit(1)
 
 
 def _connect_stdio(setup: Setup) -> None:
     for number, fd in enumerate(setup.stdio):
         if fd is None:
-            # One of the host's could not be dumped.
+            # Opened inside, because CRIU could not dump the host's.
             null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
             os.dup2(null, number)
             os.close(null)

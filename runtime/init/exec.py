@@ -1,8 +1,8 @@
-"""The child side of `exec`: joins a container's cgroup and namespaces, forks into its pid namespace, execs.
+"""The child side of `exec`: join a container's cgroup and namespaces, fork into its pid namespace, execute.
 
-The first process stays outside, waits for the program and ends as it did; of a `resident` program it does not: that
-one is left to the container's init. Runs under `python3 -I -S`, from an
-interpreter that the container cannot write to (selfexec.sealed).
+The first process stays outside, waits for the program and exits with its status; a `resident` program is left to the
+container's init instead. This runs under `python3 -I -S`, from an interpreter that the container cannot write to
+(selfexec.sealed).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def _process(value: dict[str, Any]) -> Process:
-    """The record from its JSON form; it was checked where it was read."""
+    """Return the record from its JSON form, which was validated where it was read."""
     changed: dict[str, Any] = {name: tuple(item) for name, item in value.items() if isinstance(item, list)}
     changed["rlimits"] = tuple(Rlimit(**limit) for limit in value["rlimits"])
     if value["scheduler"] is not None:
@@ -39,18 +39,21 @@ def _process(value: dict[str, Any]) -> Process:
 
 
 def _join(pid: int, start_time: int, wanted: Process) -> bool:
-    """Enter every namespace of the container's init that is not ours already; whether its users are others."""
+    """Join the namespaces of the container's init. Return True if that entered a different user namespace.
+
+    Raises Conflict if the init has exited.
+    """
     pidfd = os.pidfd_open(pid)
     if processes.start_time(pid) != start_time:
         raise Conflict("container not running")
     flags = 0
     for kind, name in namespaces.FILES.items():
-        # A time namespace too: CRIU gives one to what it restores, so that its monotonic clock goes on.
+        # Also the time namespace, which CRIU makes at a restore so that the monotonic clock continues.
         if os.stat(f"/proc/{pid}/ns/{name}").st_ino != os.stat(f"/proc/self/ns/{name}").st_ino:
             flags |= namespaces.FLAGS[kind]
     remapped = bool(flags & syscalls.CLONE_NEWUSER)
     if remapped:
-        container_program.schedule_self(wanted, forks=True)  # its root may not
+        container_program.schedule_self(wanted, forks=True)  # not permitted from inside the user namespace
     syscalls.setns(pidfd, flags)
     os.close(pidfd)
     if remapped:
@@ -60,7 +63,7 @@ def _join(pid: int, start_time: int, wanted: Process) -> bool:
 
 
 def main(argv: list[str]) -> int:
-    """argv: the number of the handshake's descriptor."""
+    """Run `exec`'s child side. argv: the number of the handshake's descriptor."""
     sock = sync.adopt(int(argv[0]))
     try:
         config = sync.receive(sock, INIT_STEP_TIMEOUT, "exec")["config"]
@@ -74,14 +77,14 @@ def main(argv: list[str]) -> int:
         if config["filter"]:
             value = {**config["filter"], "program": bytes.fromhex(config["filter"]["program"])}
             load = container_program.loader(container_program.Filter(**value), sock)
-        syscalls.join_session_keyring(f"_ses.{config['id']}")  # the caller's may hold his secrets
+        syscalls.join_session_keyring(f"_ses.{config['id']}")  # the caller's keyring may hold secrets
         container_program.use_processors("initial", wanted.initial_cpus)
         Cgroup(config["cgroups"]).add(0, near=config["pid"])
         container_program.use_processors("final", wanted.final_cpus)
         container_program.tune_self(wanted)
         container_program.raise_limits(wanted)
-        # The container's processes must not reach us, nor through us the host, before we have become one of them;
-        # nor may a module be loaded from its files.
+        # The container's processes must not reach this process, or through it the host, before it has become one of
+        # them. From here on no module may be loaded, because it could come from the container's files.
         syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
         selfexec.forbid_imports()
         own = OwnProc()
@@ -91,10 +94,10 @@ def main(argv: list[str]) -> int:
             own.close()
             return _wait(pid, sock, config)
         if config["resident"]:
-            _settle()
-        sync.send(sock, {})  # our starter reads our pid off it
+            _reparent()
+        sync.send(sock, {})  # the starter reads this process's pid off it
         sync.receive(sock, INIT_STEP_TIMEOUT, "exec")
-        # A session of its own: the caller's terminal, if it is on 0 to 2, is not to be the program's to control.
+        # A new session, so that the program cannot control the caller's terminal if that is on 0 to 2.
         os.setsid()
         if given:
             owner = sync.adopt(config["console"])
@@ -105,7 +108,7 @@ def main(argv: list[str]) -> int:
                 _use(config["streams"])
             for fd in (0, 1, 2):
                 container_program.own_null(fd)
-                if not config["resident"]:  # else they are others' as well
+                if not config["resident"]:  # other processes use a resident program's streams too
                     container_program.own_stream(fd, wanted.uid)
         container_program.label_next_exec(wanted, own)
         container_program.join_groups(wanted, own)
@@ -125,8 +128,8 @@ def main(argv: list[str]) -> int:
     os._exit(1)
 
 
-def _settle() -> None:
-    """Go on as a child of the pid namespace's init."""
+def _reparent() -> None:
+    """Fork and exit in the parent, so that the child is a child of the pid namespace's init."""
     parent = os.getpid()
     if os.fork():
         os._exit(0)
@@ -135,7 +138,7 @@ def _settle() -> None:
 
 
 def _use(streams: list[int]) -> None:
-    """Nothing for stdin, and for stdout and stderr what is in `streams`; -1 stands for nothing."""
+    """Make stdin /dev/null, and stdout and stderr the two `streams`; -1 stands for /dev/null."""
     null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
     for number, fd in enumerate((null, *(fd if fd >= 0 else null for fd in streams))):
         os.set_blocking(fd, True)
@@ -145,7 +148,7 @@ def _use(streams: list[int]) -> None:
 
 
 def _wait(pid: int, sock: socket.socket, config: dict[str, Any]) -> int:
-    """In the process that stays outside: wait for the program, end as it did."""
+    """Wait for the program in the process that stays outside, and exit with its status."""
     sock.close()
     if config["resident"]:
         os._exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) & 0xFF)

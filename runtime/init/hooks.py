@@ -1,4 +1,4 @@
-"""Hooks of a bundle: programs that get the container's state on stdin (runtime-spec, config.md)."""
+"""Run the hooks of a bundle: programs that get the container's state on stdin (runtime-spec, config.md)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def preload() -> ModuleType:
-    """What running a hook needs; for a process that cannot import later."""
+    """Import what running a hook needs, for a process that cannot import later."""
     import subprocess
 
     return subprocess
@@ -29,9 +29,9 @@ def preload() -> ModuleType:
 def run(
     point: str, hooks: Iterable[Hook], state: dict[str, Any], *, cwd: str | None = None, deadline: float | None = None
 ) -> None:
-    """Run the hooks of one point in order, in the directory `cwd`, else in the bundle.
+    """Run the hooks of one point in order, in the directory `cwd`, by default the bundle.
 
-    Raises StartFailed at the first that fails or exceeds its timeout, or the `deadline` (monotonic) of all.
+    Raises StartFailed at the first hook that fails or exceeds its timeout, or the `deadline` (monotonic) of all.
     """
     for index, hook in enumerate(hooks):
         if deadline is not None:
@@ -41,9 +41,9 @@ def run(
 
 
 def run_all(point: str, hooks: Iterable[Hook], state: dict[str, Any]) -> None:
-    """Run the hooks of a point that comes too late to undo anything: for one that fails there is a warning.
+    """Run the hooks of a point that comes too late to undo anything; warn of each that fails.
 
-    So says version 1.2 of the specification of poststart and poststop (runtime.md, lifecycle).
+    Version 1.2 of the specification requires this of poststart and poststop (runtime.md, lifecycle).
     """
     for index, hook in enumerate(hooks):
         try:
@@ -53,26 +53,26 @@ def run_all(point: str, hooks: Iterable[Hook], state: dict[str, Any]) -> None:
 
 
 def run_later(state: State, point: str, status: str | None = None) -> None:
-    """Run hooks that the state has kept, as `run_all` does; they see the container's status, or `status`."""
+    """Run the hooks kept in state.json, as `run_all` does; they see `status`, by default the container's status."""
     from runtime.spec.config import Hook
 
     try:
         known = [Hook(**hook) for hook in state.hooks[point]]
-    except TypeError:  # state.json is not as we wrote it
-        notices.warn(f"hooks.{point}: state.json holds what is no hook")
+    except TypeError:  # state.json was changed by another program
+        notices.warn(f"hooks.{point}: not run, because state.json of container {state.id} has a malformed hook")
         return
     run_all(point, known, state.oci(status))
 
 
 def _run(where: str, hook: Hook, state: dict[str, Any], cwd: str | None) -> None:
-    """Run one hook. A file takes what it says, and not a pipe: a process that it leaves behind is not waited for."""
+    """Run one hook. Its stderr is a file and not a pipe, so that a process it leaves behind is not waited for."""
     subprocess = preload()
     stderr = os.memfd_create("stderr")
     try:
         environment = dict(entry.partition("=")[::2] for entry in hook.env)
         process = subprocess.Popen(
             list(hook.args), executable=hook.path, env=environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
-            stderr=stderr, cwd=cwd or (state["bundle"] if os.path.isdir(state["bundle"]) else "/"),  # it may be gone
+            stderr=stderr, cwd=cwd or (state["bundle"] if os.path.isdir(state["bundle"]) else "/"),  # or it is gone
         )  # fmt: skip
         try:
             process.communicate(light_json.dumps(state).encode(), hook.timeout)
@@ -82,8 +82,8 @@ def _run(where: str, hook: Hook, state: dict[str, Any], cwd: str | None) -> None
             raise
         words = os.pread(stderr, 1 << 16, 0).decode(errors="replace").strip().splitlines()[-1:]
     except subprocess.TimeoutExpired:
-        raise StartFailed(f"{where}: did not end within {hook.timeout:.3g} s") from None
-    except (OSError, ValueError, TypeError, AttributeError) as error:  # the last two: a state.json that is not ours
+        raise StartFailed(f"{where}: did not exit within {hook.timeout:.3g} s") from None
+    except (OSError, ValueError, TypeError, AttributeError) as error:  # the last two: a malformed state.json
         raise StartFailed(f"{where}: {getattr(error, 'strerror', None) or error}") from None
     finally:
         os.close(stderr)

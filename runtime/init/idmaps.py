@@ -1,4 +1,4 @@
-"""Id maps of user namespaces (user_namespaces(7)): written from outside, by root or with newuidmap(1)."""
+"""Write the id maps of user namespaces (user_namespaces(7)) from outside, as root or with newuidmap(1)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from runtime.linux.files import write as write_kernel
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from runtime.spec.mounts import IdMapping
+
+TOOL_TIMEOUT = 20.0
 
 
 def write(pid: int, uids: tuple[IdMapping, ...], gids: tuple[IdMapping, ...]) -> None:
@@ -38,9 +40,7 @@ def _write_file(path: str, text: str, field: str) -> None:
     try:
         write_kernel(path, text)
     except OSError as error:
-        raise StartFailed(
-            f"{field}: the kernel does not take {', '.join(text.splitlines())}: {error.strerror}"
-        ) from None
+        raise StartFailed(f"{field}: the kernel rejects {', '.join(text.splitlines())}: {error.strerror}") from None
 
 
 def _run_tool(tool: str, pid: int, mappings: tuple[IdMapping, ...], field: str) -> None:
@@ -48,19 +48,19 @@ def _run_tool(tool: str, pid: int, mappings: tuple[IdMapping, ...], field: str) 
 
     numbers = [str(number) for item in mappings for number in (item.container, item.host, item.size)]
     try:
-        done = subprocess.run([tool, str(pid), *numbers], capture_output=True, text=True, timeout=20)
+        done = subprocess.run([tool, str(pid), *numbers], capture_output=True, text=True, timeout=TOOL_TIMEOUT)
     except FileNotFoundError:
         raise StartFailed(
-            f"{field}: {tool} is not installed", remedy="apt-get install uidmap, and name the ids in /etc/subuid"
+            f"{field}: {tool} is not installed", remedy="apt-get install uidmap, and list the ids in /etc/subuid"
         ) from None
     except subprocess.TimeoutExpired:
-        raise StartFailed(f"{field}: {tool} does not end") from None
+        raise StartFailed(f"{field}: {tool} did not exit within {TOOL_TIMEOUT:g} s") from None
     if done.returncode:
         raise StartFailed(f"{field}: {done.stderr.strip() or tool + ' failed'}")
 
 
 def namespace(uids: tuple[IdMapping, ...], gids: tuple[IdMapping, ...]) -> int:
-    """A descriptor of a user namespace with these maps and nobody in it. Raises StartFailed."""
+    """Return a descriptor of a user namespace with these maps and no process in it. Raises StartFailed."""
     ready, go = os.pipe(), os.pipe()
     pid = os.fork()
     if pid == 0:

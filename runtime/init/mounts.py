@@ -1,9 +1,9 @@
-"""The container's file system tree: the order of things, masked and read-only paths, pivot_root (rootfs.py: the rest).
+"""Build the container's file system tree: the order of steps, masked and read-only paths, pivot_root.
 
-Everything is private to the container's mount namespace, and nothing of the host stays visible, which CRIU needs to be
-able to dump it.
+rootfs.py does the single steps. Everything is private to the container's mount namespace, and no mount of the host
+stays visible, because CRIU could not dump the container otherwise.
 
-What a user namespace could not do itself (reach a bind mount's source, map its ids) is prepared before it is entered.
+What cannot be done in a user namespace (reach a bind mount's source, map its ids) is prepared before it is entered.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from runtime.spec.config import Spec
 
-# What the policy itself labels.
+# File systems that the SELinux policy labels by itself.
 _UNLABELLED = ("proc", "sysfs", "cgroup", "cgroup2", "mqueue")
-_ROOT = -1  # among the prepared trees; the others go by their index in `mounts`
+_ROOT = -1  # the root's key among the prepared trees; the others have their index in `mounts`
 
 _DEFAULT_DEVICES = tuple(
     Device(path, "c", major, minor, 0o666, 0, 0)
@@ -37,9 +37,9 @@ _DEFAULT_DEVICES = tuple(
 
 
 def prepare(spec: Spec) -> dict[int, int]:
-    """Copies of the mounts that have to be taken while we are root of the host: descriptors for `build`."""
+    """Copy the mounts that only the host's root can copy; return descriptors for `build`. Raises StartFailed."""
     trees: dict[int, int] = {}
-    # A user without privileges may not copy mounts, and reaches in a user namespace what was within reach before.
+    # An unprivileged user may not copy mounts, but reaches the same paths in a user namespace as before.
     entering = "user" in spec.namespaces and os.geteuid() == 0
     for index, mount in enumerate(spec.mounts):
         if mount.is_bind and (mount.idmap or entering):
@@ -64,16 +64,16 @@ def _map_ids(tree: int, mount: Mount, spec: Spec) -> None:
             tree, set=ATTR_IDMAP, clear=0, recursive=mount.idmap == "ridmap", userns_fd=userns
         )  # fmt: skip
     except OSError as error:
-        raise OSError(error.errno, f"its ids cannot be mapped: {os.strerror(error.errno or 0)}") from None
+        raise OSError(error.errno, f"ids cannot be mapped on this mount: {os.strerror(error.errno or 0)}") from None
     finally:
         os.close(userns)
 
 
 def build(spec: Spec, trees: dict[int, int], own_cgroups: dict[str, str]) -> Root:
-    """Set up all mounts and devices below the root file system, in a mount namespace that is already our own.
+    """Set up all mounts and devices below the root file system, in the container's mount namespace.
 
-    `trees` comes from `prepare`; `own_cgroups` are the container's directories, shown when it has no cgroup namespace.
-    The root file system, which is returned for `protect`, is the working directory afterwards.
+    `trees` comes from `prepare`; `own_cgroups` are the container's directories, shown if it has no cgroup namespace.
+    Change the working directory to the root file system, and return it for `protect`. Raises StartFailed.
     """
     root = _mount_root(spec, trees.get(_ROOT))
     shown = None if "cgroup" in spec.namespaces else own_cgroups
@@ -94,7 +94,7 @@ def build(spec: Spec, trees: dict[int, int], own_cgroups: dict[str, str]) -> Roo
 
 
 def _labelled(mount: Mount, label: str | None) -> Mount:
-    """The mount with the SELinux label of the container's files, where a file system takes one (mount(8), context)."""
+    """Return the mount with the container's SELinux label if its file system takes one (mount(8), context)."""
     own = any(option.startswith("context=") for option in mount.options)
     if label is None or own or mount.is_bind or mount.type in _UNLABELLED:
         return mount
@@ -102,12 +102,12 @@ def _labelled(mount: Mount, label: str | None) -> Mount:
 
 
 def _mount_root(spec: Spec, tree: int | None) -> Root:
-    """Make the root file system a mount of its own, with the propagation that the bundle asks for."""
+    """Make the root file system a separate mount, with the propagation that the bundle asks for."""
     _detach(spec, private=tree is not None)
     if tree is None:
         syscalls.mount(spec.root, spec.root, None, MS_BIND | MS_REC)
         return Root(spec.root)
-    # The root of a user namespace may not even see the directory: what was copied goes over the host's root.
+    # A user namespace's root may not even see the directory, so the copy is mounted over the host's root.
     target = os.open("/", os.O_PATH | os.O_CLOEXEC)
     syscalls.move_mount(tree, target)
     os.close(target)
@@ -118,16 +118,16 @@ def _mount_root(spec: Spec, tree: int | None) -> Root:
 
 
 def make_points(spec: Spec, rootfs: str) -> None:
-    """Make the mount points that lie on the root file system itself and are missing there, as `build` would have.
+    """Make missing mount points on the root file system itself, as `build` does.
 
-    For a restore: CRIU mounts onto what it finds. Raises StartFailed.
+    A restore needs this, because CRIU does not make mount points. Raises StartFailed.
     """
     root = Root(rootfs)
     above = tuple(mount.destination.rstrip("/") + "/" for mount in spec.mounts)
     try:
         for index, mount in enumerate(spec.mounts):
             if mount.destination.startswith(above):
-                continue  # it lies on another mount, which comes with its contents
+                continue  # it is on another mount, which comes with its contents
             try:
                 is_file = mount.is_bind and not os.path.isdir(mount.source)
                 os.close(root.make_file(mount.destination) if is_file else root.make_directory(mount.destination))
@@ -138,9 +138,9 @@ def make_points(spec: Spec, rootfs: str) -> None:
 
 
 def _detach(spec: Spec, *, private: bool) -> None:
-    """Keep what we are going to mount from the host, and let in of the host's mounts what the bundle asks for.
+    """Keep the container's mounts out of the host, and let the host's in as far as the bundle asks for it.
 
-    `private` tells that the root file system is a mount that nobody shares already.
+    `private`: the root file system is a mount that is not shared already.
     """
     propagation = PROPAGATIONS[spec.rootfs_propagation or "rslave"]
     if not propagation & MS_SHARED:
@@ -149,20 +149,20 @@ def _detach(spec: Spec, *, private: bool) -> None:
             return
     if private:
         return
-    # A bind mount is tied to others as its source is. The root's must not be: all its mounts would get out.
+    # A bind mount has the propagation of its source. The root's must be private, or all its mounts reach the host.
     path = os.path.realpath(spec.root)
     while True:
         try:
             syscalls.mount(None, path, None, MS_PRIVATE)
             return
         except OSError as error:
-            if error.errno != errno.EINVAL or path == "/":  # EINVAL: is no mount point
+            if error.errno != errno.EINVAL or path == "/":  # EINVAL: not a mount point
                 raise
             path = os.path.dirname(path)
 
 
 def protect(spec: Spec, root: Root) -> None:
-    """Read-only paths, masked paths, and a read-only root, for the last. Raises StartFailed naming the field."""
+    """Apply read-only paths, masked paths, and last a read-only root. Raises StartFailed naming the field."""
     field, null = "", -1
     try:
         for index, path in enumerate(spec.readonly_paths):
@@ -197,7 +197,7 @@ def protect(spec: Spec, root: Root) -> None:
 
 
 def _find(root: Root, path: str) -> int:
-    """An O_PATH descriptor of a path that is to be protected, -1 if nobody inside can reach it."""
+    """Return an O_PATH descriptor of a path to protect, -1 if no process inside can reach it."""
     try:
         return root.find(path)
     except (FileNotFoundError, NotADirectoryError, PermissionError):
@@ -205,7 +205,7 @@ def _find(root: Root, path: str) -> int:
 
 
 def _null(root: Root) -> int:
-    """An O_PATH descriptor of the container's null device: an image's /dev/null could be a link to anywhere."""
+    """Return an O_PATH descriptor of the container's null device, checked because it could be an image's link."""
     directory = root.open("/dev")
     try:
         fd = os.open("null", os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
@@ -219,10 +219,9 @@ def _null(root: Root) -> int:
 
 
 def pivot(spec: Spec, *, move: bool) -> None:
-    """Make the container's root the root; the old one is gone afterwards.
+    """Make the working directory, the container's root, the root directory, and detach the old one.
 
-    It is the working directory. `move` is for a host whose root is the initial ramdisk, which pivot_root(2) does not
-    take.
+    `move` is for a host whose root is the initial ramdisk, which pivot_root(2) rejects.
     """
     old = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     if move:
@@ -231,7 +230,7 @@ def pivot(spec: Spec, *, move: bool) -> None:
         no_pivot.enter(old)
     else:
         syscalls.pivot_root(".", ".")
-        # The old root now lies over the new one (pivot_root(2), notes). The host is not to see it being taken away.
+        # The old root is now mounted over the new one (pivot_root(2), notes). Its unmount must not reach the host.
         os.fchdir(old)
         syscalls.mount(None, ".", None, MS_REC | MS_SLAVE)
         syscalls.umount(".", syscalls.MNT_DETACH)

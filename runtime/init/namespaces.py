@@ -23,10 +23,10 @@ _CLOCKS = {"monotonic": 1, "boottime": 7}
 
 
 def enter(spec: Spec, map_ids: Callable[[], None], *, leave_out: str = "") -> frozenset[str]:
-    """Join the namespaces that have a path and make the others. The pid and time namespaces hold for children only.
+    """Join the namespaces that have a path and make the others. New pid and time namespaces apply to children only.
 
-    A new one of the type `leave_out` is not made. `map_ids` is called in a new user namespace and returns when somebody
-    outside has written its maps. Returns the types of those whose settings `set_up` may change: they are not the
+    A new one of the type `leave_out` is not made. `map_ids` is called in a new user namespace and returns when a
+    process outside has written its maps. Return the types whose settings `set_up` may change, because they are not the
     host's. Raises StartFailed naming the type.
     """
     before = _settable()
@@ -36,8 +36,8 @@ def enter(spec: Spec, map_ids: Callable[[], None], *, leave_out: str = "") -> fr
         for kind, path in joined.items():
             opened[kind] = open_path(kind, path)
             _refuse_sysctls(spec, kind, opened[kind])
-        # Joining needs privileges over the namespace. Those of the host are joined before the user namespace is
-        # entered, and those that belong to the user namespace itself after it.
+        # Joining needs privileges over the namespace. Namespaces of the host are joined before the user namespace is
+        # entered; those that belong to the user namespace, after it.
         later = [kind for kind in joined if kind != "user" and not _join(kind, opened[kind], "user" in opened)]
         if "user" in joined:
             _join("user", opened["user"], False)
@@ -61,21 +61,23 @@ def enter(spec: Spec, map_ids: Callable[[], None], *, leave_out: str = "") -> fr
 
 
 def _settable() -> dict[str, int]:
-    """Our namespaces that hold what can be set in a config.json, as numbers."""
+    """Return the inodes of this process's namespaces with settings that config.json can change."""
     return {kind: os.stat(f"/proc/self/ns/{FILES[kind]}").st_ino for kind in ("uts", "ipc", "network")}
 
 
 def _refuse_sysctls(spec: Spec, kind: str, fd: int) -> None:
-    """What is set in a namespace that is joined must not be set in the one that we are in: that is the host's."""
+    """Raise StartFailed if a sysctl would be set in a joined namespace that is the host's own."""
     there, ours = os.fstat(fd), os.stat(f"/proc/self/ns/{FILES[kind]}")
     if (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino):
         for key in spec.sysctl:
             if _sysctl_namespace(key) == kind:
-                raise StartFailed(f"linux.sysctl.{key}: would be set in the host's own namespace")
+                raise StartFailed(
+                    f"linux.sysctl.{key}: would change the host: the {kind} namespace to join is the host's"
+                )
 
 
 def _join(kind: str, fd: int, again: bool) -> bool:
-    """Join a namespace; False when that is not permitted yet and will be tried `again`."""
+    """Join a namespace; return False if that is not permitted yet and will be tried `again`."""
     try:
         syscalls.setns(fd, FLAGS[kind])
     except OSError as error:
@@ -86,7 +88,7 @@ def _join(kind: str, fd: int, again: bool) -> bool:
 
 
 def _set_clocks(spec: Spec) -> None:
-    """Before the first process enters the new time namespace: afterwards its clocks are fixed."""
+    """Set the new time namespace's clocks, before the first process enters it and fixes them."""
     for clock, (seconds, nanoseconds) in spec.time_offsets.items():
         try:
             with open("/proc/self/timens_offsets", "w") as file:
@@ -96,7 +98,7 @@ def _set_clocks(spec: Spec) -> None:
 
 
 def set_up(spec: Spec, separate: frozenset[str]) -> None:
-    """Host name, domain name, loopback and sysctl, in namespaces that are `separate` from the host's (see `enter`).
+    """Set host name, domain name, loopback and sysctls, in namespaces that are `separate` from the host's (`enter`).
 
     Raises StartFailed naming the field.
     """
@@ -106,7 +108,7 @@ def set_up(spec: Spec, separate: frozenset[str]) -> None:
     ):
         if name is not None:
             if "uts" not in separate:
-                raise StartFailed(f"{field}: cannot be set without a uts namespace of its own")
+                raise StartFailed(f"{field}: cannot be set: the container does not have its own uts namespace")
             try:
                 setter(name)
             except OSError as error:
@@ -114,10 +116,10 @@ def set_up(spec: Spec, separate: frozenset[str]) -> None:
     if spec.is_new("network"):
         bring_up("lo")
     for key, value in spec.sysctl.items():
-        # kernel.* of ipc and uts namespaces, fs.mqueue.*, net.*: anything else would change the host.
+        # Only kernel.* of ipc and uts namespaces, fs.mqueue.* and net.*; anything else would change the host.
         dotted, slashed = _sysctl_names(key)
         if ".." in slashed or _sysctl_namespace(dotted) not in separate:
-            raise StartFailed(f"linux.sysctl.{key}: is not separate for this container")
+            raise StartFailed(f"linux.sysctl.{key}: would change the host: no namespace of this container holds it")
         try:
             with open(f"/proc/sys/{slashed}", "w") as file:
                 file.write(value)
@@ -126,7 +128,7 @@ def set_up(spec: Spec, separate: frozenset[str]) -> None:
 
 
 def _sysctl_names(key: str) -> tuple[str, str]:
-    """A name with dots, and the path that it stands for: in net/ipv4/conf/eth0.1 the dot is the interface's own."""
+    """Return a sysctl's name with dots, and its path; in net/ipv4/conf/eth0.1 the dot belongs to the interface."""
     swapped = key.translate({46: "/", 47: "."})
     return (swapped, key) if key.replace(".", "/").find("/") == key.find("/") else (key, swapped)
 

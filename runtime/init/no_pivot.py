@@ -1,9 +1,9 @@
-"""The container's root by MS_MOVE and chroot, for a host whose root is its initial ramdisk: pivot_root(2) refuses that.
+"""Change the root by MS_MOVE and chroot, on a host whose root is its initial ramdisk, which pivot_root(2) rejects.
 
-The host's mounts stay below the new root, out of reach. The kernel counts them nevertheless: as long as there is a proc
-or sysfs without covers in the mount namespace, a user namespace inside may mount another one, without the container's
-masked and read-only paths (mount_too_revealing() in fs/namespace.c). So they go, all but the ramdisk itself: a program
-with CAP_SYS_ADMIN can unmount its root and see that.
+The host's mounts stay below the new root, out of reach. The kernel counts them nevertheless: while the mount namespace
+has a proc or sysfs without covers, a user namespace inside may mount another one, without the container's masked and
+read-only paths (mount_too_revealing() in fs/namespace.c). This module therefore unmounts or covers all of them but the
+ramdisk itself, which a program with CAP_SYS_ADMIN can see by unmounting its root.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _REVEALING = ("proc", "sysfs")
 
 
 class _Mounted(Record):
-    """A line of mountinfo; `whole` tells that the file system's own root is what is mounted."""
+    """A line of mountinfo; `whole`: the root of the file system is mounted, not a directory below it."""
 
     id: int
     parent: int
@@ -34,9 +34,9 @@ def enter(old: int) -> None:
     table = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
     try:
         ours, theirs = _mount_id(new), _mount_id(old)
-        # What is mounted and unmounted here must not be so at the host.
+        # Mounting and unmounting here must not reach the host.
         syscalls.mount(None, "/", None, MS_PRIVATE)
-        if os.getcwd() != "/":  # over the host's root already: mounts.build
+        if os.getcwd() != "/":  # else mounts.build has mounted it over the host's root already
             syscalls.mount(".", "/", None, MS_MOVE)
         for mounted in _read(table):
             if mounted.parent == theirs and mounted.id != ours:
@@ -54,7 +54,7 @@ def _mount_id(fd: int) -> int:
 
 
 def _read(table: int) -> list[_Mounted]:
-    """The mount table of an open mountinfo, which outlives the proc that it comes from."""
+    """Return the mount table from an open mountinfo, which stays readable after its proc is unmounted."""
     os.lseek(table, 0, os.SEEK_SET)
     text = b""
     while part := os.read(table, 1 << 16):
@@ -71,17 +71,17 @@ def _read(table: int) -> list[_Mounted]:
 
 
 def _detach(path: bytes) -> None:
-    """Unmount all that is mounted at a path, with what is mounted below it."""
+    """Unmount everything that is mounted at a path and below it."""
     try:
         while True:
             syscalls.mount(None, path, None, MS_PRIVATE | MS_REC)
             syscalls.umount(path, syscalls.MNT_DETACH)
     except OSError:
-        return  # nothing is mounted there now; or a user namespace has inherited it, and must not unmount it
+        return  # nothing is mounted there now; or a user namespace has inherited the mount and may not unmount it
 
 
 def _cover(table: list[_Mounted], ours: int) -> None:
-    """Hide what could not be unmounted; the kernel no longer counts a covered proc for namespaces made inside."""
+    """Cover each proc and sysfs that could not be unmounted; the kernel ignores covered ones in its check."""
     parents = {mounted.id: mounted.parent for mounted in table}
     for mounted in table:
         above = mounted.id

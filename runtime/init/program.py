@@ -1,7 +1,7 @@
-"""Becoming the program of the container: limits, labels, identity, capabilities, seccomp, and exec.
+"""Become the program of the container: limits, labels, identity, capabilities, seccomp, and exec.
 
-Runs inside the container's namespaces. The order is the kernel's: what needs privileges comes before they are given
-up, and a seccomp filter, which could forbid any of it, comes as late as its own conditions allow.
+This runs inside the container's namespaces. The kernel dictates the order: steps that need privileges come before the
+privileges are given up, and the seccomp filter, which could forbid any step, is loaded as late as possible.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ def limit_self(process: Process) -> None:
 
 
 def raise_limits(process: Process) -> None:
-    """Make hard limits as high as they are asked for: in a user namespace they can only be lowered. Raises StartFailed.
+    """Raise hard limits to the requested values, because a user namespace can only lower them. Raises StartFailed.
 
-    All else is for limit_self, which comes late: with what a limit forbids we could not set anything up.
+    limit_self does the rest, late, because a limit could prevent the setup itself.
     """
     for limit in process.rlimits:
         soft, hard = resource.getrlimit(RLIMITS[limit.type])
@@ -78,7 +78,7 @@ def tune_self(process: Process) -> None:
 
 
 def use_processors(name: str, numbers: tuple[int, ...]) -> None:
-    """Run on these processors only; none leaves it to the kernel. Raises StartFailed naming the field."""
+    """Run on these processors only; do nothing if there are none. Raises StartFailed naming the field."""
     if numbers:
         try:
             os.sched_setaffinity(0, numbers)
@@ -87,13 +87,15 @@ def use_processors(name: str, numbers: tuple[int, ...]) -> None:
 
 
 def schedule_self(process: Process, *, forks: bool = False) -> None:
-    """Set the scheduling policy; `forks` tells that a child is to inherit it. Raises StartFailed naming the field."""
+    """Set the scheduling policy; `forks`: a child must inherit it. Raises StartFailed naming the field."""
     scheduler = process.scheduler
     if scheduler is None:
         return
     if forks and (scheduler.policy == SCHED_POLICIES["SCHED_DEADLINE"] or scheduler.flags & _RESET_ON_FORK):
-        # In the user namespace it could not be set any more: its root has no CAP_SYS_NICE that counts.
-        raise StartFailed("process.scheduler: what a fork does not inherit is not supported with a user namespace")
+        # Inside the user namespace it cannot be set, because its root has no CAP_SYS_NICE over the host.
+        raise StartFailed(
+            "process.scheduler: SCHED_DEADLINE and SCHED_FLAG_RESET_ON_FORK are not supported with a user namespace"
+        )
     times = (scheduler.runtime, scheduler.deadline, scheduler.period)
     try:
         syscalls.sched_setattr(scheduler.policy, scheduler.flags, scheduler.nice, scheduler.priority, times)
@@ -102,7 +104,7 @@ def schedule_self(process: Process, *, forks: bool = False) -> None:
 
 
 def require_labels(process: Process, mount_label: str | None) -> None:
-    """Raise NotSupported when a label of a security module is asked for that this kernel does not run."""
+    """Raise NotSupported if the spec has a label of a security module that this kernel does not run."""
     modules = ""
     if process.apparmor_profile or process.selinux_label or mount_label:
         try:
@@ -137,7 +139,7 @@ def _set(field: str, write: Callable[[str, str], None], name: str, value: str) -
 
 
 def find_program(process: Process) -> str:
-    """The path of args[0], looked up in the PATH of `env`. Raises StartFailed in the words that engines look for."""
+    """Return the path of args[0], looked up in the PATH of `env`. Raises StartFailed in words that engines parse."""
     name = process.args[0]
     if "/" in name:
         candidates = [name if name.startswith("/") else os.path.join(process.cwd, name)]
@@ -161,10 +163,10 @@ def find_program(process: Process) -> str:
 
 
 def enter_cwd(process: Process) -> None:
-    """Change to `cwd`, which is made where it is missing. Raises StartFailed.
+    """Change to `cwd`; make it if it is missing. Raises StartFailed.
 
-    A directory that is not in the container is refused: a descriptor of the host's, left open, would be the way to it
-    (/proc/self/fd/N), and getcwd(3) then fails: the kernel's answer is not an absolute path.
+    Fail if the directory is outside the container, which an open descriptor of the host's could lead to
+    (/proc/self/fd/N). getcwd(3) fails there, because the kernel's answer is not an absolute path.
     """
     try:
         try:
@@ -176,17 +178,17 @@ def enter_cwd(process: Process) -> None:
             os.getcwd()
         except FileNotFoundError:
             os.chdir("/")
-            raise OSError(errno.ENOENT, "is outside of the container") from None
+            raise OSError(errno.ENOENT, "is outside the container") from None
     except OSError as error:
         raise StartFailed(f"process.cwd: {process.cwd}: {error.strerror}") from None
 
 
 def join_groups(process: Process, own: OwnProc) -> None:
-    """Take the additional groups, and give up those that we have. Raises StartFailed."""
+    """Replace the supplementary groups by `additional_gids`. Raises StartFailed."""
     try:
         os.setgroups(process.additional_gids)
     except OSError as error:
-        # An unprivileged user namespace denies it; that matters only when groups were asked for.
+        # An unprivileged user namespace denies it, which matters only if the spec has groups.
         if process.additional_gids or error.errno != errno.EPERM or _may_set_groups(own):
             message = f"process.user.additionalGids: cannot be set: {error.strerror}"
             raise StartFailed(message) from None
@@ -200,10 +202,10 @@ def _may_set_groups(own: OwnProc) -> bool:
 
 
 def become_user(process: Process, seccomp: Callable[[], None] | None) -> str:
-    """Change user, group, capabilities and no_new_privs for good; returns the program, as that user finds it.
+    """Change user, group, capabilities and no_new_privs for good; return the program's path, as that user finds it.
 
-    `seccomp` loads a filter: without no_new_privs that needs CAP_SYS_ADMIN, and so comes before the capabilities are
-    given up. Raises StartFailed naming the field.
+    `seccomp` loads a filter. Without no_new_privs that needs CAP_SYS_ADMIN, so it is loaded before the capabilities
+    are given up. Raises StartFailed naming the field.
     """
     sets = capabilities.NONE if process.capabilities is None else process.capabilities
     try:
@@ -213,13 +215,13 @@ def become_user(process: Process, seccomp: Callable[[], None] | None) -> str:
         field = f"process.user: cannot become {process.uid}:{process.gid}"
         os.setresgid(process.gid, process.gid, process.gid)
         os.setresuid(process.uid, process.uid, process.uid)
-        # The specification leaves the caller's; runc always sets 022, because callers have 0.
+        # The specification keeps the caller's umask; runc always sets 022, because its callers have 0.
         os.umask(os.umask(0o022) | 0o022 if process.umask is None else process.umask)
         program = find_program(process)
         field = "process.capabilities"
-        _, held, _ = syscalls.capget()  # without a descriptor: the limit of them may be 0
+        _, held, _ = syscalls.capget()  # by system call, because RLIMIT_NOFILE may allow no descriptor for /proc
         if seccomp is not None and not process.no_new_privileges:
-            syscalls.capset(held, held, 0)  # nothing is inheritable beyond the bounding set, which is lower already
+            syscalls.capset(held, held, 0)  # inheritable: none, because capset(2) limits it to the bounding set
             field = "linux.seccomp"
             seccomp()
         field = "process.capabilities"
@@ -236,7 +238,7 @@ def become_user(process: Process, seccomp: Callable[[], None] | None) -> str:
 
 
 def _drop_bounding(keep: int) -> None:
-    """Needs CAP_SETPCAP, so it comes before the user is changed."""
+    """Drop capabilities from the bounding set, before the user changes because that needs CAP_SETPCAP."""
     for number in range(64):
         if keep >> number & 1:
             continue
@@ -249,9 +251,9 @@ def _drop_bounding(keep: int) -> None:
 
 
 def _apply(sets: dict[str, frozenset[str]], held: int) -> None:
-    """Set effective, permitted, inheritable and ambient, as far as this process holds them itself.
+    """Set effective, permitted, inheritable and ambient, as far as this process holds the capabilities itself.
 
-    A capability that we lack cannot be given: capabilities.warn has said so.
+    capabilities.warn has warned about those that this process lacks.
     """
     mask = capabilities.mask
     syscalls.capset(mask(sets["effective"]) & held, mask(sets["permitted"]) & held, mask(sets["inheritable"]) & held)
@@ -263,12 +265,12 @@ def _apply(sets: dict[str, frozenset[str]], held: int) -> None:
 
 
 def execute(process: Process, program: str) -> NoReturn:
-    """exec, with the signals as a fresh process has them. Raises StartFailed."""
+    """Execute the program with the spec's environment. Raises StartFailed."""
     environment: dict[str, str] = {}
     for entry in process.env:
         name, _, value = entry.partition("=")
         if name:
-            environment[name] = value  # the last one holds, as with runc
+            environment[name] = value  # the last one wins, as with runc
     environment.setdefault("HOME", _home(process.uid))
     try:
         os.execve(program, list(process.args), environment)
@@ -279,35 +281,35 @@ def execute(process: Process, program: str) -> NoReturn:
 
 
 def own_null(fd: int) -> None:
-    """Put the container's own null device in the place of the host's, which CRIU could not dump.
+    """Replace the host's null device at `fd` by the container's own, because CRIU could not dump the host's.
 
-    Only the null device itself will do: whoever may write to the container's /dev can have put something else there.
+    Check that it is a null device, because a writer of the container's /dev can have put something else there.
     """
     if os.fstat(fd).st_rdev != _NULL:
         return
     try:
         own = os.open("/dev/null", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
-        return  # it has none
+        return  # the container has none
     if os.fstat(own).st_rdev == _NULL:
         os.dup2(own, fd)
     os.close(own)
 
 
 def own_stream(fd: int, uid: int) -> None:
-    """Give a pipe or a terminal on our standard streams to the user, who may want to open it by /dev/stdout again."""
+    """Give a pipe or terminal on a standard stream to the user, because programs reopen it as /dev/stdout."""
     there = os.fstat(fd)
     if there.st_uid != uid and not stat.S_ISREG(there.st_mode) and there.st_rdev != _NULL:
         try:
             os.fchown(fd, uid, -1)
         except OSError:
-            pass  # a read-only place, an owner unknown in this user namespace: it works without
+            pass  # a read-only file system, or an owner unknown in this user namespace: it works without
 
 
 def loader(seccomp: Filter, sock: socket.socket) -> Callable[[], None]:
-    """What loads a filter; the other side of the handshake takes the listener of one that notifies.
+    """Return a function that loads a filter, and passes its listener to the other side of the handshake if it notifies.
 
-    After that only write, read and close are called before the exec.
+    After loading it calls only write, read and close, which the filter is expected to allow.
     """
     from runtime.seccomp.load import load
 
@@ -324,7 +326,7 @@ def loader(seccomp: Filter, sock: socket.socket) -> Callable[[], None]:
 
 
 def reset_signals() -> None:
-    """No signal handled, ignored or blocked, as a fresh process has them."""
+    """Reset all signal handlers and unblock all signals."""
     for number in range(1, signals.NSIG):
         if signals.getsignal(number) not in (signals.SIG_DFL, None):
             signals.signal(number, signals.SIG_DFL)
@@ -332,7 +334,7 @@ def reset_signals() -> None:
 
 
 def _home(uid: int) -> str:
-    """The home directory that the container's own /etc/passwd gives the user."""
+    """Return the user's home directory by the container's /etc/passwd, "/" if it has none."""
     try:
         with open("/etc/passwd", errors="surrogateescape") as file:
             for line in file:
@@ -340,5 +342,5 @@ def _home(uid: int) -> str:
                 if len(fields) > 5 and fields[2] == str(uid):
                     return fields[5] or "/"
     except OSError:
-        pass  # no such file: then there is no user database
+        pass  # the container has no user database
     return "/"

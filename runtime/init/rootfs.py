@@ -1,7 +1,7 @@
-"""The root file system of a container while it is being set up: its mounts, devices and links.
+"""Set up a container's root file system: its mounts, devices and links.
 
-Every destination is resolved inside of it (openat2, RESOLVE_IN_ROOT): a symbolic link in an image cannot make us mount
-over the host. It is resolved once: from then on a descriptor stands for it (init/stage.py).
+Every destination is resolved inside the root (openat2, RESOLVE_IN_ROOT), so that a symbolic link in an image cannot
+lead a mount onto the host. It is resolved once; from then on a descriptor stands for it (init/stage.py).
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ _DEVICE_LINKS = {
 _KINDS = {"c": stat.S_IFCHR, "b": stat.S_IFBLK, "p": stat.S_IFIFO}
 
 
-_MAX_LINKS = 40  # as the kernel counts them: path_resolution(7)
+_MAX_LINKS = 40  # the kernel's limit: path_resolution(7)
 
 
 class Root:
-    """The root file system while it is being set up; all paths are the container's own."""
+    """The root file system while it is being set up; all paths are those inside the container."""
 
     def __init__(self, path: str) -> None:
         self._fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self.stage = Stage(self._fd)
-        self._kernel: dict[str, int] = {}  # what is mounted at /proc and /sys: O_PATH descriptors
+        self._kernel: dict[str, int] = {}  # O_PATH descriptors of the mounts on /proc and /sys
 
     def enter(self) -> None:
-        """Make it the working directory."""
+        """Make the root file system the working directory."""
         os.fchdir(self._fd)
 
     def close(self) -> None:
@@ -47,15 +47,15 @@ class Root:
             os.close(fd)
 
     def protect(self) -> None:
-        """Make it read-only."""
+        """Make the root file system read-only."""
         self.stage.protect(self._fd)
 
     def open(self, path: str, links: int = _MAX_LINKS) -> int:
-        """An O_PATH descriptor of `path` inside the root; a symbolic link in it is refused if `links` is 0."""
+        """Return an O_PATH descriptor of `path` inside the root; fail at a symbolic link if `links` is 0."""
         return syscalls.open_in_root(self._fd, path.lstrip("/") or ".", os.O_PATH, links=links > 0)
 
     def find(self, path: str) -> int:
-        """The same. In /proc and /sys it is the kernel's file, even if another container has renamed them since."""
+        """Return what `open` does, but in /proc and /sys the kernel's file, even if a container renames them."""
         path = plain(path)
         for place, fd in self._kernel.items():
             if path.startswith(place + "/"):
@@ -63,9 +63,9 @@ class Root:
         return self.open(path)
 
     def make_directory(self, path: str, links: int = _MAX_LINKS) -> int:
-        """An O_PATH descriptor of the directory `path`, which is made, parents included, where it is missing.
+        """Return an O_PATH descriptor of the directory `path`; make it and its parents if they are missing.
 
-        Where a symbolic link leads to nothing, what it names is made, inside the root. `links` may still be followed.
+        If a symbolic link dangles, make its target, inside the root. Follow at most `links` links.
         """
         missing: list[str] = []
         while True:
@@ -89,7 +89,7 @@ class Root:
         return fd
 
     def make_file(self, path: str, links: int = _MAX_LINKS) -> int:
-        """An O_PATH descriptor of the file `path`, made empty where it is missing; see `make_directory`."""
+        """Return an O_PATH descriptor of the file `path`; make it, empty, if it is missing. See `make_directory`."""
         try:
             return self.open(path, links)
         except FileNotFoundError:
@@ -104,7 +104,7 @@ class Root:
             return self.open(path)
 
     def mount(self, mount: Mount, tree: int | None, own_cgroups: dict[str, str] | None) -> None:
-        """Do one entry of `mounts`; `tree` is what `prepare` has made of it. See `build` for the cgroups."""
+        """Mount one entry of `mounts`. `tree`: the copy from mounts.prepare; `own_cgroups`: see mounts.build."""
         options = parse_options(mount.options)
         if mount.is_bind:
             self._bind(mount, tree, options)
@@ -119,10 +119,10 @@ class Root:
             os.close(target)
 
     def _place(self, mount: Mount, *, is_directory: bool) -> int:
-        """An O_PATH descriptor of a mount's destination, which is made where it is missing.
+        """Return an O_PATH descriptor of a mount's destination; make it if it is missing.
 
-        An image must not put its own files in the place of the kernel's, which others and we ourselves trust: /proc and
-        /sys stand where the bundle says, and nothing gets into /proc that `parse_mount` has not seen.
+        An image must not replace the kernel's files, which the runtime and other programs trust: /proc and /sys are
+        mounted exactly where the bundle says, and nothing is mounted in /proc that `parse_mount` has not checked.
         """
         links = 0 if _is_kernels(mount) else _MAX_LINKS
         make = self.make_directory if is_directory else self.make_file
@@ -131,14 +131,14 @@ class Root:
         except OSError as error:
             if links or error.errno != errno.ELOOP:
                 raise
-            message = f"{mount.destination} is a symbolic link in the root file system, or behind one"
+            message = f"{mount.destination} is a symbolic link in the root file system, or leads through one"
             raise OSError(errno.ELOOP, message) from None
         if not f"{mount.place}/".startswith("/proc/") and syscalls.is_procfs(fd):
             os.close(fd)
-            raise OSError(errno.EPERM, "leads into a proc file system, which is the kernel's")
+            raise OSError(errno.EPERM, "leads into a proc file system, where nothing may be mounted")
         if os.path.samestat(os.fstat(fd), os.fstat(self._fd)):
             os.close(fd)
-            raise OSError(errno.EINVAL, "leads to the root itself, which it would hide")
+            raise OSError(errno.EINVAL, "leads to the root itself, which the mount would hide")
         return fd
 
     def _bind(self, mount: Mount, tree: int | None, options: Options) -> None:
@@ -148,9 +148,9 @@ class Root:
             except FileNotFoundError:
                 raise OSError(errno.ENOENT, f"the source {mount.source} does not exist") from None
         flags, cleared = options.flags & ~(MS_BIND | MS_REC), options.cleared & ~(MS_BIND | MS_REC)
-        # What the bundle does not say stays separate from the host: CRIU cannot save mounts that are tied to others.
+        # Private by default, because CRIU cannot dump mounts that propagate to or from the host.
         propagation = options.propagation or (MS_PRIVATE | MS_REC,)
-        # A user without privileges binds /sys as it is at the host, and may write to cgroups of their own in there.
+        # An unprivileged user binds the host's /sys, which has cgroups that the user may write to: "ro" covers them.
         whole = ATTR_RDONLY if mount.recursive and flags & MS_RDONLY and _is_kernels(mount) else 0
         try:
             target = self._place(mount, is_directory=stat.S_ISDIR(os.fstat(tree).st_mode))
@@ -179,7 +179,7 @@ class Root:
         again = bool(options.flags & MS_REMOUNT)
         if again or not (options.copy_up or change != Change() or _is_kernels(mount)):
             syscalls.mount(source, f"/proc/self/fd/{target}", mount.type, flags, options.data or None)
-            if again:  # of what is in its place already
+            if again:  # changes the mount that is in its place already
                 self.stage.change(target, change, staged=True, single=True)
             return
         made = self.stage.new(source, mount.type, flags, options.data or None)
@@ -193,9 +193,9 @@ class Root:
             os.close(made)
 
     def _mount_cgroups(self, target: int, flags: int, own: dict[str, str] | None) -> None:
-        """/sys/fs/cgroup as the container is to see it: version 2, or each version 1 hierarchy.
+        """Mount what the container sees at /sys/fs/cgroup: version 2, or each version 1 hierarchy.
 
-        In a cgroup namespace that is a mount of its own; without one, the container's own directories are bound.
+        In a cgroup namespace these are new mounts; without one the container's own directories are bound.
         """
         hierarchies = discover()
         if [hierarchy.controllers for hierarchy in hierarchies] == [(UNIFIED,)]:
@@ -236,7 +236,7 @@ class Root:
             os.close(tree)
 
     def bind_device(self, device: Device) -> None:
-        """The host's own node in the place of one that a user namespace may not make."""
+        """Bind the host's device node, because a user namespace may not make one."""
         if device.type == "p":
             self.make_device(device)
             return
@@ -244,7 +244,7 @@ class Root:
         try:
             if not _is_node(tree, device):
                 raise OSError(
-                    errno.ENODEV, "a user namespace can only have the host's devices, and this one is another"
+                    errno.ENODEV, "in a user namespace it must be the host's device of this path, and it differs"
                 )  # fmt: skip
             target = self.make_file(device.path)
             try:
@@ -255,9 +255,9 @@ class Root:
             os.close(tree)
 
     def make_device(self, device: Device) -> None:
-        """Make a device node; one that is there already with the same numbers is left alone.
+        """Make a device node; leave an existing one with the same numbers alone.
 
-        Owner and mode are set by descriptor: who else can write to the directory may have put a link in its place.
+        Set owner and mode by descriptor, because another writer of the directory may have put a link in its place.
         """
         parent, name = os.path.split(device.path)
         parent_fd = self.make_directory(parent)
@@ -281,7 +281,7 @@ class Root:
             os.close(fd)
 
     def make_links(self) -> None:
-        """/dev/fd and its kind, where nothing has these names yet."""
+        """Make /dev/fd and similar links, unless their names are taken."""
         for path, target in _DEVICE_LINKS.items():
             parent, name = os.path.split(path)
             parent_fd = self.make_directory(parent)
@@ -294,7 +294,7 @@ class Root:
 
 
 def _is_kernels(mount: Mount) -> bool:
-    """Whether others, and we ourselves, trust what is at the place of a mount."""
+    """Return whether a mount holds files of the kernel that the runtime and other programs trust."""
     return mount.type in ("proc", "sysfs") or mount.place in ("/proc", "/sys")
 
 
@@ -304,9 +304,9 @@ def _is_node(fd: int, device: Device) -> bool:
 
 
 def _behind(parent: str, name: str, parent_fd: int, links: int) -> str:
-    """What `name` in the directory `parent` is, as a path inside the root: where a symbolic link leads, or itself.
+    """Return `name` in the directory `parent` as a path inside the root, or where it leads if it is a symbolic link.
 
-    It is there, but was not a moment ago: another container can have the same root file system.
+    It exists now but did not a moment ago, because another container can have the same root file system.
     """
     if not links:
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
@@ -315,7 +315,7 @@ def _behind(parent: str, name: str, parent_fd: int, links: int) -> str:
 
 
 def _copy_up(below: int, above: int) -> None:
-    """Copy what is in the directory of one O_PATH descriptor into that of another one."""
+    """Copy the contents of one directory into another; both are O_PATH descriptors."""
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
     source, target = os.open(f"/proc/self/fd/{below}", flags), os.open(f"/proc/self/fd/{above}", flags)
     try:
@@ -326,7 +326,7 @@ def _copy_up(below: int, above: int) -> None:
 
 
 def _copy_tree(source: int, target: int) -> None:
-    """Copy what is in a directory into another one, with owners and modes; nothing outside is followed or opened."""
+    """Copy a directory's contents into another one, with owners and modes; follow no link and open no device."""
     for name in os.listdir(source):
         there = os.stat(name, dir_fd=source, follow_symlinks=False)
         if stat.S_ISLNK(there.st_mode):

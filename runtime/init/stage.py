@@ -1,10 +1,10 @@
-"""Mounts that get all their flags out of sight, before they are moved to where the container finds them.
+"""Give mounts all their flags out of sight, before they are moved to where the container finds them.
 
-By its path a mount point could be another one at each step, because a hostile container can rename directories on a
-volume that it shares. So every step is by descriptor, and what must not be seen unfinished is made
+A path could lead to another mount point at each step, because a hostile container can rename directories on a volume
+that it shares. Every step therefore uses a descriptor, and a mount that must not be seen unfinished is made
 - detached: a copy by open_tree(2), which mount_setattr(2) changes;
-- or, as mount(2) and a kernel before 5.12 need it, on the root itself: a lookup that starts at the root never gets to
-  what is mounted on it, but its ".." does.
+- or, for mount(2) and kernels before 5.12, on the root itself: a lookup that starts at the root never reaches a mount
+  on it, but its ".." does.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from runtime.linux.mount_flags import (
     attributes,
 )
 
-# What statvfs(3) says of a mount -> the flag of mount(2)
+# Flag of statvfs(3) -> flag of mount(2).
 _KEPT = {1: 1, 2: 2, 4: 4, 8: 8, 1024: 1024, 2048: 2048, 4096: MS_RELATIME, 8192: MS_NOSYMFOLLOW}
 
 
 class Change(Record):
-    """What to change of a mount: flags of mount(2) to set and to clear in itself, attributes of mount_setattr(2) to
+    """A change of a mount: flags of mount(2) to set and to clear on the mount itself, attributes of mount_setattr(2) to
     set and to clear in its whole tree, and changes of propagation."""
 
     flags: int = 0
@@ -48,14 +48,14 @@ class Stage:
         self._root = root
 
     def new(self, source: str, kind: str, flags: int, data: str | None) -> int:
-        """A new file system on the stage; returns a descriptor of the mount. Raises OSError."""
+        """Mount a new file system on the stage; return a descriptor of the mount. Raises OSError."""
         syscalls.mount(source, f"/proc/self/fd/{self._root}", kind, flags, data)
         return syscalls.open_in_root(self._root, "..", os.O_PATH)
 
     def change(self, tree: int, change: Change, *, staged: bool = False, single: bool = False) -> None:
-        """Change a mount that is detached or, if `staged`, on the stage; `single` tells that there is none below it.
+        """Change a mount that is detached or, if `staged`, on the stage; `single`: no other mount is below it.
 
-        On a kernel that cannot change a detached one it gets on the stage. Raises OSError.
+        On a kernel that cannot change a detached mount, move it to the stage first. Raises OSError.
         """
         try:
             for to_set, to_clear, recursive, propagation in _calls(change, single=single):
@@ -70,7 +70,7 @@ class Stage:
             _change_attached(tree, change)
 
     def protect(self, fd: int) -> None:
-        """Make a mount read-only that is in its place already. Raises OSError."""
+        """Make a mount in its final place read-only. Raises OSError."""
         try:
             syscalls.mount_setattr(fd, set=ATTR_RDONLY, clear=0, recursive=False)
         except OSError as error:
@@ -80,7 +80,7 @@ class Stage:
 
 
 def _change_attached(tree: int, change: Change) -> None:
-    """For Linux 5.6 to 5.11, which has no mount_setattr."""
+    """Change a mount without mount_setattr, for Linux 5.6 to 5.11."""
     path = f"/proc/self/fd/{tree}"
     if change.flags or change.cleared:
         remount(path, change.flags, change.cleared)
@@ -89,7 +89,7 @@ def _change_attached(tree: int, change: Change) -> None:
 
 
 def _calls(change: Change, *, single: bool) -> list[tuple[int, int, bool, int]]:
-    """The calls of mount_setattr: set, clear, whether in the whole tree, propagation."""
+    """Return the calls of mount_setattr for a change: (set, clear, recursive, propagation)."""
     found = []
     to_set, to_clear = attributes(change.flags, change.cleared)
     if to_set or to_clear:
@@ -106,9 +106,9 @@ def _calls(change: Change, *, single: bool) -> list[tuple[int, int, bool, int]]:
 
 
 def remount(path: str, flags: int, cleared: int) -> None:
-    """Change flags of the one mount at `path`; others stay, which a user namespace demands of those it inherited."""
+    """Change flags of the one mount at `path`; keep the others, as a user namespace must for inherited mounts."""
     there = os.statvfs(path).f_flag
     kept = sum(flag for bit, flag in _KEPT.items() if there & bit) & ~cleared
     if cleared & MS_NOATIME:
-        kept |= MS_RELATIME  # without any of these flags the kernel leaves them as they are
+        kept |= MS_RELATIME  # without any atime flag the kernel would keep noatime
     syscalls.mount(None, path, None, MS_REMOUNT | MS_BIND | flags | kept)

@@ -68,7 +68,7 @@ def resume(store: Store, container_id: str) -> None:
         if os.path.exists(f"{state.directory}/{DUMP}"):
             from runtime.freeze import mend
 
-            mend.mend(state)
+            mend.repair(state)
             if state.status is Status.RUNNING:
                 return
         state.status.require(container_id, "resume")

@@ -201,7 +201,7 @@ def connect_network(state: State, wanted: Network, *, again: bool) -> None:
     try:
         netns = os.open(f"/proc/{state.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
-        raise StartFailed("the container's init ended while it was being set up") from None
+        raise StartFailed("the container's init exited while it was being set up") from None
     try:
         veth.build(state, wanted, netns)
         veth.attach(state, wanted)

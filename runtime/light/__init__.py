@@ -1,4 +1,4 @@
-"""The C parts of `signal` and `socket`, without the enumerations around them, which cost every verb 5 ms."""
+"""Give the C parts of `signal` and `socket`, without the enumerations around them, which cost every verb 5 ms."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ else:
     import _signal as signals
 
     def __getattr__(name):
-        """Sockets at their first use: most short verbs open none."""
+        """Import sockets at their first use, because most short verbs open none."""
         if name != "sockets":
             raise AttributeError(name)
         import _socket

@@ -1,5 +1,6 @@
-"""The C part of `ctypes` and the few types that system calls take, without the byte orders, callbacks and `struct`
-around them, which cost every container 2 ms.
+"""Give the C part of `ctypes` and the few types that system calls need.
+
+It leaves out the byte orders, callbacks and `struct` of the full module, which cost every container 2 ms.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ else:
         sizeof,
     )
 
-    # The letters are those of the module `struct`.
+    # The letters are those of `struct`.
     class c_char(_SimpleCData):
         _type_ = "c"
 
@@ -73,7 +74,7 @@ else:
         _restype_ = c_int
 
     def libc(name):
-        """A function of the C library, or of any that is loaded; it returns an int until its `restype` is set."""
+        """Return a function of any loaded library, such as libc; it returns an int until its `restype` is set."""
         return _Function(dlsym(dlopen(None, 0), name))
 
 

@@ -1,7 +1,7 @@
-"""JSON without the regular expressions that `json` imports: 5 ms less for every verb.
+"""Read and write JSON without the regular expressions that `json` imports, which saves every verb 5 ms.
 
-The C scanner and encoder of the interpreter do the work; whatever they do not take goes to `json` itself, which then
-says what is wrong.
+The interpreter's C scanner and encoder do the work. Text that they reject goes to `json` itself, which reports the
+error.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ try:
     import _json
 
     class _Context:
-        """What the scanner asks about: the defaults of json.JSONDecoder."""
+        """The attributes that the scanner reads, with the defaults of json.JSONDecoder."""
 
         strict = True
         object_hook = object_pairs_hook = None
@@ -33,7 +33,7 @@ _SPACE = " \t\n\r"
 
 
 def loads(data: str | bytes) -> Any:
-    """The value of a JSON text (bytes: UTF-8). Raises ValueError (or RecursionError)."""
+    """Return the value of a JSON text (bytes: UTF-8). Raises ValueError (or RecursionError)."""
     text = data.decode() if isinstance(data, bytes) else data
     if _scan is not None:
         stripped = text.strip(_SPACE)
@@ -41,7 +41,7 @@ def loads(data: str | bytes) -> Any:
             value, end = _scan(stripped, 0)
             if end == len(stripped):
                 return value
-        except (StopIteration, SystemError):  # SystemError: it cannot raise what `json` has not defined yet
+        except (StopIteration, SystemError):  # SystemError: JSONDecodeError is not defined before `json` is imported
             pass
     import json
 
@@ -49,7 +49,7 @@ def loads(data: str | bytes) -> Any:
 
 
 def dumps(value: Any) -> str:
-    """A value as JSON on one line. Raises TypeError, ValueError."""
+    """Return a value as JSON on one line. Raises TypeError, ValueError."""
     if _encode is not None:
         return "".join(_encode(value, 0))
     import json

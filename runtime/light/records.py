@@ -1,7 +1,7 @@
-"""Frozen records: what `dataclasses` gives, without the 11 ms that importing it costs every verb.
+"""Frozen records: what `dataclasses` offers, without the 11 ms that importing it costs every verb.
 
-A subclass of Record names its fields by annotations, with defaults as class attributes. Two records are equal when
-they are of one class and their fields are equal. Fields are not to be changed, nor what they hold.
+A subclass of Record names its fields by annotations, with defaults as class attributes. Two records are equal if
+they are of the same class and their fields are equal. Do not change fields or their contents.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     @dataclass_transform(frozen_default=True)
     class Record:
-        """For type checkers; what happens is below."""
+        """The declaration for type checkers; the implementation is below."""
 
         def replace(self, **changes: Any) -> Self: ...
         def plain(self) -> dict[str, Any]: ...
@@ -36,7 +36,7 @@ else:
                 self._complete(values)
 
         def _complete(self, values):
-            """Fill defaults in; a default that can be changed is copied."""
+            """Fill in defaults; copy a mutable default. Raises TypeError for missing or unknown fields."""
             for name in self._fields:
                 if name not in values:
                     try:
@@ -46,7 +46,7 @@ else:
                     values[name] = default.copy() if isinstance(default, dict) else default
             odd = set(values).difference(self._fields)
             if odd:
-                raise TypeError(f"{type(self).__name__}: there is no {', '.join(sorted(odd))}")
+                raise TypeError(f"{type(self).__name__}: unknown field {', '.join(sorted(odd))}")
 
         def __setattr__(self, name, value):
             raise AttributeError(f"{type(self).__name__} is frozen")
@@ -62,11 +62,11 @@ else:
             return f"{type(self).__name__}({fields})"
 
         def replace(self, **changes):
-            """A copy with other values in some fields."""
+            """Return a copy with `changes` to some fields."""
             return type(self)(**{**self.__dict__, **changes})
 
         def plain(self):
-            """The fields by name, as JSON can say them: records as objects, tuples and sets as arrays."""
+            """Return the fields by name for JSON: records as objects, tuples and sets as arrays."""
             return {name: _plain(self.__dict__[name]) for name in self._fields}
 
 

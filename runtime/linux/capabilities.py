@@ -1,4 +1,4 @@
-"""Capabilities: names and numbers (linux/capability.h)."""
+"""Convert between names and numbers of capabilities (linux/capability.h)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NUMBERS = {f"CAP_{name}": number for number, name in enumerate(_NAMES.split())}
 
 
 def mask(names: Iterable[str]) -> int:
-    """The bit mask of a set of names; those that nobody knows are not in it."""
+    """Return the bit mask of a set of names; unknown names are left out."""
     result = 0
     for name in names:
         if name in NUMBERS:
@@ -32,14 +32,14 @@ def mask(names: Iterable[str]) -> int:
 
 
 def names(mask: int) -> list[str]:
-    """The names of a bit mask's capabilities; those without a name here are left out."""
+    """Return the names of a bit mask's capabilities; unknown numbers are left out."""
     return [name for name, number in NUMBERS.items() if mask >> number & 1]
 
 
 def warn(sets: dict[str, frozenset[str]] | None, *, remapped: bool) -> None:
-    """Name those that a bundle asks for and its program does not get (runtime-spec, config.md: a warning, no error).
+    """Warn of capabilities that a bundle asks for and its program does not get (runtime-spec, config.md: not an error).
 
-    Who is `remapped` has all in the user namespace.
+    `remapped`: the container has a user namespace, in which its root has all capabilities.
     """
     wanted = frozenset[str]().union(*(sets or {}).values())
     if not wanted:
@@ -47,11 +47,11 @@ def warn(sets: dict[str, frozenset[str]] | None, *, remapped: bool) -> None:
     held = 2**_UNKNOWN - 1 if remapped else permitted()
     left_out = sorted(name for name in wanted if not held >> NUMBERS.get(name, _UNKNOWN) & 1)
     if left_out:
-        notices.warn(f"process.capabilities: left out: this host does not have them to give: {', '.join(left_out)}")
+        notices.warn(f"process.capabilities: left out, because this host lacks them: {', '.join(left_out)}")
 
 
 def permitted() -> int:
-    """The permitted set of this process, as a bit mask."""
+    """Return the permitted set of this process, as a bit mask."""
     with open("/proc/self/status") as file:
         for line in file:
             if line.startswith("CapPrm:"):

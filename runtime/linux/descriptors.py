@@ -1,7 +1,7 @@
-"""Descriptors: who closes them, and how to read and write those that other programs share.
+"""Own descriptors, and read and write those that other programs share.
 
 O_NONBLOCK belongs to the open file, not to the descriptor: every program that shares the file can set it at any time.
-rsync does so with its remote shell's stdout, Node.js with a terminal. So a call that would block waits here, instead of
+rsync does so with its remote shell's stdout, Node.js with a terminal. A call that would block waits here instead of
 failing.
 """
 
@@ -63,7 +63,7 @@ def write_all(fd: int, data: bytes | memoryview) -> None:
 
 
 def read_some(fd: int, size: int) -> bytes:
-    """The next bytes, `size` at most, however long they take to come; b"" at the end. Raises OSError."""
+    """Return the next bytes, `size` at most, however long they take; b"" at end of file. Raises OSError."""
     while True:
         try:
             return os.read(fd, size)

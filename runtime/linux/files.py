@@ -21,7 +21,7 @@ def replace(path: str, data: bytes, *, durable: bool = False, mode: int = 0o600)
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
         try:
             left = memoryview(data)
-            while left:  # a full disk takes what fits, and refuses the rest
+            while left:  # a full disk takes what fits, and rejects the rest
                 left = left[os.write(fd, left) :]
             if durable:
                 os.fsync(fd)
@@ -39,7 +39,7 @@ def replace(path: str, data: bytes, *, durable: bool = False, mode: int = 0o600)
 
 
 def read(path: str) -> str:
-    """The file's text without white space around it. Raises OSError."""
+    """Return the file's stripped text. Raises OSError."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         return read_again(fd)
@@ -48,7 +48,7 @@ def read(path: str) -> str:
 
 
 def read_again(fd: int) -> str:
-    """What an open file holds now. Raises OSError, ENODEV when its cgroup has been removed."""
+    """Return the current stripped text of an open file. Raises OSError, ENODEV if its cgroup has been removed."""
     parts, place = [], 0
     while part := os.pread(fd, 1 << 16, place):
         parts.append(part)
@@ -57,7 +57,7 @@ def read_again(fd: int) -> str:
 
 
 def write(path: str, value: str) -> None:
-    """Unlike a plain open() this does not ask for the file to be made, which the kernel answers with EACCES."""
+    """Write to an existing file, without O_CREAT, which the kernel would answer with EACCES. Raises OSError."""
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
         os.write(fd, value.encode())
@@ -66,19 +66,19 @@ def write(path: str, value: str) -> None:
 
 
 def flat_keyed(text: str) -> dict[str, int]:
-    """Lines of a name and a number; others, and those whose value is no number, are left out."""
+    """Parse lines of a name and a number; leave all other lines out."""
     pairs = [line.split() for line in text.splitlines()]
     return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdecimal()}
 
 
 def number_list(text: str) -> list[int]:
-    """The numbers of a list as in "0-2,7" (cpuset(7), formats). Raises ValueError."""
+    """Return the numbers of a list such as "0-2,7" (cpuset(7), formats). Raises ValueError."""
     ranges = [part.partition("-") for part in text.split(",") if part]
     return [number for low, _, high in ranges for number in range(int(low), int(high or low) + 1)]
 
 
 def wait_until(path: str, holds: Callable[[dict[str, int]], bool], timeout: float) -> bool:
-    """Wait for a flat keyed file of version 2 to say something; whether it did within `timeout` seconds.
+    """Wait until `holds` is true of a flat keyed file of version 2; return False after `timeout` seconds.
 
     The kernel wakes pollers of such a file when it changes (cgroup-v2.rst, "A file modified event"). Raises OSError.
     """

@@ -1,4 +1,4 @@
-"""Flags of mount(2) and attributes of mount_setattr(2) (linux/mount.h)."""
+"""The flags of mount(2) and attributes of mount_setattr(2) (linux/mount.h)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ATTR_ATIME, ATTR_NOATIME, ATTR_STRICTATIME, ATTR_NODIRATIME = 0x70, 0x10, 0x20, 
 ATTR_IDMAP, ATTR_NOSYMFOLLOW = 0x00100000, 0x00200000
 
 
-# Flag of mount(2) -> attribute; the access-time modes, which are values of one field, are `attributes`'s own.
+# Flag of mount(2) -> attribute; without the access-time modes, which are values of one field (see `attributes`).
 _ATTRIBUTES = {
     MS_RDONLY: ATTR_RDONLY, MS_NOSUID: ATTR_NOSUID, MS_NODEV: ATTR_NODEV, MS_NOEXEC: ATTR_NOEXEC,
     MS_NODIRATIME: ATTR_NODIRATIME, MS_NOSYMFOLLOW: ATTR_NOSYMFOLLOW,
@@ -37,11 +37,11 @@ _ATTRIBUTES = {
 
 
 def attributes(flags: int, cleared: int) -> tuple[int, int]:
-    """What mount_setattr(2) has to set and to clear in a mount for flags of mount(2) to set and to clear in it."""
+    """Return what mount_setattr(2) must set and clear to have the effect of setting and clearing flags of mount(2)."""
     to_set = sum(attribute for flag, attribute in _ATTRIBUTES.items() if flags & flag)
     to_clear = sum(attribute for flag, attribute in _ATTRIBUTES.items() if cleared & flag)
     if flags & (MS_NOATIME | MS_RELATIME | MS_STRICTATIME) or cleared & MS_NOATIME:
-        strict = flags & MS_STRICTATIME  # the others are no modes beside it
+        strict = flags & MS_STRICTATIME  # it overrides the other modes
         to_set |= ATTR_STRICTATIME if strict else ATTR_NOATIME if flags & MS_NOATIME else 0
         to_clear |= ATTR_ATIME
     return to_set, to_clear

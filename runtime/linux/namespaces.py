@@ -1,4 +1,4 @@
-"""Namespaces of a container: their flags, and what is set up in new ones."""
+"""Name, open and enter namespaces."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
 
 
 def paths(pid: int) -> dict[str, str]:
-    """Each namespace type and the file that stands for it, of a process."""
+    """Return the file of each namespace of a process, by type."""
     return {kind: f"/proc/{pid}/ns/{name}" for kind, name in FILES.items()}
 
 
 def open_path(kind: str, path: str) -> int:
-    """A descriptor of the namespace to join. Raises StartFailed."""
+    """Return a descriptor of the namespace to join. Raises StartFailed."""
     try:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
@@ -48,7 +48,7 @@ def open_path(kind: str, path: str) -> int:
 
 
 def bring_up(interface: str) -> None:
-    """Set an interface of our network namespace up (netdevice(7))."""
+    """Set an interface of this network namespace up (netdevice(7))."""
     import fcntl
 
     from runtime.light import sockets
@@ -64,7 +64,7 @@ def bring_up(interface: str) -> None:
 
 
 def inside_netns(netns: int, action: Callable[[], T]) -> T:
-    """What `action` returns, done by this thread in the network namespace of a descriptor."""
+    """Call `action` in this thread, in the network namespace of a descriptor; return its result."""
     before = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
         syscalls.setns(netns, syscalls.CLONE_NEWNET)
@@ -77,9 +77,9 @@ def inside_netns(netns: int, action: Callable[[], T]) -> T:
 
 
 def new_netns() -> int:
-    """A descriptor of a new network namespace with loopback up; our own stays what it was.
+    """Return a descriptor of a new network namespace with loopback up; return to the present one.
 
-    Must be called by a process without other threads.
+    The process must not have other threads.
     """
     before = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:

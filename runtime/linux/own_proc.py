@@ -1,8 +1,8 @@
-"""Our own files in the host's /proc, for a process that goes into a container.
+"""Access a thread's own files in the host's /proc, for a process that enters a container.
 
-What the container has at /proc may be anything: a write to its /proc/self/attr/exec could end in a file of its own, and
-the program would run without its label, or in a dangerous file of the kernel (CVE-2019-19921, CVE-2025-52881). The
-host's /proc, opened before, shows us in pid namespaces below its own too.
+A container can have anything at /proc: a write to its /proc/self/attr/exec could end in a file of the container, so
+that the program would run without its label, or in a dangerous file of the kernel (CVE-2019-19921, CVE-2025-52881).
+The host's /proc, opened before, also shows a process that has entered a pid namespace below the host's.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from runtime.linux import syscalls
 
 
 class OwnProc:
-    """Close it before anything of the container is opened by its path: /proc/self/fd/N would lead to the host's /proc.
+    """The host's /proc. Close it before opening any path of the container, where /proc/self/fd/N would lead to it.
 
-    Raises StartFailed when /proc is not a proc file system.
+    Raises StartFailed if /proc is not a proc file system.
     """
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class OwnProc:
         return syscalls.open_below(self._fd, f"thread-self/{name}", flags)
 
     def has(self, name: str) -> bool:
-        """Whether this thread has a file of that name."""
+        """Return whether this thread has a file of that name."""
         try:
             os.close(self._open(name, os.O_PATH))
         except FileNotFoundError:
@@ -47,7 +47,7 @@ class OwnProc:
             os.close(fd)
 
     def read(self, name: str) -> str:
-        """What a file of this thread says, without white space around it. Raises OSError."""
+        """Return the stripped text of a file of this thread. Raises OSError."""
         fd = self._open(name, os.O_RDONLY)
         try:
             return os.read(fd, 4096).decode().strip()

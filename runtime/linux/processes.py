@@ -1,4 +1,4 @@
-"""Processes as /proc shows them."""
+"""Query processes through /proc."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _PF_EXITING = 0x4
 
 
 def fork(how: Callable[[], int] = os.fork) -> int:
-    """fork(2), without a moment in which a signal runs its handler in the child, which would undo what is the parent's.
+    """fork(2) with all signals blocked in the child, where the parent's handlers would undo the parent's work.
 
-    The child has all signals blocked, until it has handlers of its own (reset_signals, watch).
+    The child unblocks them once it has its own handlers (reset_signals, watch).
     """
     before = signals.pthread_sigmask(signals.SIG_BLOCK, signals.valid_signals())
     pid = how()
@@ -26,7 +26,7 @@ def fork(how: Callable[[], int] = os.fork) -> int:
 
 
 def _stat(pid: int) -> list[bytes]:
-    """The fields of proc(5)'s stat from the third (the state) on; none when there is no such process."""
+    """Return the fields of proc(5)'s stat from the third (the state) on; [] if the process does not exist."""
     try:
         fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -40,16 +40,16 @@ def _stat(pid: int) -> list[bytes]:
 
 
 def start_time(pid: int) -> int | None:
-    """Clock ticks after boot at which process `pid` started (proc(5), stat field 22); None if there is none.
+    """Return the clock ticks after boot at which a process started (proc(5), stat field 22); None if it is gone.
 
-    Together with the pid it names a process for good, where the pid alone can be used again.
+    Together they identify a process for good, whereas the pid alone can be reused.
     """
     fields = _stat(pid)
     return int(fields[19]) if fields else None
 
 
 def open_process(pid: int, started: int | None) -> int | None:
-    """A pidfd of a process; None when it is gone. A reused pid is not taken for it."""
+    """Return a pidfd of the process that started at `started`; None if it is gone, even if its pid is reused."""
     if not pid:
         return None
     try:
@@ -63,13 +63,13 @@ def open_process(pid: int, started: int | None) -> int | None:
 
 
 def is_alive(pid: int, started: int | None) -> bool:
-    """Whether the process is there and no zombie."""
+    """Return whether the process exists and is not a zombie."""
     fields = _stat(pid)
     return bool(fields) and int(fields[19]) == started and fields[0] not in (b"Z", b"X")
 
 
 def is_dying(pid: int) -> bool:
-    """Whether the process ends whatever happens: it is gone, or killed, or on its way out."""
+    """Return whether the process is gone, or certain to exit: killed, or exiting."""
     fields = _stat(pid)
     if not fields or fields[0] in (b"Z", b"X") or int(fields[6]) & _PF_EXITING:
         return True
@@ -82,48 +82,48 @@ def is_dying(pid: int) -> bool:
 
 
 def runs(pid: int, started: int | None) -> bool:
-    """Whether the process is there, and is not about to end."""
+    """Return whether the process exists and is not about to exit."""
     return is_alive(pid, started) and not is_dying(pid)
 
 
 def is_first(pid: int) -> bool:
-    """Whether it is process 1 of its pid namespace: when it ends, the kernel ends all others there."""
+    """Return whether it is process 1 of its pid namespace, with which the kernel kills all others there."""
     try:
         with open(f"/proc/{pid}/status", "rb") as file:
             return any(line.startswith(b"NSpid:") and line.split()[-1] == b"1" for line in file)
     except OSError:
-        return True  # it is gone, and who was with it
+        return True  # it is gone, and all processes with it
 
 
 def is_stopped(pid: int) -> bool:
-    """Whether it was stopped by a signal, or by a tracer."""
+    """Return whether a signal or a tracer has stopped the process."""
     return _stat(pid)[:1] in ([b"T"], [b"t"])
 
 
 def is_bare(pid: int) -> bool:
-    """Whether a process whose environment reads as empty has none: in the middle of execve(2) it only is not there yet.
+    """Return whether a process whose environment reads as empty has none: during execve(2) it is not set up yet.
 
-    By proc(5)'s vsize, env_start and env_end.
+    This compares proc(5)'s vsize, env_start and env_end.
     """
     fields = _stat(pid)
     return not fields or fields[20] == b"0" or fields[47] == fields[48] != b"0"
 
 
 def activity(pid: int) -> int:
-    """Clock ticks that it has computed and bytes that it has read and written: constant while it does nothing."""
+    """Return a number that is constant while a process is idle: its CPU ticks plus bytes read and written."""
     fields = _stat(pid)
     if not fields:
         return 0
     try:
         with open(f"/proc/{pid}/io", "rb") as file:  # proc(5): the first two lines are rchar and wchar
             read, written, *_ = (int(line.split()[1]) for line in file)
-    except (OSError, ValueError):  # a kernel without task I/O accounting
+    except (OSError, ValueError):  # the kernel lacks task I/O accounting
         read = written = 0
     return int(fields[11]) + int(fields[12]) + read + written
 
 
 def children(pid: int, started: int | None) -> set[int]:
-    """The children of a process's first thread; none when it is gone."""
+    """Return the children of a process's first thread; none if it is gone."""
     try:
         with open(f"/proc/{pid}/task/{pid}/children", "rb") as file:
             found = {int(child) for child in file.read().split()}
@@ -133,7 +133,7 @@ def children(pid: int, started: int | None) -> set[int]:
 
 
 def descendants(pid: int) -> set[int]:
-    """A process with all its children and theirs, of whatever thread."""
+    """Return a process with all its descendants, of all threads."""
     family, pending = {pid}, [pid]
     while pending:
         current = pending.pop()
@@ -149,7 +149,7 @@ def descendants(pid: int) -> set[int]:
 
 
 def wait_exit(pidfd: int, timeout: float) -> bool:
-    """Wait until the process behind `pidfd` has ended; False after `timeout` seconds."""
+    """Wait until the process of a pidfd has exited; return False after `timeout` seconds."""
     import select
 
     poll = select.poll()
@@ -158,7 +158,7 @@ def wait_exit(pidfd: int, timeout: float) -> bool:
 
 
 def container_pids(init_pid: int) -> list[int]:
-    """All processes in the pid namespace of `init_pid`, by their pids here; [] when it is gone."""
+    """Return the pids, here, of all processes in the pid namespace of `init_pid`; [] if that is gone."""
     try:
         namespace = os.stat(f"/proc/{init_pid}/ns/pid").st_ino
     except OSError:
@@ -175,6 +175,6 @@ def container_pids(init_pid: int) -> list[int]:
 
 
 def boot_id() -> str:
-    """The id of this start of the machine (random(4))."""
+    """Return the id of the machine's present boot (random(4))."""
     with open("/proc/sys/kernel/random/boot_id") as file:
         return file.read().strip()

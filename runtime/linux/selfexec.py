@@ -1,4 +1,4 @@
-"""Running a module of this very code in a fresh interpreter, and keeping a container's hands off the interpreter."""
+"""Run a module of this code in a fresh interpreter, and keep the interpreter's file safe from containers."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ PLACE = "/opt/pymigrate/sealed"  # vagrant/provision.sh makes it
 
 
 def _origin() -> str:
-    """The directory on sys.path that this package was loaded from."""
+    """Return the directory on sys.path from which this package was loaded."""
     return os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 
 def command(module: str, *args: str) -> list[str]:
-    """An argv that runs `module.main(args)` isolated from the environment and without site-packages."""
+    """Return an argv that runs `module.main(args)`, isolated from the environment and without site-packages."""
     start = f"import sys; sys.path.insert(0, {_origin()!r}); from {module} import main; sys.exit(main(sys.argv[1:]))"
     return [sys.executable or "/usr/bin/python3", "-I", "-S", "-c", start, *args]
 
 
 def is_sealed() -> bool:
-    """Whether nobody can write to our interpreter's file through /proc/PID/exe, even after all that run it have ended.
+    """Return whether no process can write to this interpreter's file through /proc/PID/exe, even when none runs it.
 
-    A container can name the interpreter of its init as /proc/self/exe while it is set up, and keep it open. As long as
-    some process runs the file the kernel refuses to write to it (ETXTBSY), but the monitor may be killed.
+    A container can open its init's interpreter as /proc/self/exe while it is set up, and keep it open. While a process
+    runs the file, the kernel rejects writing to it (ETXTBSY), but all of them, even the monitor, may be killed.
     """
     path = os.readlink("/proc/self/exe")
     if path.startswith(PLACE + "/"):
@@ -42,11 +42,11 @@ def _is_out_of_reach(path: str) -> bool:
 
 
 def _seal_launcher() -> None:
-    """Let the next start of the command come from a sealed interpreter at once.
+    """Make later commands start from a sealed interpreter directly.
 
-    The launcher names PLACE/python3, a symbolic link to the host's interpreter; a read-only mount of that one's
-    directory covers it from the first container after boot on. A directory, because a new version that is installed
-    later appears in it, and because the file itself cannot be replaced while something is mounted on it.
+    The launcher runs PLACE/python3, a symbolic link to the host's interpreter. From the first container after boot, a
+    read-only mount of the interpreter's directory covers PLACE. It is the directory, because a version installed later
+    appears in it, and because the file could not be replaced while something is mounted on it.
     """
     import fcntl
 
@@ -57,7 +57,7 @@ def _seal_launcher() -> None:
     try:
         fcntl.flock(there, fcntl.LOCK_EX)
         if os.fstat(there).st_uid or os.statvfs(PLACE).f_flag & os.ST_RDONLY:
-            return  # another one was faster
+            return  # another process was faster
         tree = syscalls.open_tree(os.path.dirname(os.path.realpath("/proc/self/exe")), recursive=False)
         try:
             syscalls.mount_setattr(tree, set=ATTR_RDONLY, clear=0, recursive=False)
@@ -69,11 +69,11 @@ def _seal_launcher() -> None:
 
 
 def sealed() -> int:
-    """A descriptor of our interpreter in a read-only mount that is mounted nowhere.
+    """Return a descriptor of this interpreter in a detached read-only mount.
 
-    A process that was started from it cannot be used to write to the file, not even by root of its container: the
-    kernel takes what /proc/PID/exe says with the mount it belongs to. Where such a mount cannot be made (no privilege,
-    Linux before 5.12), the file itself, if it is out of our reach, or else a copy of it that nobody can change.
+    A process started from it does not give even its container's root a way to write to the file, because the kernel
+    resolves /proc/PID/exe with its mount. If such a mount cannot be made (no privilege, Linux before 5.12), return the
+    file itself if this user cannot write to it, or else an immutable copy.
     """
     from runtime.linux import syscalls
     from runtime.linux.mount_flags import ATTR_RDONLY
@@ -105,17 +105,17 @@ def _unprivileged(path: str) -> int:
 
 
 def execute(argv: list[str]) -> NoReturn:
-    """Become a command of ours, under the sealed interpreter."""
+    """Execute an argv from `command` with the sealed interpreter."""
     if os.path.dirname(sys.executable) == PLACE and not os.geteuid():
         try:
             _seal_launcher()
         except OSError:
-            pass  # it only costs time
+            pass  # only later commands start more slowly
     os.execv(f"/proc/self/fd/{sealed()}", argv)
 
 
 def spawn_sealed(argv: list[str], keep: Sequence[int]) -> int:
-    """Start a command of ours from the sealed interpreter, with the descriptors `keep`; returns its pid."""
+    """Start an argv from `command` with the sealed interpreter and the descriptors `keep`; return its pid."""
     program = sealed()
     for fd in keep:
         os.set_inheritable(fd, True)
@@ -129,9 +129,9 @@ def spawn_sealed(argv: list[str], keep: Sequence[int]) -> int:
 
 
 def forbid_imports() -> None:
-    """From here on no module is loaded from a file: the files are about to be the container's.
+    """Prevent imports from files from here on, because the files are about to be the container's.
 
-    What is needed later has to be imported before.
+    Modules that are needed later must be imported before.
     """
     sys.meta_path[:] = [finder for finder in sys.meta_path if getattr(finder, "__name__", "") in _EMBEDDED]
     sys.path.clear()

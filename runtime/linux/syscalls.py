@@ -1,6 +1,6 @@
-"""One thin function per system call that Python 3.11 lacks.
+"""Wrap system calls that Python 3.11 lacks: one thin function each.
 
-Each raises OSError with the errno, and the names of the call and what it was about in its text.
+Each raises OSError with the errno; its text names the call and its argument.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ _functions: dict[str, Callable[..., int]] = {}
 
 
 def _function(name: str) -> Callable[..., int]:
-    """A libc function that returns an int, -1 for failure; bound at its first use."""
+    """Return a libc function that returns an int, -1 for failure; bind it at its first use."""
     if name not in _functions:
         function = ctypes.libc(name)
         if name == "syscall":
@@ -107,14 +107,14 @@ def _syscall(number: int, what: str, *args: Any) -> int:
 
 
 def _number(name: str) -> int:
-    """The number of a system call that differs between architectures."""
+    """Return the number of a system call whose number differs between architectures."""
     return _SYS[os.uname().machine][_VARYING.index(name)]
 
 
 def fork_into(cgroup_fd: int) -> int:
-    """clone3(2) as fork(2) is, with the child born in a version 2 cgroup; for a process with one thread.
+    """clone3(2) as fork(2), with the child created in a version 2 cgroup; for a process with one thread.
 
-    A process that is moved has to wait for a grace period of RCU (cgroup_attach_lock), one that is born there has not.
+    Moving a process into a cgroup waits for an RCU grace period (cgroup_attach_lock); creating one there does not.
     """
     arguments = (ctypes.c_uint64 * 11)()  # struct clone_args: flags, ..., exit_signal (5th), ..., cgroup (11th)
     arguments[0], arguments[4], arguments[10] = _CLONE_INTO_CGROUP, _SIGCHLD, cgroup_fd
@@ -151,7 +151,7 @@ def umount(target: str | bytes | os.PathLike[str], flags: int = 0) -> None:
 
 
 def birth_time(path: str | os.PathLike[str]) -> int:
-    """statx(2), of a link itself: when the file was made, in nanoseconds; 0 where the file system does not know it."""
+    """statx(2): return a file's birth time in nanoseconds, of a link itself; 0 if the file system does not store it."""
     buffer = (ctypes.c_char * 256)()
     arguments = (ctypes.c_int(_AT_FDCWD), ctypes.c_char_p(os.fsencode(path)), ctypes.c_int(_AT_SYMLINK_NOFOLLOW))
     _check(_function("statx")(*arguments, ctypes.c_int(_STATX_BTIME), buffer), f"statx {os.fspath(path)}")
@@ -162,31 +162,31 @@ def birth_time(path: str | os.PathLike[str]) -> int:
 
 
 def is_procfs(fd: int) -> bool:
-    """fstatfs(2): whether a descriptor is of a file in a proc file system."""
+    """fstatfs(2): return whether a descriptor's file is in a proc file system."""
     buffer = (ctypes.c_char * 256)()  # struct statfs; f_type is its first field
     _check(_function("fstatfs")(ctypes.c_int(fd), buffer), "fstatfs")
     return int.from_bytes(buffer.raw[0:4], sys.byteorder) == _PROC_SUPER_MAGIC
 
 
 def syncfs(fd: int) -> None:
-    """syncfs(2): wait until the disk has all of the file system that `fd` lies on."""
+    """syncfs(2): write the file system of `fd` to disk, and wait for it."""
     _check(_function("syncfs")(ctypes.c_int(fd)), "syncfs")
 
 
 def fallocate(fd: int, offset: int, length: int) -> None:
-    """fallocate(2): room on the disk for these bytes of a file, whose size stays as it is."""
+    """fallocate(2): allocate disk space for a range of a file without changing its size."""
     sizes = ctypes.c_long(offset), ctypes.c_long(length)
     _check(_function("fallocate")(ctypes.c_int(fd), ctypes.c_int(_FALLOC_FL_KEEP_SIZE), *sizes), "fallocate")
 
 
 def fanotify_init(flags: int, event_flags: int) -> int:
-    """fanotify_init(2): a descriptor for notifications, which is never waited for."""
+    """fanotify_init(2): return a non-blocking descriptor for notifications."""
     arguments = (ctypes.c_int(flags | _FAN_CLOEXEC | _FAN_NONBLOCK), ctypes.c_int(event_flags))
     return _check(_function("fanotify_init")(*arguments), "fanotify_init")
 
 
 def fanotify_mark(fd: int, flags: int, mask: int, path: str | os.PathLike[str]) -> None:
-    """fanotify_mark(2): be told what `mask` says of what is at `path`, as far as `flags` say."""
+    """fanotify_mark(2): watch `path` for the events in `mask`; `flags` give the kind and scope of the mark."""
     arguments = (ctypes.c_int(fd), ctypes.c_int(flags | _FAN_MARK_ADD), ctypes.c_uint64(mask), ctypes.c_int(_AT_FDCWD))
     _check(_function("fanotify_mark")(*arguments, _bytes(path)), f"fanotify_mark {os.fspath(path)}")
 
@@ -238,7 +238,7 @@ def capset(effective: int, permitted: int, inheritable: int) -> None:
 
 
 def capget() -> tuple[int, int, int]:
-    """Effective, permitted and inheritable capabilities of this thread, as capset takes them; opens no file."""
+    """capget(2): return this thread's effective, permitted and inheritable capabilities, as capset takes them."""
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
     data = (ctypes.c_uint32 * 6)()
     _check(_function("capget")(ctypes.byref(header), ctypes.byref(data)), "capget")
@@ -248,18 +248,18 @@ def capget() -> tuple[int, int, int]:
 def open_in_root(root_fd: int, path: str, flags: int, *, links: bool = True) -> int:
     """openat2(2) with RESOLVE_IN_ROOT: no symbolic link in `path` leads out of the directory `root_fd`.
 
-    Without `links` a symbolic link anywhere in `path` is an error, ELOOP.
+    Without `links` a symbolic link anywhere in `path` fails with ELOOP.
     """
     return _openat2(root_fd, path, flags, _RESOLVE_IN_ROOT | (0 if links else _RESOLVE_NO_SYMLINKS))
 
 
 def open_below(directory_fd: int, path: str, flags: int) -> int:
-    """openat2(2) on the mount of the directory `directory_fd`, and nowhere else (EXDEV)."""
+    """openat2(2) below `directory_fd`, without leaving its mount (EXDEV)."""
     return _openat2(directory_fd, path, flags, _RESOLVE_BENEATH | _RESOLVE_NO_XDEV)
 
 
 def _openat2(directory_fd: int, path: str, flags: int, resolve: int) -> int:
-    """The kernel gives up (EAGAIN) at a ".." when anything on this machine is mounted or renamed meanwhile."""
+    """openat2(2), repeated at EAGAIN: the kernel gives up at ".." if a mount or rename happens meanwhile."""
     # struct open_how
     how = (ctypes.c_uint64 * 3)(flags | os.O_CLOEXEC, 0, resolve | _RESOLVE_NO_MAGICLINKS)
     name = ctypes.c_char_p(os.fsencode(path))
@@ -272,7 +272,7 @@ def _openat2(directory_fd: int, path: str, flags: int, resolve: int) -> int:
 
 
 def open_by_handle(mount_fd: int, kind: int, handle: bytes, flags: int) -> int:
-    """open_by_handle_at(2) on the file system that `mount_fd` lies on."""
+    """open_by_handle_at(2) on the file system of `mount_fd`."""
     # struct file_handle
     value = ctypes.c_char_p(len(handle).to_bytes(4, sys.byteorder) + kind.to_bytes(4, sys.byteorder) + handle)
     arguments = ctypes.c_int(mount_fd), value, ctypes.c_int(flags | os.O_CLOEXEC)
@@ -280,12 +280,12 @@ def open_by_handle(mount_fd: int, kind: int, handle: bytes, flags: int) -> int:
 
 
 def detached_tmpfs(*, mode: int) -> int:
-    """A directory descriptor of a new tmpfs that is mounted nowhere; it vanishes with its last descriptor."""
+    """Return a directory descriptor of a new, detached tmpfs, which vanishes with its last descriptor."""
     return detached("tmpfs", mode=f"{mode:o}")
 
 
 def detached(fstype: str, **options: str) -> int:
-    """A directory descriptor of a file system that is mounted nowhere; the mount goes with its last descriptor."""
+    """Return a directory descriptor of a detached file system; the mount vanishes with its last descriptor."""
     context = _syscall(_SYS_FSOPEN, f"fsopen {fstype}", ctypes.c_char_p(fstype.encode()), _FSOPEN_CLOEXEC)
     try:
         what = f"fsconfig {fstype}"
@@ -303,9 +303,9 @@ def detached(fstype: str, **options: str) -> int:
 
 
 def open_tree(path: str | os.PathLike[str], *, recursive: bool, dir_fd: int = _AT_FDCWD) -> int:
-    """open_tree(2): a copy of the mount at `path` (with those below it) that is mounted nowhere yet.
+    """open_tree(2): return a detached copy of the mount at `path`; `recursive`: with those below it.
 
-    With an empty path, of what `dir_fd` (an O_PATH descriptor) stands for.
+    If `path` is empty, copy what `dir_fd` (an O_PATH descriptor) stands for.
     """
     flags = _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC | (_AT_RECURSIVE if recursive else 0)
     flags |= 0 if os.fspath(path) else _AT_EMPTY_PATH
@@ -314,14 +314,14 @@ def open_tree(path: str | os.PathLike[str], *, recursive: bool, dir_fd: int = _A
 
 
 def move_mount(tree_fd: int, target_fd: int) -> None:
-    """move_mount(2): move a mount, or mount what open_tree has copied, onto what an O_PATH descriptor stands for."""
+    """move_mount(2): move a mount, or attach a copy made by open_tree, onto an O_PATH descriptor."""
     empty = ctypes.c_char_p(b"")
     flags = _MOVE_MOUNT_F_EMPTY_PATH | _MOVE_MOUNT_T_EMPTY_PATH
     _syscall(_SYS_MOVE_MOUNT, "move_mount", tree_fd, empty, target_fd, empty, flags)
 
 
 def mount_setattr(fd: int, *, set: int, clear: int, recursive: bool, propagation: int = 0, userns_fd: int = 0) -> None:
-    """mount_setattr(2) on the mount behind a descriptor (and all below it)."""
+    """mount_setattr(2) on the mount of a descriptor; `recursive`: and on all below it."""
     attributes = (ctypes.c_uint64 * 4)(set, clear, propagation, userns_fd)  # struct mount_attr
     flags = _AT_EMPTY_PATH | (_AT_RECURSIVE if recursive else 0)
     empty = ctypes.c_char_p(b"")
@@ -329,7 +329,7 @@ def mount_setattr(fd: int, *, set: int, clear: int, recursive: bool, propagation
 
 
 def join_session_keyring(name: str) -> None:
-    """keyctl(2): a new session keyring for this process; harmless where the kernel has none."""
+    """keyctl(2): give this process a new session keyring; do nothing if the kernel lacks keyrings."""
     try:
         _syscall(_number("keyctl"), "keyctl", _KEYCTL_JOIN_SESSION_KEYRING, ctypes.c_char_p(os.fsencode(name)))
     except OSError as error:
@@ -344,13 +344,13 @@ def ioprio_set(io_class: int, level: int, thread: int = 0) -> None:
 
 
 def ioprio_get(thread: int) -> tuple[int, int]:
-    """ioprio_get(2): class and level of a thread."""
+    """ioprio_get(2): return class and level of a thread."""
     value = _syscall(_number("ioprio_get"), "ioprio_get", _IOPRIO_WHO_PROCESS, thread)
     return value >> _IOPRIO_CLASS_SHIFT, value & (1 << _IOPRIO_CLASS_SHIFT) - 1
 
 
 def timerfd_gettime(fd: int) -> None:
-    """timerfd_gettime(2): for its effect on a periodic timer that has expired, which then goes on."""
+    """timerfd_gettime(2), for its side effect: it restarts a periodic timer that has expired."""
     _check(_function("timerfd_gettime")(fd, (ctypes.c_char * 32)()), "timerfd_gettime")
 
 
@@ -362,12 +362,12 @@ def timerfd_settime(fd: int, flags: int, value: int, interval: int) -> None:
 
 
 def share_semaphore_undo(pid: int, other: int) -> bool:
-    """kcmp(2): whether two processes have one list of what semop(2) is to undo, or neither has any."""
+    """kcmp(2): return whether two processes share one semop(2) undo list, or neither has one."""
     return _syscall(_number("kcmp"), "kcmp", pid, other, _KCMP_SYSVSEM, 0, 0) == 0
 
 
 def landlock_version() -> int:
-    """The version of Landlock's interface, 0 where the kernel has none or has it turned off (landlock(7))."""
+    """Return the version of Landlock's interface, 0 if the kernel lacks it or has it disabled (landlock(7))."""
     try:
         return _syscall(_SYS_LANDLOCK_CREATE_RULESET, "landlock_create_ruleset", None, 0, _LANDLOCK_VERSION)
     except OSError:
@@ -375,7 +375,7 @@ def landlock_version() -> int:
 
 
 def sched_getattr(thread: int) -> tuple[int, int, int, int, int]:
-    """sched_getattr(2): policy, flags, nice value, priority and runtime (nanoseconds) of a thread."""
+    """sched_getattr(2): return policy, flags, nice value, priority and runtime (nanoseconds) of a thread."""
     buffer = (ctypes.c_char * 56)()
     _syscall(_number("sched_getattr"), "sched_getattr", thread, buffer, 56, 0)
     parts = ((4, 4), (8, 8), (16, 4), (20, 4), (24, 8))
@@ -403,9 +403,9 @@ def personality(domain: int) -> None:
 
 
 def bpf(command: int, layout: str, *values: int | bytes | bytearray) -> tuple[int, bytes]:
-    """bpf(2): what it returns, and its attributes as the kernel leaves them.
+    """bpf(2): return its result, and its attributes as the kernel leaves them.
 
-    `layout` and `values` make the attributes, as for struct.pack; bytes stand for their own address (use Q), and the
+    `layout` and `values` make the attributes, as for struct.pack. A value of bytes stands for its address (use Q); the
     kernel may write to a bytearray.
     """
     import struct
@@ -439,20 +439,20 @@ class _SockFprog(ctypes.Structure):
 def seccomp_set_filter(program: bytes | None, flags: int) -> int:
     """seccomp(2) SECCOMP_SET_MODE_FILTER for this thread; `program` is an array of struct sock_filter.
 
-    Returns the listener with SECCOMP_FILTER_FLAG_NEW_LISTENER, else 0. None for the program loads nothing and asks
-    about the flags: EFAULT when the kernel knows them all, EINVAL when it does not.
+    Return the listener with SECCOMP_FILTER_FLAG_NEW_LISTENER, else 0. If `program` is None, load nothing and probe the
+    flags: the call fails with EFAULT if the kernel knows them all, else with EINVAL.
     """
     argument = None if program is None else ctypes.byref(_SockFprog(len(program) // 8, program))
     return _syscall(_number("seccomp"), "load the seccomp filter", _SECCOMP_SET_MODE_FILTER, flags, argument)
 
 
 def pidfd_getfd(pidfd: int, number: int) -> int:
-    """pidfd_getfd(2): a duplicate of another process's descriptor, close-on-exec."""
+    """pidfd_getfd(2): return a duplicate of another process's descriptor, close-on-exec."""
     return _syscall(_SYS_PIDFD_GETFD, f"pidfd_getfd {number}", pidfd, number, 0)
 
 
 def duplicate(pid: int, number: int) -> int:
-    """The same for a process that is named by its pid."""
+    """Return a duplicate of a descriptor of the process `pid`, close-on-exec."""
     pidfd = os.pidfd_open(pid)
     try:
         return pidfd_getfd(pidfd, number)
@@ -461,7 +461,7 @@ def duplicate(pid: int, number: int) -> int:
 
 
 def getsockopt(fd: int, level: int, option: int, request: bytes) -> bytes:
-    """getsockopt(2) for options that read what they are asked about from the buffer, which is as long as `request`."""
+    """getsockopt(2) for options that take a `request` in the buffer; the answer is at most as long."""
     buffer, length = (ctypes.c_char * len(request)).from_buffer_copy(request), (ctypes.c_uint32 * 1)(len(request))
     arguments = (ctypes.c_int(fd), ctypes.c_int(level), ctypes.c_int(option), buffer, ctypes.byref(length))
     _check(_function("getsockopt")(*arguments), f"getsockopt {level}:{option}")
@@ -469,7 +469,7 @@ def getsockopt(fd: int, level: int, option: int, request: bytes) -> bytes:
 
 
 def has_hidden_filter(fd: int) -> bool:
-    """Whether a socket has an attached filter that cannot be read back: an eBPF program."""
+    """Return whether a socket has a filter that cannot be read back, which is an eBPF program."""
     length = (ctypes.c_uint32 * 1)(0)
     arguments = (ctypes.c_int(fd), ctypes.c_int(_SOL_SOCKET), ctypes.c_int(_SO_GET_FILTER))
     if _function("getsockopt")(*arguments, None, ctypes.byref(length)) == 0:

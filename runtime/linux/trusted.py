@@ -1,4 +1,4 @@
-"""What is loaded or run must be root's or ours, and nobody else may be able to change or replace it."""
+"""Check that files to load or run belong to root or this user, and that no other user can change or replace them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
 def require(path: str) -> None:
-    """Raise PermissionError if another user can put something in the place of a directory, or into it.
+    """Raise PermissionError if another user can replace a directory or put files into it.
 
-    It need not exist yet. Symbolic links on the way to it must be root's or ours as well.
+    It need not exist yet. Symbolic links on the way to it must belong to root or this user as well.
     """
     target = os.path.realpath(path)
     if target != path:
@@ -30,7 +30,7 @@ def require(path: str) -> None:
 
 
 def _way(path: str) -> Iterator[tuple[str, os.stat_result]]:
-    """The directories that lead to a path and what is there, from the root on, as far as they exist."""
+    """Yield the directories on the way to a path, and the path itself, with lstat; as far as they exist."""
     place = "/"
     for name in path.split("/"):
         place = os.path.join(place, name)
@@ -41,16 +41,16 @@ def _way(path: str) -> Iterator[tuple[str, os.stat_result]]:
 
 
 def open_directory(path: str, *, sticky: bool = False) -> int:
-    """A descriptor of a directory that no other user can put anything into, nor into another's place.
+    """Return a descriptor of a directory that no other user can write to or replace.
 
-    `path` must be absolute and without symbolic links. With `sticky` others may have files of their own in it, as in
+    `path` must be absolute and without symbolic links. With `sticky` other users may have their own files in it, as in
     /tmp. Raises OSError, EPERM if another user could do more.
     """
     fd, place = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), "/"
     names = [name for name in path.split("/") if name]
     try:
         for number, name in enumerate(names, 1):
-            _require(os.fstat(fd), place, sticky=True)  # nobody else can rename what is in it
+            _require(os.fstat(fd), place, sticky=True)  # no other user can rename this user's entries
             access = os.O_RDONLY if number == len(names) else os.O_PATH
             inner = os.open(name, access | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
             os.close(fd)
@@ -63,7 +63,7 @@ def open_directory(path: str, *, sticky: bool = False) -> int:
 
 
 def make_directory(path: str, mode: int = 0o700) -> int:
-    """The same, of a directory that is made if it does not exist, in one that does."""
+    """Return what `open_directory` does; make the directory, in an existing one, if it is missing."""
     try:
         os.mkdir(path, 0o700)
     except FileExistsError:
@@ -75,9 +75,9 @@ def make_directory(path: str, mode: int = 0o700) -> int:
 
 
 def open_file(path: str, directory: int | None = None) -> int:
-    """A descriptor for reading a regular file that no other user can change; `path` is relative to `directory`.
+    """Return a descriptor for reading a regular file that no other user can change; `path` is relative to `directory`.
 
-    Raises OSError, EPERM if another user could, ELOOP for a symbolic link.
+    Raises OSError, EPERM if another user could change it, ELOOP for a symbolic link.
     """
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
     try:
@@ -97,7 +97,10 @@ def _require(info: os.stat_result, place: str, *, sticky: bool = False) -> None:
 
 
 def _require_owner(info: os.stat_result, place: str, *, host: bool = False) -> None:
-    """`host`: in a user namespace the owner may also be a user without a number there, such as the host's root."""
+    """Raise PermissionError unless root or this user is the owner.
+
+    `host`: in a user namespace the owner may also be an unmapped user, such as the host's root.
+    """
     if info.st_uid in (0, os.geteuid()) or (host and info.st_uid == _NOBODY and is_remapped()):
         return
     raise PermissionError(errno.EPERM, f"belongs to user {info.st_uid}, not to root", place)
@@ -109,6 +112,6 @@ def _require_closed(info: os.stat_result, place: str, *, sticky: bool) -> None:
 
 
 def is_remapped() -> bool:
-    """Whether we are in a user namespace, where root of the host has no number of its own (user_namespaces(7))."""
+    """Return whether this is a user namespace in which the host's root may be unmapped (user_namespaces(7))."""
     with open("/proc/self/uid_map") as file:
         return file.read().split() != ["0", "0", "4294967295"]

@@ -1,4 +1,4 @@
-"""`attach`: our terminal as that of a container that runs detached; the monitor's side is monitor/clients.py."""
+"""`attach`: connect this terminal with that of a detached container; the monitor's side is monitor/clients.py."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from runtime.state.store import Store
 
 _STEP = 0.01
-_REDRAW = 0.05  # seconds that a terminal has another size, so that full-screen programs draw themselves again
-# What asks a terminal about itself: in output that is shown a second time nobody waits for the answer.
+_REDRAW = 0.05  # seconds of another size, which make full-screen programs redraw
+# Queries of a terminal; removed from output that is shown a second time, because no program waits for the answers.
 _QUERY = re.compile(rb"\x1b\[[0-9;?>=]*[cn]|\x1b\][0-9;]*\?(?:\x07|\x1b\\)|\x1bP[^\x1b]*\x1b\\|\x1bZ")
 
 
 class Ended(Exception):
-    """How an attachment came to its end: `kind` is ended, detached or moved."""
+    """The end of an attachment: `kind` is ended, detached or moved."""
 
     def __init__(self, kind: str, status: int = 0, host: str = "") -> None:
         super().__init__(kind)
@@ -40,13 +40,13 @@ class Ended(Exception):
 
 
 class DetachKeys:
-    """Looks for the keys that end an attachment in what is typed; they may come in pieces."""
+    """A search for the detach keys in typed input; they may arrive in pieces."""
 
     def __init__(self, keys: bytes) -> None:
         self._keys, self._seen = keys, 0
 
     def feed(self, data: bytes) -> tuple[bytes, bool]:
-        """What of `data` to hand on, and whether the keys were typed."""
+        """Return the part of `data` to pass on, and whether the keys were typed."""
         out = bytearray()
         for byte in data:
             if self._keys and byte == self._keys[self._seen]:
@@ -64,7 +64,7 @@ class DetachKeys:
 
 
 def connect(state: State) -> socket.socket:
-    """A connection to the container's monitor. Raises NotFound, Conflict if nobody listens there, DeadlineExceeded."""
+    """Connect to the container's monitor. Raises NotFound, Conflict if there is no monitor, DeadlineExceeded."""
     try:
         place = os.open(state.directory, os.O_PATH | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -77,7 +77,7 @@ def connect(state: State) -> socket.socket:
             try:
                 sock.connect(f"/proc/self/fd/{place}/{NAME}")
                 return sock
-            except BlockingIOError:  # too many are waiting: it does not wait by itself then
+            except BlockingIOError:  # too many clients are waiting; connect(2) does not wait in that case
                 if time.monotonic() > deadline:
                     raise TimeoutError from None
                 time.sleep(_STEP)
@@ -87,15 +87,18 @@ def connect(state: State) -> socket.socket:
     except OSError:
         sock.close()
         raise Conflict(
-            f"container {state.id} cannot be attached to: it has no monitor of ours",
-            remedy="who has made it, such as podman, has its streams; `pymigrate exec` runs a program in it",
+            f"container {state.id} cannot be attached to: it was started without a monitor",
+            remedy="its engine, such as podman, holds its streams; `pymigrate exec` runs a program in it",
         ) from None
     finally:
         os.close(place)
 
 
 def receive(sock: socket.socket) -> bytes:
-    """The next packet, b"" at the end. That we have sent what was not read is no reason to lose what has come."""
+    """Return the next packet, b"" at the end.
+
+    A reset is reported when the monitor closes with unread packets; those that it has sent are still received.
+    """
     try:
         return sock.recv(1 << 17)
     except ConnectionResetError:
@@ -106,15 +109,16 @@ def receive(sock: socket.socket) -> bytes:
 
 
 def attach(store: Store, container_id: str, keys: bytes, *, stdin: bool) -> Ended:
-    """Connect our standard streams with a container until it ends, it is moved, or the detach keys are typed.
+    """Connect the standard streams with a container until it exits, it is moved, or the detach keys are typed.
 
-    With a terminal that is ours too: raw, and of the same size. Raises NotFound, Conflict, DeadlineExceeded.
+    If the container has a terminal, make this one raw and keep both at one size. Raises NotFound, Conflict,
+    DeadlineExceeded.
     """
     state = _load(store, container_id)
     try:
         sock, hello = _open(state)
     except Error:
-        _load(store, container_id)  # the cause may be that it has ended meanwhile
+        _load(store, container_id)  # the cause may be that the container has exited meanwhile
         raise
     stdin = stdin and hello[:1] == b"T"
     try:
@@ -122,7 +126,7 @@ def attach(store: Store, container_id: str, keys: bytes, *, stdin: bool) -> Ende
             while True:
                 _Session(sock, DetachKeys(keys), stdin=stdin).run(hello)
                 sock.close()
-                # We were too slow for it, and have missed something: what it has shown last comes again.
+                # The monitor has dropped this client for being too slow. It shows its last output again.
                 sock, hello = _open(store.load(container_id))
     except Ended as ended:
         return ended
@@ -131,7 +135,7 @@ def attach(store: Store, container_id: str, keys: bytes, *, stdin: bool) -> Ende
 
 
 def _load(store: Store, container_id: str) -> State:
-    """The state of a container that can be attached to."""
+    """Return the state of a container. Raises Conflict if its status does not allow attaching."""
     state = store.load(container_id)
     state.status.require(container_id, "attach to")
     return state
@@ -143,10 +147,10 @@ def _open(state: State) -> tuple[socket.socket, bytes]:
         try:
             sock.send(b"a")
         except (BrokenPipeError, ConnectionResetError):
-            pass  # it has just ended: then nothing comes either
+            pass  # it has just exited; then nothing is received either
         hello = receive(sock)
         if not hello:
-            raise ContainerError(f"container {state.id}: its monitor serves as many as it can already, or it has ended")
+            raise ContainerError(f"container {state.id}: its monitor has too many clients, or it has exited")
         if hello[:1] == b"N" and load_kept(state).process.terminal:
             raise Conflict(f"container {state.id} cannot be attached to: its terminal went to a --console-socket")
         return sock, hello
@@ -159,14 +163,14 @@ def _open(state: State) -> tuple[socket.socket, bytes]:
 
 
 class _Session:
-    """One connection."""
+    """One connection to the monitor."""
 
     def __init__(self, sock: socket.socket, keys: DetachKeys, *, stdin: bool) -> None:
         self._sock, self._keys, self._stdin = sock, keys, stdin
         sock.setblocking(False)
 
     def run(self, hello: bytes) -> None:
-        """Copy both ways. Returns when the monitor has dropped us. Raises Ended."""
+        """Copy both ways. Return when the monitor has dropped this client. Raises Ended."""
         poll = select.poll()
         poll.register(self._sock, select.POLLIN)
         stdin, pending, first = self._stdin, b"", hello[:1] == b"T"
@@ -211,11 +215,11 @@ class _Session:
         except BlockingIOError:
             return False
         except OSError:
-            pass  # shows when we receive
+            pass  # the next receive reports it
         return True
 
     def _follow_size(self, size: bytes) -> None:
-        """Give the container's terminal, of `size` now, the size of ours, now and whenever that changes."""
+        """Give the container's terminal, which has `size`, this terminal's size, now and whenever that changes."""
         if not os.isatty(0):
             return
 
@@ -241,4 +245,4 @@ def _read(fd: int) -> bytes:
     try:
         return read_some(fd, PACKET)
     except OSError:
-        return b""  # there is none, or our terminal was hung up
+        return b""  # stdin is closed, or the terminal was hung up

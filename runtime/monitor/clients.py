@@ -1,27 +1,27 @@
-"""Who is attached to a container, and its terminal: the monitor's side of `attach`. The other side is attach.py.
+"""The monitor's side of `attach`: the attached clients and the container's terminal. The other side is attach.py.
 
-The container's directory has a SOCK_SEQPACKET socket `attach`, 0600. A packet is one message; its first byte tells
-what it is:
+The container's directory has a SOCK_SEQPACKET socket `attach`, 0600. A packet is one message; its first byte is the
+type:
 
     client                          monitor
-      | ---- a ----------------------> |   wants to see all
-      | <--- T ROWS-COLUMNS (8) ------ |   it has a terminal of this size (struct winsize); N: it has none
-      | <--- o DATA, e DATA ---------- |   the last output of a terminal; from then on what comes to stdout and stderr
-      | ---- i DATA -----------------> |   typed
-      | ---- s ROWS-COLUMNS (8) -----> |   the terminal is to have this size
-      | <--- x STATUS ---------------- |   the container has ended
-      | <--- m HOST ------------------ |   it has gone to another host
+      | ---- a ----------------------> |   attach
+      | <--- T ROWS-COLUMNS (8) ------ |   the container has a terminal of this size (struct winsize); N: it has none
+      | <--- o DATA, e DATA ---------- |   the terminal's last output; from then on all output to stdout and stderr
+      | ---- i DATA -----------------> |   typed input
+      | ---- s ROWS-COLUMNS (8) -----> |   set the terminal's size
+      | <--- x STATUS ---------------- |   the container has exited
+      | <--- m HOST ------------------ |   it has moved to another host
 
-and for who has frozen the container (freeze/monitor_hold.py):
+and for the process that has frozen the container (freeze/monitor_hold.py):
 
-      | ---- h ----------------------> |   log all that was written, take what was typed and not read, pass no more on
-      | <--- i DATA, o DATA, h ------- |   what was typed; the last output, if it has a terminal
-      | ---- m HOST -----------------> |   the end that comes now is a move
-      | ---- r, or the end ----------> |   nothing has happened: go on
+      | ---- h ----------------------> |   hold: log all output, take back unread input, pass on no further input
+      | <--- i DATA, o DATA, h ------- |   the unread input; the last output, if there is a terminal
+      | ---- m HOST -----------------> |   the exit that follows is a move
+      | ---- r, or end of file ------> |   release: the container resumes
       | <--- r ----------------------- |
 
-A client cannot hold the container up: one that is too far behind is dropped (and may come again), and what it types
-waits in its socket while the terminal takes no more.
+A client cannot block the container: one that reads too slowly is dropped (and may connect again), and its input waits
+in its socket while the terminal is full.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 NAME = "attach"
-PACKET = 4096  # bytes, of what is typed
+PACKET = 4096  # bytes of typed input
 _CONNECTIONS = 32
-_WATCHING = 16  # of them
-_TYPED = 64 << 10  # bytes, kept for a terminal that takes no more
-_BEHIND = 1 << 20  # bytes, kept by the kernel for each client
-RECENT = 16 << 10  # bytes, of a terminal's output that a new client gets to see
+_WATCHING = 16  # of the connections
+_TYPED = 64 << 10  # bytes of input, kept for a full terminal
+_BEHIND = 1 << 20  # bytes of output, kept by the kernel for each client
+RECENT = 16 << 10  # bytes of a terminal's last output that a new client is shown
 _TIOCGWINSZ, _TIOCSWINSZ, TIOCGPTPEER = 0x5413, 0x5414, 0x5441
 _SO_SNDBUFFORCE = 32
 
 
 class Terminal:
-    """The master of the container's terminal; its size, what was typed, and its last output."""
+    """The container's terminal: its master and size, pending input, and last output."""
 
     def __init__(self, master: int, recent: bytes) -> None:
         os.set_blocking(master, False)
@@ -60,7 +60,7 @@ class Terminal:
         self.keep_open()
 
     def keep_open(self) -> bool:
-        """Have the other end open as well: a terminal that nobody uses just now is not at its end. False if it is."""
+        """Hold the slave open too, so that a terminal without users stays up. Return False if it was hung up."""
         import fcntl
 
         self.close_slave()
@@ -81,7 +81,7 @@ class Terminal:
         self.master = -1
 
     def size(self) -> bytes:
-        """struct winsize; zeros once it is closed."""
+        """Return struct winsize; zeros once the terminal is closed."""
         return self._control(_TIOCGWINSZ, bytes(8))
 
     def resize(self, size: bytes) -> None:
@@ -93,40 +93,41 @@ class Terminal:
 
         try:
             return fcntl.ioctl(self.master, request, argument)
-        except (OSError, ValueError):  # closed: there is no such descriptor
+        except (OSError, ValueError):  # closed: the descriptor is -1
             return argument
 
     def push(self) -> None:
-        """Hand on what was typed, as far as the terminal takes it."""
+        """Write pending input to the terminal, as far as it has room."""
         try:
             while self.pending:
                 self.pending = self.pending[os.write(self.master, self.pending) :]
         except BlockingIOError:
             pass
         except OSError:
-            self.pending = b""  # hung up: nobody will read it
+            self.pending = b""  # hung up: no process will read it
 
     def take(self) -> bytes:
-        """What was typed and not read by the container's processes, which are frozen."""
+        """Return the input that the container's processes, which are frozen, have not read; it is removed."""
         from runtime.monitor import typeahead
 
         pending, self.pending = self.pending, b""
         try:
             return typeahead.take(self._slave) + pending
-        except Exception:  # it was hung up
+        except Exception:  # the terminal was hung up
             return pending
 
     def put(self, typed: bytes) -> None:
+        """Put back the input that `take` returned."""
         from runtime.monitor import typeahead
 
         try:
             typeahead.put(self.master, self._slave, typed)
-        except Exception:  # it was hung up: nobody reads it
+        except Exception:  # the terminal was hung up: no process reads the input
             return
 
 
 class Attached:
-    """All connections. `drain` is called to log everything that the container has written up to now."""
+    """All connections of clients. `drain` logs everything that the container has written up to now."""
 
     def __init__(self, directory: str, poll: select.poll, drain: Callable[[], None]) -> None:
         self._poll, self._drain = poll, drain
@@ -148,27 +149,27 @@ class Attached:
             self._listener.listen(_CONNECTIONS)
             poll.register(self._listener.fileno(), select.POLLIN)
         except OSError:
-            self._listener.close()  # nobody can attach then
+            self._listener.close()  # then no client can attach
         finally:
             os.umask(before)
             os.close(place)
 
     def output(self, stream: str, data: bytes) -> None:
-        """Show it to everybody."""
+        """Send output to all attached clients, and keep the last of it for new ones."""
         if self.terminal is not None:
             self.terminal.recent = (self.terminal.recent + data)[-RECENT:]
         for fd in list(self._watching):
             self._send(fd, (b"e" if stream == "stderr" else b"o") + data)
 
     def ended(self, status: int) -> None:
-        """Tell everybody that the container has ended, or gone."""
+        """Tell all clients that the container has exited or moved, and drop them."""
         for fd in list(self._watching):
             self._send(fd, b"m" + self._target if self._target else b"x%d" % status)
         for fd in list(self._clients):
             self._drop(fd)
 
     def ready(self, fd: int) -> None:
-        """Something has come on one of our descriptors."""
+        """Handle a descriptor that is ready: accept a client, or take its packet."""
         if fd == self._listener.fileno():
             self._accept()
             return
@@ -187,7 +188,7 @@ class Attached:
             self._drop(fd)
 
     def push(self) -> None:
-        """Hand on what was typed; who types is listened to again when all of it is through."""
+        """Write pending input to the terminal; take more from clients once all of it is written."""
         if self.terminal is None:
             return
         if self._holder < 0:
@@ -195,12 +196,12 @@ class Attached:
         self._listen()
 
     def _listen(self) -> None:
-        """While the terminal is full, or held, nobody types any more."""
+        """Poll typing clients, but not while the terminal is full or held."""
         assert self.terminal is not None
         full = bool(self.terminal.pending)
         for fd in self._typing:
             self._poll.modify(fd, 0 if full or self._holder >= 0 else select.POLLIN)
-        if self.terminal.master >= 0:  # else it was hung up
+        if self.terminal.master >= 0:  # -1: it was hung up
             self._poll.modify(self.terminal.master, select.POLLIN | (select.POLLOUT if full else 0))
 
     def _accept(self) -> None:
@@ -216,7 +217,7 @@ class Attached:
         try:
             client.setsockopt(sockets.SOL_SOCKET, _SO_SNDBUFFORCE, _BEHIND)
         except OSError:
-            pass  # not root: then what everybody may have
+            pass  # not root: keep the default size
         self._clients[fd] = client
         self._poll.register(fd, select.POLLIN)
 
@@ -244,7 +245,7 @@ class Attached:
                 self._send(fd, b"r")
         elif terminal is not None and kind == b"i":
             self._typing.add(fd)
-            if len(terminal.pending) < _TYPED:  # what those have sent who have left again comes even while it is full
+            if len(terminal.pending) < _TYPED:  # packets of clients that have left arrive even while it is full
                 terminal.pending += data
             self.push()
         elif terminal is not None and kind == b"s":
@@ -263,11 +264,11 @@ class Attached:
 
     @property
     def frozen(self) -> bool:
-        """Whether the container is held frozen, or was killed by the last act of who held it."""
+        """Whether the container is held frozen, or was killed by the client that held it."""
         return self._ended_frozen or self._holder >= 0
 
     def _release(self) -> None:
-        """It was not moved: what was typed goes back, in its order."""
+        """Put the taken input back in order, because the container was not moved."""
         self._holder = -1
         taken, self._taken = self._taken, b""
         if self.terminal is not None:
@@ -275,7 +276,7 @@ class Attached:
             self.push()
 
     def _send(self, fd: int, packet: bytes) -> bool:
-        """Whether it could be sent; who cannot take it is dropped."""
+        """Send a packet to a client; drop the client and return False if it cannot take the packet."""
         try:
             self._clients[fd].send(packet)
         except KeyError:

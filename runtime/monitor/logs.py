@@ -1,4 +1,4 @@
-"""Reading a container's log (its format is drawn in monitor/main.py)."""
+"""Read a container's log (monitor/main.py shows its format)."""
 
 import fcntl
 import os
@@ -17,17 +17,17 @@ _INTERVAL = 0.1  # seconds between two looks at a log that is followed
 
 
 def parts(path: str | Path) -> list[Path]:
-    """The files of a log that are there, oldest first: from other hosts, the part that was put aside here, and now."""
+    """Return the existing files of a log, oldest first: from other hosts, the part rotated here, the current one."""
     return [part for part in map(Path, (f"{path}.1", f"{path}.0", str(path))) if part.exists()]
 
 
 class Log:
-    """A log, opened: `read` returns what it holds, once, and `follow` goes on from there."""
+    """An open log: `read` returns what it holds, once, and `follow` continues from there."""
 
     def __init__(self, state: State) -> None:
-        """Raises NotFound when the container has been deleted meanwhile."""
+        """Open the log. Raises NotFound if the container has been deleted meanwhile."""
         self._state = state
-        # The newest first: when it is put aside before the next one is opened, it is found twice, and not missed.
+        # The newest first: if it is rotated before the next one is opened, it is found twice, not missed.
         self._current = _open(state.log_path)
         self._older = [file for end in (".0", ".1") if (file := _open(state.log_path + end)) is not None]
         if self._current is not None:
@@ -38,7 +38,7 @@ class Log:
         self._rest = b""
 
     def read(self) -> list[bytes]:
-        """All entries: those that came from another host first."""
+        """Return all entries, those from another host first."""
         entries = []
         for file in reversed(self._older):
             with file:
@@ -46,7 +46,7 @@ class Log:
         return entries + self._more()
 
     def follow(self) -> Iterator[bytes]:
-        """Entries written from then on, until the container's monitor has ended."""
+        """Yield the entries written from then on, until the container's monitor has exited."""
         monitor = processes.open_process(self._state.monitor_pid, self._state.monitor_start_time)
         try:
             ended = monitor is None
@@ -54,7 +54,7 @@ class Log:
                 was_put_aside = self._current is None or _is_other(self._state.log_path, self._current.fileno())
                 yield from self._more()
                 if was_put_aside and (new := _open(self._state.log_path)) is not None:
-                    self._current = new  # what came before that has been read to its end
+                    self._current = new  # the rotated file has been read to its end
                 elif ended or monitor is None:
                     return
                 else:
@@ -78,7 +78,7 @@ def _open(path: str) -> BinaryIO | None:
 
 
 def _is_other(path: str, fd: int) -> bool:
-    """Whether the file at `path` is not the open one; the moment in which there is none has not come yet."""
+    """Return whether another file than the open one is at `path`; False in the moment when there is none."""
     try:
         return os.stat(path).st_ino != os.fstat(fd).st_ino
     except FileNotFoundError:
@@ -86,13 +86,13 @@ def _is_other(path: str, fd: int) -> bool:
 
 
 def wait_output_logged(state: State, timeout: float) -> None:
-    """Wait until the monitor has taken all that a frozen container has written, `timeout` seconds at most."""
+    """Wait until the monitor has logged all output of a frozen container, `timeout` seconds at most."""
     if not state.monitor_pid:
         return
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
         waiting = sum(_unread(state.pid, number) for number in (1, 2))
-        # With the pipes empty, a monitor that sleeps has written what it has read.
+        # A monitor that sleeps while the pipes are empty has logged everything that it has read.
         with open(f"/proc/{state.monitor_pid}/stat", "rb") as file:
             stat = file.read().rpartition(b")")[2].split()
         if waiting == 0 and stat[0] == b"S":
@@ -101,7 +101,7 @@ def wait_output_logged(state: State, timeout: float) -> None:
 
 
 def _unread(pid: int, number: int) -> int:
-    """Bytes in the pipe behind a descriptor of a process; 0 when it is no pipe any more."""
+    """Return the bytes in the pipe behind a process's descriptor; 0 if it is not a pipe now."""
     try:
         if not os.readlink(f"/proc/{pid}/fd/{number}").startswith("pipe:"):
             return 0

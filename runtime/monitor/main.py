@@ -1,25 +1,26 @@
-"""The monitor of one container: owns its stdout and stderr, reaps it, records how it ended.
+"""The monitor of one container: it owns stdout and stderr, reaps the init, and records its exit status.
 
-It outlives whoever started it (a `create`, or the agent of a move, whose SSH connection ends). The same monitor
-serves a new container and a restored one: it is the parent of a *child* (init's first stage, or a CRIU that restores
-its tree), adopts what the child leaves, and its starter tells it over a SOCK_SEQPACKET control socket which process
+It outlives its starter (a `create`, or the agent of a move, whose SSH connection closes). The same monitor serves a
+new container and a restored one: it is the parent of a *child* (init's first stage, or a CRIU that restores the tree)
+and adopts the processes that the child leaves. Its starter tells it over a SOCK_SEQPACKET control socket which process
 is the init:
 
     starter                       monitor
       | <--- {"monitor": pid} ------ |   the child has been started (monitor/spawn.py)
-      | ---- terminal DATA --------> |   with a descriptor: the master of its terminal; what that has shown before
-      | ---- ping -----------------> |   is there a monitor?
+      | ---- terminal DATA --------> |   with a descriptor: the master of its terminal; DATA is its earlier output
+      | ---- ping -----------------> |   does the monitor run?
       | <--- ok -------------------- |
       | ---- PID ------------------> |   this is the container's init
-      | <--- ok -------------------- |   from now on the monitor stays until that process ends
+      | <--- ok -------------------- |   from now on the monitor stays until that process exits
 
-Before that, the loss of the control socket means: kill what is there, and end. Afterwards, when init ends, the
-monitor takes what is left in the pipes, writes exit.json, and ends.
+If the control socket closes before that, the monitor kills its children and exits. Afterwards, when init exits, the
+monitor drains the pipes, writes exit.json, and exits.
 
-The log holds one line a line of output, in the format that Kubernetes calls CRI:
-    2026-11-24T09:30:00.123456789Z stdout F text        (P instead of F: the line goes on in the next entry)
+The log has one entry for each line of output, in the format that Kubernetes calls CRI:
+    2026-11-24T09:30:00.123456789Z stdout F text        (P instead of F: the line continues in the next entry)
 
-A fork of the verb that made it, or a fresh `python3 -I -S`; it is kept small because there is one for each container.
+The monitor is a fork of the verb that made it, or a fresh `python3 -I -S`. It is kept small because there is one for
+each container.
 """
 
 from __future__ import annotations
@@ -44,16 +45,16 @@ if TYPE_CHECKING:
 _LINE_LIMIT = 16 << 10
 _SIZE_LIMIT = 16 << 20  # of a file; there are two
 _STREAMS = ("stdout", "stderr")
-_AT_ONCE = 1 << 20  # bytes from one stream before others get their turn
-_TERMINAL = 1 << 17  # bytes that wait in a terminal, at most
+_AT_ONCE = 1 << 20  # bytes from one stream before the others get their turn
+_TERMINAL = 1 << 17  # bytes that can wait in a terminal, at most
 _F_GETPIPE_SZ = 1032
 _IGNORED = (signals.SIGHUP, signals.SIGINT, signals.SIGTERM, signals.SIGPIPE, signals.SIGXFSZ)
 
 
 class _Log:
-    """The container's log: splits streams into lines; a full disk loses lines, never blocks the container.
+    """The container's log: it splits streams into lines. A full disk loses lines, but never blocks the container.
 
-    It lies in memory (/run): when it is too long it is put aside as log.0, and what was there before is gone.
+    The log is in memory (/run). When it is too long it is renamed to log.0, which replaces the previous one.
     """
 
     def __init__(self, path: str) -> None:
@@ -101,7 +102,7 @@ class _Log:
             self._lost += len(entries)
 
 
-class _Shim:
+class _Monitor:
     def __init__(self, directory: str, control: int, pipes: dict[int, str]) -> None:
         self._directory = directory
         self._control: socket.socket | None = sockets.socket(sockets.AF_UNIX, sockets.SOCK_SEQPACKET, 0, control)
@@ -119,7 +120,7 @@ class _Shim:
         assert self._control is not None
         for fd in (self._wakeup, self._control.fileno(), *self._pipes):
             self._poll.register(fd, select.POLLIN)
-        self._reap()  # who has ended before there was a handler
+        self._reap()  # processes that exited before the handler was installed
         while not (self._init and self._init in self._ended):
             for fd, event in self._poll.poll():
                 if fd == self._wakeup:
@@ -130,7 +131,7 @@ class _Shim:
                     if event & ~select.POLLOUT:
                         self._drain(fd, _AT_ONCE)
                 elif self._control is not None and fd == self._control.fileno():
-                    if not self._told():
+                    if not self._read_control():
                         return
                 else:
                     self._attached.ready(fd)
@@ -140,8 +141,8 @@ class _Shim:
         self._record(status)
         self._attached.ended(_exit_status(status))
 
-    def _told(self) -> bool:
-        """Take the terminal, or the init's pid, from the starter; without that one, end everything. False then."""
+    def _read_control(self) -> bool:
+        """Take the terminal or the init's pid from the starter; if it is gone, kill everything and return False."""
         assert self._control is not None
         try:
             data, ancillary, _, _ = self._control.recvmsg(
@@ -160,7 +161,7 @@ class _Shim:
             self._control.send(b"ok")
         except (OSError, ValueError):
             if not self._init:
-                self._give_up()
+                self._kill_all()
                 return False
         self._poll.unregister(self._control.fileno())
         self._control.close()
@@ -168,10 +169,10 @@ class _Shim:
         self._reap()
         return True
 
-    def _give_up(self) -> None:
-        """Kill all children and theirs, until there are none.
+    def _kill_all(self) -> None:
+        """Kill all descendants until there are none left.
 
-        What CRIU holds is killed before it: without it that would run.
+        A process that CRIU holds is killed before CRIU, because it would run without it.
         """
         while True:
             for pid in _below(os.getpid()):
@@ -199,12 +200,12 @@ class _Shim:
                 if self._init and pid != self._init:
                     del self._ended[pid]
         except ChildProcessError:
-            # The init that we were told is no child of ours: then it has ended unseen.
+            # The init is not a child of this process, so it has exited unseen.
             if self._init:
                 self._ended.setdefault(self._init, 0)
 
     def _drain_all(self) -> None:
-        """Take everything that has been written up to now; who does not cease to write is not waited for."""
+        """Take everything that has been written up to now, but at most what fits in the pipes."""
         for fd in list(self._pipes):
             try:
                 waiting = fcntl.fcntl(fd, _F_GETPIPE_SZ)
@@ -213,7 +214,7 @@ class _Shim:
             self._drain(fd, waiting)
 
     def _drain(self, fd: int, most: int) -> None:
-        """Take what is in a pipe or terminal now, until there are `most` bytes; forget it at its end."""
+        """Take at most `most` bytes that are in a pipe or terminal now; close it at end of file."""
         stream = self._pipes[fd]
         while most > 0:
             try:
@@ -235,7 +236,7 @@ class _Shim:
             self._poll.unregister(fd)
             os.close(fd)
         elif self._init not in self._ended and terminal.keep_open():
-            return  # by one of its users (vhangup(2)): another one may come
+            return  # one of its users hung it up (vhangup(2)): another one may come
         else:
             self._poll.unregister(fd)
             terminal.close()
@@ -251,43 +252,43 @@ class _Shim:
         try:
             files.replace(path, text.encode())
         except OSError:
-            return  # the container was deleted under us
+            return  # the container was deleted meanwhile
 
 
 def _below(pid: int) -> Iterator[int]:
-    """The children of a process, the youngest first, and each after its own."""
+    """Yield the descendants of a process: the youngest child first, and each after its own descendants."""
     try:
         with open(f"/proc/{pid}/task/{pid}/children") as file:
             children = [int(child) for child in file.read().split()]
     except OSError:
-        return  # it has ended
+        return  # it has exited
     for child in reversed(children):
         yield from _below(child)
         yield child
 
 
 def _exit_status(status: int) -> int:
-    """As a shell has it: 128 + n for signal n."""
+    """Return the exit status as a shell shows it: 128 + n for signal n."""
     code = os.waitstatus_to_exitcode(status)
     return code if code >= 0 else 128 - code
 
 
 def watch(directory: str, control: int, stdout: int, stderr: int) -> NoReturn:
-    """Be the monitor of the container in `directory`, with the control socket and the two pipes."""
+    """Run the monitor of the container in `directory`, with the control socket and the two pipes; never return."""
     for number in _IGNORED:
         signals.signal(number, signals.SIG_IGN)
     signals.pthread_sigmask(signals.SIG_SETMASK, ())
-    gc.enable()  # the verb that we were forked from was too short to need it
+    gc.enable()  # the verb that forked this process runs too briefly to need it
     for fd in (control, stdout, stderr):
         os.set_inheritable(fd, False)
     for fd in (stdout, stderr):
         os.set_blocking(fd, False)
-    _Shim(directory, control, {stdout: "stdout", stderr: "stderr"}).run()
+    _Monitor(directory, control, {stdout: "stdout", stderr: "stderr"}).run()
     os._exit(0)
 
 
 def main(argv: list[str]) -> NoReturn:
-    """argv: directory, and the descriptors of the control socket and of the two pipes."""
+    """Run the monitor. argv: directory, the descriptors of the control socket and of the two pipes."""
     control, stdout, stderr = map(int, argv[1:])
     watch(argv[0], control, stdout, stderr)
 

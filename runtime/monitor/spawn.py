@@ -1,9 +1,8 @@
-"""The starter's side of a container's monitor: starts it (monitor/main.py), tells it the init, or gives it up.
+"""The starter's side of a container's monitor: start it (monitor/main.py), tell it the init, or abandon it.
 
-A caller that is ready to adopt what we leave behind, such as podman's conmon or containerd's shim, is the monitor of
-its containers itself: it reaps them and owns their standard streams, and there is no monitor of ours then. Such a
-caller has made itself a subreaper (PR_SET_CHILD_SUBREAPER), which shows when a process of ours loses its parent, and
-asks for a pid file.
+A caller that adopts orphans, such as podman's conmon or containerd's shim, monitors its containers itself: it reaps
+them and owns their standard streams, so no monitor is started. Such a caller has made itself a subreaper
+(PR_SET_CHILD_SUBREAPER), which shows when a process loses its parent here, and asks for a pid file.
 """
 
 from __future__ import annotations
@@ -30,30 +29,30 @@ _OOM_NEVER = -1000
 
 
 class Monitor:
-    """`pid` is 0 when the caller is the monitor."""
+    """A started monitor; `pid` is 0 if the caller monitors the container itself."""
 
     def __init__(self, control: socket.socket, pid: int) -> None:
         self._control = control
         self.pid = pid
 
     def give_terminal(self, master: int, recent: bytes = b"") -> None:
-        """Have the monitor own the container's terminal; `recent` is what that has shown before. Before `watch`.
+        """Give the monitor the container's terminal, before `watch`; `recent` is its earlier output.
 
         Raises StartFailed.
         """
         try:
             sync.pass_fd(self._control, master, b"terminal " + recent)
         except OSError:
-            raise StartFailed("the container's monitor does not take its terminal") from None
+            raise StartFailed("the container's monitor did not accept its terminal: it has exited") from None
 
     def watch(self, pid: int) -> None:
-        """Tell the monitor the container's init; from then on it stays. Raises ContainerError."""
+        """Tell the monitor the container's init; from then on the monitor stays. Raises StartFailed."""
         if self.pid:
             self._tell(b"%d" % pid, MONITOR_START_TIMEOUT)
         self._control.close()
 
     def ping(self, timeout: float) -> None:
-        """Raises StartFailed when the monitor does not answer within `timeout` seconds: it was killed or stopped."""
+        """Raise StartFailed if the monitor does not answer within `timeout` seconds: it was killed or stopped."""
         if self.pid:
             self._tell(b"ping", timeout)
 
@@ -62,7 +61,7 @@ class Monitor:
         try:
             self._control.send(what)
         except OSError:
-            pass  # it has ended, and may have said why
+            pass  # it has exited, and may have sent its reason
         try:
             answer = self._control.recv(1024)
         except OSError:  # a timeout too
@@ -71,7 +70,7 @@ class Monitor:
             raise StartFailed(answer.decode(errors="replace") or "the container's monitor does not answer")
 
     def abandon(self) -> None:
-        """Make the monitor end and take the child with it; returns when it is gone. No effect after `watch`."""
+        """Make the monitor kill the child and exit; return when it is gone. No effect after `watch`."""
         from runtime.linux.processes import wait_exit
 
         try:
@@ -101,18 +100,19 @@ def spawn(
 ) -> Monitor:
     """Start a monitor for the container in `directory`, with `child` as its first child process.
 
-    `child` is called in a forked process, with whether it belongs to our caller instead of a monitor, which is tried
-    when `adoptable`. Unless `fresh` it ends soon, and leaves a child of its own. `stdout` and `stderr` are the read
-    ends of the monitor's pipes. The caller closes its own copies.
-    The monitor goes into a cgroup beside the container's `cgroup`. It is a fork of this process, which is small when it
-    is a verb of the command line; with `fresh` it starts an interpreter of its own, which takes longer than all else.
-    Must be called by a process without threads, which without `fresh` is about to end: the monitor is its child then.
+    `child` is called in a forked process, with True if that belongs to the caller's parent instead of a monitor, which
+    is tried if `adoptable`. Unless `fresh` it exits soon, and leaves a child of its own. `stdout` and `stderr` are the
+    read ends of the monitor's pipes; the caller closes its own copies.
+
+    The monitor goes into a cgroup beside the container's `cgroup`. It is a fork of this process, which is small if it
+    is a verb of the command line; with `fresh` it executes a new interpreter, which takes longer than all the rest.
+    The calling process must not have threads. Without `fresh` it must exit soon, because the monitor is its child.
     Raises ContainerError.
     """
     birthplace = monitor_cgroup.birthplace(cgroup)
     ours, theirs = sync.pair()
     caller, starter = os.getppid(), 0
-    orphan = fresh or adoptable  # then its parent is a starter that ends
+    orphan = fresh or adoptable  # then its parent is an intermediate process that exits
     pid = processes.fork() if orphan else processes.fork(lambda: _fork(cgroup, birthplace))
     if pid == 0:
         if orphan:
@@ -133,7 +133,7 @@ def spawn(
 
 
 def _fork(cgroup: Cgroup, birthplace: int) -> int:
-    """fork, with the child in the monitor's version 2 cgroup, where there is one."""
+    """Fork, with the child in the monitor's version 2 cgroup unless `birthplace` is -1."""
     from runtime.linux import syscalls
 
     if birthplace < 0:
@@ -148,11 +148,11 @@ def _fork(cgroup: Cgroup, birthplace: int) -> int:
 
 
 def _outlive_shortage() -> None:
-    """Be the last process that the kernel kills when memory runs out, or as close to that as it lets us.
+    """Lower this process's OOM score as far as the kernel permits, so that it is killed last when memory runs out.
 
-    Without CAP_SYS_RESOURCE it takes no value below the lowest that a privileged process has set for us or for the
-    process that we inherit from (proc(5), oom_score_adj), and does not say which one that is. A container is born
-    before, and keeps what its config.json says, or its caller has.
+    Without CAP_SYS_RESOURCE the kernel rejects values below the lowest that a privileged process has set for this one
+    or its ancestors (proc(5), oom_score_adj), and does not show that value; hence the binary search. The container was
+    forked before, and keeps the score of its config.json or of its caller.
     """
     try:
         fd = os.open("/proc/self/oom_score_adj", os.O_RDWR | os.O_CLOEXEC)
@@ -171,10 +171,10 @@ def _outlive_shortage() -> None:
 
 
 def _await_end(child: int, control: socket.socket) -> None:
-    """Wait until a child has ended, or the starter gives up.
+    """Wait until a child has exited, or the starter has closed the control socket.
 
-    The child goes into the container's cgroups, and the starter waits for it. We are about to go into ours, for which
-    nobody waits, and the kernel lets one process change cgroups at a time.
+    The child joins the container's cgroups, and the starter waits for that. This process joins the monitor's, for which
+    nothing waits, only afterwards, because the kernel lets one process at a time change cgroups.
     """
     from select import POLLIN, poll
 
@@ -196,11 +196,11 @@ def _run(
     fresh: bool,
     cgroup: Cgroup,
 ) -> NoReturn:
-    """In the process that becomes the child itself, or the monitor."""
+    """Become the child itself, or the monitor with the child as its first child process."""
     try:
         while starter and os.getppid() == starter:
             os.sched_yield()
-        # Process 1 adopts everybody: that alone does not make it somebody who waits for a container.
+        # Process 1 adopts all orphans; that alone does not make it the container's monitor.
         if caller > 1 and os.getppid() == caller:
             sync.send(control, {"monitor": 0})
             child(True)
@@ -215,7 +215,7 @@ def _run(
         _outlive_shortage()
         if not fresh:
             _await_end(first, control)
-        if cgroup.unit is None:  # systemd is told by the caller, who knows its language already
+        if cgroup.unit is None:  # else the caller asks systemd, because it has a D-Bus connection already
             monitor_cgroup.add(cgroup, 0, but_unified=True)
         keep = (control.fileno(), *pipes)
         for name in os.listdir("/proc/self/fd"):

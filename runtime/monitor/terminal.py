@@ -1,4 +1,4 @@
-"""Our own terminal while a container's terminal is shown in it: raw mode, window size, copying both ways."""
+"""Show a container's terminal in the user's: raw mode, window size, copying both ways."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _CHUNK = 1 << 16
 
 
 class Raw:
-    """In a `with`: the terminal behind `fd` hands every key on; what is no terminal is left alone."""
+    """Put the terminal `fd` into raw mode during a `with`; do nothing if it is not a terminal."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -33,7 +33,7 @@ class Raw:
 
 
 def copy_size(source: int, target: int) -> None:
-    """Give a terminal the size of another one, now and whenever that changes."""
+    """Give the terminal `target` the size of `source`, now and whenever that changes."""
 
     def copy(*_: object) -> None:
         size = fcntl.ioctl(source, termios.TIOCGWINSZ, bytes(8))
@@ -46,9 +46,9 @@ def copy_size(source: int, target: int) -> None:
 
 
 def pump(master: int) -> None:
-    """Copy our stdin to the master and what comes from it to our stdout, until its other end is closed by all."""
+    """Copy stdin to the master and its output to stdout, until all users have closed the slave."""
     poll = select.poll()
-    os.set_blocking(master, False)  # a terminal takes little at a time, and only while somebody takes what it gives
+    os.set_blocking(master, False)  # a terminal takes little at a time, and only while its output is read
     pending, is_over = b"", _is_over(0)
     while True:
         poll.register(master, select.POLLIN | (select.POLLOUT if pending else 0))
@@ -59,13 +59,13 @@ def pump(master: int) -> None:
                 poll.unregister(0)
                 pending = read_some(0, _CHUNK)
                 if not pending:
-                    is_over, pending = True, b"\x04"  # the end of our input is the end of the terminal's
+                    is_over, pending = True, b"\x04"  # pass the end of file on to the terminal
                 continue
             if event & select.POLLIN:
                 try:
                     write_all(1, os.read(master, _CHUNK))
                 except BlockingIOError:
-                    pass  # another one has read it
+                    pass  # another process has read it
                 except OSError as error:
                     if error.errno != errno.EIO:
                         raise

@@ -1,7 +1,7 @@
-"""What was typed into a terminal and not read yet, taken out of it and put back, as if it had stayed there.
+"""Take unread input out of a terminal, and put it back as if it had stayed there.
 
-CRIU leaves it behind when the other end of the terminal is not among the processes that it dumps. Nobody may read from
-the terminal meanwhile: its processes are frozen. termios(3), ioctl_tty(2); drivers/tty/n_tty.c.
+CRIU does not carry it if the terminal's master is outside the dumped processes. No process may read from the terminal
+meanwhile, so its processes must be frozen. See termios(3), ioctl_tty(2), drivers/tty/n_tty.c.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ _EDITING = (termios.VERASE, termios.VKILL, termios.VWERASE, termios.VREPRINT, te
 
 
 def take(slave: int) -> bytes:
-    """Read all that is waiting behind the non-blocking descriptor `slave`; the terminal's settings stay as they are.
+    """Return all unread input of the non-blocking descriptor `slave`; leave the terminal's settings unchanged.
 
-    Where lines are edited, the mark of an end of file (Ctrl-D) is the byte 0.
+    In canonical mode the byte 0 stands for an end of file (Ctrl-D).
     """
     before = termios.tcgetattr(slave)
     if not before[_LFLAG] & termios.ICANON:
@@ -34,8 +34,8 @@ def take(slave: int) -> bytes:
             line = os.read(slave, 1 << 16)
             found += line if line[-1:] in ends and line else line + b"\0"
     except OSError:
-        pass  # no more whole lines, and what was on its way to here has arrived
-    plain = [*before[:_CC], [*before[_CC]]]  # a line that is not complete can only be read in another mode
+        pass  # no complete line is left, and input on its way has arrived
+    plain = [*before[:_CC], [*before[_CC]]]  # an incomplete line can only be read in non-canonical mode
     plain[_LFLAG] &= _QUIET & ~termios.ICANON
     plain[_CC][termios.VMIN], plain[_CC][termios.VTIME] = 1, 0
     termios.tcsetattr(slave, termios.TCSANOW, plain)
@@ -56,12 +56,12 @@ def _read_all(slave: int) -> bytes:
 
 
 def put(master: int, slave: int, data: bytes) -> None:
-    """Put back what `take` has found, through the master, as far as there is room. Raises OSError."""
+    """Put back through the master what `take` returned, as far as there is room. Raises OSError."""
     if not data:
         return
     before = termios.tcgetattr(slave)
     quiet = [*before[:_CC], [*before[_CC]]]
-    quiet[0] = 0  # nothing is translated a second time, and nothing is echoed or means a signal
+    quiet[0] = 0  # translate nothing a second time, echo nothing, and send no signals
     quiet[_LFLAG] &= _QUIET
     waiting = len(data)
     if before[_LFLAG] & termios.ICANON:
@@ -78,16 +78,16 @@ def put(master: int, slave: int, data: bytes) -> None:
             data = data[os.write(master, data) :]
         _await(slave, waiting)
     except BlockingIOError:
-        pass  # it is full
+        pass  # the terminal is full
     finally:
         termios.tcsetattr(slave, termios.TCSANOW, before)
 
 
 def _await(slave: int, count: int) -> None:
-    """What is written to a master arrives a little later: wait for it, for a moment at most."""
+    """Wait, for _ARRIVAL ms at most, until `count` bytes have arrived, which takes a moment after a write."""
     poll = select.poll()
     poll.register(slave, select.POLLIN)
     for _ in range(_ARRIVAL):
-        poll.poll(1)  # which also makes the kernel take it over
+        poll.poll(1)  # this also makes the kernel process pending input
         if int.from_bytes(fcntl.ioctl(slave, termios.FIONREAD, bytes(4)), sys.byteorder) >= count:
             return

@@ -1,6 +1,6 @@
-"""From a checked linux.seccomp to the BPF program that init loads; runs in the parent, before anything is made.
+"""Compile a validated linux.seccomp to the BPF program that init loads; in the parent, before anything is created.
 
-libseccomp orders rules and comparisons; what is added here is runc's answer to system calls newer than the profile.
+libseccomp orders rules and comparisons. This module adds runc's answer to system calls newer than the profile.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # seccomp_api_get(3)
 _API_LEVELS = {"SCMP_ACT_KILL_PROCESS": 3, "SCMP_ACT_LOG": 3, "SCMP_ACT_NOTIFY": 5}
 _LONGEST_PROGRAM = 4096  # instructions, BPF_MAXINSNS
-_TREE_FROM = 32  # rules; a shorter filter is as fast without one, and libseccomp 2.5 spoils a tree of none
+_TREE_FROM = 32  # rules; a shorter filter is as fast without a tree, and libseccomp 2.5 breaks on an empty tree
 
 _AUDIT_ARCH_X86_64, _ARCH_X32 = 0xC000003E, 0x4000003E
 _X32_BIT = 0x40000000
@@ -29,11 +29,11 @@ _LOAD, _JUMP_EQUAL, _JUMP_GREATER, _JUMP_GREATER_EQUAL, _RETURN = 0x20, 0x15, 0x
 
 
 def compile(seccomp: Seccomp) -> bytes:
-    """The BPF program, an array of struct sock_filter in this machine's byte order. Needs libseccomp.so.2.
+    """Return the BPF program, an array of struct sock_filter in this machine's byte order. Needs libseccomp.so.2.
 
-    The native architecture is always in. A name that libseccomp does not know is left out, because the engines'
-    profiles name newer system calls, and so is a rule that says what the default action says already; both as with
-    runc. Raises NotSupported, SpecError.
+    The native architecture is always included. A name that libseccomp does not know is left out, because the engines'
+    profiles name newer system calls; so is a rule whose action is the default action. runc does both too. Raises
+    NotSupported, SpecError.
     """
     _check_host(seccomp)
     native = libseccomp.native_architecture()
@@ -44,7 +44,7 @@ def compile(seccomp: Seccomp) -> bytes:
             try:
                 built.add_architecture(_token(name))
             except OSError as error:
-                why = "has another byte order than this machine" if error.errno == errno.EDOM else error.strerror
+                why = "has a different byte order from this machine" if error.errno == errno.EDOM else error.strerror
                 _refuse(f"architectures[{index}]", f"{name} {why}", NotSupported)
         count = 0
         for index, rule in enumerate(seccomp.rules):
@@ -55,7 +55,8 @@ def compile(seccomp: Seccomp) -> bytes:
             built.search_by_tree()
         program = _enosys_stub(seccomp, default, tokens) + built.export()
     if len(program) > 8 * _LONGEST_PROGRAM:
-        _refuse("syscalls", f"make {len(program) // 8} instructions, the kernel takes {_LONGEST_PROGRAM}", SpecError)
+        text = f"compiles to {len(program) // 8} instructions, the kernel allows {_LONGEST_PROGRAM}"
+        _refuse("syscalls", text, SpecError)
     return program
 
 
@@ -68,13 +69,14 @@ def _token(name: str) -> int:
 
 
 def _check_host(seccomp: Seccomp) -> None:
-    """Refuse what this libseccomp or this kernel lacks."""
+    """Raise NotSupported for what this libseccomp or this kernel lacks."""
     level = libseccomp.api_level()
     actions = [("defaultAction", seccomp.default_action)]
     actions += [(f"syscalls[{index}].action", rule.action) for index, rule in enumerate(seccomp.rules)]
     for place, action in actions:
         if _API_LEVELS.get(action, 0) > level:
-            _refuse(place, f"{action} is more than libseccomp {libseccomp.version()} and this kernel do", NotSupported)
+            text = f"{action} is not supported by libseccomp {libseccomp.version()} with this kernel"
+            _refuse(place, text, NotSupported)
     for index, name in enumerate(seccomp.architectures):
         if not _token(name):
             _refuse(f"architectures[{index}]", f"libseccomp {libseccomp.version()} does not know {name}", NotSupported)
@@ -84,17 +86,17 @@ def _check_host(seccomp: Seccomp) -> None:
 
 
 def _return_value(action: str, errno_ret: int | None) -> int:
-    """What the filter returns; EPERM is the specification's default."""
+    """Return the filter's return value for an action; the specification's default errno is EPERM."""
     if action not in ERRNO_MAX:
         return ACTIONS[action]
     return ACTIONS[action] | (errno.EPERM if errno_ret is None else errno_ret)
 
 
 def _add(built: libseccomp.Filter, index: int, rule: Rule, action: int, native: int) -> int:
-    """Add a rule for each of the names; returns how many calls of the library that took."""
+    """Add a rule for each of the names; return the number of library calls."""
     comparisons = tuple((arg.index, OPERATORS[arg.op], arg.value, arg.value_two) for arg in rule.args)
-    # libseccomp refuses two comparisons of one argument in a rule. Then each comparison becomes a rule of its own, so
-    # that any of them is enough: runc's reading.
+    # libseccomp rejects two comparisons of one argument in a rule. Each comparison then becomes a separate rule, so
+    # that any of them is enough, as in runc.
     indexes = [arg.index for arg in rule.args]
     groups = [comparisons] if len(set(indexes)) == len(indexes) else [(one,) for one in comparisons]
     count = 0
@@ -106,18 +108,18 @@ def _add(built: libseccomp.Filter, index: int, rule: Rule, action: int, native: 
             try:
                 built.add_rule(action, number, group)
             except OSError as error:
-                why = "an earlier entry says otherwise" if error.errno == errno.EEXIST else error.strerror
+                why = "conflicts with an earlier entry" if error.errno == errno.EEXIST else error.strerror
                 _refuse(f"syscalls[{index}]", f"{name}: {why}", SpecError)
             count += 1
     return count
 
 
 def _enosys_stub(seccomp: Seccomp, default: int, tokens: list[int]) -> bytes:
-    """Instructions before the filter: ENOSYS for system calls newer than the profile, as with runc.
+    """Return the instructions before the filter that answer ENOSYS to system calls newer than the profile, as in runc.
 
-    The C library tries a new call and falls back at ENOSYS, but takes EPERM for an answer. Newer is what has a larger
-    number than all that the profile names, whatever it says of them; a default action that lets calls pass needs
-    nothing. Each section ends where the next one, or the filter, begins.
+    The C library tries a new call and falls back at ENOSYS, but not at EPERM. A call is newer if its number is larger
+    than all that the profile names, with any action. A default action that lets calls pass needs no stub. Each section
+    ends where the next one, or the filter, begins.
     """
     enosys = ACTIONS["SCMP_ACT_ERRNO"] | errno.ENOSYS
     if default == enosys or seccomp.default_action in ("SCMP_ACT_ALLOW", "SCMP_ACT_LOG", "SCMP_ACT_TRACE"):

@@ -1,7 +1,7 @@
-"""libseccomp.so.2 by ctypes, seccomp_init(3) and its relatives: only what builds a filter and exports it.
+"""Call libseccomp.so.2 with ctypes: only the functions that build and export a filter (seccomp_init(3)).
 
-The library compiles; it never loads: init gets a finished program and needs no library. Failures of single calls are
-OSError with the library's errno, for the caller to say which field of config.json they are about.
+The library compiles the filter but never loads it; init gets a finished program and does not need the library. A
+failed call raises OSError with the library's errno; the caller adds the field of config.json.
 """
 
 from __future__ import annotations
@@ -56,31 +56,31 @@ def _library() -> ctypes.CDLL:
             function.restype, function.argtypes = result, arguments
     except OSError as error:
         raise NotSupported(
-            f"config.json: linux.seccomp: needs the library libseccomp.so.2: {error}",
+            f"config.json: linux.seccomp: the library libseccomp.so.2 is missing: {error}",
             remedy="apt-get install libseccomp2",
         ) from None
     except AttributeError as error:
         raise NotSupported(
-            f"config.json: linux.seccomp: libseccomp.so.2 is too old, 2.4 at least is needed: {error}",
+            f"config.json: linux.seccomp: libseccomp.so.2 is older than 2.4: {error}",
             remedy="upgrade libseccomp2",
         ) from None
     return library
 
 
 def _check(result: int, what: str) -> None:
-    """The library returns 0 or a negative errno."""
+    """Raise OSError if a library call has returned a negative errno."""
     if result < 0:
         raise OSError(-result, f"{what}: {os.strerror(-result)}")
 
 
 def version() -> str:
-    """Such as "2.5.4"."""
+    """Return the library's version, such as "2.5.4"."""
     found = _library().seccomp_version().contents
     return f"{found.major}.{found.minor}.{found.micro}"
 
 
 def api_level() -> int:
-    """seccomp_api_get(3): what library and kernel can do together, 3 for LOG and KILL_PROCESS, 5 for NOTIFY."""
+    """Return what library and kernel support (seccomp_api_get(3)): 3 for LOG and KILL_PROCESS, 5 for NOTIFY."""
     return int(_library().seccomp_api_get())
 
 
@@ -89,18 +89,18 @@ def native_architecture() -> int:
 
 
 def architecture(name: str) -> int:
-    """The token of an architecture by the library's own name, such as "x86_64"; 0 when it knows none."""
+    """Return the token of an architecture by the library's name for it, such as "x86_64"; 0 if it is unknown."""
     return int(_library().seccomp_arch_resolve_name(name.encode()))
 
 
 def syscall_number(architecture: int, name: str) -> int | None:
-    """The number; negative when other architectures have this call; None when the library does not know the name."""
+    """Return a system call's number, negative if only other architectures have the call, None if it is unknown."""
     number = int(_library().seccomp_syscall_resolve_name_arch(architecture, name.encode()))
     return None if number == _UNKNOWN_SYSCALL else number
 
 
 class Filter:
-    """A filter for the native architecture while it is built; a context manager, since it is memory of the library."""
+    """A filter for the native architecture while it is built; a context manager, because the library owns memory."""
 
     def __init__(self, default_action: int) -> None:
         self._context = _library().seccomp_init(default_action)
@@ -114,14 +114,14 @@ class Filter:
         _library().seccomp_release(self._context)
 
     def add_architecture(self, token: int) -> None:
-        """Rules added from now on are for this one as well. EDOM: of another byte order than those already in."""
+        """Apply later rules to this architecture too. EDOM: its byte order differs from those already included."""
         if _library().seccomp_arch_exist(self._context, token) != 0:
             _check(_library().seccomp_arch_add(self._context, token), "seccomp_arch_add")
 
     def add_rule(self, action: int, syscall: int, comparisons: tuple[tuple[int, int, int, int], ...] = ()) -> None:
-        """`comparisons` are (argument, operator, datum, second datum) and must all hold.
+        """Add a rule; `comparisons` are (argument, operator, datum, second datum) and must all hold.
 
-        EEXIST: another action was given for the same before. EINVAL: two comparisons of one argument.
+        EEXIST: the same rule exists with another action. EINVAL: two comparisons of one argument.
         """
         array = (_Comparison * len(comparisons))(*(_Comparison(*each) for each in comparisons))
         _check(
@@ -130,11 +130,11 @@ class Filter:
         )
 
     def search_by_tree(self) -> None:
-        """Find the rule of a system call by a binary tree of numbers, not one after the other."""
+        """Search the rules with a binary tree of system call numbers instead of one after the other."""
         _check(_library().seccomp_attr_set(self._context, _ATTRIBUTE_OPTIMIZE, _BINARY_TREE), "seccomp_attr_set")
 
     def export(self) -> bytes:
-        """The program, an array of struct sock_filter in this machine's byte order."""
+        """Return the program, an array of struct sock_filter in this machine's byte order."""
         fd = os.memfd_create("seccomp")
         try:
             _check(_library().seccomp_export_bpf(self._context, fd), "seccomp_export_bpf")

@@ -1,12 +1,12 @@
-"""Putting init under its seccomp filter, and getting the listener of SCMP_ACT_NOTIFY to its agent.
+"""Load init's seccomp filter, and pass the listener of SCMP_ACT_NOTIFY to its agent.
 
 parent                                  init
-seccomp.parse, seccomp_filter.compile
+spec.seccomp.parse, filter.compile
   | ---- program ----------------------> |
   |                                      load
-  | <--- the listener's number, by write |    only with SCMP_ACT_NOTIFY: the filter rules init already,
-  take_listener, send_listener           |    so no call but write(2) is relied on
-  | ---- a byte -----------------------> |    the listener is close-on-exec: no exec before this
+  | <--- the listener's number, by write |    only with SCMP_ACT_NOTIFY: the filter applies to init already,
+  take_listener, send_listener           |    so init relies on no system call but write(2)
+  | ---- a byte -----------------------> |    the listener is close-on-exec, so init waits for this before exec
   |                                      exec
 """
 
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 
 def load(program: bytes, flags: int, *, listener: bool) -> int | None:
-    """Put this process under the filter for good; returns the listener's descriptor (close-on-exec) if asked for.
+    """Apply the filter to this process for good; with `listener` return the listener's descriptor (close-on-exec).
 
-    From here on the filter rules the caller as well. Needs no_new_privs or CAP_SYS_ADMIN. Raises StartFailed.
+    From here on the filter restricts the caller too. Needs no_new_privs or CAP_SYS_ADMIN. Raises StartFailed.
     """
     try:
         fd = syscalls.seccomp_set_filter(
@@ -35,27 +35,27 @@ def load(program: bytes, flags: int, *, listener: bool) -> int | None:
     except OSError as error:
         why = {
             errno.EACCES: "needs process.noNewPrivileges or CAP_SYS_ADMIN",
-            errno.EBUSY: "this process is under a filter with a listener already, and the kernel allows one",
+            errno.EBUSY: "the process has a filter with a listener already, and the kernel allows only one",
         }.get(error.errno or 0, error.strerror)
         raise StartFailed(f"config.json: linux.seccomp: {why}") from None
     return fd if listener else None
 
 
 def take_listener(pid: int, number: int) -> int:
-    """The parent's copy of the descriptor `number` of init, which the parent sees as `pid`. Raises StartFailed."""
+    """Return the parent's duplicate of init's descriptor `number`; `pid` is init's. Raises StartFailed."""
     try:
         return syscalls.duplicate(pid, number)
     except OSError as error:
         raise StartFailed(
-            f"config.json: linux.seccomp: cannot take the listener out of init: {error.strerror}"
+            f"config.json: linux.seccomp: cannot duplicate the listener of init: {error.strerror}"
         ) from None
 
 
 def send_listener(path: str, fd: int, pid: int, state: dict[str, Any], *, metadata: str | None = None) -> None:
-    """Give the listener `fd` to the agent at the Unix stream socket `path` with the "container process state".
+    """Send the listener `fd` to the agent at the Unix stream socket `path`, with the "container process state".
 
-    `pid` is the process under the filter, `state` the container's OCI state. One connection, closed after it.
-    Raises StartFailed.
+    `pid` is the filtered process, `state` the container's OCI state. The connection is closed afterwards. Raises
+    StartFailed.
     """
     import json
     import socket

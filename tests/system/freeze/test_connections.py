@@ -285,7 +285,7 @@ def test_ports_that_somebody_has_at_the_target(lab: Lab, net: str) -> None:
             for number, (inside, _, clash) in enumerate(PORTS, 7101)
             if clash
         }
-        missing = {"host2: tcp 10.99.0.1:7109": "cannot be bound there: there is no such address"}
+        missing = {"host2: tcp 10.99.0.1:7109": "cannot be bound there: the host does not have this address"}
         assert found.keys() == taken | missing.keys()
         assert all("is in use there by process " in found[name] and "(python3)" in found[name] for name in taken), found
         lab.on("host2", *enter, "ip", "addr", "add", "10.99.0.1/32", "dev", "lo")

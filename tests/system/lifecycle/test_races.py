@@ -84,7 +84,7 @@ def test_create_of_one_that_is_killed(pymigrate: Local, tmp_path: Path) -> None:
         before = leaks(pymigrate.root)
         meanwhile, when = "delete.end(store.load('c'))", "str(args[0]).endswith('/ns/net') and 'self' not in args[0]"
         code, said = run(command(pymigrate, "os, 'open'", meanwhile, *argv, when=when))
-        assert (code, said) == (1, "pymigrate: error: the container's init ended while it was being set up\n")
+        assert (code, said) == (1, "pymigrate: error: the container's init exited while it was being set up\n")
         assert left(before, pymigrate.root) == []
 
 

@@ -37,7 +37,9 @@ def test_limits_that_would_be_lost_without_a_word(lab: Lab) -> None:
     )
     event = pymigrate(lab, "move", "web", "host2")
     assert (event["kind"], [blocker["rule"] for blocker in event["blockers"]]) == ("blocked", ["limit"])
-    assert event["blockers"][0]["problem"] == "has a hard limit of 1024 (open files), and root of host2 can give 512"
+    assert (
+        event["blockers"][0]["problem"] == "has a hard limit of 1024 (open files), and root of host2 can set only 512"
+    )
     assert pymigrate(lab, "move", "web", "host2", "--allow", "limit")["event"] == "report"
     lab.wait_count("host2", before)
     # What CRIU makes of it, and why there is the rule.
@@ -71,5 +73,5 @@ def test_a_capability_that_root_there_lacks(lab: Lab) -> None:
     assert (event["kind"], [blocker["rule"] for blocker in event["blockers"]]) == ("blocked", ["capabilities"])
     (blocker,) = event["blockers"]
     assert "has CAP_NET_BIND_SERVICE, which root of host2 lacks" in blocker["problem"]
-    assert blocker["remedy"] == "give root of host2 the capability, or take it out of process.capabilities"
+    assert blocker["remedy"] == "give root of host2 the capability, or remove it from process.capabilities"
     lab.wait_count("host1", before)

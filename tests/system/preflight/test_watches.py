@@ -90,7 +90,7 @@ def test_what_has_no_name(hosts: Lab, kind: str, mount: dict[str, Any], words: s
     (blocker,) = json.loads(done.stdout)["blockers"]
     assert blocker["rule"] == "watch"
     assert re.fullmatch(r"process \d+ \(python3\), descriptor \d+", blocker["where"])
-    assert re.fullmatch("watches " + words.format("whose name CRIU does not find in the container"), blocker["problem"])
+    assert re.fullmatch("watches " + words.format("whose name CRIU cannot find in the container"), blocker["problem"])
     images = ("--image-path", "/var/lib/pymigrate/images", "--work-path", "/var/lib/pymigrate/work")
     if hosts.on("host1", "pymigrate", "checkpoint", *images, "web", check=False).returncode == 0:
         hosts.on("host1", "pymigrate", "restore", "-d", "-b", bundle.PLACE, *images, "web")

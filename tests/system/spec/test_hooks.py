@@ -109,7 +109,7 @@ def failing(point: str, tmp_path: Path, how: str) -> Fields:
 
 WORDS = {
     "status": "exit status 3: because",
-    "timeout": "did not end within 1 s",
+    "timeout": "did not exit within 1 s",
     "missing": "No such file or directory",
 }
 

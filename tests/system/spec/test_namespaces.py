@@ -116,7 +116,7 @@ def test_names_of_the_host_stay(pymigrate: Local, tmp_path: Path, field: str, ow
     before = os.uname().nodename
     spaces = namespaces("pid", uts="/proc/self/ns/uts") if own else namespaces("pid")
     said = refusal(pymigrate, tmp_path, {**BARE, field: "changed", "linux.namespaces": spaces})
-    assert f"{field}: cannot be set without" in said
+    assert f"{field}: cannot be set: the container does not have" in said
     assert os.uname().nodename == before
 
 

@@ -71,7 +71,7 @@ def test_cwd_by_a_preserved_descriptor_of_the_host_is_refused(pymigrate: Local, 
         command = ["bash", "-c", script, "bash", *PYMIGRATE, "--root", pymigrate.root, argv[0], "--preserve-fds", "1"]
         done = subprocess.run([*map(str, (*command, *argv[1:]))], capture_output=True, text=True, timeout=60)
         assert (done.returncode, done.stdout) == (255 if argv[0] == "exec" else 1, "")
-        assert "process.cwd: /proc/self/fd/3: is outside of the container" in done.stderr
+        assert "process.cwd: /proc/self/fd/3: is outside the container" in done.stderr
 
 
 def test_cwd_of_a_host_descriptor_is_refused_in_exec(pymigrate: Local, counting: Path) -> None:
@@ -133,7 +133,7 @@ def test_capabilities_that_cannot_be_given_are_warned_of(pymigrate: Local, count
     done = pymigrate("--log", log, "--log-format", "json", "run", "-b", bundle, "c")
     assert (done.returncode, status(done.stdout, "CapEff")) == (0, f"{1 << 5:016x}")
     names = ", ".join(sorted(["CAP_MAGIC", *lacking]))
-    words = f"process.capabilities: left out: this host does not have them to give: {names}"
+    words = f"process.capabilities: left out, because this host lacks them: {names}"
     assert done.stderr == f"pymigrate: warning: {words}\n"
     assert [(entry["level"], entry["msg"]) for entry in map(json.loads, log.read_text().splitlines())] == [
         ("warning", words)

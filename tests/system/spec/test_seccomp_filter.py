@@ -281,7 +281,7 @@ def test_an_agent_that_is_not_there(tmp_path: Path) -> None:
 def test_no_init_to_take_a_listener_from() -> None:
     pid = child(lambda: 0)
     end_of(pid)
-    with pytest.raises(StartFailed, match="cannot take the listener out of init: No such process"):
+    with pytest.raises(StartFailed, match="cannot duplicate the listener of init: No such process"):
         take_listener(pid, 3)
 
 
@@ -323,7 +323,7 @@ def test_who_may_load() -> None:
 def test_one_listener_only() -> None:
     program = compiled("SCMP_ACT_ALLOW", rule("getppid", "SCMP_ACT_NOTIFY"))
     said = refusal(lambda: [load(program, 0, listener=True) for _ in range(2)])
-    assert "under a filter with a listener already" in said
+    assert "has a filter with a listener already" in said
 
 
 @pytest.mark.parametrize(
@@ -397,5 +397,5 @@ def test_a_host_without_the_library() -> None:
         capture_output=True, text=True, check=True, timeout=60, cwd=Path(__file__).parents[3],
     )  # fmt: skip
     problem, remedy = done.stdout.splitlines()
-    assert problem.startswith("config.json: linux.seccomp: needs the library libseccomp.so.2: ")
+    assert problem.startswith("config.json: linux.seccomp: the library libseccomp.so.2 is missing: ")
     assert remedy == "apt-get install libseccomp2"

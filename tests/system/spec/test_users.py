@@ -100,7 +100,7 @@ def test_devices_are_the_hosts(pymigrate: Local, tmp_path: Path) -> None:
         == ""
     )
     for device, words in (
-        ({**null, "minor": 5}, "this one is another"),
+        ({**null, "minor": 5}, "and it differs"),
         ({**null, "path": "/dev/none"}, "No such file"),
     ):
         done = pymigrate(
@@ -169,7 +169,9 @@ def test_mappings_that_make_no_sense(pymigrate: Local, tmp_path: Path, tree: Pat
     one = {**bind, "uidMappings": TREE_MAP}
     assert "mounts[8].gidMappings: is missing" in refusal(pymigrate, tmp_path, {"mounts+": [one]})
     proc = {**one, "gidMappings": TREE_MAP, "source": "/proc"}
-    assert "mounts[8] (/mnt): /proc: its ids cannot be mapped" in refusal(pymigrate, tmp_path, {"mounts+": [proc]})
+    assert "mounts[8] (/mnt): /proc: ids cannot be mapped on this mount" in refusal(
+        pymigrate, tmp_path, {"mounts+": [proc]}
+    )
     twice = [*MAP, {"containerID": 5, "hostID": 5, "size": 5}]
     fields = {"linux.uidMappings": twice, "linux.gidMappings": twice, "linux.namespaces+": [{"type": "user"}]}
     assert "linux.uidMappings: " in refusal(pymigrate, tmp_path, fields)

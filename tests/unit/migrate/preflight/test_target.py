@@ -58,7 +58,9 @@ def test_a_target_that_is_this_host_is_suspected() -> None:
         target_blockers(SOURCE, dataclasses.replace(SOURCE, name=name, id_in_use=True), STATE, 0, send_rootfs=False)
         for name in (SOURCE.name, "host9")
     )
-    assert [found.problem for found in here] == ["exists already; the host has the name of this one: is it this one?"]
+    assert [found.problem for found in here] == [
+        "exists already; the target has the same name as this host: is it this host?"
+    ]
     assert [found.problem for found in there] == ["exists already"]
 
 
@@ -72,7 +74,7 @@ def test_allow_lifts_only_what_is_safe() -> None:
         raise_blocked(STATE, blockers, frozenset({"cpu"}), "host2")
     assert [problem[0] for problem in caught.value.problems] == ["id-in-use"]
     raise_blocked(STATE, blockers[:1], frozenset({"cpu"}), "host2")
-    with pytest.raises(UsageError, match="no such rule"):
+    with pytest.raises(UsageError, match="unknown rule"):
         check_allowed({"nonsense"})
     with pytest.raises(UsageError, match="cannot be lifted"):
         check_allowed({"id-in-use"})

@@ -78,7 +78,7 @@ def test_volume_options() -> None:
     for bad in ("a=copy", "/a", "/a=", "/a=b", "/a=/b/../c"):
         with pytest.raises(UsageError, match="--volume"):
             parse([bad])
-    with pytest.raises(UsageError, match="given before"):
+    with pytest.raises(UsageError, match="is given twice"):
         parse(["/a=copy", "/a/=shared"])
 
 

@@ -16,7 +16,7 @@ def state(bundle: Path, **changes: object) -> State:
 
 
 def test_an_engine_does_not_start_again_what_was_moved(tmp_path: Path) -> None:
-    moved_mark.note(state(tmp_path, monitor_pid=5))  # has a monitor of ours
+    moved_mark.note(state(tmp_path, monitor_pid=5))  # has a monitor
     moved_mark.require_not_moved("web", str(tmp_path))
     moved_mark.note(state(tmp_path))
     with pytest.raises(Conflict, match="was moved"):

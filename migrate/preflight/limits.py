@@ -78,7 +78,11 @@ def lacking(init_pid: int, target: str, there: Iterable[str]) -> list[Blocker]:
     """The first thread of a container with capabilities that root of the target lacks; `there` names those it has."""
     held = capabilities.mask(there)
     for pid in processes.container_pids(init_pid):
-        for status in Path(f"/proc/{pid}/task").glob("*/status"):
+        try:
+            threads = list(Path(f"/proc/{pid}/task").glob("*/status"))
+        except OSError:
+            continue  # it has ended
+        for status in threads:
             try:
                 fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
             except OSError:

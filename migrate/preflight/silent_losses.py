@@ -53,7 +53,11 @@ def of_process(pid: int, init: int, who: str) -> Iterator[Finding]:
         yield Finding("personality", who, f"has the personality {_read(f'/proc/{pid}/personality')}")
     yield from _mapped(pid, who)
     place = _unified(f"/proc/{pid}")
-    for name in sorted(os.listdir(f"/proc/{pid}/task"), key=int):
+    try:
+        threads = sorted(os.listdir(f"/proc/{pid}/task"), key=int)
+    except OSError:
+        return  # it has ended
+    for name in threads:
         thread = who if int(name) == pid else f"{who}, thread {name}"
         try:
             yield from _of_thread(int(name), thread)

@@ -327,7 +327,7 @@ def test_one_that_another_container_is_about_to_enter_is_not_taken() -> None:
     """Both would believe it theirs, and the first to be deleted would kill the other."""
     first = Cgroup.create(NAME, None, owner=b"first")
     try:
-        with pytest.raises(Conflict, match="is to be another container's, which is just being made"):
+        with pytest.raises(Conflict, match="another container that is being created uses"):
             Cgroup.create(NAME, None, owner=b"second")
         assert {owner_of(path) for path in first.directories()} == {b"first"}
     finally:

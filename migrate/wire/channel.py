@@ -1,4 +1,4 @@
-"""The channel of an SSH connection that the agent speaks on."""
+"""A channel of the SSH connection to a target."""
 
 import contextlib
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ STDERR_LIMIT = 16 << 20  # bytes that are looked at
 
 
 class Channel:
-    """A command that runs at the target: its stdin and stdout as a byte stream (what rsync needs)."""
+    """A command at the target, with its stdin and stdout as a byte stream (as rsync needs it)."""
 
     def __init__(self, channel: paramiko.Channel) -> None:
         self._channel = channel
@@ -28,9 +28,9 @@ class Channel:
             self._channel.shutdown_write()
 
     def exit_status(self, timeout: float = CALL_TIMEOUT) -> int | None:
-        """The command's exit status, -1 when a signal has killed it.
+        """Return the command's exit status, -1 if a signal has killed it.
 
-        None when it does not tell within `timeout` seconds, or the connection is lost.
+        Returns None if the status does not arrive within `timeout` seconds, or the connection is lost.
         """
         if not self._channel.status_event.wait(timeout):
             return None
@@ -38,7 +38,7 @@ class Channel:
         return None if status == -1 and not is_connected(self._channel) else status
 
     def errors(self) -> str:
-        """What the command has written to stderr, its last 8 KiB, once it has ended."""
+        """Return the last 8 KiB of the command's stderr after its exit."""
         text, left = b"", STDERR_LIMIT
         self._channel.settimeout(CALL_TIMEOUT)
         with contextlib.suppress(TimeoutError, OSError):
@@ -55,7 +55,7 @@ class Channel:
 def lost_as_os_error() -> Iterator[None]:
     try:
         yield
-    except (EOFError, paramiko.SSHException) as error:  # what paramiko's transport dies of
+    except (EOFError, paramiko.SSHException) as error:  # the errors of a closed paramiko transport
         raise ConnectionError(str(error) or "the connection was closed") from None
 
 
@@ -72,5 +72,5 @@ def last_line(channel: paramiko.Channel) -> str:
 
 
 def line(value: object) -> str:
-    """Text from the other host as one printable line of bounded length."""
+    """Return text from the other host as one printable line of bounded length."""
     return "".join(c if c.isprintable() else " " for c in str(value))[:2000]

@@ -1,7 +1,7 @@
-"""OpenSSH's known_hosts files (sshd(8)): which keys a host may show, and which it must never show.
+"""Read OpenSSH's known_hosts files (sshd(8)): which keys a host may show, and which are revoked.
 
-paramiko's own reader ends at a line with a marker and knows no patterns. Here a line that cannot be read says nothing,
-as for OpenSSH. A line of `@cert-authority` is skipped: paramiko checks no certificate of a host.
+paramiko's own reader stops at a line with a marker and does not support patterns. Here an invalid line is ignored, as
+by OpenSSH. A line with `@cert-authority` is skipped, because paramiko cannot check the certificate of a host.
 """
 
 import base64
@@ -28,7 +28,7 @@ _MAGIC = re.compile(r"([\[\]])")
 
 @dataclass(frozen=True)
 class Key:
-    """A public key: its type, as "ssh-ed25519", and its encoding (RFC 4253, 6.6)."""
+    """A public key: its type, such as "ssh-ed25519", and its encoding (RFC 4253, 6.6)."""
 
     type: str
     blob: bytes
@@ -36,16 +36,16 @@ class Key:
 
 @dataclass(frozen=True)
 class Known:
-    """The keys of one host: those that it may show, in the order of the files, and those that are revoked."""
+    """The keys of one host: those that it may show, in the order of the files, and the revoked ones."""
 
     keys: tuple[Key, ...]
     revoked: frozenset[bytes]
 
 
 def look(paths: Iterable[Path], name: str) -> Known:
-    """What the files say of host `name` ("host" or "[host]:port"). A file that does not exist says nothing.
+    """Return the keys of host `name` ("host" or "[host]:port") in the files that exist.
 
-    Raises HostError for one that cannot be read: it may revoke a key.
+    Raises HostError for a file that cannot be read, because it may revoke a key.
     """
     keys: list[Key] = []
     revoked: set[bytes] = set()
@@ -66,9 +66,9 @@ def look(paths: Iterable[Path], name: str) -> Known:
 
 
 def is_revoked(path: Path, key: Key) -> bool:
-    """Whether a file of RevokedHostKeys names a key: a list of keys, or a key revocation list (ssh-keygen(1)).
+    """Whether a file of RevokedHostKeys has a key: a list of keys, or a key revocation list (ssh-keygen(1)).
 
-    Raises HostError when that is not known: OpenSSH refuses each host then.
+    Raises HostError if that cannot be determined, because OpenSSH then refuses every host.
     """
     try:
         with open(path, "rb") as file:
@@ -81,14 +81,14 @@ def is_revoked(path: Path, key: Key) -> bool:
             input=line, capture_output=True, text=True, timeout=KRL_TIMEOUT,
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise HostError(f"{path}: cannot be asked for revoked host keys: {error}") from None
+        raise HostError(f"{path}: cannot be searched for revoked host keys: {error}") from None
     if done.returncode and "REVOKED" not in done.stdout:
-        raise HostError(f"{path}: cannot be asked for revoked host keys: {done.stderr.strip()[-200:]}")
+        raise HostError(f"{path}: cannot be searched for revoked host keys: {done.stderr.strip()[-200:]}")
     return done.returncode != 0
 
 
 def _lines(path: Path) -> Iterator[bytes]:
-    """The lines of a file that are not comments; those that are too long are left out."""
+    """Yield the lines of a file, without comments and lines that are too long."""
     try:
         with open(path, "rb", opener=_open) as file:
             left, long = LARGEST, False
@@ -122,12 +122,12 @@ def _key(type_: bytes, text: bytes) -> Key | None:
 
 
 def _matches(hosts: str, name: str) -> bool:
-    """Whether the first field of a line names a host: one hashed name, or a list of patterns."""
+    """Whether the first field of a line matches a host: one hashed name, or a list of patterns."""
     if hosts.startswith("|"):
         return _is_hash_of(hosts, name)
     found = False
     for pattern in hosts.lower().split(","):
-        # Of the brackets of fnmatch OpenSSH knows nothing.
+        # OpenSSH does not support the brackets of fnmatch.
         if fnmatch.fnmatchcase(name, _MAGIC.sub(r"[\1]", pattern.removeprefix("!"))):
             if pattern.startswith("!"):
                 return False
@@ -136,7 +136,7 @@ def _matches(hosts: str, name: str) -> bool:
 
 
 def _is_hash_of(hashed: str, name: str) -> bool:
-    """`hashed` is |1|SALT|HMAC-SHA1 of the name, both in base64."""
+    """Whether `hashed` is that of a name: |1|SALT|HMAC-SHA1, both in base64."""
     try:
         nothing, version, *parts = hashed.split("|")
         salt, digest = (base64.b64decode(part, validate=True) for part in parts)

@@ -1,12 +1,12 @@
-"""The page stream of a dump, from CRIU into the connection: read as CRIU's page server would read it, and passed on.
+"""Relay the page stream of a dump from CRIU into the connection, parsed as CRIU's page server would.
 
-CRIU wants an answer after opening each task's page map, and at the end. Asking the target would cost a round trip for
-each task while the container is frozen, so the answers are given here: there is no parent image in a stop-and-copy
-dump, and whether the target has everything is settled once, by size and digest (PagesEnd), before anything is restored.
+CRIU waits for an answer after opening each task's page map, and at the end. Asking the target would cost a round trip
+per task while the container is frozen, so the answers are given here: a stop-and-copy dump has no parent image, and
+size and digest (PagesEnd) show once, before anything is restored, whether the target has everything.
 
 The stream (criu/page-xfer.c, struct page_server_iov): records {u32 command | flags << 16, pages, u64 address, u64
 image}, and after an ADD with the flag PRESENT that many pages. `pages` is a u32 up to CRIU 4.1 and an aligned u64 from
-4.2 on: the two do not understand each other, which preflight looks at.
+4.2 on. The two are incompatible, which preflight checks.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ def has_wide_records(version: tuple[int, ...]) -> bool:
 
 
 class PageStream:
-    """Follows the records in the stream of a CRIU of this version, and says what it must be answered."""
+    """Parses the records in the stream of a CRIU of this version, and returns the answers that CRIU expects."""
 
     def __init__(self, version: tuple[int, ...]) -> None:
         self._format = _RECORD_4_2 if has_wide_records(version) else _RECORD_BEFORE
@@ -48,7 +48,7 @@ class PageStream:
         self._page = resource.getpagesize()
 
     def feed(self, data: bytes) -> bytes:
-        """Take the next piece; returns the answers to give now. Raises ProtocolError for an unknown record."""
+        """Parse the next piece and return the answers to send now. Raises ProtocolError for an unknown record."""
         position, answers = 0, b""
         while position < len(data):
             if self._pages_left:
@@ -78,9 +78,9 @@ class PageStream:
 
 
 class PageRelay:
-    """Carries the page stream of one dump to `send`, on a thread of its own, counting and hashing.
+    """Relays the page stream of one dump to `send` on its own thread, counting and hashing.
 
-    CRIU gets `criu_end`; `on_bytes` is told how many bytes have been handed to the connection so far.
+    CRIU gets `criu_end`. `on_bytes` is called with the number of bytes sent so far.
     """
 
     def __init__(
@@ -111,19 +111,19 @@ class PageRelay:
         except (Error, OSError) as error:
             self.failure = error
             with contextlib.suppress(OSError):
-                self._ours.shutdown(socket.SHUT_RDWR)  # CRIU must fail now, not at its own time-out
+                self._ours.shutdown(socket.SHUT_RDWR)  # so that CRIU fails now, not at its own time-out
 
     def finish(self, timeout: float) -> protocol.PagesEnd:
-        """Wait until all is with the connection; the size and digest of it. Raises what stopped the stream."""
+        """Wait until everything is sent, and return its size and digest. Raises the error that stopped the stream."""
         self._thread.join(timeout)
         if self._thread.is_alive():
-            raise DeadlineExceeded("the memory pages could not be sent in time")
+            raise DeadlineExceeded("the memory pages were not sent in time")
         if self.failure is not None:
             raise self.failure
         return protocol.PagesEnd(self._size, self._hash.hexdigest())
 
     def close(self) -> None:
-        """End the stream, whatever state it is in."""
+        """End the stream in any state."""
         with contextlib.suppress(OSError):
             self._ours.shutdown(socket.SHUT_RDWR)
         if self._thread.is_alive():

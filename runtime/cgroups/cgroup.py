@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 class Cgroup:
     """The directories of one container: `paths` maps a v1 controller, or "" for version 2, to its directory.
 
-    `unit` is the name of systemd's unit where the cgroup is systemd's, else None.
+    `unit` is the name of the systemd unit if systemd made the cgroup, else None.
     """
 
     def __init__(self, paths: dict[str, str], unit: str | None = None) -> None:
@@ -42,15 +42,15 @@ class Cgroup:
         self.unit = unit
         self._told: Resources | None = None  # what the unit was started with
         self._placeholder = 0
-        self._lock = -1  # on the first directory, while nobody is in it yet
-        self._claimed = paths  # what the state names, another container's included
+        self._lock = -1  # on the first directory, while it has no process yet
+        self._claimed = paths  # what the state names, including directories of another container
         self._is_own = False  # seen by require_own
 
     @classmethod
     def of(cls, state: State) -> Self:
-        """The cgroup of a container that is there, without directories that have become another container's.
+        """Return the cgroup of an existing container, without directories that now belong to another container.
 
-        Paths can be used again: by the same id below another --root, by another bundle with the same cgroupsPath.
+        Paths can be reused: by the same id below another --root, by another bundle with the same cgroupsPath.
         """
         strangers = [path for path in state.cgroup_paths.values() if owner_of(path) not in (None, b"", state.owner)]
         paths = {key: path for key, path in state.cgroup_paths.items() if path not in strangers}
@@ -71,7 +71,7 @@ class Cgroup:
     ) -> Self:
         """Make the container's directory below each mount point: `cgroups_path`, or /pymigrate/<id>.
 
-        They are noted to be `owner`'s (see `of`).
+        They are marked as owned by `owner` (see `of`).
 
         With `systemd` it is a unit of systemd's, `cgroups_path` is slice:prefix:name (by default
         system.slice:pymigrate:<id>). A scope is never empty, so a child of this process holds the place until
@@ -96,8 +96,8 @@ class Cgroup:
             unit = name.unit
         elif cgroups_path is not None and ":" in cgroups_path:
             raise ContainerError(
-                f"linux.cgroupsPath: {cgroups_path} names a unit of systemd's",
-                remedy="let the runtime be called with --systemd-cgroup, or set a path",
+                f"linux.cgroupsPath: {cgroups_path} names a systemd unit",
+                remedy="call the runtime with --systemd-cgroup, or set a path",
             )
         else:
             relative = cls._relative(container_id, cgroups_path)
@@ -121,7 +121,7 @@ class Cgroup:
             for path, new in made.items():
                 own(path, owner, new=new or systemd)
         except BaseException as error:
-            # What another container uses is not ours to remove, only what is new in other hierarchies.
+            # Only what is new in other hierarchies is removed: another container uses the rest.
             used = there if isinstance(error, Conflict) else {}
             cls({key: path for key, path in paths.items() if key not in used}, unit).remove()
             cgroup.release_claim()
@@ -141,7 +141,7 @@ class Cgroup:
             try:
                 lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             except FileNotFoundError:
-                continue  # who had it has removed it
+                continue  # its owner has just removed it
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if os.path.samestat(os.stat(path), os.fstat(lock)):
@@ -149,7 +149,7 @@ class Cgroup:
                     return new
             except BlockingIOError:
                 raise Conflict(
-                    f"linux.cgroupsPath: {path} is to be another container's, which is just being made",
+                    f"linux.cgroupsPath: another container that is being created uses {path}",
                     remedy="set it to another path",
                 ) from None
             except FileNotFoundError:
@@ -164,7 +164,7 @@ class Cgroup:
 
     @classmethod
     def planned(cls, container_id: str, cgroups_path: str | None) -> dict[str, str]:
-        """The paths that `create` is going to make, without systemd."""
+        """Return the paths that `create` will make without systemd."""
         relative = cls._relative(container_id, cgroups_path)
         return {
             controller: f"{hierarchy.mountpoint.rstrip('/')}/{relative}"
@@ -173,7 +173,7 @@ class Cgroup:
         }
 
     def release_claim(self) -> None:
-        """There is a process in it: the one that has held its place may end, and who looks at it sees whose it is."""
+        """Unlock the cgroup and end the placeholder, because a process of the container is in it now."""
         if self._lock >= 0:
             fcntl.flock(self._lock, fcntl.LOCK_UN)  # a process forked meanwhile may still have the descriptor
             os.close(self._lock)
@@ -185,16 +185,16 @@ class Cgroup:
             self._placeholder = 0
 
     def require_free(self) -> None:
-        """Raise ContainerError when there are processes in it, or when those that come would be frozen."""
+        """Raise ContainerError if it has processes, or would freeze new ones."""
         busy = self.pids()
         problem = f"in use by process {busy[0]}" if busy else "frozen" if self.frozen else None
         if problem:
             raise Conflict(f"linux.cgroupsPath: {self.directories()[0]} is {problem}", remedy="set it to another path")
 
     def require_own(self) -> None:
-        """Raise StateError unless these can be a container's own cgroups: below a mount point, and we are not in them.
+        """Raise StateError unless these can be a container's cgroups: below a mount point, and without this process.
 
-        They come from a state.json, and whoever is in them is killed: a damaged one must not end this machine.
+        The paths come from a state.json, and their processes are killed. A damaged file must not end this machine.
         """
         if self._is_own:
             return
@@ -202,7 +202,7 @@ class Cgroup:
         for directory in self._claimed.values():
             below = any(directory.startswith(f"{point}/") for point in points) and directory not in points
             if not below or os.path.normpath(directory) != directory:
-                raise StateError(f"cgroup_paths: {directory} is no cgroup of a container")
+                raise StateError(f"cgroup_paths: {directory} is not the cgroup of a container")
         if not {1, os.getpid()}.isdisjoint(self.pids()):
             raise StateError(
                 f"cgroup_paths: {self.directories()[0]} holds processes of the host, this one or process 1"
@@ -210,14 +210,14 @@ class Cgroup:
         self._is_own = True
 
     def directories(self) -> list[str]:
-        """Each directory once."""
+        """Return each directory once."""
         return list(dict.fromkeys(self.paths.values()))
 
     def add(self, pid: int, *, near: int | None = None) -> None:
         """Move a process in; 0 is the caller. Raises ContainerError.
 
-        `near` is a process of the container: a version 2 cgroup that has given controllers to its children takes no
-        processes itself, and `pid` then goes to where that process is.
+        `near` is a process of the container. A version 2 cgroup that has enabled controllers for its children takes no
+        processes itself; `pid` then joins the cgroup of that process.
         """
         for directory in self.directories():
             try:
@@ -228,7 +228,7 @@ class Cgroup:
                 moving.move_in(moving.unified_of(near, directory), pid, "cgroup.procs")
 
     def enter_but_unified(self) -> int:
-        """Move the caller in, but for version 2: a descriptor of that directory is returned, for fork_into; -1 if none.
+        """Move the caller in, except on version 2. Return a descriptor of that directory for fork_into, -1 without one.
 
         Raises ContainerError.
         """
@@ -242,7 +242,7 @@ class Cgroup:
             raise moving.not_taken(self.paths[UNIFIED], 0, error) from None
 
     def apply(self, resources: Resources) -> None:
-        """Set the limits, and no others. Raises ContainerError naming the field of config.json and the file."""
+        """Set these limits. Raises ContainerError naming the field of config.json and the file."""
         if self.unit is not None and resources is not self._told:
             from runtime.cgroups import systemd as driver
 
@@ -257,33 +257,33 @@ class Cgroup:
 
     @property
     def frozen(self) -> bool:
-        """Whether the processes are paused by the freezer."""
+        """Whether the freezer has frozen the processes."""
         return freezer.is_frozen(self.paths)
 
     def freeze(self) -> None:
-        """Pause all processes, and wait until they are. Raises ContainerError, DeadlineExceeded: they run on then."""
+        """Freeze all processes and wait for it; thaws them on failure. Raises ContainerError, DeadlineExceeded."""
         self.require_own()
         freezer.freeze(self.paths)
 
     def hold(self) -> None:
-        """Pause the processes as soon as who traces them lets go of them. Raises ContainerError."""
+        """Freeze the processes without waiting: traced ones freeze when they are released. Raises ContainerError."""
         self.require_own()
         freezer.hold(self.paths)
 
     def thaw(self) -> None:
-        """Let the processes go on. Raises ContainerError."""
+        """Thaw the processes. Raises ContainerError."""
         freezer.thaw(self.paths)
 
     def pids(self) -> list[int]:
-        """All processes in it and below it."""
+        """Return all processes in it and below it."""
         found: set[int] = set()
         for directory in self.directories():
             for group in below(directory):
                 try:
                     found.update(map(int, read(f"{group}/cgroup.procs").split()))
-                except OSError:  # it has just been removed, or it is threaded: its processes are its parent's then
+                except OSError:  # it has just been removed, or it is threaded and its processes count for its parent
                     continue
-        found.discard(0)  # what is outside of our pid namespace
+        found.discard(0)  # processes outside of our pid namespace
         return sorted(found)
 
     def signal(self, number: int) -> None:
@@ -293,7 +293,7 @@ class Cgroup:
             _kill(pid, number)
 
     def kill(self) -> None:
-        """Send SIGKILL to every process in it; one that forks meanwhile is killed as well. Raises StateError."""
+        """Send SIGKILL to every process in it, including those forked meanwhile. Raises StateError."""
         self.require_own()
         deadline = time.monotonic() + CGROUP_KILL_TIMEOUT
         while pids := self.pids():
@@ -304,7 +304,7 @@ class Cgroup:
 
     def _kill_all(self, pids: list[int]) -> None:
         if self.frozen:
-            self.thaw()  # what a version 1 freezer holds does not die
+            self.thaw()  # a process in a frozen version 1 cgroup does not die
         try:
             write(f"{self.paths[UNIFIED]}/cgroup.kill", "1")  # since Linux 5.14
         except (KeyError, OSError):
@@ -312,7 +312,7 @@ class Cgroup:
                 _kill(pid)
 
     def remove(self) -> None:
-        """Remove the directories, and the parents that we have made when they are empty.
+        """Remove the directories, and those parents that we have made and that are empty.
 
         Raises DeadlineExceeded, StateError.
         """
@@ -332,7 +332,7 @@ class Cgroup:
             remove_parents(directory)
 
     def processors(self) -> frozenset[int]:
-        """The processors that its processes may use; none when no cpuset says so."""
+        """Return the processors that its processes may use; none without a cpuset."""
         for key, name in (("cpuset", "cpuset.effective_cpus"), (UNIFIED, "cpuset.cpus.effective")):
             try:
                 return frozenset(number_list(read(f"{self.paths[key]}/{name}")))
@@ -341,7 +341,7 @@ class Cgroup:
         return frozenset()
 
     def limits_reached(self) -> list[str]:
-        """Of memory and pids those whose limit the kernel has enforced here: by a kill, by refusing a fork."""
+        """Return which of "memory" and "pids" the kernel has enforced here, by a kill or by refusing a fork."""
         found = []
         for kind, v1_file, v2_file, keys in (
             ("memory", "memory.oom_control", "memory.events", ("oom_kill", "under_oom")),
@@ -357,13 +357,13 @@ class Cgroup:
         return found
 
     def stats(self) -> dict[str, Any]:
-        """Usage and limits, in the shape of the data of `runc events --stats`."""
+        """Return usage and limits in the shape of `runc events --stats`."""
         from runtime.cgroups.stats import stats
 
         return stats(self.paths)
 
     def oom_events(self, interval: float | None = None) -> Iterator[bool]:
-        """True whenever the kernel was out of memory here, False after `interval` seconds; ends with the processes."""
+        """Yield True when the kernel runs out of memory here, False every `interval` seconds, until all have exited."""
         from runtime.cgroups.stats import oom_events
 
         return oom_events(self, interval)

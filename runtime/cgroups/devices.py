@@ -1,7 +1,7 @@
-"""Device rules on cgroup version 2, where they are a BPF program that the kernel asks at every open and mknod.
+"""Device rules on cgroup version 2: a BPF program that the kernel runs at every open and mknod.
 
 Sources: bpf(2), kernel Documentation/bpf/standardization/instruction-set.rst, include/uapi/linux/bpf.h. The rules
-mean what they mean on version 1: they are applied in order, a later one wins, one for all devices replaces what came
+have the meaning of version 1: they are applied in order, a later rule wins, a rule for all devices replaces those
 before it.
 """
 
@@ -40,7 +40,7 @@ Instruction = tuple[int, int, int, int, int]  # code, destination, source, offse
 
 
 def program(rules: Sequence[DeviceRule]) -> bytes:
-    """The instructions that decide by the rules; a device that no rule is about is allowed.
+    """Return the instructions that apply the rules; a device without a rule is allowed.
 
     One request may ask for several kinds of access at once. The last rule is looked at first: a denial of any of
     them refuses it, a permission takes its kinds off those that are still asked for.
@@ -57,7 +57,7 @@ def program(rules: Sequence[DeviceRule]) -> bytes:
     for rule in reversed(rules[start + 1 :]):
         code += _rule(rule)
     code += _answer(start < 0 or rules[start].allow)
-    # Destination and source share a byte, and a big-endian machine has them the other way round.
+    # Destination and source share a byte, in the opposite order on a big-endian machine.
     little = sys.byteorder == "little"
     return b"".join(
         struct.pack("=BBhi", op, to | of << 4 if little else to << 4 | of, offset, value)
@@ -78,7 +78,7 @@ def _rule(rule: DeviceRule) -> list[Instruction]:
     tests = [(_KIND, _KINDS[rule.type]), (_MAJOR, rule.major), (_MINOR, rule.minor)]
     wanted = [(register, number) for register, number in tests if number is not None]
     if any(number >= 1 << 31 for _, number in wanted):
-        return []  # no device has such a number
+        return []  # no device can have this number
     size = len(wanted) + len(decision)
     return [
         (_UNLESS, register, 0, size - place - 1, number) for place, (register, number) in enumerate(wanted)
@@ -86,13 +86,13 @@ def _rule(rule: DeviceRule) -> list[Instruction]:
 
 
 def apply(directory: str, rules: Sequence[DeviceRule]) -> None:
-    """Have the kernel hold a version 2 cgroup to the rules, and no longer to those given before. Raises StartFailed."""
+    """Replace the device rules of a version 2 cgroup. Raises StartFailed."""
     cgroup = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         old = _attached(cgroup)
         try:
             if not all(rule.allow for rule in rules):
-                # Every program of a cgroup must agree, so what both old and new rules allow stays allowed throughout.
+                # All programs of a cgroup must allow an access, so what both old and new rules allow stays allowed.
                 new = _load(program(rules))
                 try:
                     syscalls.bpf(_PROG_ATTACH, "IIII", cgroup, new, _ATTACH_CGROUP_DEVICE, _ALLOW_MULTI)
@@ -105,7 +105,7 @@ def apply(directory: str, rules: Sequence[DeviceRule]) -> None:
                 os.close(fd)
     except OSError as error:
         raise StartFailed(
-            f"linux.resources.devices: the kernel does not take the rules as a BPF program: {error.strerror}",
+            f"linux.resources.devices: the kernel rejects the BPF program of the rules: {error.strerror}",
             remedy="cgroup version 2 needs CAP_BPF or CAP_SYS_ADMIN, and CONFIG_CGROUP_BPF, for device rules",
         ) from None
     finally:
@@ -113,7 +113,7 @@ def apply(directory: str, rules: Sequence[DeviceRule]) -> None:
 
 
 def _load(code: bytes) -> int:
-    """A descriptor of the loaded program. Raises OSError, or StartFailed with what the verifier says."""
+    """Load the program and return its descriptor. Raises OSError, or StartFailed with the verifier's words."""
 
     def load(level: int, log: bytearray) -> int:
         fd, _ = syscalls.bpf(
@@ -140,13 +140,13 @@ def _load(code: bytes) -> int:
 
 
 def _name_words() -> tuple[int, int]:
-    """The program's name as two words: by it ours are found again."""
+    """Return the program's name as two words. Our programs are found by it."""
     name = _NAME.ljust(16, b"\0")
     return int.from_bytes(name[:8], sys.byteorder), int.from_bytes(name[8:], sys.byteorder)
 
 
 def _attached(cgroup: int) -> list[int]:
-    """Descriptors of the programs of ours that a cgroup has; none on a kernel that cannot tell."""
+    """Return descriptors of our programs that a cgroup has; none on a kernel that cannot list them."""
     ids = bytearray(4 * _MAX_ATTACHED)
     try:
         _, attributes = syscalls.bpf(

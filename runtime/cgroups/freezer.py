@@ -1,4 +1,4 @@
-"""The freezer of cgroups. `paths` maps a version 1 controller, or "" for version 2, to a directory of a container's."""
+"""The freezer of cgroups. `paths` maps a version 1 controller, or "" for version 2, to a directory of the container."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from runtime.linux.files import read, wait_until, write
 
 
 def is_frozen(paths: dict[str, str]) -> bool:
-    """Whether its processes are paused by the freezer."""
+    """Whether the freezer has frozen the processes."""
     try:
         if "freezer" in paths:
             return read(f"{paths['freezer']}/freezer.state") != "THAWED"
@@ -23,20 +23,22 @@ def is_frozen(paths: dict[str, str]) -> bool:
 
 
 def freeze(paths: dict[str, str]) -> None:
-    """Pause all processes, and wait until they are. Raises ContainerError, DeadlineExceeded: they run on then."""
+    """Freeze all processes and wait for it; thaws them on failure. Raises ContainerError, DeadlineExceeded."""
     hold(paths)
     if not _await_frozen(paths):
         thaw(paths)
-        raise DeadlineExceeded(f"the processes of {next(iter(paths.values()))} cannot be frozen")
+        raise DeadlineExceeded(
+            f"the processes of {next(iter(paths.values()))} did not freeze within {FREEZER_TIMEOUT:g} s"
+        )
 
 
 def hold(paths: dict[str, str]) -> None:
-    """Pause all processes, those that are traced as soon as they are let go of. Raises ContainerError."""
+    """Freeze all processes without waiting: traced ones freeze when they are released. Raises ContainerError."""
     _write(paths, "FROZEN", "1")
 
 
 def thaw(paths: dict[str, str]) -> None:
-    """Let the processes go on; harmless when nothing is frozen, or not any more. Raises ContainerError."""
+    """Thaw the processes; harmless if none is frozen. Raises ContainerError."""
     try:
         _write(paths, "THAWED", "0")
     except ContainerError:
@@ -51,7 +53,7 @@ def _write(paths: dict[str, str], v1_state: str, v2_state: str) -> None:
         elif UNIFIED in paths:
             write(f"{paths[UNIFIED]}/cgroup.freeze", v2_state)
         else:
-            raise ContainerError("this host has no freezer cgroup")
+            raise ContainerError("this host does not have a freezer cgroup")
     except OSError as error:
         raise ContainerError(f"{error.filename or next(iter(paths.values()))}: {error.strerror}") from None
 
@@ -60,7 +62,7 @@ def _await_frozen(paths: dict[str, str]) -> bool:
     if "freezer" not in paths:
         return wait_until(f"{paths[UNIFIED]}/cgroup.events", lambda events: events.get("frozen") == 1, FREEZER_TIMEOUT)
     deadline = time.monotonic() + FREEZER_TIMEOUT
-    # The version 1 freezer tells nobody, and looks at its processes when it is read.
+    # The version 1 freezer sends no notification. It checks its processes when its state is read.
     while read(f"{paths['freezer']}/freezer.state") != "FROZEN":
         if time.monotonic() > deadline:
             return False

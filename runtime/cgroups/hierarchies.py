@@ -1,4 +1,4 @@
-"""Where this host's cgroup hierarchies are mounted (proc_pid_mountinfo(5), cgroups(7))."""
+"""Find where the cgroup hierarchies of this host are mounted (proc_pid_mountinfo(5), cgroups(7))."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _V1 = frozenset(
 # Version 2 controllers that a container's limits may need.
 _WANTED = ("cpu", "cpuset", "memory", "pids", "io", "hugetlb", "rdma")
 _MAKE_ATTEMPTS = 100
-# On each directory that we make. trusted.* is for whoever is privileged, user.* works on version 2 only (xattr(7)).
+# Set on each directory that we make. trusted.* needs privileges, user.* works on version 2 only (xattr(7)).
 _MARKS = ("trusted.pymigrate", "user.pymigrate")
 
 
@@ -31,7 +31,7 @@ class Hierarchy(Record):
     controllers: tuple[str, ...]
 
     def make(self, path: str) -> bool:
-        """Make the cgroup `path` and, where that is needed, make it usable: cpuset values, delegated controllers.
+        """Make the cgroup `path` and make it usable: set cpuset values, delegate controllers.
 
         Returns whether it was not there before. Raises OSError.
         """
@@ -51,17 +51,17 @@ class Hierarchy(Record):
         for _ in range(_MAKE_ATTEMPTS):
             try:
                 os.mkdir(path)
-                os.chmod(path, 0o755)  # whatever our umask is: the root of a user namespace passes through
+                os.chmod(path, 0o755)  # whatever our umask is, because the root of a user namespace passes through
                 _mark(path)
                 return True
             except FileExistsError:
                 return False
             except FileNotFoundError:
-                # Whoever removes another container may remove an empty parent again before we have used it.
+                # The removal of another container may remove an empty parent before we have used it.
                 if len(path) <= len(self.mountpoint):
                     raise
                 self._make_directory(os.path.dirname(path))
-        raise ContainerError(f"cannot make the cgroup {path}: what it lies in is removed again and again")
+        raise ContainerError(f"cannot make the cgroup {path}: its parent is removed again and again")
 
 
 def _mark(path: str, owner: bytes = b"") -> None:
@@ -70,17 +70,17 @@ def _mark(path: str, owner: bytes = b"") -> None:
             os.setxattr(path, name, owner)
             return
         except OSError:
-            continue  # then it stays when it is empty
+            continue  # then it stays even if it is empty
 
 
 def own(path: str, owner: bytes, *, new: bool) -> None:
-    """Note whose cgroup a directory is; one that was there before us, and bears no mark of ours, is left as it is."""
+    """Mark the owner of a directory. One that existed before and has no mark of ours stays unmarked."""
     if new or owner_of(path) is not None:
         _mark(path, owner)
 
 
 def owner_of(path: str) -> bytes | None:
-    """What `own` has noted; b"" for one that only holds others, None for one that we have not made, or that is gone."""
+    """Return the mark of `own`: b"" for a mere parent, None for a directory that we have not made or that is gone."""
     for name in _MARKS:
         try:
             return os.getxattr(path, name)
@@ -90,7 +90,7 @@ def owner_of(path: str) -> bytes | None:
 
 
 def remove_parents(path: str) -> None:
-    """Remove what a cgroup that is gone has lain in, as far up as it is empty and of our making.
+    """Remove the parents of a removed cgroup, upwards as long as they are empty and made by us.
 
     The mark is on the directory itself: of several containers below one parent the last to go removes it, whichever
     has made it, and what was there before us stays.
@@ -105,7 +105,7 @@ def remove_parents(path: str) -> None:
 
 
 def discover(mountinfo: str | None = None) -> list[Hierarchy]:
-    """The hierarchies that this process sees; the text is for tests, by default that of /proc/self/mountinfo."""
+    """Return the hierarchies that this process sees. Tests pass `text` instead of /proc/self/mountinfo."""
     if mountinfo is None:
         with open("/proc/self/mountinfo", errors="surrogateescape") as file:
             mountinfo = file.read()
@@ -128,7 +128,7 @@ def discover(mountinfo: str | None = None) -> list[Hierarchy]:
 
 
 def inherit_cpuset(directory: str) -> None:
-    """A new version 1 cpuset is empty, and no process may join it before it has processors and memory nodes.
+    """Copy processors and memory nodes from the parent: a new version 1 cpuset has none and takes no process.
 
     Nor may it get any before its parent has: one that another process has just made may still be without.
     """
@@ -141,7 +141,7 @@ def inherit_cpuset(directory: str) -> None:
 
 
 def _delegate(directory: str) -> None:
-    """Let children of a version 2 cgroup have its controllers; what is refused shows when a limit is set."""
+    """Enable controllers for the children of a version 2 cgroup. A refusal shows when a limit is set."""
     try:
         there = read(f"{directory}/cgroup.controllers").split()
         given = read(f"{directory}/cgroup.subtree_control").split()
@@ -151,14 +151,14 @@ def _delegate(directory: str) -> None:
     for change in [" ".join(missing), *missing] if missing else ():
         try:
             write(f"{directory}/cgroup.subtree_control", change)
-        except OSError:  # one that cannot be had lets the whole line fail: then one by one
+        except OSError:  # one unavailable controller makes the whole line fail, so write them one by one
             continue
         if change == " ".join(missing):
             return
 
 
 def remove_tree(directory: str, deadline: float) -> None:
-    """Remove a cgroup and all below it; harmless when it is gone. Raises DeadlineExceeded at `deadline` (monotonic)."""
+    """Remove a cgroup and all below it; harmless if it is gone. Raises DeadlineExceeded at `deadline` (monotonic)."""
     try:
         os.rmdir(directory)  # most have nothing below them
         return
@@ -180,9 +180,9 @@ def remove_tree(directory: str, deadline: float) -> None:
 
 
 def below(directory: str) -> list[str]:
-    """The directory and all cgroups below it, parents first; [] when it is gone."""
+    """Return the directory and all cgroups below it, parents first; [] if it is gone."""
     try:
-        # A directory's link count is two more than the directories in it: most need not be listed.
+        # A directory's link count is two more than its subdirectories, so most need not be listed.
         if os.stat(directory).st_nlink == 2:
             return [directory]
         with os.scandir(directory) as entries:

@@ -21,10 +21,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-# Bytes that CRIU may have in the cgroup when it has done its work: of its own (3 MiB measured), and for each process
-# that it has made (130 KiB measured). They are free again when it has ended.
+# Bytes that CRIU may use in the cgroup when it has finished: its own (3 MiB measured), and for each process that it has
+# made (130 KiB measured). They are free again when it has exited.
 _SPARE, _SPARE_EACH = 16 << 20, 256 << 10
-# controller, file, what lifts the limit; of memory that of memory and swap together is the wider one
+# controller, file, value that lifts the limit; memory and swap together before memory, because it is wider
 _V1 = (
     ("pids", "pids.max", "max"),
     ("cpu", "cpu.cfs_quota_us", "-1"),
@@ -41,10 +41,10 @@ _MEMORY = {"memory.limit_in_bytes": "memory.usage_in_bytes", "memory.max": "memo
 
 
 class Leeway:
-    """`lift`, then `end` when the processes are held, then `settle` when CRIU has ended."""
+    """Call `lift`, then `end` when the processes are held, then `settle` when CRIU has exited."""
 
     def __init__(self) -> None:
-        self._limits: list[tuple[str, str]] = []  # path of a file, and what it is to hold; as it was lifted
+        self._limits: list[tuple[str, str]] = []  # path of a file and its limit, in the order of lifting
 
     def lift(self, paths: Mapping[str, str]) -> None:
         """Lift the limits of a cgroup, in its directories `paths` (Cgroup.paths). Raises ContainerError."""
@@ -62,7 +62,7 @@ class Leeway:
             self._limits.append((path, limit))
 
     def end(self) -> None:
-        """Set the limits: nothing of the container has run yet. Raises ContainerError, when its memory does not fit.
+        """Set the limits before the container runs. Raises ContainerError if its memory does not fit.
 
         A memory limit that only CRIU's own memory exceeds waits for `settle`.
         """
@@ -82,13 +82,13 @@ class Leeway:
                 write(path, limit)
             except OSError as error:
                 if late and "memory" in path:
-                    late.append((path, limit))  # together with memory alone
+                    late.append((path, limit))  # together with the limit of memory alone
                     continue
                 raise _unwritable(path, error) from None
         self._limits = late
 
     def settle(self) -> None:
-        """Set what had to wait for CRIU's end; the container runs."""
+        """Set the limits that had to wait until CRIU exited; the container runs already."""
         deadline = time.monotonic() + LEEWAY_TIMEOUT
         for path, limit in self._limits:
             usage = _MEMORY.get(path.rpartition("/")[2])
@@ -97,12 +97,12 @@ class Leeway:
                     time.sleep(0.005)
                 write(path, limit)
             except OSError as error:
-                notices.warn(f"{path}: the limit of {limit} could not be set again: {error.strerror}")
+                notices.warn(f"{path}: the limit of {limit} cannot be set again: {error.strerror}")
         self._limits = []
 
 
 def _excess(path: str, usage: str, limit: int) -> int:
-    """By how many bytes the memory in use exceeds a limit, when what can be written back or dropped has been."""
+    """Return by how many bytes the memory in use exceeds a limit after the kernel has reclaimed what it can."""
     directory, _, name = path.rpartition("/")
     excess = int(read(f"{directory}/{usage}")) - limit
     if excess <= 0:
@@ -115,7 +115,7 @@ def _excess(path: str, usage: str, limit: int) -> int:
             write(f"{directory}/memory.high", high)
     else:
         try:
-            write(path, str(limit))  # which fails, and kills nothing, where it does not fit
+            write(path, str(limit))  # this fails, and kills nothing, if the memory does not fit
         except OSError as error:
             if error.errno != errno.EBUSY:
                 raise

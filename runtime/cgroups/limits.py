@@ -1,4 +1,4 @@
-"""Setting the limits of a cgroup: the writes that v1.py and v2.py work out, in an order that the kernel takes."""
+"""Set the limits of a cgroup: the writes that v1.py and v2.py compute, in an order that the kernel accepts."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     Paths = dict[str, str]
 
 _DENY_ALL = DeviceRule(False, "a", None, None, "rwm")
-# What every container can use (runtime-spec, default devices; runc allows the same): these come after the
-# config.json's own rules. A node can always be made: of what it stands for, nothing can be opened.
+# The devices that every container can use (runtime-spec, default devices; runc allows the same). These rules come after
+# those of config.json. A node can always be made, but making it does not allow opening the device.
 DEFAULT_DEVICES = tuple(
     DeviceRule(True, *rule)
     for rule in (
@@ -48,18 +48,18 @@ def apply(paths: Paths, resources: Resources) -> None:
 
 
 def device_rules(rules: Sequence[DeviceRule]) -> tuple[DeviceRule, ...]:
-    """The rules that hold where a config.json has these: all is denied that none of them allows, as by runc."""
+    """Return the effective rules for those of a config.json: as in runc, devices without a rule are denied."""
     closed = any(rule.type == "a" for rule in rules)
     return (*(() if closed else (_DENY_ALL,)), *rules, *DEFAULT_DEVICES)
 
 
 def may_deny_devices() -> bool:
-    """Whether the kernel lets us hold a cgroup to device rules: not a user, nor root of a user namespace."""
+    """Whether the kernel accepts device rules from us: not from a user, nor from root of a user namespace."""
     return not os.geteuid() and not trusted.is_remapped()
 
 
 def denied_by_default(resources: Resources) -> Resources:
-    """The limits of a new container: without device rules it may use the default devices only."""
+    """Return the limits of a new container: without device rules it may use only the default devices."""
     return resources if resources.devices else resources.replace(devices=(_DENY_ALL,))
 
 
@@ -77,11 +77,11 @@ def _apply_devices(paths: Paths, rules: Sequence[DeviceRule]) -> None:
 
         devices.apply(paths[UNIFIED], rules)
     else:
-        raise ContainerError("linux.resources.devices: this host has no devices cgroup")
+        raise ContainerError("linux.resources.devices: this host does not have a devices cgroup")
 
 
 def _write_all(paths: Paths, writes: Iterable[Write]) -> None:
-    """Write in the order given, and what the kernel refuses once more after the rest.
+    """Write in the given order, then retry what the kernel has refused.
 
     Limits depend on each other (memory and swap, quota and period and burst), and which one is to be first depends on
     whether they rise or fall.

@@ -1,8 +1,8 @@
-"""The cgroups of a container's monitor, beside the container's own.
+"""The cgroups of a container's monitor, beside those of the container.
 
-It must not stay where its starter was: a service manager may end all of that (a log-in session, sshd's unit), and a
-container whose monitor is gone dies of a broken pipe. With systemd it gets a scope of its own: all of a slice's cgroups
-are systemd's to make, and stopping the container's unit must not end its monitor.
+The monitor must not stay in its starter's cgroup: a service manager may kill everything there (a log-in session, sshd's
+unit), and a container without its monitor dies of a broken pipe. With systemd it gets its own scope, because only
+systemd may make the cgroups of a slice, and stopping the container's unit must not kill its monitor.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _MONITOR = "@monitor"  # a character that no id has: it cannot be the cgroup of 
 
 
 def directories(cgroup: Cgroup) -> list[str]:
-    """One for each of the container's."""
+    """Return the monitor's directory for each directory of the container."""
     if cgroup.unit is None:
         return [directory + _MONITOR for directory in cgroup.directories()]
     from runtime.cgroups.systemd import monitor_unit
@@ -30,7 +30,7 @@ def directories(cgroup: Cgroup) -> list[str]:
 
 
 def birthplace(cgroup: Cgroup) -> int:
-    """Make the version 2 directory: a descriptor of it, for fork_into; -1 if there is none. Raises ContainerError."""
+    """Make the version 2 directory; return a descriptor for fork_into, -1 without version 2. Raises ContainerError."""
     if cgroup.unit is not None or UNIFIED not in cgroup.paths:
         return -1
     directory = cgroup.paths[UNIFIED] + _MONITOR
@@ -63,7 +63,7 @@ def add(cgroup: Cgroup, pid: int, *, but_unified: bool = False) -> None:
 
 
 def put_aside(cgroup: Cgroup, pid: int) -> None:
-    """Move a process of ours that has to leave the container's cgroup to the monitor's. Raises ContainerError."""
+    """Move one of our processes from the container's cgroup to the monitor's. Raises ContainerError."""
     there = [directory for directory in directories(cgroup) if os.path.isdir(directory)]
     if not there:
         add(cgroup, pid)

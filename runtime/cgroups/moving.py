@@ -1,4 +1,4 @@
-"""Moving processes from cgroup to cgroup."""
+"""Move processes between cgroups."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from runtime.linux.files import read, write
 
 
 def entrance(paths: dict[str, str], directory: str, pid: int) -> str:
-    """The name of the file to write a pid to; 0 is the caller.
+    """Return the name of the file that takes a pid; 0 is the caller.
 
-    Whole processes are moved under a lock that is only had after a grace period of RCU: milliseconds. A single
-    thread that moves itself on version 1 does not need it.
+    The kernel moves whole processes under a lock that it gets after an RCU grace period: milliseconds. A single thread
+    that moves itself on version 1 does not need the lock.
     """
     single = pid == 0 and paths.get(UNIFIED) != directory
     return "tasks" if single else "cgroup.procs"
 
 
 def move_in(directory: str, pid: int, file: str) -> None:
-    """Write a pid to a file of a cgroup's. Raises ContainerError."""
+    """Write a pid to a file of a cgroup. Raises ContainerError."""
     try:
         write(f"{directory}/{file}", str(pid))
     except OSError as error:
@@ -30,7 +30,7 @@ def not_taken(directory: str, pid: int, error: OSError) -> ContainerError:
 
 
 def unified_of(pid: int, otherwise: str) -> str:
-    """The directory of the version 2 cgroup that a process is in; `otherwise` when that cannot be found out."""
+    """Return the directory of a process's version 2 cgroup; `otherwise` if that is unknown."""
     try:
         lines = read(f"/proc/{pid}/cgroup").splitlines()
     except OSError:

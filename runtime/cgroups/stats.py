@@ -1,4 +1,4 @@
-"""What a cgroup uses, in the shape of `runc events --stats`, and when the kernel runs out of memory in it.
+"""Read what a cgroup uses, in the shape of `runc events --stats`, and when the kernel runs out of memory in it.
 
 What the kernel does not tell is left out or 0, as runc does it; "no limit" is 2^64 - 1. Times in nanoseconds, sizes in
 bytes.
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 _UNLIMITED = 2**64 - 1
 _TICKS = 10**9 // os.sysconf("SC_CLK_TCK")  # nanoseconds in one tick of cpuacct.stat
 _ALIVE_INTERVAL = 1.0
-_GONE = (errno.ENOENT, errno.ENODEV)  # the cgroup has been removed: its container has ended
-# Key of runc's blkio, and the version 1 files that may hold it: BFQ's, then what all schedulers count.
+_GONE = (errno.ENOENT, errno.ENODEV)  # the cgroup has been removed, because its container has exited
+# A key of runc's blkio, and the version 1 files that may have it: BFQ's, then those of all schedulers.
 _V1_IO = {
     "ioServiceBytesRecursive": ("blkio.bfq.io_service_bytes_recursive", "blkio.throttle.io_service_bytes_recursive"),
     "ioServicedRecursive": ("blkio.bfq.io_serviced_recursive", "blkio.throttle.io_serviced_recursive"),
@@ -43,7 +43,7 @@ _V1_CPUSET = (
 
 
 class _Files:
-    """The files of one directory; those that are missing are empty."""
+    """The files of one directory. A missing file reads as empty."""
 
     def __init__(self, directory: str | None) -> None:
         self.directory = directory
@@ -65,7 +65,7 @@ class _Files:
 
 
 def stats(paths: Mapping[str, str]) -> dict[str, Any]:
-    """`paths` as a Cgroup's. Returns what JSON can hold."""
+    """Return the usage as JSON values; `paths` as in Cgroup."""
     if set(paths) == {""}:
         return _v2(_Files(paths[""]))
     return _v1(
@@ -117,7 +117,7 @@ def _v1(files: Mapping[str, _Files]) -> dict[str, Any]:
 def _v2(files: _Files) -> dict[str, Any]:
     cpu, raw = files.keyed("cpu.stat"), files.keyed("memory.stat")
     memory, swap = _v2_memory(files, "memory"), _v2_memory(files, "memory.swap")
-    # Version 1, whose shape this is, counts memory and swap together.
+    # The shape is that of version 1, which counts memory and swap together.
     both = _UNLIMITED if _UNLIMITED in (memory["limit"], swap["limit"]) else memory["limit"] + swap["limit"]
     return {
         "cpu": {
@@ -161,7 +161,7 @@ def _throttling(cpu: Mapping[str, int], time_ns: int) -> dict[str, int]:
 def _v1_memory(files: _Files, prefix: str) -> dict[str, int]:
     limit = files.number(f"{prefix}.limit_in_bytes")
     return {
-        # Version 1 has no word for "no limit": it is the largest whole number of pages.
+        # Version 1 shows "no limit" as the largest whole number of pages.
         "limit": _UNLIMITED if limit >= 2**63 - 2**16 else limit,
         "usage": files.number(f"{prefix}.usage_in_bytes"),
         "max": files.number(f"{prefix}.max_usage_in_bytes"),
@@ -184,7 +184,7 @@ def _pids(files: _Files) -> dict[str, int]:
 
 
 def _v1_io(files: _Files, names: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Lines such as "8:0 Read 4096" of the first of the files that has any."""
+    """Parse lines such as "8:0 Read 4096" of the first file that has any."""
     for name in names:
         found = []
         for line in files.text(name).splitlines():
@@ -198,7 +198,7 @@ def _v1_io(files: _Files, names: tuple[str, ...]) -> list[dict[str, Any]]:
 
 
 def _v2_io(text: str) -> dict[str, list[dict[str, Any]]]:
-    """Lines such as "8:0 rbytes=4096 wbytes=0 rios=1 wios=0 dbytes=0 dios=0"."""
+    """Parse lines such as "8:0 rbytes=4096 wbytes=0 rios=1 wios=0 dbytes=0 dios=0"."""
     names = {"rbytes": ("ioServiceBytesRecursive", "Read"), "wbytes": ("ioServiceBytesRecursive", "Write")}
     names |= {"rios": ("ioServicedRecursive", "Read"), "wios": ("ioServicedRecursive", "Write")}
     found: dict[str, list[dict[str, Any]]] = {"ioServiceBytesRecursive": [], "ioServicedRecursive": []}
@@ -214,7 +214,7 @@ def _v2_io(text: str) -> dict[str, list[dict[str, Any]]]:
 
 
 def _hugepages(files: _Files, suffix: str) -> Iterator[tuple[str, str]]:
-    """Page size and the beginning of its files' names: those of reservations where the kernel has them."""
+    """Yield each page size and the prefix of its files: those of reservations if the kernel has them."""
     try:
         names = sorted(os.listdir(files.directory)) if files.directory is not None else []
     except FileNotFoundError:
@@ -227,7 +227,7 @@ def _hugepages(files: _Files, suffix: str) -> Iterator[tuple[str, str]]:
 
 
 def _ids(text: str) -> list[int]:
-    """The numbers in a list such as "0-2,7"."""
+    """Return the numbers in a list such as "0-2,7"."""
     found: list[int] = []
     for part in filter(None, text.split(",")):
         first, _, last = part.partition("-")
@@ -241,11 +241,11 @@ def oom_events(cgroup: Cgroup, interval: float | None) -> Iterator[bool]:
         return _v1_oom(cgroup, cgroup.paths["memory"], interval)
     if cgroup.unified_only:
         return _v2_oom(cgroup.paths[""], interval)
-    raise ContainerError("this host has no memory cgroup")
+    raise ContainerError("this host does not have a memory cgroup")
 
 
 def _v1_oom(cgroup: Cgroup, directory: str, interval: float | None) -> Iterator[bool]:
-    """An eventfd that the kernel adds to (cgroup-v1/memory.rst, "OOM Control"), also when the cgroup is removed."""
+    """Watch an eventfd that the kernel signals (cgroup-v1/memory.rst, "OOM Control"), also at the cgroup's removal."""
     event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
     try:
         try:
@@ -266,7 +266,7 @@ def _v1_oom(cgroup: Cgroup, directory: str, interval: float | None) -> Iterator[
         poll.register(event, select.POLLIN)
         due = _Due(interval)
         while True:
-            alive = bool(cgroup.pids())  # nothing tells that the last process has gone
+            alive = bool(cgroup.pids())  # no notification comes when the last process exits
             if poll.poll(due.wait(_ALIVE_INTERVAL) * 1000 if alive else 0):
                 os.eventfd_read(event)
                 if os.path.exists(directory):
@@ -280,7 +280,7 @@ def _v1_oom(cgroup: Cgroup, directory: str, interval: float | None) -> Iterator[
 
 
 def _v2_oom(directory: str, interval: float | None) -> Iterator[bool]:
-    """oom_kill in memory.events, and "populated" in cgroup.events: the kernel wakes who polls them."""
+    """Poll memory.events for oom_kill and cgroup.events for "populated": the kernel wakes pollers of both."""
     fds: list[int] = []
     try:
         try:
@@ -299,7 +299,7 @@ def _v2_oom(directory: str, interval: float | None) -> Iterator[bool]:
         due = _Due(interval)
         while True:
             try:
-                # In this order: what ended the last process is in memory.events by then.
+                # In this order, because memory.events then has what killed the last process.
                 populated, now = (flat_keyed(read_again(fd)) for fd in reversed(fds))
             except OSError:  # the cgroup has been removed
                 return
@@ -317,18 +317,18 @@ def _v2_oom(directory: str, interval: float | None) -> Iterator[bool]:
 
 
 class _Due:
-    """A moment that comes again every `interval` seconds, or never."""
+    """A moment that recurs every `interval` seconds, or never."""
 
     def __init__(self, interval: float | None) -> None:
         self._interval = interval
         self._next = float("inf") if interval is None else time.monotonic() + interval
 
     def wait(self, longest: float) -> float:
-        """Seconds until then, at most `longest`."""
+        """Return the seconds until then, at most `longest`."""
         return max(0.0, min(longest, self._next - time.monotonic()))
 
     def reached(self) -> bool:
-        """Whether it has come; the next one is an interval later."""
+        """Whether the moment has come; if so, the next one is an interval later."""
         if time.monotonic() < self._next:
             return False
         self._next = time.monotonic() + (self._interval or 0)

@@ -1,11 +1,11 @@
-"""The cgroups below a container's own, as a list that can be kept, and made again from it below another one.
+"""Save the cgroups below a container's cgroup as a list, and make them again from it below another one.
 
     [{"controller": "pids", "path": "jobs/1", "owner": [uid, gid, mode], "files": {"pids.max": "10"},
       "owners": {"cgroup.procs": [uid, gid]}, "given": ["pids"], "threads": [7]}, ...]
 
-Parents come before children; `threads` are the ids inside of the processes (version 1: threads) that are in it, `given`
-the controllers that it gives to its children (version 2). The container's own cgroup has the path "". What names a
-block device is not carried: its numbers are this host's.
+Parents come before children. `threads` are the ids, inside the container, of the processes (version 1: threads) in it,
+`given` the controllers enabled for its children (version 2). The container's own cgroup has the path "". Limits of a
+block device are left out, because device numbers differ between hosts.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _MOST = 10_000  # cgroups
 
 
 def save(paths: dict[str, str], inside: dict[int, int]) -> list[dict[str, Any]]:
-    """What lies below a container's cgroups (Cgroup.paths); `inside` maps thread ids here to those inside."""
+    """List the cgroups below a container's cgroups (Cgroup.paths); `inside` maps thread ids here to those inside."""
     found: list[dict[str, Any]] = []
     for directory in dict.fromkeys(paths.values()):
         groups = below(directory)
@@ -66,7 +66,7 @@ def _describe(controller: str, group: str, top: str, inside: dict[int, int]) -> 
         described["threads"] = sorted(inside[int(line)] for line in lines if int(line) in inside)
         described["given"] = read(f"{group}/cgroup.subtree_control").split() if unified else []
     except OSError:
-        pass  # a threaded one: `validate` refuses those with processes in them
+        pass  # a threaded cgroup: `validate` refuses it if it has processes
     if group == top:
         return described
     for name in sorted(os.listdir(group)):
@@ -78,7 +78,7 @@ def _describe(controller: str, group: str, top: str, inside: dict[int, int]) -> 
             try:
                 described["files"][name] = read(f"{group}/{name}")
             except OSError:
-                continue  # one that can only be written to
+                continue  # a write-only file
     return described
 
 
@@ -87,7 +87,7 @@ def _is_limit(name: str, *, unified: bool) -> bool:
 
 
 def check(groups: list[Any]) -> None:
-    """Raise ContainerError unless this is a list that `save` could have made: nothing in it leads out of the cgroup."""
+    """Raise ContainerError unless `save` could have made this list, so that nothing leads out of the cgroup."""
     wanted = {
         "controller": str, "path": str, "owner": list, "files": dict, "owners": dict, "given": list, "threads": list,
     }  # fmt: skip
@@ -99,13 +99,13 @@ def check(groups: list[Any]) -> None:
         where = f"cgroups: {group['path'][:80]!r}"
         parts = group["path"].split("/") if group["path"] else []
         if any(part in ("", ".", "..") or "\0" in part for part in parts):
-            raise ContainerError(f"{where}: is no path below a cgroup")
+            raise ContainerError(f"{where}: is not a path below a cgroup")
         if group["controller"] and not _CONTROLLER.fullmatch(group["controller"]):
             raise ContainerError(f"{where}: controller: is malformed")
         unified = group["controller"] == UNIFIED
         for name, value in group["files"].items():
             if not _is_limit(name, unified=unified) or not isinstance(value, str) or len(value) > 4096:
-                raise ContainerError(f"{where}: {name[:40]!r} is no limit")
+                raise ContainerError(f"{where}: {name[:40]!r} is not a limit")
         if not all(isinstance(name, str) and _CONTROLLER.fullmatch(name) for name in group["given"]):
             raise ContainerError(f"{where}: given: is malformed")
         owners = [*group["owners"].values(), group["owner"][:2]]
@@ -115,15 +115,15 @@ def check(groups: list[Any]) -> None:
             raise ContainerError(f"{where}: owners: is malformed")
         numbers = [*(number for ids in owners for number in ids), *group["owner"], *group["threads"]]
         if len(group["owner"]) != 3 or not all(type(number) is int and 0 <= number < 1 << 32 for number in numbers):
-            raise ContainerError(f"{where}: holds what is no number")
+            raise ContainerError(f"{where}: has a value that is not a number")
         if group["owner"][2] > 0o7777:
-            raise ContainerError(f"{where}: owner: has no mode")
+            raise ContainerError(f"{where}: owner: the mode is out of range")
 
 
 def make(groups: list[dict[str, Any]], cgroup: Cgroup) -> None:
-    """Make the directories of what `save` has described, before the processes exist: they may have files there open.
+    """Make the directories that `save` has listed before the processes exist, because those may have files there open.
 
-    Raises ContainerError, on a host of the other cgroup version too.
+    Raises ContainerError, also on a host with the other cgroup version.
     """
     for group in groups:
         path = f"{_top(cgroup, group['controller'])}/{group['path']}"
@@ -138,13 +138,13 @@ def _top(cgroup: Cgroup, controller: str) -> str:
         return cgroup.paths[controller]
     except KeyError:
         raise ContainerError(
-            f"the container has cgroups of its own in the hierarchy {controller or 'of version 2'}, "
+            f"the container has nested cgroups in the hierarchy {controller or 'of version 2'}, "
             "which this host does not have"
         ) from None
 
 
 def restore(groups: list[dict[str, Any]], cgroup: Cgroup, outside: dict[int, int]) -> None:
-    """Give what `make` has made all that `save` has described, and put the container's processes there.
+    """Restore limits and owners of the cgroups that `make` has made, and move the container's processes there.
 
     `outside` maps thread ids inside to those here. Raises ContainerError.
     """
@@ -174,7 +174,7 @@ def _restore_v1(groups: list[dict[str, Any]], top: str, outside: dict[int, int])
 
 
 def _restore_unified(groups: list[dict[str, Any]], top: str, cgroup: Cgroup, outside: dict[int, int]) -> None:
-    """A cgroup that gives controllers to its children has no processes itself: they leave it first, CRIU too."""
+    """Restore version 2: processes (CRIU too) leave a cgroup before it enables controllers for its children."""
     below_top = [group for group in groups if group["path"]]
     for group in below_top:
         for thread in group["threads"]:
@@ -201,7 +201,7 @@ def _clear_of_others(top: str, cgroup: Cgroup, own: set[int]) -> None:
 
 
 def _set_limits(directory: str, files: dict[str, str]) -> None:
-    """Those that differ from what is there. Of memory with and without swap each may have to come before the other."""
+    """Set the limits that differ, in two attempts: memory with swap may have to precede memory alone, or follow it."""
     left = {name: value for name, value in files.items() if _differs(f"{directory}/{name}", value)}
     for attempt in range(2):
         for name, value in list(left.items()):
@@ -217,7 +217,7 @@ def _differs(path: str, value: str) -> bool:
     try:
         return read(path) != value
     except FileNotFoundError:
-        return value not in ("", "0", "max")  # this kernel knows no such limit, nor was there one
+        return value not in ("", "0", "max")  # this kernel lacks the limit, and none was set
 
 
 def _set_owners(directory: str, group: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
-"""The systemd driver: a container's cgroup as a transient unit.
+"""The systemd driver: a container's cgroup is a transient unit.
 
-Sources: org.freedesktop.systemd1(5), systemd.resource-control(5), systemd's CGROUP_DELEGATION.md. The unit is told the
-limits as well as the files: systemd writes what it knows again, at a daemon-reload for one.
+Sources: org.freedesktop.systemd1(5), systemd.resource-control(5), systemd's CGROUP_DELEGATION.md. The limits are set in
+the unit as well as in the files, because systemd writes its values again, for example at a daemon-reload.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _PERCENT = _SECOND // 100
 
 
 def expand_slice(name: str) -> str:
-    """Where a slice's cgroup is: a-b.slice lies in a.slice. Raises ValueError.
+    """Return the path of a slice's cgroup: a-b.slice is in a.slice. Raises ValueError.
 
     >>> expand_slice("a-b.slice")
     'a.slice/a-b.slice'
@@ -43,7 +43,7 @@ def expand_slice(name: str) -> str:
     if name == "-.slice":
         return ""
     if stem == name or not _is_unit_name(name) or "" in stem.split("-"):
-        raise ValueError(f"{name!r} is no name of a slice")
+        raise ValueError(f"{name!r} is not a slice name")
     parts = stem.split("-")
     return "/".join(f"{'-'.join(parts[: end + 1])}.slice" for end in range(len(parts)))
 
@@ -54,18 +54,18 @@ def _is_unit_name(name: str) -> bool:
 
 
 class UnitName(Record):
-    """A unit and the slice that it lies in."""
+    """A unit and its slice."""
 
     slice: str
     unit: str
 
     @classmethod
     def parse(cls, container_id: str, cgroups_path: str | None) -> Self:
-        """From slice:prefix:name: prefix-name.scope, or `name` itself if it is a slice. Raises SpecError."""
+        """Parse slice:prefix:name as prefix-name.scope, or as `name` itself if that is a slice. Raises SpecError."""
         place = f"config.json: linux.cgroupsPath: {cgroups_path!r}"
         parts = (cgroups_path or f":pymigrate:{container_id}").split(":")
         if len(parts) != 3 or not parts[2]:
-            raise SpecError(f"{place}: must be slice:prefix:name where systemd makes the cgroup")
+            raise SpecError(f"{place}: must be slice:prefix:name if systemd makes the cgroup")
         lies_in, prefix, name = parts
         lies_in = lies_in or "system.slice"
         unit = name if name.endswith(".slice") else "-".join(filter(None, (prefix, name))) + ".scope"
@@ -85,21 +85,21 @@ class UnitName(Record):
 
 
 def monitor_unit(unit: str) -> str:
-    """The scope of the monitor of a container's unit; no container's id has a colon in it."""
+    """Return the scope of the monitor of a container's unit. Container ids have no colon."""
     return f"{unit.rpartition('.')[0]}:monitor.scope"
 
 
 def start(
     name: UnitName, pid: int | None, resources: Resources | None, annotations: Mapping[str, str], *, unified: bool
 ) -> str:
-    """Start the container's unit with `pid` in it; its cgroup, relative to the root of the hierarchy.
+    """Start the container's unit with `pid` in it. Return its cgroup, relative to the root of the hierarchy.
 
-    Raises SpecError for an annotation that cannot be a property, Conflict when there is such a unit, StartFailed.
+    Raises SpecError for an annotation that cannot be a property, Conflict if the unit exists, StartFailed.
     """
     properties = _basic(name, f"pymigrate container {name.unit}", pid)
     properties["Delegate"] = ("b", True)
     if name.is_slice:
-        del properties["Delegate"]  # a slice holds other units
+        del properties["Delegate"]  # a slice has other units
     if resources is not None:
         properties |= resource_properties(resources, "" if unified else None)
     properties |= annotated(annotations)
@@ -121,10 +121,10 @@ def _basic(name: UnitName, description: str, pid: int | None) -> Properties:
         properties["Wants"] = ("as", [name.slice])
     else:
         properties["Slice"] = ("s", name.slice)
-        # Else the unit of one whose processes were killed would stay, and nobody could have its name.
+        # Otherwise the unit would stay after its processes were killed, and its name could not be used again.
         properties["CollectMode"] = ("s", "inactive-or-failed")
         if pid is None:
-            raise StartFailed(f"{name.unit}: systemd makes no scope without a process")
+            raise StartFailed(f"{name.unit}: systemd cannot make a scope without a process")
         properties["PIDs"] = ("au", [pid])
     for controller in ("Memory", "CPU", "IO", "Tasks"):
         properties[f"{controller}Accounting"] = ("b", True)
@@ -141,7 +141,7 @@ def _start(systemd: Systemd, name: UnitName, properties: Properties) -> None:
             if error.name == "UnitExists":
                 if name.is_slice:
                     return
-                if attempt == 1:  # perhaps one that has failed and that nobody has looked at
+                if attempt == 1:  # it may be a failed unit that has not been reset
                     _reset_failed(systemd, name.unit)
                     continue
                 raise Conflict(
@@ -157,12 +157,12 @@ def _start(systemd: Systemd, name: UnitName, properties: Properties) -> None:
 def _reset_failed(systemd: Systemd, unit: str) -> None:
     try:
         systemd.call("ResetFailedUnit", "s", (unit,))
-    except Refused:  # it has not failed, or there is none
+    except Refused:  # it has not failed, or does not exist
         return
 
 
 def _cgroup_of(pid: int, name: UnitName) -> str:
-    """The cgroup of systemd's that a process is in, as we see it: version 2, or name=systemd of version 1."""
+    """Return a process's cgroup in systemd's hierarchy as we see it: version 2, or name=systemd of version 1."""
     try:
         lines = read(f"/proc/{pid}/cgroup").splitlines()
     except OSError as error:
@@ -175,23 +175,23 @@ def _cgroup_of(pid: int, name: UnitName) -> str:
 
 
 def set_properties(unit: str, resources: Resources, directory: str | None) -> None:
-    """Tell systemd what the limits are now. `directory` is the version 2 cgroup, None on version 1."""
+    """Update the limits in systemd's unit. `directory` is the version 2 cgroup, None on version 1."""
     properties = resource_properties(resources, directory)
     if not properties:
         return
     items = list(properties.items())
     if "DeviceAllow" in properties:
-        items.insert(0, ("DeviceAllow", ("a(ss)", [])))  # else it is added to
+        items.insert(0, ("DeviceAllow", ("a(ss)", [])))  # otherwise systemd adds to the list
     with Systemd() as systemd:
         try:
-            # "runtime": what is said holds until the machine is started again, as the unit does.
+            # "runtime": the properties last until the next boot, as the unit does.
             systemd.call("SetUnitProperties", "sba(sv)", (unit, True, items))
         except Refused as error:
             raise ContainerError(f"linux.resources: systemd refuses the limits of {unit}: {error}") from None
 
 
 def stop(*units: str) -> None:
-    """End units and have systemd forget them; harmless where there are none. Raises ContainerError."""
+    """Stop units and remove them from systemd; harmless if they do not exist. Raises ContainerError."""
     with Systemd() as systemd:
         for unit in units:
             try:
@@ -253,9 +253,9 @@ def _properties(files: Mapping[str, str], directory: str | None) -> Properties:
         if files.get(file, "").strip():
             properties[name] = ("ay", _bits(files[file]))
     if properties.get("TasksMax") == ("t", 0):
-        properties["TasksMax"] = ("t", 1)  # systemd knows no 0
+        properties["TasksMax"] = ("t", 1)  # systemd does not accept 0
     if files.get("cpu.idle") == "1":
-        properties["CPUWeight"] = ("t", 0)  # which is how systemd says it
+        properties["CPUWeight"] = ("t", 0)  # systemd's value for idle
     properties |= _bandwidth(files.get("cpu.max", ""), directory)
     return properties
 
@@ -275,10 +275,10 @@ _NUMBERS = {
 
 
 def _v2_files(resources: Resources, directory: str) -> dict[str, str]:
-    """What the files will hold, by name."""
+    """Return the coming contents of the files by name."""
     writes = v2.writes(resources, directory or "/nonexistent")
-    files = {file: value for _, _, file, value in writes if ":" not in value}  # systemd leaves other devices' alone
-    if "io.bfq.weight" in files:  # which systemd makes out of IOWeight: 1 to 100 as it is, the rest in steps of 11
+    files = {file: value for _, _, file, value in writes if ":" not in value}  # not those of single devices
+    if "io.bfq.weight" in files:  # systemd derives it from IOWeight: 1 to 100 unchanged, the rest in steps of 11
         weight = int(files["io.bfq.weight"])
         files["io.weight"] = str(weight if weight <= 100 else 100 + 11 * (weight - 100))
     swap = v2.swap_to_write(resources, directory)
@@ -299,7 +299,7 @@ def _v1_files(resources: Resources) -> dict[str, str]:
 
 
 def _bandwidth(text: str, directory: str | None) -> Properties:
-    """cpu.max as properties. systemd keeps whole percents: it is told what is not below the limit."""
+    """Convert cpu.max to properties. systemd keeps whole percents, so the limit is rounded up."""
     if not text.strip():
         return {}
     quota, *rest = text.split()
@@ -313,7 +313,7 @@ def _bandwidth(text: str, directory: str | None) -> Properties:
 
 
 def _bits(text: str) -> bytes:
-    """A list such as "0-2,7" as a bit mask, the first byte holding 0 to 7."""
+    """Convert a list such as "0-2,7" to a bit mask, whose first byte has 0 to 7."""
     mask = 0
     for part in text.strip().split(","):
         first, _, last = part.partition("-")
@@ -323,7 +323,7 @@ def _bits(text: str) -> bytes:
 
 
 def annotated(annotations: Mapping[str, str]) -> Properties:
-    """The properties in annotations `org.systemd.property.NAME`, whose values are GVariant text. Raises SpecError."""
+    """Return the properties in annotations `org.systemd.property.NAME`, with GVariant values. Raises SpecError."""
     found: Properties = {}
     for key, text in annotations.items():
         if not key.startswith(ANNOTATION):
@@ -333,10 +333,10 @@ def annotated(annotations: Mapping[str, str]) -> Properties:
         name = key.removeprefix(ANNOTATION)
         try:
             if not (name.isascii() and name.isalpha()):
-                raise ValueError(f"{name!r} is no name of a property")
+                raise ValueError(f"{name!r} is not a property name")
             kind, value = gvariant.parse(text)
             if name.endswith("Sec") and name[-4:-3].islower():
-                # D-Bus only has the properties in microseconds; unit files have seconds.
+                # On D-Bus these properties are in microseconds, in unit files in seconds.
                 if not isinstance(value, int | float) or value < 0 or kind == "b":
                     raise ValueError("must be a number of seconds")
                 name, kind, value = f"{name[:-3]}USec", "t", int(value * _SECOND)
@@ -347,21 +347,21 @@ def annotated(annotations: Mapping[str, str]) -> Properties:
 
 
 def hold_place() -> int:
-    """A child that does nothing, to be in a scope until somebody else is; its pid."""
+    """Fork a child that keeps a scope alive until it has another process, and return its pid."""
     pid = os.fork()
     if pid == 0:
-        os.closerange(0, 1 << 16)  # the container's lock must not be held by it when we have been killed
+        os.closerange(0, 1 << 16)  # it must not hold the container's lock if we are killed
         for number in range(1, signals.NSIG):
             if signals.getsignal(number) not in (signals.SIG_DFL, None):
                 signals.signal(number, signals.SIG_DFL)
-        signals.alarm(SCOPE_PLACE_TIMEOUT)  # whatever becomes of us
+        signals.alarm(SCOPE_PLACE_TIMEOUT)  # even if we are killed
         while True:
             signals.pause()
     return pid
 
 
 def end_place(pid: int) -> None:
-    """End what `hold_place` has started; 0 is nobody."""
+    """Kill and reap the child of `hold_place`; 0 is none."""
     if pid:
         os.kill(pid, signals.SIGKILL)
         os.waitpid(pid, 0)

@@ -1,4 +1,4 @@
-"""Limits as version 1 files (kernel: Documentation/admin-guide/cgroup-v1)."""
+"""Translate limits to version 1 files (kernel: Documentation/admin-guide/cgroup-v1)."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _THROTTLES = {
 
 
 def writes(resources: Resources, paths: Mapping[str, str]) -> Iterator[Write]:
-    """What to write where; `paths` are the directories, by controller. Device rules are not in it, nor `unified`."""
+    """Return the writes, without device rules and `unified`; `paths` are the directories by controller."""
     memory, swap = resources.memory_limit, resources.memory_swap
     if memory == -1 and swap is None and _exists(paths, "memory", "memory.memsw.limit_in_bytes"):
-        swap = -1  # memory alone may not be above both together
+        swap = -1  # the limit of memory alone may not exceed that of both together
     hierarchy, killer_off = resources.memory_hierarchy, resources.memory_oom_killer_off
     plain: list[tuple[str, str, str, int | str | None]] = [
         ("memory.useHierarchy", "memory", "memory.use_hierarchy", None if hierarchy is None else int(hierarchy)),
@@ -38,7 +38,7 @@ def writes(resources: Resources, paths: Mapping[str, str]) -> Iterator[Write]:
         ("memory.swappiness", "memory", "memory.swappiness", resources.memory_swappiness),
         ("memory.disableOOMKiller", "memory", "memory.oom_control", None if killer_off is None else int(killer_off)),
         ("cpu.idle", "cpu", "cpu.idle", resources.cpu_idle),
-        # The kernel gives an idle group a weight of its own and refuses any other.
+        # The kernel gives an idle group its own weight and refuses any other.
         ("cpu.shares", "cpu", "cpu.shares", None if resources.cpu_idle else resources.cpu_shares),
         ("cpu.period", "cpu", "cpu.cfs_period_us", resources.cpu_period),
         ("cpu.quota", "cpu", "cpu.cfs_quota_us", resources.cpu_quota),
@@ -67,7 +67,7 @@ def writes(resources: Resources, paths: Mapping[str, str]) -> Iterator[Write]:
 
 
 def _io(resources: Resources, paths: Mapping[str, str]) -> Iterator[Write]:
-    # The files of CFQ, which went with Linux 5.0; BFQ has some of them under another name.
+    # The files of CFQ, which Linux 5.0 removed. BFQ has some of them under another name.
     bfq = "" if _exists(paths, "blkio", "blkio.weight") else "bfq."
     if resources.io_weight is not None:
         yield "blockIO.weight", "blkio", f"blkio.{bfq}weight", str(resources.io_weight)
@@ -97,7 +97,7 @@ def _unlimited(limit: int | None) -> str | None:
 
 
 def device_writes(rules: Sequence[DeviceRule], current: str) -> Iterator[Write]:
-    """Lines for devices.allow and devices.deny; `current` is what devices.list holds.
+    """Return lines for devices.allow and devices.deny; `current` is the content of devices.list.
 
     Where all devices are denied already, only what differs is written: a running container must not be without its
     devices for a moment, and the kernel refuses to deny everything to a cgroup that has children. Raises NotSupported
@@ -124,7 +124,7 @@ def device_writes(rules: Sequence[DeviceRule], current: str) -> Iterator[Write]:
 
 
 def allow_list(rules: Sequence[DeviceRule]) -> dict[str, str] | None:
-    """What is allowed when all else is denied, as "c 1:3" to "rwm"; None where the rules deny some devices only."""
+    """Return what is allowed if all else is denied, as "c 1:3" to "rwm"; None if the rules deny only some devices."""
     allowed: dict[str, str] | None = None
     for index, rule in enumerate(rules):
         device, _, access = _line(rule).rpartition(" ")

@@ -1,4 +1,4 @@
-"""Limits as version 2 files (kernel: Documentation/admin-guide/cgroup-v2.rst); device rules are devices.py's."""
+"""Translate limits to version 2 files (kernel: Documentation/admin-guide/cgroup-v2.rst), except device rules."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 def cpu_weight(shares: int) -> int:
-    """Version 1 shares (2 to 262144, 1024 is normal) as a weight (1 to 10000, 100 is normal).
+    """Convert version 1 shares (2 to 262144, normally 1024) to a weight (1 to 10000, normally 100).
 
-    The curve goes through those three pairs; crun has it since 1.23, runc since 1.4.
+    The curve goes through these three pairs. crun has it since 1.23, runc since 1.4.
     """
     import math
 
@@ -29,14 +29,14 @@ def cpu_weight(shares: int) -> int:
 
 
 def io_weight(weight: int) -> int:
-    """A weight of blkio (10 to 1000) as one of io.weight (1 to 10000), on the straight line that runc takes."""
+    """Convert a weight of blkio (10 to 1000) to one of io.weight (1 to 10000), linearly as runc does."""
     return 1 + (max(weight, 10) - 10) * 9999 // 990
 
 
 def swap_limit(resources: Resources, memory_max: str = "max") -> str | None:
-    """memory.swap.max, which is swap alone: config.json's number is memory and swap together.
+    """Return memory.swap.max, which counts only swap; config.json's number counts memory and swap together.
 
-    `memory_max` is the limit that holds where the resources name none. Raises ContainerError.
+    `memory_max` is the limit in effect if the resources have none. Raises ContainerError.
     """
     memory, swap = resources.memory_limit, resources.memory_swap
     if swap is None:
@@ -55,7 +55,7 @@ def swap_limit(resources: Resources, memory_max: str = "max") -> str | None:
 
 
 def refuse_impossible(resources: Resources) -> None:
-    """Raise NotSupported, naming the field, for what only version 1 has."""
+    """Raise NotSupported, naming the field, for a limit that only version 1 has."""
     for field, there in (
         ("memory.kernelTCP", resources.memory_kernel_tcp is not None),
         ("memory.swappiness", resources.memory_swappiness is not None),
@@ -76,7 +76,7 @@ def refuse_impossible(resources: Resources) -> None:
 
 
 def writes(resources: Resources, directory: str) -> Iterator[Write]:
-    """What to write where. Device rules are not in it, nor `unified`. Raises ContainerError, NotSupported."""
+    """Return the writes, without device rules and `unified`. Raises ContainerError, NotSupported."""
     refuse_impossible(resources)
     _check_usage(resources, directory)
     values: list[tuple[str, str, str | int | None]] = [
@@ -90,7 +90,7 @@ def writes(resources: Resources, directory: str) -> Iterator[Write]:
         ("cpu.mems", "cpuset.mems", resources.mems),
         ("pids.limit", "pids.max", _pids(resources.pids_limit)),
     ]
-    if resources.cpu_shares is not None and not resources.cpu_idle:  # an idle group has a weight of its own
+    if resources.cpu_shares is not None and not resources.cpu_idle:  # an idle group has its own weight
         values.append(("cpu.shares", "cpu.weight", cpu_weight(resources.cpu_shares)))
     for field, file, value in values:
         if value is not None:
@@ -124,7 +124,7 @@ def _read(directory: str, file: str) -> str | None:
 
 
 def _check_usage(resources: Resources, directory: str) -> None:
-    """memory.checkBeforeUpdate: the kernel would end processes until the new limit holds."""
+    """Check memory.checkBeforeUpdate: the kernel would kill processes until they fit the new limit."""
     limit = resources.memory_limit or -1
     if resources.memory_check and limit > 0:
         used = int(_read(directory, "memory.current") or 0)
@@ -133,7 +133,7 @@ def _check_usage(resources: Resources, directory: str) -> None:
 
 
 def swap_to_write(resources: Resources, directory: str) -> str | None:
-    """memory.swap.max, whether the kernel has it or not. Raises ContainerError."""
+    """Return the value for memory.swap.max, whether the kernel has it or not. Raises ContainerError."""
     known = resources.memory_limit is not None or resources.memory_swap is None
     return swap_limit(resources, "max" if known else _read(directory, "memory.max") or "max")
 
@@ -141,12 +141,12 @@ def swap_to_write(resources: Resources, directory: str) -> str | None:
 def _swap(resources: Resources, directory: str) -> str | None:
     value = swap_to_write(resources, directory)
     if value in ("max", "0") and not os.path.exists(f"{directory}/memory.swap.max"):
-        return None  # a kernel without swap: none is used, and nothing limits it
+        return None  # a kernel without swap uses none, and has no limit for it
     return value
 
 
 def _bandwidth(resources: Resources, directory: str) -> str | None:
-    """cpu.max: the quota alone leaves the period as it is, but not the other way round."""
+    """Return the value of cpu.max. A quota alone keeps the period, but a period alone does not keep the quota."""
     quota, period = resources.cpu_quota, resources.cpu_period
     if quota is None and period is None:
         return None

@@ -1,11 +1,11 @@
-"""Telling a network where a container's addresses are now: gratuitous ARP (RFC 5227, 3) and unsolicited neighbour
-advertisements (RFC 4861, 7.2.6), from the container's own interface.
+"""Announce the new place of a container's addresses: gratuitous ARP (RFC 5227, 3) and unsolicited neighbour
+advertisements (RFC 4861, 7.2.6), sent from the container's own interface.
 
-Switches and bridges learn the port from the frame itself, neighbours the hardware address from what it says. A frame
-can be lost, so that some more follow, from a process of their own, which ends within a second.
+Switches and bridges learn the port from the frame itself, neighbours learn the hardware address from its content. A
+frame can be lost, so a separate process repeats them and exits within a second.
 
-The other way round: CRIU sends what a socket had not sent yet before the link is connected. The kernel then asks for a
-neighbour that cannot hear it, and would ask again only a second later. So we ask for it as soon as it can.
+In the other direction, CRIU sends the unsent data of a socket before the link is connected. The kernel then asks for a
+neighbour that cannot hear it, and would ask again only after a second. So we ask as soon as the neighbour can hear.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _SOLICITED_NODE = socket.inet_pton(socket.AF_INET6, "ff02::1:ff00:0")[:13]
 
 
 class Announcer:
-    """A way to speak for a container's interface from outside. `netns` is a descriptor; raises OSError."""
+    """Sends frames from a container's interface. `netns` is a descriptor; raises OSError."""
 
     def __init__(self, network: Network, netns: int) -> None:
         from runtime.linux.namespaces import inside_netns
@@ -48,7 +48,7 @@ class Announcer:
             raise
 
     def send(self) -> None:
-        """Once, as soon as the link is there. What cannot be sent is no failure: it only comes later by itself."""
+        """Send once, as soon as the link is up. A failure is ignored: neighbours then learn later by themselves."""
         try:
             self._netlink.await_carrier(self._network.name)
         except OSError:
@@ -56,7 +56,7 @@ class Announcer:
         _send(self._socket, self._frames)
 
     def ask(self) -> None:
-        """Ask for the neighbours that the container has asked for without an answer."""
+        """Repeat the container's unanswered questions for neighbours."""
         try:
             asked = [question(self._network, neighbour) for neighbour in self._netlink.unanswered()]
         except OSError:
@@ -65,9 +65,9 @@ class Announcer:
         _send(self._socket, self._questions)
 
     def repeat(self) -> None:
-        """Send everything some more times, from a process that nobody waits for.
+        """Repeat everything a few times, from a process that is not waited for.
 
-        A bridge whose port has just come up loses frames while the kernel's workers are busy, questions as well.
+        A bridge whose port has just come up loses frames, including questions, while the kernel's workers are busy.
         """
         argv = selfexec.command("runtime.network.announce", *(frame.hex() for frame in self._frames + self._questions))
         null = [(os.POSIX_SPAWN_OPEN, fd, "/dev/null", os.O_RDWR, 0) for fd in (0, 1, 2)]
@@ -83,7 +83,7 @@ class Announcer:
 
 
 def frames(network: Network) -> list[bytes]:
-    """Ethernet frames that announce every address of a network, which has a hardware address."""
+    """Return Ethernet frames that announce every address of a network, which must have a hardware address."""
     mac = _mac(network)
     found = []
     for address in network.addresses:
@@ -96,7 +96,7 @@ def frames(network: Network) -> list[bytes]:
 
 
 def question(network: Network, neighbour: bytes) -> bytes | None:
-    """The Ethernet frame that asks for a neighbour's hardware address; None without an address to ask from."""
+    """Return the frame that asks for a neighbour's hardware address; None without an address to ask from."""
     ours = [address for address in network.addresses if len(address.packed) == len(neighbour)]
     if not ours:
         return None
@@ -113,20 +113,20 @@ def _mac(network: Network) -> bytes:
 
 
 def _arp(mac: bytes, source: bytes, target: bytes) -> bytes:
-    """A request to all (RFC 826)."""
+    """Return a broadcast request (RFC 826)."""
     body = struct.pack(">HHBBH6s4s6s4s", 1, 0x0800, 6, 4, 1, mac, source, bytes(6), target)
     return b"\xff" * 6 + mac + struct.pack(">H", _ARP) + body
 
 
 def _icmpv6(mac: bytes, kind: int, source: bytes, group: bytes, body: bytes) -> bytes:
-    """A message to a multicast group (RFC 2464, 7)."""
+    """Return a message to a multicast group (RFC 2464, 7)."""
     message = struct.pack(">BBH", kind, 0, _checksum(kind, source, group, body)) + body
     header = struct.pack(">IHBB16s16s", 6 << 28, len(message), _ICMPV6, 255, source, group)
     return b"\x33\x33" + group[12:] + mac + struct.pack(">H", _IPV6) + header + message
 
 
 def _checksum(kind: int, source: bytes, group: bytes, body: bytes) -> int:
-    """Of an ICMPv6 message, with the pseudo-header of RFC 8200, 8.1."""
+    """Return the checksum of an ICMPv6 message, with the pseudo-header of RFC 8200, 8.1."""
     data = source + group + struct.pack(">II", 4 + len(body), _ICMPV6) + struct.pack(">BBH", kind, 0, 0) + body
     total: int = sum(struct.unpack(f">{len(data) // 2}H", data))
     while total >> 16:
@@ -143,7 +143,7 @@ def _send(sock: socket.socket, announced: list[bytes]) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """argv: the frames in hex; descriptor 3 is a packet socket that is bound to the interface."""
+    """Send the frames in argv, in hex; descriptor 3 is a packet socket bound to the interface."""
     sock = socket.socket(fileno=3)
     announced = [bytes.fromhex(text) for text in argv]
     for pause in _AGAIN:

@@ -1,4 +1,4 @@
-"""Which addresses of bridges the containers of this host have claimed."""
+"""Find conflicts between the addresses that containers of this host claim."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ if TYPE_CHECKING:
 
 
 def require_free(store: Store, network: Network, container_id: str) -> None:
-    """Raise Conflict when another container of this host that lives has one of the addresses."""
+    """Raise Conflict if another running container of this host has one of the addresses."""
     problem = conflict(store, network, container_id)
     if problem is not None:
-        raise Conflict(f"{network.where}: {problem}", remedy="end that one, or ask for other addresses with --net")
+        raise Conflict(f"{network.where}: {problem}", remedy="delete that one, or request other addresses with --net")
 
 
 def conflict(store: Store, network: Network, container_id: str) -> str | None:
-    """Which address of a network another living container of this store has, in words."""
+    """Describe which address of a network another running container of this store has; None if none."""
     for other_id in store.ids():
         if other_id == container_id:
             continue
@@ -26,7 +26,7 @@ def conflict(store: Store, network: Network, container_id: str) -> str | None:
             state = store.look(other_id)
             other = of_annotations(state.annotations)
         except ContainerError:
-            continue  # what is broken has no network, or cannot tell
+            continue  # a broken container has no network, or it is unknown
         status = store.status(state)
         if other is None or status == "stopped":
             continue

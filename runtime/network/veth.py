@@ -1,7 +1,7 @@
-"""The veth pair of a container's network: its end inside with addresses and routes, and the host's end on a bridge.
+"""The veth pair of a container's network: the inner end with addresses and routes, and the host's end on a bridge.
 
-The host's end is named after the container's id and the time of its creation, so that it is found again, and is no
-other's; its alias is the id. A pair is built with the host's end on no bridge: it goes on it with `attach`.
+The name of the host's end comes from the container's id and creation time, so that it can be found and is unique; its
+alias is the id. A pair is built without a bridge; `attach` puts the host's end on it.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ if TYPE_CHECKING:
 
 
 def host_name(state: State) -> str:
-    """The name of the host's end: 15 bytes at most (IFNAMSIZ)."""
+    """Return the name of the host's end: at most 15 bytes (IFNAMSIZ)."""
     from hashlib import sha256
 
     return "pm" + sha256(state.owner).hexdigest()[:13]
 
 
 def build(state: State, network: Network, netns: int) -> None:
-    """Make the pair, its other end in the namespace of a descriptor. Raises ContainerError, and leaves nothing."""
+    """Make the pair, with its inner end in the namespace of a descriptor. Raises ContainerError and leaves nothing."""
     name = host_name(state)
     with Netlink() as host:
         _bridge(host, network)
         taken = own_address(host, network)
         if taken:
-            raise Conflict(f"{network.where}: {taken}", remedy="give the container one that nobody has")
+            raise Conflict(f"{network.where}: {taken}", remedy="give the container an unused address")
         try:
             host.add_veth(name, network.name, netns, mac=network.mac, mtu=network.mtu)
         except OSError as error:
-            words = {errno.EEXIST: "there is an interface of this name already"}.get(error.errno or 0, error.strerror)
+            words = {errno.EEXIST: "an interface with this name exists already"}.get(error.errno or 0, error.strerror)
             raise Conflict(f"{network.where}: the interfaces {name} and {network.name}: {words}") from None
         try:
-            # On no bridge it is the host's own interface, which must not answer for the host's addresses.
+            # Without a bridge it is an interface of the host, which must not answer for the host's addresses.
             _sysctl(f"ipv6/conf/{name}/disable_ipv6", "1")
             _sysctl(f"ipv4/conf/{name}/arp_ignore", "8")
             index = _index(host, name)
@@ -55,7 +55,7 @@ def build(state: State, network: Network, netns: int) -> None:
 
 
 def _bridge(host: Netlink, network: Network) -> int:
-    """The index of the bridge. Raises SpecError."""
+    """Return the index of the bridge. Raises SpecError."""
     problem = bridge_problem(host, network)
     if problem:
         raise SpecError(
@@ -66,21 +66,21 @@ def _bridge(host: Netlink, network: Network) -> int:
 
 
 def bridge_problem(host: Netlink, network: Network) -> str:
-    """Why a network's bridge cannot be used here, "" if it can."""
+    """Return why a network's bridge cannot be used here, "" if it can."""
     found = host.link(network.bridge)
     if found is None:
-        return "there is no such interface on this host"
-    return "" if found["kind"] == "bridge" else "is no bridge"
+        return "this host has no such interface"
+    return "" if found["kind"] == "bridge" else "is not a bridge"
 
 
 def host_problems(network: Network) -> tuple[str, str]:
-    """Why a network's bridge cannot be used here, and which of its addresses is this host's own; in words, or ""."""
+    """Describe why a network's bridge cannot be used here, and which of its addresses this host has; "" if none."""
     with Netlink() as host:
         return bridge_problem(host, network), own_address(host, network)
 
 
 def own_address(host: Netlink, network: Network) -> str:
-    """Which of a network's addresses is this host's own, "" if none: with it on the bridge the host loses its peers."""
+    """Describe which address of a network this host has, "" if none: on the bridge it would cut off the host."""
     own = host.addresses()
     taken = [address.text for address in network.addresses if address.text in own]
     return f"{taken[0]} is an address of the host itself" if taken else ""
@@ -94,8 +94,8 @@ def _index(netlink: Netlink, name: str) -> int:
 
 
 def _set_up_inside(network: Network) -> None:
-    """In the container's namespace. Raises ContainerError naming what cannot be had."""
-    _sysctl(f"ipv6/conf/{network.name}/accept_dad", "0")  # nobody waits for the address of the link either
+    """Set up the inner end, in the container's namespace. Raises ContainerError naming the failed setting."""
+    _sysctl(f"ipv6/conf/{network.name}/accept_dad", "0")  # nothing waits for the link-local address either
     what = f"name={network.name}"
     with Netlink() as netlink:
         try:
@@ -113,7 +113,7 @@ def _set_up_inside(network: Network) -> None:
 
 
 def _broadcast(address: Any) -> str:
-    """The IPv4 address that reaches all of a network, "" where there is none."""
+    """Return the IPv4 broadcast address of a network, "" without one."""
     if address.family == 6 or address.length > 30:
         return ""
     number = int.from_bytes(address.packed, "big") | (1 << 32 - address.length) - 1
@@ -121,7 +121,7 @@ def _broadcast(address: Any) -> str:
 
 
 def attach(state: State, network: Network) -> None:
-    """Put the host's end on the bridge: from here on packets come and go. Raises ContainerError."""
+    """Put the host's end on the bridge, so that packets pass. Raises ContainerError."""
     with Netlink() as host:
         try:
             name = host_name(state)
@@ -134,7 +134,7 @@ def attach(state: State, network: Network) -> None:
 
 
 def take_down(state: State) -> None:
-    """Set the host's end down: what the container sends then reaches nobody. Harmless when there is none."""
+    """Set the host's end down, so that the container's packets reach nobody. Harmless without a pair."""
     with Netlink() as host:
         found = host.link(host_name(state))
         if found is not None:
@@ -142,7 +142,7 @@ def take_down(state: State) -> None:
 
 
 def remove(state: State) -> None:
-    """Remove the pair. Harmless when there is none."""
+    """Remove the pair. Harmless without one."""
     with Netlink() as host:
         _delete(host, host_name(state))
 
@@ -154,14 +154,14 @@ def _delete(host: Netlink, name: str) -> None:
     try:
         host.delete_link(found["index"])
     except OSError as error:
-        if error.errno != errno.ENODEV:  # it has gone meanwhile, with its namespace
+        if error.errno != errno.ENODEV:  # it has disappeared meanwhile, with its namespace
             raise ContainerError(f"the interface {name}: cannot be removed: {error.strerror}") from None
 
 
 def _sysctl(path: str, value: str) -> None:
-    """Set what a kernel without IPv6 has not."""
+    """Set a sysctl that a kernel without IPv6 may not have."""
     try:
         with open(f"/proc/sys/net/{path}", "w") as file:
             file.write(value)
     except OSError:
-        pass  # then there is nothing to set, or the default is lived with
+        pass  # there is nothing to set, or the default stays

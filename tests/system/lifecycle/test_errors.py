@@ -217,8 +217,8 @@ ALONE = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
         ({"pid": -1}, "pid: is no process id"),
         ({"monitor_pid": 10**30}, "pid: is no process id"),
         ({"cgroup_paths": {"memory": 5}}, "cgroup_paths: must hold strings"),
-        ({"cgroup_paths": {"memory": discover()[0].mountpoint}}, "is no cgroup of a container"),
-        ({"cgroup_paths": {"memory": "/tmp"}}, "is no cgroup of a container"),
+        ({"cgroup_paths": {"memory": discover()[0].mountpoint}}, "is not the cgroup of a container"),
+        ({"cgroup_paths": {"memory": "/tmp"}}, "is not the cgroup of a container"),
     ],
 )  # fmt: skip
 def test_a_damaged_state_is_refused_and_only_its_directory_removed(
@@ -253,7 +253,7 @@ def test_a_container_with_a_damaged_state_runs_on(pymigrate: Local, bundle: Path
     path.write_text(json.dumps({**json.loads(good), "cgroup_paths": forged}))
     try:
         for argv in (("update", "--pids-limit", "5"), ("checkpoint", "--image-path", tmp_path / "images")):
-            assert "is no cgroup of a container" in error_of(pymigrate(*argv, OWN, check=False), "invalid")
+            assert "is not the cgroup of a container" in error_of(pymigrate(*argv, OWN, check=False), "invalid")
     finally:
         path.write_text(good)
     assert json.loads(pymigrate("state", OWN).stdout)["status"] == "running"

@@ -108,7 +108,7 @@ def test_files_that_are_named_or_cannot_be_read(lab: Lab, tmp_path: Path) -> Non
         f"RevokedHostKeys {tmp_path}/list": REVOKED,
         f"RevokedHostKeys {tmp_path}/krl": REVOKED,
         f"RevokedHostKeys {tmp_path}/other": FINE,
-        f"RevokedHostKeys {tmp_path}/none": "cannot be asked for revoked host keys",
+        f"RevokedHostKeys {tmp_path}/none": "cannot be searched for revoked host keys",
     }
     code = (
         "import pathlib, sys\nfrom migrate.wire import ssh\nfrom migrate.errors import HostError\n"

@@ -142,8 +142,8 @@ def test_user_namespace(lab: Lab) -> None:
 @pytest.mark.parametrize(
     ("net", "code", "words"),
     [
-        ("bridge=br9,ip=10.88.0.5/24", 6, "--net: bridge=br9: there is no such interface on this host"),
-        ("bridge=eth0,ip=10.88.0.5/24", 6, "--net: bridge=eth0: is no bridge"),
+        ("bridge=br9,ip=10.88.0.5/24", 6, "--net: bridge=br9: this host has no such interface"),
+        ("bridge=eth0,ip=10.88.0.5/24", 6, "--net: bridge=eth0: is not a bridge"),
         ("bridge=br0,ip=10.88.0.5", 6, "--net: ip=10.88.0.5: is no address"),
         ("bridge=br0,ip=10.88.0.6/24", 5, "--net: 10.88.0.6 is the address of container other, which is running"),
         ("bridge=br0,ip=10.88.0.201/24", 5, "--net: 10.88.0.201 is an address of the host itself"),

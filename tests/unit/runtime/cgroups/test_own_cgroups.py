@@ -15,7 +15,7 @@ MOUNT = discover()[0].mountpoint
     [MOUNT, f"{MOUNT}/", f"{MOUNT}/.", f"{MOUNT}/x/..", f"{MOUNT}/x/../..", f"{MOUNT}//x", "/", "", "/tmp/x", "x"],
 )
 def test_what_is_no_containers_cgroup_is_refused(path: str) -> None:
-    with pytest.raises(StateError, match="is no cgroup of a container"):
+    with pytest.raises(StateError, match="is not the cgroup of a container"):
         Cgroup({"memory": path}).require_own()
 
 

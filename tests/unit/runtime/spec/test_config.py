@@ -64,7 +64,7 @@ def test_the_default_is_movable() -> None:
         (("process", "execCPUAffinity"), {"final": "0,,1"}, "process.execCPUAffinity.final: '' is no processor"),
         (("process", "execCPUAffinity"), {"final": "0-99999"}, "process.execCPUAffinity.final: '0-99999' is no"),
         (("process", "ioPriority"), {"class": "IOPRIO_CLASS_BE", "priority": 8}, "process.ioPriority.priority: must"),
-        (("mounts", 0, "options"), ["idmap"], "mounts[0].options: only a bind mount"),
+        (("mounts", 0, "options"), ["idmap"], "mounts[0].options: ids can be mapped in a bind mount only"),
         (("mounts", 1, "uidMappings"), [{"hostID": 1, "size": 1}], "mounts[1].gidMappings: is missing"),
         (("linux", "devices"), [{"path": "/dev/x", "type": "c", "major": 2**40}], "linux.devices[0].major: must be"),
         (("hooks",), {"prestart": [{"path": "/x", "timeout": 2**62}]}, "hooks.prestart[0].timeout: must be"),

@@ -233,7 +233,7 @@ def test_mappings_ask_for_a_user_namespace() -> None:
         ("runtime", ("linux", "resources", "network", "classID"), "eth0", "linux.resources.network.classID: must be"),
         ("runtime", ("linux", "resources", "blockIO", "blkioWeightDevice"), "8:0 5", "blockIO.blkioWeightDevice: must"),
         ("runtime", ("linux", "resources", "memory", "limit"), "1", "runtime.json: linux.resources.memory.limit: must"),
-        ("runtime", ("linux", "seccomp", "syscalls", 0, "names"), ["x"], "linux.seccomp.syscalls[0].names: is not"),
+        ("runtime", ("linux", "seccomp", "syscalls", 0, "names"), ["x"], "linux.seccomp.syscalls[0].names: is unknown"),
         ("runtime", ("linux", "rlimits", 0, "soft"), -1, "runtime.json: linux.rlimits[0].soft: must be a number"),
     ],
 )

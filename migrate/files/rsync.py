@@ -22,8 +22,8 @@ from migrate.errors import DeadlineExceeded, HostError, MigrateError, NoSpace, P
 from migrate.files import receivers, rsh
 from runtime.linux import processes, selfexec
 
-# Seconds in which nobody has computed, read or written a byte for a run of rsync. Its own --timeout does not do: with
-# one of its two processes at the target stopped, or the one here, the others wait for ever.
+# Seconds without a process that computes, reads or writes for a run of rsync. Its own --timeout is not enough: with
+# one of its two processes at the target stopped, or the one here, the others wait forever.
 STALL_TIMEOUT = 60.0
 SAID_LIMIT = 256 << 20  # bytes of rsync's output: the names of four million files, or errors
 _WATCH_INTERVAL = 0.5

@@ -1,7 +1,6 @@
 """List every reason why a container cannot move, all at once, before anything is changed."""
 
 import os
-from collections.abc import Iterable
 
 from migrate.files import mountinfo
 from migrate.preflight import filesystems, silent_losses, sockets
@@ -61,24 +60,22 @@ def container_blockers(state: State, spec: Spec, *, tcp_close: bool = False, pat
     found += _submounts(state, spec)
     known = {blocker.where for blocker in found if blocker.rule == "submount"}
     external = criu_options.mount_points(state, spec).values()
-    found += [
-        blocker for blocker in as_blockers(filesystems.findings(state.pid, external)) if blocker.where not in known
-    ]
+    found += [blocker for blocker in filesystems.blockers(state.pid, external) if blocker.where not in known]
     survey = sockets.settled(state.pid, patience)
     if "network" not in spec.namespaces and not tcp_close:
         found += _host_connections(survey)
-    found += as_blockers(survey.findings)
+    found += survey.blockers
     found += _unfreezable(state, patience)
     if not spec.is_new("ipc"):
         problem = "has no new ipc namespace: System V and POSIX IPC objects would be left behind"
         found.append(Blocker("host-ipc", "config.json: linux.namespaces", problem))
     else:
-        found += as_blockers(silent_losses.ipc(state.pid, processes.container_pids(state.pid)))
-    found += as_blockers(silent_losses.keys(state.id))
+        found += silent_losses.ipc(state.pid, processes.container_pids(state.pid))
+    found += silent_losses.keys(state.id)
     known = {"other-uid"} if can_carry_any_uid() else set()
     if spec.seccomp:
         known.add("seccomp")  # reported for the container above
-    found += as_blockers(finding for finding in process_scan.scan(state.pid) if finding.rule not in known)
+    found += [blocker for blocker in process_scan.scan(state.pid) if blocker.rule not in known]
     return found
 
 
@@ -96,10 +93,6 @@ def _host_connections(survey: sockets.Survey) -> list[Blocker]:
     ]
 
 
-def as_blockers(findings: Iterable[silent_losses.Finding]) -> list[Blocker]:
-    return [Blocker(finding.rule, finding.where, finding.problem, finding.remedy) for finding in findings]
-
-
 def _submounts(state: State, spec: Spec) -> list[Blocker]:
     """Return a blocker for each mount below a recursive bind mount, because CRIU wants each of them named."""
     places = criu_options.mount_points(state, spec)
@@ -114,7 +107,7 @@ def _submounts(state: State, spec: Spec) -> list[Blocker]:
 
 def wait_settled(state: State, allow: frozenset[str], patience: float) -> None:
     """Wait, right before a dump, until no passing reason is left. Raises Blocked after `patience` seconds."""
-    left = as_blockers(sockets.passing(sockets.settled(state.pid, patience, allow), allow))
+    left = sockets.passing(sockets.settled(state.pid, patience, allow), allow)
     raise_blocked(state, left + _unfreezable(state, patience), allow, "")
 
 

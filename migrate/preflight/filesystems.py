@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 
 from migrate.files import mountinfo
 from migrate.files.mountinfo import Mount
-from migrate.preflight.silent_losses import Finding
+from migrate.preflight.rules import Blocker
 from runtime.linux import processes
 
 # The types that CRIU knows; it knows "fuse" too, but only to reject it.
@@ -18,7 +18,7 @@ _CARRIED = frozenset(
 _CGROUPS = ("cgroup", "cgroup2")  # the name of their root depends on the reader's cgroup namespace
 
 
-def findings(init_pid: int, external: Iterable[str]) -> Iterator[Finding]:
+def blockers(init_pid: int, external: Iterable[str]) -> Iterator[Blocker]:
     """Yield the mounts in the container, or in a mount namespace below it, that CRIU cannot carry.
 
     `external`: mount points whose contents are the host's, which a restore binds in again.
@@ -31,7 +31,7 @@ def findings(init_pid: int, external: Iterable[str]) -> Iterator[Finding]:
         for mount in mounts:
             if not any(_is_part(mount, other) for other in outside) and (problem := _problem(mount, mounts)):
                 where = mount.place if pid == init_pid else f"{mount.place}, in the mount namespace of process {pid}"
-                yield Finding("file-system", where, problem)
+                yield Blocker("file-system", where, problem)
 
 
 def _is_part(mount: Mount, other: Mount) -> bool:

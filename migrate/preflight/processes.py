@@ -8,7 +8,7 @@ from pathlib import Path
 
 from migrate.files import mountinfo
 from migrate.preflight import silent_losses, special_files
-from migrate.preflight.silent_losses import Finding
+from migrate.preflight.rules import Blocker
 from migrate.preflight.watches import LINKS, Watches
 from runtime.checkpoint.options import GHOST_LIMIT
 from runtime.linux import processes, syscalls
@@ -24,9 +24,9 @@ _ANON_KNOWN = re.compile(r"anon_inode:(\[?(eventfd|eventpoll|signalfd|timerfd|pi
 _MEMORY = ("/memfd:", "/dev/zero ", "/SYSV", "/anon_hugepage ", "/secretmem ")
 
 
-def scan(init_pid: int) -> list[Finding]:
-    """Return all findings about the processes in the pid namespace of `init_pid`, and in those below it."""
-    found: list[Finding] = []
+def scan(init_pid: int) -> list[Blocker]:
+    """Return all blockers about the processes in the pid namespace of `init_pid`, and in those below it."""
+    found: list[Blocker] = []
     family = processes.descendants(init_pid)
     inside = sorted({*processes.container_pids(init_pid), *family})
     mounts = mountinfo.ids(init_pid)
@@ -39,7 +39,7 @@ def scan(init_pid: int) -> list[Finding]:
                 subject = f"process {pid} ({name})"
                 if pid not in family and not _is_related(pid, family):
                     text = f"was started by `exec`{_client(pid, set(inside))}: CRIU would not dump it, and it would die"
-                    found.append(Finding("exec-session", subject, text))
+                    found.append(Blocker("exec-session", subject, text))
                     continue
                 found += _status(pid, init_pid, subject)
                 found += silent_losses.of_process(pid, init_pid, subject)
@@ -83,25 +83,25 @@ def _parent(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
-def _status(pid: int, init_pid: int, subject: str) -> Iterator[Finding]:
+def _status(pid: int, init_pid: int, subject: str) -> Iterator[Blocker]:
     fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":" in line)
     if fields.get("State", "").strip().startswith("Z") and int(fields.get("Threads", "1")) > 1:
-        yield Finding(
+        yield Blocker(
             "ended-thread", subject, "has lost its first thread while others still run: CRIU cannot carry that"
         )
     if fields.get("TracerPid", "0").strip() != "0":
-        yield Finding("traced", subject, f"is traced by process {fields['TracerPid'].strip()}")
+        yield Blocker("traced", subject, f"is traced by process {fields['TracerPid'].strip()}")
     # This host's root has all capabilities in a user namespace that it has made.
     if os.readlink(f"/proc/{pid}/ns/user") == os.readlink("/proc/self/ns/user"):
         for kind in ("Uid", "Gid"):
             if others := set(fields.get(kind, "").split()) - {"0"}:
                 text = f"runs as {kind.lower()} {min(others, key=int)}"
-                yield Finding(
+                yield Blocker(
                     "other-uid", subject, f"{text}: CRIU lacks CAP_SYS_RESOURCE on this host to read its limits"
                 )
                 break
     elif pid == init_pid and not _is_visible_inside(pid, fields):
-        yield Finding(
+        yield Blocker(
             "user-changed", subject, "has changed its user and was restored before: CRIU cannot read it again"
         )
 
@@ -169,16 +169,16 @@ class _Ghosts:
     def __init__(self) -> None:
         self._seen: set[tuple[int, int]] = set()
 
-    def look(self, info: os.stat_result, link: str, where: str) -> Iterator[Finding]:
+    def look(self, info: os.stat_result, link: str, where: str) -> Iterator[Blocker]:
         size = info.st_blocks * 512  # CRIU compares this size too
         if not stat.S_ISREG(info.st_mode) or info.st_nlink or size <= GHOST_LIMIT or link.startswith(_MEMORY):
             return
         if (info.st_dev, info.st_ino) not in self._seen:
             self._seen.add((info.st_dev, info.st_ino))
             limit = f"CRIU carries such a file up to {GHOST_LIMIT >> 20} MiB"
-            yield Finding("ghost-file", where, f"{link} was deleted and has {size >> 20} MiB: {limit}")
+            yield Blocker("ghost-file", where, f"{link} was deleted and has {size >> 20} MiB: {limit}")
 
-    def mapped(self, pid: int, subject: str) -> Iterator[Finding]:
+    def mapped(self, pid: int, subject: str) -> Iterator[Blocker]:
         """Yield those that are mapped, because their descriptors may be closed."""
         with open(f"/proc/{pid}/maps", errors="surrogateescape") as file:
             lines = [line.split(None, 5) for line in file if line.endswith(" (deleted)\n")]
@@ -193,7 +193,7 @@ class _Ghosts:
 
 def _descriptors(
     pid: int, subject: str, mounts: set[int], terminals: _Terminals, ghosts: _Ghosts, watches: Watches
-) -> Iterator[Finding]:
+) -> Iterator[Blocker]:
     for number in sorted(os.listdir(f"/proc/{pid}/fd"), key=int):
         place = f"{subject}, descriptor {number}"
         try:
@@ -202,44 +202,44 @@ def _descriptors(
         except OSError:
             continue
         yield from ghosts.look(info, link, place)
-        finding = silent_losses.of_descriptor(pid, number, link, place)
-        if finding is not None:
-            yield finding
+        blocker = silent_losses.of_descriptor(pid, number, link, place)
+        if blocker is not None:
+            yield blocker
         elif link in LINKS:
             yield from watches.look(pid, number, place)
         elif link.startswith("anon_inode:"):
             if link == "anon_inode:[io_uring]":
-                yield Finding("io-uring", place, "is an io_uring, which CRIU cannot carry")
+                yield Blocker("io-uring", place, "is an io_uring, which CRIU cannot carry")
             elif not _ANON_KNOWN.match(link):
-                yield Finding("special-file", place, f"is {link}, which CRIU cannot carry", special_files.remedy(link))
+                yield Blocker("special-file", place, f"is {link}, which CRIU cannot carry", special_files.remedy(link))
         elif stat.S_ISCHR(info.st_mode) or stat.S_ISBLK(info.st_mode):
-            finding = _device(info, link, place, terminals)
-            if finding is not None:
-                yield finding
+            blocker = _device(info, link, place, terminals)
+            if blocker is not None:
+                yield blocker
             elif path := _foreign(pid, int(number), mounts):
-                yield Finding("host-file", place, f"is {path} of the host, opened outside the container's mounts")
+                yield Blocker("host-file", place, f"is {path} of the host, opened outside the container's mounts")
         elif link.startswith("/memfd:"):
             if not silent_losses.is_memfd(info.st_dev):
                 text = "is a memfd with huge pages, which CRIU cannot carry"
-                yield Finding("special-file", place, text, special_files.remedy("hugepages"))
+                yield Blocker("special-file", place, text, special_files.remedy("hugepages"))
         elif link.startswith("/") and (path := _foreign(pid, int(number), mounts)):
             if silent_losses.is_message_queue(pid, number):
                 continue  # silent_losses.ipc reports it
-            yield Finding("host-file", place, f"is {path} of the host, opened outside the container's mounts")
+            yield Blocker("host-file", place, f"is {path} of the host, opened outside the container's mounts")
 
 
-def _device(info: os.stat_result, link: str, place: str, terminals: _Terminals) -> Finding | None:
+def _device(info: os.stat_result, link: str, place: str, terminals: _Terminals) -> Blocker | None:
     major, minor = os.major(info.st_rdev), os.minor(info.st_rdev)
     if stat.S_ISBLK(info.st_mode):
-        return Finding("device", place, f"is the block device {link}")
+        return Blocker("device", place, f"is the block device {link}")
     if major in _SLAVE_MAJORS:
         problem = terminals.problem(info, link)
-        return Finding("host-file", place, problem) if problem else None
+        return Blocker("host-file", place, problem) if problem else None
     if (major, minor) in (_TTY, _PTMX):
         return None
     if (major == _MEM_MAJOR and minor in _MEM_MINORS) or (major, minor) == (_MISC_MAJOR, _TUN_MINOR):
         return None
-    return Finding("device", place, f"is the device {link} ({major}:{minor}), which CRIU cannot carry")
+    return Blocker("device", place, f"is the device {link} ({major}:{minor}), which CRIU cannot carry")
 
 
 def _foreign(pid: int, number: int, mounts: set[int]) -> str:

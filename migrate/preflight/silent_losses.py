@@ -10,9 +10,9 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
 from migrate.preflight import special_files
+from migrate.preflight.rules import Blocker
 from runtime.linux import capabilities, namespaces, syscalls
 
 _SCHED_DEADLINE = 6
@@ -31,26 +31,13 @@ _SPECULATION = {
 _STORE_BYPASS = "/sys/devices/system/cpu/vulnerabilities/spec_store_bypass"
 
 
-@dataclass(frozen=True)
-class Finding:
-    """A rule that a process breaks; `where` names the process and the object, as seen from this host.
-
-    `remedy`: what to do about this one; "" if the rule's remedy fits.
-    """
-
-    rule: str
-    where: str
-    problem: str
-    remedy: str = ""
-
-
-def of_process(pid: int, init: int, subject: str) -> Iterator[Finding]:
-    """Yield the findings about a process itself, and about its threads."""
+def of_process(pid: int, init: int, subject: str) -> Iterator[Blocker]:
+    """Yield the blockers about a process itself, and about its threads."""
     kinds = _foreign_namespaces(f"/proc/{pid}", f"/proc/{init}", _CARRIED)
     for kind in kinds:
-        yield Finding("nested-namespace", subject, f"has its own {kind} namespace, or one for its children")
+        yield Blocker("nested-namespace", subject, f"has its own {kind} namespace, or one for its children")
     if int(_read(f"/proc/{pid}/personality") or "0", 16):
-        yield Finding("personality", subject, f"has the personality {_read(f'/proc/{pid}/personality')}")
+        yield Blocker("personality", subject, f"has the personality {_read(f'/proc/{pid}/personality')}")
     yield from _mapped(pid, subject)
     place = _unified(f"/proc/{pid}")
     for name in sorted(os.listdir(f"/proc/{pid}/task"), key=int):
@@ -60,9 +47,9 @@ def of_process(pid: int, init: int, subject: str) -> Iterator[Finding]:
             if int(name) != pid:
                 here = f"/proc/{pid}/task/{name}"
                 for kind in set(_foreign_namespaces(here, f"/proc/{pid}", frozenset())) - set(kinds):
-                    yield Finding("nested-namespace", thread, f"has another {kind} namespace than its process")
+                    yield Blocker("nested-namespace", thread, f"has another {kind} namespace than its process")
                 if _unified(here) not in ([], place):  # [] if the thread has exited meanwhile
-                    yield Finding("threaded-cgroup", thread, "is in another version 2 cgroup than its process")
+                    yield Blocker("threaded-cgroup", thread, "is in another version 2 cgroup than its process")
         except OSError:
             continue  # it has exited
 
@@ -72,18 +59,18 @@ def _unified(process: str) -> list[str]:
     return [line for line in _read(f"{process}/cgroup").splitlines() if line.startswith("0::")]
 
 
-def _of_thread(thread: int, subject: str) -> Iterator[Finding]:
+def _of_thread(thread: int, subject: str) -> Iterator[Blocker]:
     status = _read(f"/proc/{thread}/status")
     for line in status.splitlines():
         if line.startswith("Seccomp:") and line.split()[1] != "0":
-            yield Finding("seccomp", subject, "runs under a seccomp filter")
+            yield Blocker("seccomp", subject, "runs under a seccomp filter")
     if beyond := inheritable_beyond_bounding(status):
         problem = f"has an inheritable capability that is not in its bounding set ({beyond}), which CRIU cannot restore"
-        yield Finding("capabilities", subject, problem)
+        yield Blocker("capabilities", subject, problem)
     if restricted := speculation(status, _read(_STORE_BYPASS)):
-        yield Finding("speculation", subject, f"has restricted speculation ({restricted}), which CRIU would lift")
+        yield Blocker("speculation", subject, f"has restricted speculation ({restricted}), which CRIU would lift")
     if os.sched_getscheduler(thread) == _SCHED_DEADLINE:
-        yield Finding("deadline", subject, "is scheduled by deadline (SCHED_DEADLINE), which CRIU cannot restore")
+        yield Blocker("deadline", subject, "is scheduled by deadline (SCHED_DEADLINE), which CRIU cannot restore")
 
 
 def _foreign_namespaces(process: str, other: str, carried: frozenset[str]) -> list[str]:
@@ -108,19 +95,19 @@ def _foreign_namespaces(process: str, other: str, carried: frozenset[str]) -> li
     return found
 
 
-def _mapped(pid: int, subject: str) -> Iterator[Finding]:
-    """Yield the findings about mapped memory, because its descriptors may be closed."""
+def _mapped(pid: int, subject: str) -> Iterator[Blocker]:
+    """Yield the blockers about mapped memory, because its descriptors may be closed."""
     text = _read(f"/proc/{pid}/maps")
     if "anon_inode:[io_uring]" in text:
-        yield Finding("io-uring", subject, "has an io_uring mapped, which CRIU cannot carry")
+        yield Blocker("io-uring", subject, "has an io_uring mapped, which CRIU cannot carry")
     if " /secretmem" in text:
         text = "has secret memory (memfd_secret) mapped, which CRIU cannot carry"
-        yield Finding("special-file", subject, text, special_files.remedy("secretmem"))
+        yield Blocker("special-file", subject, text, special_files.remedy("secretmem"))
     if _keys_work() and (address := protected_by_key(_read(f"/proc/{pid}/smaps"))):
         problem = (
             f"has memory with a protection key (at {address}): CRIU would drop the key, and with it the protection"
         )
-        yield Finding("protection-key", subject, problem)
+        yield Blocker("protection-key", subject, problem)
 
 
 @functools.cache
@@ -172,17 +159,17 @@ def speculation(status: str, store_bypass: str) -> str:
     return ", ".join(found)
 
 
-def of_descriptor(pid: int, number: str, link: str, where: str) -> Finding | None:
-    """Return the finding about an open file that is not a device, or None."""
+def of_descriptor(pid: int, number: str, link: str, where: str) -> Blocker | None:
+    """Return the blocker about an open file that is not a device, or None."""
     if link in ("anon_inode:[eventfd]", "anon_inode:eventfd") and _info(pid, number).get("eventfd-semaphore") == "1":
-        return Finding(
+        return Blocker(
             "eventfd-semaphore", where, "is an eventfd with EFD_SEMAPHORE, which CRIU would make a plain one"
         )
     if link.startswith("pipe:") and int(_info(pid, number).get("flags", "0"), 8) & _PIPE_PACKETS:
-        return Finding("packet-pipe", where, "is a packet pipe (O_DIRECT), which CRIU cannot carry")
+        return Blocker("packet-pipe", where, "is a packet pipe (O_DIRECT), which CRIU cannot carry")
     if link.startswith("/secretmem"):
         text = "is secret memory (memfd_secret), which CRIU cannot carry"
-        return Finding("special-file", where, text, special_files.remedy("secretmem"))
+        return Blocker("special-file", where, text, special_files.remedy("secretmem"))
     return None
 
 
@@ -214,8 +201,8 @@ def _info(pid: int, number: str) -> dict[str, str]:
     return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
-def ipc(init: int, pids: Iterable[int]) -> Iterator[Finding]:
-    """Yield the findings about the container's ipc namespace, also about objects that no process has open."""
+def ipc(init: int, pids: Iterable[int]) -> Iterator[Blocker]:
+    """Yield the blockers about the container's ipc namespace, also about objects that no process has open."""
     queues: list[str] = []
     semaphores: list[str] = []
 
@@ -240,12 +227,12 @@ def ipc(init: int, pids: Iterable[int]) -> Iterator[Finding]:
     thread.start()
     thread.join()
     for name in queues:
-        yield Finding("message-queue", f"POSIX message queue /{name}", "exists, and CRIU cannot carry it")
+        yield Blocker("message-queue", f"POSIX message queue /{name}", "exists, and CRIU cannot carry it")
     if semaphores:
         yield from _semaphore_undo(pids)
 
 
-def _semaphore_undo(pids: Iterable[int]) -> Iterator[Finding]:
+def _semaphore_undo(pids: Iterable[int]) -> Iterator[Blocker]:
     """Yield the processes with an undo list: those that have used SEM_UNDO, but also all that have made a thread."""
     idle = [sys.executable, "-I", "-S", "-c", "input()"]
     with subprocess.Popen(idle, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL) as without:
@@ -253,19 +240,19 @@ def _semaphore_undo(pids: Iterable[int]) -> Iterator[Finding]:
             try:
                 if not syscalls.share_semaphore_undo(without.pid, pid):
                     problem = "may have used SEM_UNDO: its semaphore changes would not be undone when it exits"
-                    yield Finding("semaphore-undo", f"process {pid} ({_read(f'/proc/{pid}/comm').strip()})", problem)
+                    yield Blocker("semaphore-undo", f"process {pid} ({_read(f'/proc/{pid}/comm').strip()})", problem)
             except OSError:
                 continue  # it has exited, or the kernel lacks kcmp
 
 
-def keys(container_id: str) -> Iterator[Finding]:
-    """Yield a finding if the container's session keyring holds keys and is visible here (proc_keys(5))."""
+def keys(container_id: str) -> Iterator[Blocker]:
+    """Yield a blocker if the container's session keyring holds keys and is visible here (proc_keys(5))."""
     for line in _read("/proc/keys").splitlines():
         fields = line.split(None, 8)
         if len(fields) == 9 and fields[7] == "keyring":
             name, _, held = fields[8].rpartition(":")
             if name == f"_ses.{container_id}" and held.strip() != "empty":
-                yield Finding("keyring", f"session keyring {name}", f"holds {held.strip()} keys: they would be lost")
+                yield Blocker("keyring", f"session keyring {name}", f"holds {held.strip()} keys: they would be lost")
 
 
 def _read(path: str) -> str:

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from migrate.preflight.ports import IP_FREEBIND
-from migrate.preflight.silent_losses import Finding
+from migrate.preflight.rules import Blocker
 from migrate.wire.questions import PROTOCOLS, Bound, endpoint
 from runtime.linux import processes, syscalls
 from runtime.network import sockdiag
@@ -37,7 +37,7 @@ _CARRIED = (*_INET, socket.AF_UNIX, socket.AF_NETLINK, socket.AF_PACKET)
 # Groups that an interface is a member of by itself.
 _OWN_GROUPS = ("224.0.0.1", "ff02::1", "ff01::1")
 
-# Rules whose findings may pass by themselves within a moment.
+# Rules whose blockers may pass by themselves within a moment.
 PASSING = frozenset({"tcp-backlog", "tcp-connecting", "tcp-closing", "unix-backlog", "unix-message", "netlink"})
 
 
@@ -70,9 +70,9 @@ class Listening:
 
 @dataclass(frozen=True)
 class Survey:
-    """The findings about a container's sockets, its connections and its bound ports."""
+    """The blockers about a container's sockets, its connections and its bound ports."""
 
-    findings: list[Finding]
+    blockers: list[Blocker]
     connections: list[Connection]
     listening: list[Listening]
 
@@ -98,7 +98,7 @@ def bound(init_pid: int) -> list[Bound]:
 
 
 def settled(init_pid: int, patience: float, allow: frozenset[str] = frozenset()) -> Survey:
-    """Return the first survey without passing findings other than those in `allow`; after `patience` seconds, the
+    """Return the first survey without passing blockers other than those in `allow`; after `patience` seconds, the
     last one."""
     deadline = time.monotonic() + patience
     while True:
@@ -108,9 +108,9 @@ def settled(init_pid: int, patience: float, allow: frozenset[str] = frozenset())
         time.sleep(0.01)
 
 
-def passing(found: Survey, allow: frozenset[str]) -> list[Finding]:
-    """Return the findings that usually pass by themselves, without those in `allow`."""
-    return [finding for finding in found.findings if finding.rule in PASSING - allow]
+def passing(found: Survey, allow: frozenset[str]) -> list[Blocker]:
+    """Return the blockers that usually pass by themselves, without those in `allow`."""
+    return [blocker for blocker in found.blockers if blocker.rule in PASSING - allow]
 
 
 class _Look:
@@ -149,11 +149,11 @@ class _Look:
             os.close(fd)
 
     def survey(self) -> Survey:
-        findings: list[Finding] = []
+        blockers: list[Blocker] = []
         for inode, (where, fd) in self._held.items():
             with contextlib.suppress(OSError), _adopt(os.dup(fd)) as sock:
-                findings += self._check(inode, where, sock)
-        findings += self._unheld()
+                blockers += self._check(inode, where, sock)
+        blockers += self._unheld()
         connections, listening = [], []
         ends = {(entry.local, entry.remote) for entry in self._tcp if entry.inode in self._held}
         for entry in self._tcp:
@@ -166,23 +166,23 @@ class _Look:
             elif entry.state == _LISTEN:
                 listening.append(Listening("tcp", entry.local, where))
         listening += self._datagrams()
-        return Survey(findings, connections, listening)
+        return Survey(blockers, connections, listening)
 
-    def _check(self, inode: int, where: str, sock: socket.socket) -> Iterator[Finding]:
+    def _check(self, inode: int, where: str, sock: socket.socket) -> Iterator[Blocker]:
         family, kind, protocol = sock.family, sock.type, sock.proto
         if family not in _CARRIED:
-            yield Finding("socket-kind", where, f"is a socket of family {_family(family)}, which CRIU cannot carry")
+            yield Blocker("socket-kind", where, f"is a socket of family {_family(family)}, which CRIU cannot carry")
             return
         if family in _INET and kind != socket.SOCK_RAW and protocol not in _PROTOCOLS:
             name = {262: "Multipath TCP", 132: "SCTP", 33: "DCCP"}.get(protocol, f"protocol {protocol}")
-            yield Finding("socket-kind", where, f"is a socket of {name}, which CRIU cannot carry")
+            yield Blocker("socket-kind", where, f"is a socket of {name}, which CRIU cannot carry")
             return
         if self._namespace(sock) not in self._namespaces:
             text = "belongs to a network namespace outside the container: it was passed in from there"
-            yield Finding("socket-namespace", where, f"{_describe(sock)} {text}")
+            yield Blocker("socket-namespace", where, f"{_describe(sock)} {text}")
             return
         if syscalls.has_hidden_filter(sock.fileno()):
-            yield Finding("socket-filter", where, f"{_describe(sock)} has an eBPF program attached")
+            yield Blocker("socket-filter", where, f"{_describe(sock)} has an eBPF program attached")
         if family == socket.AF_UNIX:
             yield from self._check_unix(inode, where, sock)
         elif family == socket.AF_NETLINK:
@@ -191,7 +191,7 @@ class _Look:
             yield from self._check_tcp(inode, where, sock)
         elif family in _INET and kind == socket.SOCK_DGRAM:
             if protocol in (17, 136) and sock.getsockopt(socket.IPPROTO_UDP, _UDP_CORK):
-                yield Finding("udp-cork", where, f"{_describe(sock)} is corked (UDP_CORK)")
+                yield Blocker("udp-cork", where, f"{_describe(sock)} is corked (UDP_CORK)")
             yield from self._multicast(where, sock)
 
     def _namespace(self, sock: socket.socket) -> int:
@@ -202,20 +202,20 @@ class _Look:
         finally:
             os.close(fd)
 
-    def _check_tcp(self, inode: int, where: str, sock: socket.socket) -> Iterator[Finding]:
+    def _check_tcp(self, inode: int, where: str, sock: socket.socket) -> Iterator[Blocker]:
         info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
         state = info[0]
         what = _describe(sock)
         if state == _LISTEN:
             waiting = struct.unpack_from("=I", info, 24)[0]  # tcpi_unacked: of a listening socket, its backlog
             if waiting:
-                yield Finding("tcp-backlog", where, f"{what} has {_count(waiting, 'connection')} not accepted yet")
+                yield Blocker("tcp-backlog", where, f"{what} has {_count(waiting, 'connection')} not accepted yet")
         options = set[str]()
         for entry in self._tcp:
             if entry.inode == inode:
                 options |= entry.options
                 if state in (_SYN_SENT, _SYN_RECV):
-                    yield Finding("tcp-connecting", where, f"{_connection(entry)} is not connected yet")
+                    yield Blocker("tcp-connecting", where, f"{_connection(entry)} is not connected yet")
         with contextlib.suppress(OSError):
             if sock.getsockopt(socket.IPPROTO_TCP, _TCP_ULP, 16).strip(b"\0"):
                 options.add("an upper layer (TCP_ULP)")
@@ -223,16 +223,16 @@ class _Look:
             sock.getsockopt(socket.IPPROTO_TCP, _TCP_AO_INFO, 64)
             options.add("an authentication option (TCP_AO)")
         for option in sorted(options):
-            yield Finding("tcp-option", where, f"{what} has {option}, which would be lost")
+            yield Blocker("tcp-option", where, f"{what} has {option}, which would be lost")
 
-    def _unheld(self) -> Iterator[Finding]:
+    def _unheld(self) -> Iterator[Blocker]:
         """Yield the connections that their process has closed, with the data that they still have to deliver."""
         for entry in self._tcp:
             if entry.inode == 0 and entry.state in _DELIVERING:
                 text = f"is closed, but {_count(max(entry.unsent - 1, 0), 'byte')} and the FIN are not delivered yet"
-                yield Finding("tcp-closing", _connection(entry), text)
+                yield Blocker("tcp-closing", _connection(entry), text)
 
-    def _check_unix(self, inode: int, where: str, sock: socket.socket) -> Iterator[Finding]:
+    def _check_unix(self, inode: int, where: str, sock: socket.socket) -> Iterator[Blocker]:
         entry = self._unix.get(inode)
         if entry is None:
             return
@@ -241,33 +241,33 @@ class _Look:
         if (entry.peer and entry.peer not in self._held) or (dangling and entry.kind != socket.SOCK_DGRAM):
             peer = self._unix.get(entry.peer)
             name = f" ({peer.name})" if peer is not None and peer.name else ""
-            yield Finding("unix-peer", where, f"{what} is connected to a socket outside the container{name}")
+            yield Blocker("unix-peer", where, f"{what} is connected to a socket outside the container{name}")
         if entry.state == _LISTEN:
             for icon in entry.waiting:
                 waiting = self._unix.get(icon)
                 if icon == 0:
-                    yield Finding(
+                    yield Blocker(
                         "unix-backlog", where, f"{what} has a connection that was closed before it was accepted"
                     )
                 elif icon not in self._held:
-                    yield Finding(
+                    yield Blocker(
                         "unix-peer",
                         where,
                         f"{what} has a connection from outside the container that is not accepted yet",
                     )
                 elif waiting is not None and waiting.sent:
-                    yield Finding("unix-backlog", where, f"{what} has a connection with data that is not accepted yet")
+                    yield Blocker("unix-backlog", where, f"{what} has a connection with data that is not accepted yet")
         elif entry.unread:
             options = [socket.SO_PASSCRED, _SO_PASSSEC, _SO_PASSPIDFD, *_SO_TIMESTAMPS]
             for option in options:
                 with contextlib.suppress(OSError):
                     if sock.getsockopt(socket.SOL_SOCKET, option):
-                        yield Finding(
+                        yield Blocker(
                             "unix-message", where, f"{what} has unread messages with credentials or times (SO_PASSCRED)"
                         )
                         break
 
-    def _multicast(self, where: str, sock: socket.socket) -> Iterator[Finding]:
+    def _multicast(self, where: str, sock: socket.socket) -> Iterator[Blocker]:
         """Yield the multicast groups that a socket has joined, because CRIU does not join them again."""
         for interface, group in _groups(self._pid):
             family = socket.AF_INET6 if ":" in group else socket.AF_INET
@@ -281,7 +281,7 @@ class _Look:
             request = struct.pack("=I4x128sIII", interface, address, 0, 0, 0)
             with contextlib.suppress(OSError):
                 if syscalls.getsockopt(sock.fileno(), level, _MCAST_MSFILTER, request):
-                    yield Finding(
+                    yield Blocker(
                         "multicast",
                         where,
                         f"{_describe(sock)} has joined the group {group}, which CRIU does not join again",
@@ -340,12 +340,12 @@ def _adopt(fd: int) -> socket.socket:
     return socket.socket(family, kind, protocol, fileno=fd)
 
 
-def _check_netlink(where: str, sock: socket.socket) -> Iterator[Finding]:
+def _check_netlink(where: str, sock: socket.socket) -> Iterator[Blocker]:
     if select.select([sock], [], [], 0)[0]:
-        yield Finding("netlink", where, "is a netlink socket with unread messages")
+        yield Blocker("netlink", where, "is a netlink socket with unread messages")
     groups = array.array("I", sock.getsockopt(_SOL_NETLINK, _NETLINK_LIST_MEMBERSHIPS, 64))
     if any(groups[1:]):
-        yield Finding("netlink", where, "is a netlink socket that listens to groups above 32, which CRIU cannot carry")
+        yield Blocker("netlink", where, "is a netlink socket that listens to groups above 32, which CRIU cannot carry")
 
 
 def _groups(pid: int) -> Iterator[tuple[int, str]]:

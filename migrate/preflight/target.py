@@ -11,7 +11,6 @@ from migrate.errors import ProtocolError
 from migrate.files import fingerprint as fingerprints
 from migrate.preflight import hostfacts, limits, open_files, sockets
 from migrate.preflight import processes as process_scan
-from migrate.preflight.container import as_blockers
 from migrate.preflight.hostfacts import can_carry_any_uid, gather
 from migrate.preflight.rules import RULES, Blocker, raise_blocked
 from migrate.preflight.volumes import Plan
@@ -179,7 +178,7 @@ def _check_trees(peer: "Peer", state: State, plan: Plan, reserved: int) -> tuple
 
 def plan_blockers(plan: Plan) -> list[Blocker]:
     """Return the reasons against the plan for the trees, whatever the target is."""
-    return as_blockers(plan.problems)
+    return list(plan.problems)
 
 
 def preflight(

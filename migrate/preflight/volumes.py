@@ -25,7 +25,7 @@ from migrate.files import mountinfo
 from migrate.files.mountinfo import is_below
 from migrate.files.trees import OWN, Needed, Tree, is_place
 from migrate.preflight.hostfacts import overlay_defaults
-from migrate.preflight.silent_losses import Finding
+from migrate.preflight.rules import Blocker
 from runtime.linux import syscalls
 from runtime.linux.mount_flags import MS_PRIVATE, MS_RDONLY
 from runtime.spec.config import Spec
@@ -50,7 +50,7 @@ class Plan:
     needed: tuple[Needed, ...] = ()
     sources: tuple[tuple[str, str], ...] = ()
     bound: tuple[tuple[str, str, str], ...] = ()
-    problems: tuple[Finding, ...] = ()
+    problems: tuple[Blocker, ...] = ()
     tmpfs: tuple[Mount, ...] = ()
 
     def spec(self, spec: Spec) -> Spec:
@@ -122,11 +122,11 @@ class _Planner:
         self.needed: list[Needed] = []
         self.sources: dict[str, str] = {}
         self.bound: list[tuple[str, str, str]] = []
-        self.problems: list[Finding] = []
+        self.problems: list[Blocker] = []
         self.tmpfs: list[Mount] = []
 
     def problem(self, rule: str, place: str, text: str) -> None:
-        self.problems.append(Finding(rule, f"mount {place}", text))
+        self.problems.append(Blocker(rule, f"mount {place}", text))
 
     def bind(self, mount: Mount, policy: str | None) -> None:
         place, source = _place(mount.destination), os.path.realpath(mount.source)

@@ -18,7 +18,7 @@ from typing import Self
 
 from migrate.files import mountinfo
 from migrate.files.mountinfo import Mount
-from migrate.preflight.silent_losses import Finding
+from migrate.preflight.rules import Blocker
 from runtime.linux import processes, syscalls
 
 LINKS = ("anon_inode:inotify", "anon_inode:[fanotify]")
@@ -60,7 +60,7 @@ class Watches:
         """
         return tuple(name for *_, name in sorted(self._names))
 
-    def look(self, pid: int, number: str, where: str) -> Iterator[Finding]:
+    def look(self, pid: int, number: str, where: str) -> Iterator[Blocker]:
         """Yield the watches of a descriptor that CRIU cannot carry. Raises OSError if the process has exited."""
         self._view(self._init_pid)
         self._view(pid)
@@ -69,7 +69,7 @@ class Watches:
             problem = self._problem(line) if watched not in self._seen else ""
             self._seen.add(watched)
             if problem:
-                yield Finding("watch", where, f"watches {problem}")
+                yield Blocker("watch", where, f"watches {problem}")
 
     def _view(self, pid: int) -> "_View":
         namespace = os.readlink(f"/proc/{pid}/ns/mnt")

@@ -1,6 +1,6 @@
 """Read and verify a snapshot directory: its manifest has every file's size and SHA-256, and its own digest.
 
-The digests detect damage. A user who can change the files can change the manifest too, so a directory that users other
+The digests detect damage. Anyone with write access to the files can change the manifest too, so a directory that users other
 than root and the caller can write to is rejected before anything in it is used.
 """
 

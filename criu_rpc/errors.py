@@ -24,8 +24,8 @@ Error (failure)
     |   +-- ProtocolError                  the protocol does not allow a message that came over the wire
     +-- NoSpace (no-space)
     +-- Interrupted (interrupted)          Ctrl-C or SIGTERM
+    +-- DemoFailed (failure)               the demo checked something that does not hold
     +-- SnapshotError (invalid)            a directory that is not a snapshot, or a damaged one
-    +-- DemoFailed (failure)               a check or a command of the demo failed
     +-- MoveFailed                         a move that had begun; says where the container is now
         +-- RolledBack (rolled-back)       it runs at the source as before
         +-- MovedDirty (moved-dirty)       it runs at the target; something is left to be done by hand

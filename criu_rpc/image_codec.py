@@ -1,17 +1,21 @@
-"""What has to be changed in CRIU's image files, or read in them, which is done in protobuf's wire format.
+"""Read and change CRIU's image files, in protobuf's wire format.
 
 Terminals whose master is outside, such as a container's console:
 - CRIU dumps a descriptor of /dev/tty only while the session's leader is in the foreground ("ctty inheritance
-  detected"): not of a shell whose job runs there. It is dumped as an external terminal (`tty_external`) instead.
-- Of two files that are open on such a terminal CRIU takes one for the master, and restores no controlling terminal.
-Here all of them become descriptors of one open file of the terminal, which is what they are in effect.
+  detected"), thus not of a shell while a job of it is. It is dumped as an external terminal (`tty_external`) instead.
+- If two files are open on such a terminal, CRIU takes one for the master, and restores no controlling terminal.
+Here all of them become descriptors of one open file of the terminal, which has the same effect.
 
-Mounts of what is outside, and has been removed or replaced there since: CRIU wants to make it anew, empty, where it is
-told to take it from, and to remove that again. Here they are mounts of what is there.
+Mounts of a source outside that has been removed or replaced since: CRIU would make it anew, empty, where it is told to
+take it from, and remove it afterwards. Here they become mounts of what is there now.
 
-Threads that wait in poll(2) for as long as it takes: of a call that the kernel would go on with by what it has noted
-(ERESTART_RESTARTBLOCK), CRIU makes one that fails with EINTR, which programs such as `tail -f` take for an error: no
-handler of theirs has run. Without a timeout nothing is lost when it is called again.
+Threads that wait in poll(2) without a timeout: the kernel would resume such a call from what it has noted
+(ERESTART_RESTARTBLOCK). CRIU makes it fail with EINTR, which programs such as `tail -f` take for an error, because no
+handler of theirs has run. Without a timeout nothing is lost when the call is made again.
+
+pycriu's generated messages would do the same, but they import 43 modules in 16 ms, or in 295 ms with the pure-Python
+protobuf that a target has. This module imports in 0.4 ms. `connections` of 500 sockets takes 10 ms here, 1.8 ms with
+protobuf's C library and 68 ms without it (criu 4, least of 15). It is called while the container is frozen.
 
 An image file is 8 bytes of magic numbers, then entries: a length (4 bytes, little endian) and a message.
 (criu/tty.c, criu/mount-v2.c, compel/arch/x86/src/lib/infect.c; images/core-x86.proto, images/fdinfo.proto,
@@ -52,8 +56,8 @@ _AX, _DX, _SI, _ORIG_AX, _IP, _MODE = 11, 13, 14, 16, 17, 28
 _COMPAT = 2
 _INTERRUPTED = b"\x58\xfc" + b"\xff" * 8 + b"\x01"  # the field ax, with -EINTR
 _POLL, _RESTART, _SYSCALL_SIZE = 7, 219, 2
-# Of a call that has been restarted before, the kernel no longer tells which it was. The second argument does: poll's is
-# a number of descriptors, that of a futex one of these operations (WAIT, WAIT_BITSET), that of nanosleep an address.
+# If a call has been restarted before, the kernel no longer tells which call it was. Its second argument does: it is a
+# number of descriptors for poll, one of these operations for futex (WAIT, WAIT_BITSET), an address for nanosleep.
 _FUTEX_WAITS = {operation | flags for operation in (0, 9) for flags in (0, 128, 256, 384)}
 _MOST_POLLED = 4096
 
@@ -62,14 +66,14 @@ _End = tuple[bytes, int]
 
 
 def tty_external(device: int) -> str:
-    """The key of /dev/tty on the file system `device` (its st_dev), among what is external to a dump."""
+    """Return the key of /dev/tty on the file system `device` (its st_dev) for CRIU's option `external`."""
     return f"tty[{_TTY:x}:{device:x}]"
 
 
 def join_terminals(images: int) -> None:
-    """Change the images, in the directory behind a descriptor, as said above.
+    """Make all descriptors of an outside terminal share one open file; `images` is a descriptor of the directory.
 
-    Raises CriuError when a process has /dev/tty open but nobody the terminal that it stands for.
+    Raises CriuError when a process has /dev/tty open, but no process has the terminal that it stands for.
     """
     try:
         infos = {_value(info, _INFO_ID): info for info in map(_fields, _entries(_read(images, _INFO)))}
@@ -94,7 +98,7 @@ def join_terminals(images: int) -> None:
         if (_value(info, _INFO_TYPE), _value(info, _INFO_RDEV)) == (_EXTERNAL, _TTY):
             if _value(info, _INFO_SID) not in sessions:
                 raise CriuError(
-                    f"a process of session {_value(info, _INFO_SID)} has /dev/tty open, but nobody its terminal itself"
+                    f"a process of session {_value(info, _INFO_SID)} has /dev/tty open, but none has its terminal"
                 )
             instead[file] = sessions[_value(info, _INFO_SID)]
         elif number in slaves and number + 1 not in infos and chosen[number] != file:
@@ -109,7 +113,7 @@ def join_terminals(images: int) -> None:
 
 
 def keep_external_mounts(images: int) -> None:
-    """Change the images, in the directory behind a descriptor: what is mounted from outside is not gone."""
+    """Clear the mark "deleted" of mounts from outside; `images` is a descriptor of the directory."""
     for name in os.listdir(images):
         if name.startswith(_MOUNTS):
             data = _read(images, name)
@@ -125,7 +129,7 @@ def keep_external_mounts(images: int) -> None:
 
 
 def restart_polls(images: int) -> None:
-    """Change the images, in the directory behind a descriptor: who waits in poll(2) without a timeout goes on."""
+    """Let threads that wait in poll(2) without a timeout call it again; `images` is a descriptor of the directory."""
     for name in os.listdir(images):
         if name.startswith(_CORES):
             data = _read(images, name)
@@ -141,7 +145,7 @@ def _restarted_thread(info: bytes) -> bytes:
 
 
 def _restarted(registers: bytes) -> bytes:
-    """Registers that call poll again, where that is what was interrupted."""
+    """Return registers that call poll again if poll was interrupted, else the same registers."""
     fields = _fields(registers)
     number, count = _value(fields, _ORIG_AX), _value(fields, _SI)
     again = number == _RESTART and 0 < count <= _MOST_POLLED and count not in _FUTEX_WAITS
@@ -153,19 +157,19 @@ def _restarted(registers: bytes) -> bytes:
 
 
 def _replaced(message: bytes, number: int, change: Callable[[bytes], bytes]) -> bytes:
-    """A message with a change to its field `number`, which is a message, too."""
+    """Return a message with its field `number`, itself a message, changed by `change`."""
     fields = _fields(message)
     return _encode([(n, k, change(v) if n == number and isinstance(v, bytes) else v) for n, k, v in fields])
 
 
 def dump_id(images: int) -> str:
-    """What CRIU calls the dump that made the images in the directory behind a descriptor; "" before CRIU 4.1."""
-    inventory = next(_entries(_read(images, _INVENTORY), 4), b"")  # of magic numbers it has only one
+    """Return CRIU's id of the dump in the directory behind a descriptor; "" before CRIU 4.1."""
+    inventory = next(_entries(_read(images, _INVENTORY), 4), b"")  # it has only one magic number
     return _value_bytes(_fields(inventory), _DUMP_ID).decode("ascii", "replace")
 
 
 def connections(images: int) -> list[tuple[_End, _End]]:
-    """The (address, port) here and there of the dumped TCP connections, as they are on the wire; none twice."""
+    """Return the local and remote (address, port) of the dumped TCP connections, in network order, each pair once."""
     found: dict[tuple[_End, _End], None] = {}
     for entry in _entries(_read(images, _FILES)):
         sk = _fields(_value_bytes(_fields(entry), _FILE_INET))
@@ -186,7 +190,7 @@ def _address(sk: list[_Field], number: int) -> bytes:
 
 
 def _pointed(entry: bytes, instead: dict[int, int]) -> bytes:
-    """An fdinfo_entry with another file where that is given in `instead`."""
+    """Return an fdinfo_entry with its file replaced as `instead` says."""
     fields = _fields(entry)
     file = _value(fields, _FD_FILE)
     if file not in instead:
@@ -195,7 +199,7 @@ def _pointed(entry: bytes, instead: dict[int, int]) -> bytes:
 
 
 def _value(fields: list[_Field], number: int) -> int:
-    """A number among the fields of a message; 0 where there is none."""
+    """Return a number among the fields of a message, 0 without one."""
     return next((value for n, _, value in fields if n == number and isinstance(value, int)), 0)
 
 
@@ -211,7 +215,7 @@ def _entries(data: bytes, at: int = 8) -> Iterator[bytes]:
 
 
 def _fields(data: bytes) -> list[_Field]:
-    """The fields of a message, in their order: number, wire type, value."""
+    """Return the fields of a message in order: number, wire type, value."""
     found: list[_Field] = []
     at = 0
     while at < len(data):
@@ -225,7 +229,7 @@ def _fields(data: bytes) -> list[_Field]:
         if kind == _BYTES:
             size, at = _varint(data, at)
         elif not size:
-            raise CriuError("an image of CRIU's holds what is no protobuf message")
+            raise CriuError("an image file of CRIU has an invalid protobuf message")
         found.append((number, kind, data[at : at + size]))
         at += size
     return found
@@ -235,7 +239,7 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
     value = shift = 0
     while True:
         if at >= len(data):
-            raise CriuError("an image of CRIU's is cut short")
+            raise CriuError("an image file of CRIU is truncated")
         byte = data[at]
         at += 1
         value |= (byte & 0x7F) << shift

@@ -1,11 +1,10 @@
 """CRIU's protobuf messages: pycriu's `rpc_pb2`, found without importing all of pycriu (which is slow).
 
-Looked for as a module of a `pycriu` package on sys.path (the zipped agent carries one), in /opt/pymigrate/lib (where
+Looked for as a module of a `pycriu` package on sys.path (the agent has one), in /opt/pymigrate/lib (where
 provisioning puts it beside a CRIU of our own) and in /usr/lib/python3/dist-packages (Debian's python3-pycriu, or criu).
 """
 
 import functools
-import importlib
 import importlib.util
 import sys
 from pathlib import Path
@@ -31,15 +30,7 @@ def source(name: str) -> Path:
 @functools.cache
 def module(name: str) -> ModuleType:
     """A generated module, loaded alone. Raises CriuNotFound."""
-    try:
-        path = source(name)
-    except CriuNotFound:
-        # Inside a zip file there is no path to look at; the import system knows how to read it.
-        try:
-            return importlib.import_module(f"pycriu.{name}")
-        except ImportError:
-            pass
-        raise
+    path = source(name)
     spec = importlib.util.spec_from_file_location(f"pycriu_{name}", path)
     assert spec is not None
     assert spec.loader is not None

@@ -4,7 +4,7 @@
     faults.at("freeze", after=lambda _: os.abort())     in the process of a test
 
 A point does nothing unless a test has called `at` in this very process: neither a file, the environment, the command
-line nor the other host can. Its cost is a microsecond.
+line nor the other host can. It costs some microseconds.
 
 A point is named for what it surrounds: a step of the source ("seed", "freeze", "end-source"), a line of the journal of
 either side ("journal committed"), or a notification of CRIU ("criu pre-dump").

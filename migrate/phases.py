@@ -1,7 +1,7 @@
 """The phases of a move, which may follow which, and the theory of operation: who may die when, and what happens then.
 
-The source decides. Both sides journal each phase; a line is on the disk before the phase has consequences. COMMITTED in
-the source's journal is the one point of no return.
+The source decides. Both sides journal each phase; the line of a decision is on the disk before it has consequences.
+COMMITTED in the source's journal is the one point of no return.
 
     phase          the source                               the target
     PREFLIGHT      checks everything, changes nothing       answers questions
@@ -11,8 +11,9 @@ the source's journal is the one point of no return.
     COMMITTED      kills it                                 still holds the restored tree
     RESUMED        removes what is left of it               resumes the restored tree
 
-Two invariants hold whoever dies. The container never runs twice: the target resumes it only after every process of it
-is gone at the source. It is never lost by one death: from PREPARED on the target keeps the images until it runs.
+Two invariants hold whichever process dies. The container never runs twice, because the target resumes it only after
+all its processes are gone at the source. It is never lost, because from PREPARED on the target keeps the images until
+it runs. They are in the target's memory at first: a power cut of the target within a second after COMMITTED loses it.
 
 Before COMMITTED:
 - Any failure at the source (an exception, Ctrl-C, a deadline): the move rolls back. CRIU undoes its dump and thaws the

@@ -21,8 +21,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--draw",
         action="store_true",
-        help="leave out most tests between virtual machines, and half of the cases of system tests that have many, "
-        "by $PYMIGRATE_DRAW or else the commit's hash",
+        help="leave out most tests between virtual machines, two thirds of the slow system tests and half of the cases "
+        "of system tests that have many, by $PYMIGRATE_DRAW or else the commit's hash",
     )
 
 
@@ -35,7 +35,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if kind == "vm":
             item.add_marker(pytest.mark.timeout(VM_TIMEOUT))
     if config.getoption("draw"):
-        drawn = draw.drawn([item.nodeid for item in items], draw.seed())
+        slow = {item.nodeid for item in items if item.get_closest_marker(draw.SLOW)}
+        drawn = draw.drawn([item.nodeid for item in items], draw.seed(), slow)
         config.hook.pytest_deselected(items=[item for item in items if item.nodeid not in drawn])
         items[:] = [item for item in items if item.nodeid in drawn]
     items.sort(key=lambda item: schedule.turn(item.nodeid))
@@ -49,8 +50,8 @@ def _say_draw(config: pytest.Config, names: Sequence[str]) -> None:
     machines = [name for name in names if name.startswith(draw.MACHINES)]
     by = "by a fixed seed, as there is no commit here" if seed == draw.WITHOUT_GIT else f"by {seed}"
     reporter.write_line(
-        f"draw: {len(machines)} tests between virtual machines, and half of the cases where a system test has "
-        f"{draw.MANY} or more, {by}; `make test-all` runs all"
+        f"draw: {len(machines)} tests between virtual machines, a third of the slow system tests, and half of the "
+        f"cases where a system test has {draw.MANY} or more, {by}; `make test-all` runs all"
     )
     for name in machines:
         reporter.write_line(f"draw: {name}")

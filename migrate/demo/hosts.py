@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Protocol
 from migrate import relaunch
 from migrate.errors import DemoFailed
 from migrate.files import marks
-from migrate.target.bundles import BUNDLES
+from migrate.paths import BUNDLES, TREE_MARKS
+from migrate.paths import DEMO as HERE
 
 if TYPE_CHECKING:
     from migrate.demo.client import Client
 
 STEP_TIMEOUT = 180.0
 UNDO_TIMEOUT = 60.0
-HERE = "/var/lib/pymigrate/demo"
 _LAB = "demo"
 _ADDRESS = "10.88.0.5"  # of the container, in the network of the lab's bridges
 
@@ -151,7 +151,7 @@ class RealHosts:
         places = [f"{HERE}/{self.container}", f"{HERE}/{self.container}.snapshot"]
         if len(self._hosts) > 1:
             bundle = str(BUNDLES / self.container)
-            places += [bundle, str(marks.MARKS / f"{marks.key(bundle)}.json")]
+            places += [bundle, str(TREE_MARKS / f"{marks.key(bundle)}.json")]
         return ["sh", "-c", f"rm -rf {shlex.join(places)} && {{ rmdir {HERE} 2>/dev/null || true; }}"]
 
     def on(self, host: str, *argv: str, stdin: str = "") -> str:

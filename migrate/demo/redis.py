@@ -10,16 +10,16 @@ import json
 import time
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from migrate.demo.client import Client
-from migrate.demo.hosts import HERE, Hosts
+from migrate.demo.hosts import Hosts
 from migrate.errors import DemoFailed
+from migrate.paths import DEMO as HERE
+from migrate.paths import DEMO_ROOTFS as ROOTFS
 from migrate.ui.text import duration, size
 
 KEYS = 50_000
-ROOTFS = Path("/var/cache/pymigrate/rootfs/redis")
 START_TIMEOUT = 60.0
 
 # Redis runs it for every tick: it counts, and records the longest time between two ticks, in microseconds.

@@ -18,10 +18,9 @@ from typing import Any
 from migrate.disk import write_atomically
 from migrate.files import marks
 from migrate.files.trees import Owner
-from migrate.paths import DATA
+from migrate.paths import TREE_MARKS as MARKS
 from runtime.linux import syscalls
 
-MARKS = DATA / "trees"
 VERSION = 1
 
 Inode = tuple[int, int, int]  # device, number, time of birth in nanoseconds

@@ -9,12 +9,11 @@ every match therefore cannot miss one.
 import os
 import signal
 import time
-from pathlib import Path
 
 from migrate.errors import DeadlineExceeded
+from migrate.paths import RECEIVING as DIRECTORY
 from runtime.linux import processes, trusted
 
-DIRECTORY = Path("/run/pymigrate/receiving")
 VARIABLE = "PYMIGRATE_MIGRATION"
 REFUSED = 125  # exit status: the file does not exist
 END_TIMEOUT = 10.0

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Self
 
 from migrate.errors import ProtocolError
+from migrate.paths import DATA, VOLUMES
 
-OWN = "/var/lib/pymigrate/volumes"  # for trees that cannot have the same path as at the source
 MAX_TREES = 200
-_FORBIDDEN = ("/proc", "/sys", "/dev", "/run", "/var/run", "/boot", "/var/lib/pymigrate")
+_FORBIDDEN = ("/proc", "/sys", "/dev", "/run", "/var/run", "/boot", str(DATA))
 _DIGEST = re.compile(r"([0-9a-f]{64})?")
 _OPTIONS = re.compile(
     r"(?:(?:size|nr_inodes)=[0-9]+[kmgKMG]?|mode=[0-7]{1,4}|[ug]id=[0-9]+|inode(?:32|64)"
@@ -25,7 +25,7 @@ def is_place(path: str) -> bool:
         return False
     if path.startswith("//") or path == "/":
         return False
-    if path.startswith(f"{OWN}/"):
+    if path.startswith(f"{VOLUMES}/"):
         return True
     return not any(path == place or path.startswith(f"{place}/") for place in _FORBIDDEN)
 

@@ -26,10 +26,10 @@ from migrate.disk import FULL, no_space
 from migrate.errors import MigrateError, ProtocolError
 from migrate.journal import lines as journal_lines
 from migrate.model import check_migration_id
+from migrate.paths import JOURNALS as DIRECTORY
 from migrate.phases import FINAL, NEXT, Phase
 from runtime.linux import syscalls
 
-DIRECTORY = Path("/var/lib/pymigrate/migrations")
 ROOM = 64 << 10  # bytes for all lines that follow SEED
 AGE = 30 * 86400  # seconds for which the journal of a move that has ended is kept
 COUNT = 1000  # journals that are kept, besides those of the last day

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from criu_rpc.errors import Error
-from migrate.lab.model import CLIENT, LARGEST, ROOT, Host, LabError, hosts, lab_cgroups
+from migrate.lab.model import CLIENT, LARGEST, Host, LabError, hosts, lab_cgroups
+from migrate.paths import DATA
+from migrate.paths import LAB as ROOT
 from runtime import sync
 from runtime.cgroups.hierarchies import remove_tree
 from runtime.linux import processes, selfexec
@@ -101,7 +103,7 @@ def _start(lab: str, name: str, pid_file: Path, config: dict[str, Any]) -> _Star
 
 def _start_host(host: Host, switch: int, disk: str | None) -> None:
     directory = host.directory
-    for needed in ("/root/.ssh", "/var/lib/pymigrate"):
+    for needed in ("/root/.ssh", DATA):
         Path(needed).mkdir(mode=0o700, parents=True, exist_ok=True)
     config: dict[str, Any] = {
         "kind": "host",

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from migrate.lab.enter import namespace_flags
+from migrate.paths import DATA
 from runtime import sync
 from runtime.cgroups.hierarchies import UNIFIED, discover
 from runtime.linux import mount_flags, syscalls
@@ -74,7 +75,7 @@ def _mount_system(config: dict[str, Any]) -> None:
     for source, place in config["binds"].items():
         syscalls.mount(source, place, None, mount_flags.MS_BIND)
     size = f",size={config['disk']}" if config["disk"] else ""
-    syscalls.mount("tmpfs", "/var/lib/pymigrate", "tmpfs", kinds, f"mode=700{size}")
+    syscalls.mount("tmpfs", DATA, "tmpfs", kinds, f"mode=700{size}")
     log = os.open(config["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     config_text = Path(config["sshd_config"]).read_text()
     key = Path(config["host_key"]).read_bytes()

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from migrate import relaunch
 from migrate.errors import MigrateError, UsageError
+from migrate.paths import LAB as ROOT
 from runtime.cgroups.hierarchies import discover
 
-ROOT = Path("/run/pymigrate/lab")
 LARGEST = 50
 CLIENT = "client"  # the name of a host to which no container moves
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,31}")

@@ -78,7 +78,11 @@ def lacking(init_pid: int, target: str, there: Iterable[str]) -> list[Blocker]:
     """Return a blocker for the first thread with capabilities that the target's root lacks; `there` names root's."""
     held = capabilities.mask(there)
     for pid in processes.container_pids(init_pid):
-        for status in Path(f"/proc/{pid}/task").glob("*/status"):
+        try:
+            threads = list(Path(f"/proc/{pid}/task").glob("*/status"))
+        except OSError:
+            continue  # it has ended
+        for status in threads:
             try:
                 fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
             except OSError:

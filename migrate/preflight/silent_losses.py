@@ -40,7 +40,11 @@ def of_process(pid: int, init: int, subject: str) -> Iterator[Blocker]:
         yield Blocker("personality", subject, f"has the personality {_read(f'/proc/{pid}/personality')}")
     yield from _mapped(pid, subject)
     place = _unified(f"/proc/{pid}")
-    for name in sorted(os.listdir(f"/proc/{pid}/task"), key=int):
+    try:
+        threads = sorted(os.listdir(f"/proc/{pid}/task"), key=int)
+    except OSError:
+        return  # it has exited
+    for name in threads:
         thread = subject if int(name) == pid else f"{subject}, thread {name}"
         try:
             yield from _of_thread(int(name), thread)

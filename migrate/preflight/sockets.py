@@ -37,7 +37,7 @@ _CARRIED = (*_INET, socket.AF_UNIX, socket.AF_NETLINK, socket.AF_PACKET)
 # Groups that an interface is a member of by itself.
 _OWN_GROUPS = ("224.0.0.1", "ff02::1", "ff01::1")
 
-# Rules whose blockers may pass by themselves within a moment.
+# Rules that may pass by themselves within a moment.
 PASSING = frozenset({"tcp-backlog", "tcp-connecting", "tcp-closing", "unix-backlog", "unix-message", "netlink"})
 
 

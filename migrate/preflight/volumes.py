@@ -23,7 +23,8 @@ from migrate.errors import UsageError
 from migrate.files import fingerprint as fingerprints
 from migrate.files import mountinfo
 from migrate.files.mountinfo import is_below
-from migrate.files.trees import OWN, Needed, Tree, is_place
+from migrate.files.trees import Needed, Tree, is_place
+from migrate.paths import VOLUMES
 from migrate.preflight.hostfacts import overlay_defaults
 from migrate.preflight.rules import Blocker
 from runtime.linux import syscalls
@@ -240,7 +241,7 @@ class _Planner:
         """Return a path at the target that belongs to this container alone and keeps the last part of the name."""
         mount_point = place.strip("/").replace("_", "__").replace("/", "_")
         own = hashlib.sha256(self._state.created.encode()).hexdigest()[:8]  # another container may have had the id
-        return f"{OWN}/{self._state.id}-{own}/{mount_point}/{os.path.basename(source)}"
+        return f"{VOLUMES}/{self._state.id}-{own}/{mount_point}/{os.path.basename(source)}"
 
     def overlay(self, mount: Mount, policy: str | None) -> None:
         place = _place(mount.destination)

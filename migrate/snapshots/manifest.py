@@ -1,7 +1,7 @@
 """Read and verify a snapshot directory: its manifest has every file's size and SHA-256, and its own digest.
 
-The digests detect damage. Anyone with write access to the files can change the manifest too, so a directory that users other
-than root and the caller can write to is rejected before anything in it is used.
+The digests detect damage. Write access to the files means write access to the manifest too, so a directory that users
+other than root and the caller can write to is rejected before anything in it is used.
 """
 
 import dataclasses

@@ -9,6 +9,7 @@ from pathlib import Path
 from criu_rpc.client import Criu
 from migrate.errors import SnapshotError
 from migrate.files.fingerprint import fingerprint
+from migrate.paths import RUN
 from migrate.snapshots.manifest import IMAGES, Snapshot
 from runtime import notices
 from runtime.checkpoint import supplement
@@ -96,6 +97,5 @@ def _restore(
 
 
 def _runtime_dir() -> Path:
-    path = Path("/run/pymigrate")
-    os.close(trusted.make_directory(str(path)))
-    return path
+    os.close(trusted.make_directory(str(RUN)))
+    return RUN

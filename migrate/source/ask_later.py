@@ -14,9 +14,9 @@ from pathlib import Path
 
 from migrate import relaunch
 from migrate.model import check_migration_id
+from migrate.paths import ASKING as DIRECTORY
 from runtime.linux import processes
 
-DIRECTORY = Path("/run/pymigrate/asking")
 STOP_TIMEOUT = 10.0
 _STOP_STEP = 0.2
 

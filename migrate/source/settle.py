@@ -8,6 +8,7 @@ from pathlib import Path
 from criu_rpc.errors import Error
 from migrate.errors import InDoubt, Lost
 from migrate.journal.journal import Entry, Journal
+from migrate.paths import LOGS
 from migrate.phases import Phase
 from migrate.source import ask_later
 from migrate.wire import frames, protocol, records
@@ -23,7 +24,6 @@ SETTLE_TIMEOUT = 240.0  # the target may have to wait for another agent that set
 ABORT_TIMEOUT = UNDO_TIMEOUT = 30.0
 MONITOR_TIMEOUT = 10.0
 LOG_LIMIT = 2 << 20  # bytes of the container's log that are sent along
-LOGS = Path("/var/lib/pymigrate/logs")
 
 
 def settle(log: Journal, *, patience: float | None = None) -> str:

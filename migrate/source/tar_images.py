@@ -7,13 +7,12 @@ sent as a gzip file that is not compressed, which any gzip at the target reads.
 import os
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import BinaryIO
 
 from migrate.disk import write_atomically
+from migrate.paths import TAR as DIRECTORY
 from runtime.linux import trusted
 
-DIRECTORY = Path("/run/pymigrate-tar")  # not below /run/pymigrate, because the root of a user namespace runs it, too
 _GZIP = b"#!/bin/sh\nexec cat\n"
 _MAGIC = b"\x1f\x8b"
 _CHUNK = 1 << 20

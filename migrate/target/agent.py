@@ -17,6 +17,7 @@ from typing import NoReturn
 from criu_rpc.errors import Error
 from migrate.disk import explained
 from migrate.errors import Interrupted, MigrateError, ProtocolError
+from migrate.paths import COMMAND_LINE
 from migrate.target.handlers import Connected, Handler, Images, Pages
 from migrate.wire import frames, protocol, records
 from migrate.wire.frames import FrameDecoder, FrameType
@@ -25,7 +26,6 @@ from migrate.wire.protocol import Failure
 from runtime.linux.descriptors import write_all
 
 PULSE_INTERVAL = 5.0  # seconds
-COMMAND_LINE = "/run/pymigrate/pymigrate.pyz"
 
 
 class Agent:
@@ -115,7 +115,7 @@ def _terminate(signum: int, _frame: StackFrame | None) -> NoReturn:
 
 def _offer_command_line() -> None:
     """Give the agent's directory a name that is the same for every version, because it has all verbs."""
-    if sys.argv[0].startswith(os.path.dirname(COMMAND_LINE) + "/"):
+    if sys.argv[0].startswith(f"{COMMAND_LINE.parent}/"):
         new = f"{COMMAND_LINE}.{os.getpid()}"
         with contextlib.suppress(OSError):  # only a convenience
             os.symlink(os.path.dirname(sys.argv[0]), new)

@@ -20,12 +20,10 @@ from migrate.errors import MigrateError, ProtocolError
 from migrate.files import marks
 from migrate.files.fingerprint import fingerprint
 from migrate.files.trees import Owner
-from migrate.paths import DATA
+from migrate.paths import BUNDLES
 from migrate.target import places
 from migrate.target.places import Locks, Uses
 from runtime.state import moved_mark
-
-BUNDLES = DATA / "bundles"
 
 
 def parse_config(text: str) -> dict[str, Any]:

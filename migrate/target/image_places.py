@@ -19,18 +19,15 @@ from pathlib import Path
 from typing import Literal
 
 from criu_rpc.errors import Error
+from migrate import paths
 from migrate.disk import no_space
 from migrate.errors import DeadlineExceeded, MigrateError, NoSpace
 from migrate.files import mountinfo
 from migrate.model import check_migration_id
-from migrate.paths import DATA
 from runtime.linux import syscalls
 from runtime.linux.mount_flags import MS_BIND, MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_PRIVATE, MS_REMOUNT
 
-PLACE = Path("/run/pymigrate/images")
-MEMORY = PLACE / "memory"
-DISK = DATA / "incoming"
-LOCK = Path("/run/pymigrate/images.lock")
+PLACE, MEMORY, DISK, LOCK = paths.IMAGES, paths.MEMORY_IMAGES, paths.DISK_IMAGES, paths.IMAGES_LOCK
 LOCK_TIMEOUT = 5.0
 _NAME = "pymigrate-images"  # tells our tmpfs from others
 _UNFINISHED = ".new"

@@ -29,6 +29,7 @@ from migrate.files.mountinfo import is_below
 from migrate.files.trees import Owner
 from migrate.journal import journal
 from migrate.journal.journal import DamagedJournal, Entry
+from migrate.paths import PLACE_LOCKS as LOCKS
 from migrate.phases import FINAL, Phase
 from runtime.errors import ContainerError
 from runtime.linux import processes
@@ -37,7 +38,6 @@ from runtime.state.record import State
 from runtime.state.status import Status
 from runtime.state.store import Store
 
-LOCKS = Path("/run/pymigrate/places")
 WORTH_KEEPING = 8 << 20  # bytes; less is sent again as quickly as it is looked through
 
 

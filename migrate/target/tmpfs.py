@@ -10,11 +10,11 @@ from pathlib import Path
 
 from migrate.errors import TargetError
 from migrate.files.trees import Mounted
-from migrate.paths import DATA
+from migrate.paths import TMPFS
 from runtime.linux import syscalls
 from runtime.linux.mount_flags import MS_REMOUNT, MS_STRICTATIME
 
-DIRECTORY = DATA / "tmpfs"
+DIRECTORY = TMPFS
 
 
 def places(migration: str, mounted: list[Mounted]) -> dict[str, str]:

@@ -1,4 +1,10 @@
-"""Calling systemd's manager (org.freedesktop.systemd1(5)), by its own socket or the system bus."""
+"""Call systemd's manager (org.freedesktop.systemd1(5)) over its private socket or the system bus.
+
+The messages are jeepney's. Authentication and the loop that receives messages are not, because jeepney's blocking
+connection always says Hello: systemd 252 resets a connection to its private socket that does. A subclass without Hello
+works, but saves only 10 of 150 lines, depends on private names of jeepney, takes 1.5 ms more to import, and 18 ms
+instead of 11 ms to start and stop a unit (20 units, by turns): it reads systemd's many signals 4 KiB at a time.
+"""
 
 from __future__ import annotations
 
@@ -29,13 +35,13 @@ class Refused(Exception):
 
 
 class Systemd:
-    """A connection to systemd. All that is done with it must be done within SYSTEMD_TIMEOUT."""
+    """A connection to systemd. Everything done with it must be done within SYSTEMD_TIMEOUT."""
 
     def __init__(self) -> None:
-        """Raises ContainerError when there is no systemd, or no way to it."""
+        """Raises ContainerError when systemd does not run, or cannot be reached."""
         if not os.path.isdir(_BOOTED):
             raise ContainerError(
-                "systemd does not run on this host", remedy="leave --systemd-cgroup out: cgroups are made directly then"
+                "systemd does not run on this host", remedy="omit --systemd-cgroup: cgroups are made directly then"
             )
         try:
             from jeepney.low_level import Parser
@@ -56,7 +62,7 @@ class Systemd:
         self._socket.close()
 
     def _connect(self) -> socket.socket:
-        """Root's way is the private socket, which works without a bus and carries all signals unasked."""
+        """Root uses the private socket, which works without a bus and delivers all signals without a subscription."""
         problems = []
         for path in (_PRIVATE, _SYSTEM_BUS):
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
@@ -74,10 +80,10 @@ class Systemd:
         raise ContainerError(f"systemd cannot be reached: {'; '.join(problems)}")
 
     def _authenticate(self, sock: socket.socket) -> None:
-        """SASL EXTERNAL: the kernel tells who we are. What comes after the line that accepts us is messages.
+        """Authenticate with SASL EXTERNAL: the kernel reports our user id. After the accepting line come messages.
 
-        BEGIN goes along with the rest, as sd-bus sends it: systemd does not see a message that arrives together with it
-        before another one comes.
+        BEGIN is sent together with the rest, as sd-bus does. systemd would not see a message that arrives together with
+        BEGIN until another one arrives.
         """
         sock.sendall(b"\0AUTH EXTERNAL " + str(os.geteuid()).encode().hex().encode() + b"\r\nBEGIN\r\n")
         line = b""
@@ -97,7 +103,7 @@ class Systemd:
         self.call("Subscribe", "", ())
 
     def call(self, method: str, signature: str, body: Sequence[Any]) -> Any:
-        """Call a method of the manager; what it returns. Raises Refused, ContainerError, DeadlineExceeded."""
+        """Call a method of the manager and return its answer. Raises Refused, ContainerError, DeadlineExceeded."""
         return self._call((_NAME, _PATH, _MANAGER), method, signature, body)
 
     def _call(self, target: tuple[str, str, str], method: str, signature: str, body: Sequence[Any]) -> Any:
@@ -121,13 +127,13 @@ class Systemd:
             return answer.body
 
     def wait(self, job: str) -> str:
-        """Wait for a job's end; its result, "done" for success. Raises ContainerError, DeadlineExceeded."""
+        """Wait for the end of a job; return its result, "done" for success. Raises ContainerError, DeadlineExceeded."""
         while job not in self._jobs:
             self._receive()
         return self._jobs.pop(job)
 
     def _receive(self) -> Any:
-        """The next message; those that tell of a job's end are kept for `wait`."""
+        """Return the next message. Signals of jobs that have ended are kept for `wait`."""
         from jeepney import HeaderFields
 
         try:

@@ -15,7 +15,7 @@ PLACE = "/opt/pymigrate/sealed"  # vagrant/provision.sh makes it
 
 
 def _origin() -> str:
-    """Return the directory or zip file on sys.path from which this package was loaded."""
+    """Return the directory on sys.path from which this package was loaded."""
     return os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 

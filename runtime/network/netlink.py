@@ -1,7 +1,7 @@
-"""Links, addresses and routes by rtnetlink(7): pyroute2's messages over a plain socket that blocks.
+"""Links, addresses and routes by rtnetlink(7): pyroute2's messages over a plain blocking socket.
 
-pyroute2 as a whole brings an event loop and takes 75 ms to import, its messages take 20 ms. So the package is imported
-without what its `__init__` gathers from all its corners; the agent's zip file holds those modules only.
+All of pyroute2 brings an event loop and takes 75 ms to import; its messages take 20 ms. So the package is imported
+without its `__init__`, which imports the rest. The agent has only these modules of it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 
 class Netlink:
-    """A socket to the network namespace that it is made in. Methods raise OSError with the kernel's errno."""
+    """A socket to the network namespace in which it is made. Methods raise OSError with the kernel's errno."""
 
     def __init__(self) -> None:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
@@ -59,7 +59,7 @@ class Netlink:
         self._socket.close()
 
     def link(self, name: str) -> dict[str, Any] | None:
-        """The interface of this name: index, flags, operational (RFC 2863), kind, alias, mac, master; None without."""
+        """Return an interface: index, flags, operational (RFC 2863), kind, alias, mac, master; None without one."""
         message = ifinfmsg()
         message["attrs"] = [["IFLA_IFNAME", name]]
         try:
@@ -71,9 +71,9 @@ class Netlink:
         return _describe(found[0]) if found else None
 
     def await_carrier(self, name: str) -> None:
-        """Wait, CARRIER_TIMEOUT at most, until an interface whose two ends are up passes packets on.
+        """Wait, for CARRIER_TIMEOUT at most, until an interface whose two ends are up forwards packets.
 
-        The kernel readies the end that was up first when it comes to it; until then it drops all packets, in silence.
+        The kernel activates the end that was up first from a work queue, and silently drops all packets until then.
         """
         deadline = time.monotonic() + CARRIER_TIMEOUT
         while time.monotonic() < deadline:
@@ -83,7 +83,7 @@ class Netlink:
             time.sleep(0.001)
 
     def add_veth(self, name: str, peer: str, netns: int, **both: Any) -> None:
-        """Make a pair: `name` here, `peer` in the namespace of a descriptor. `mac` is the peer's, `mtu` of both."""
+        """Make a pair: `name` here, `peer` in the namespace of a descriptor. `mac` is the peer's, `mtu` is for both."""
         mtu = [["IFLA_MTU", both["mtu"]]] if both.get("mtu") else []
         inner = [["IFLA_IFNAME", peer], ["IFLA_ADDRESS", both["mac"]], ["IFLA_NET_NS_FD", netns], *mtu]
         data = {"attrs": [["VETH_INFO_PEER", {"attrs": inner}]]}
@@ -110,7 +110,7 @@ class Netlink:
         self._request(_DELLINK, message, 0)
 
     def add_address(self, index: int, family: int, text: str, length: int, broadcast: str = "") -> None:
-        """Give an interface an address, which is not checked for duplicates: it can be used at once."""
+        """Give an interface an address without checking for duplicates, so that it can be used at once."""
         message = ifaddrmsg()
         message["family"], message["prefixlen"], message["index"] = _FAMILIES[family], length, index
         message["attrs"] = [["IFA_LOCAL", text], ["IFA_ADDRESS", text], ["IFA_FLAGS", _IFA_F_NODAD]]
@@ -118,7 +118,7 @@ class Netlink:
         self._request(_NEWADDR, message, CREATE | EXCL)
 
     def addresses(self) -> set[str]:
-        """All addresses of all interfaces, without the lengths of their prefixes."""
+        """Return all addresses of all interfaces, without prefix lengths."""
         texts = set()
         for found in self._request(_GETADDR, ifaddrmsg(), DUMP):
             text = found.get_attr("IFA_LOCAL") or found.get_attr("IFA_ADDRESS")
@@ -127,7 +127,7 @@ class Netlink:
         return texts
 
     def unanswered(self) -> list[bytes]:
-        """The addresses of neighbours, in network order, that were asked for and have not answered."""
+        """Return the addresses of neighbours, in network order, that have not answered a question yet."""
         found = []
         for neighbour in self._request(_GETNEIGH, ndmsg(), DUMP):
             address = neighbour.get_attr("NDA_DST")
@@ -143,7 +143,7 @@ class Netlink:
         self._request(_NEWROUTE, message, CREATE | EXCL)
 
     def _request(self, kind: int, message: Any, flags: int) -> list[Any]:
-        """Send a message and wait for its end; the answers, decoded."""
+        """Send a message, wait for the end of its answers, and return them decoded."""
         self._sequence += 1
         message["header"]["type"], message["header"]["flags"] = kind, REQUEST | flags | (0 if flags == DUMP else ACK)
         message["header"]["sequence_number"] = self._sequence

@@ -1,4 +1,4 @@
-"""Messages of netlink(7) and their attributes, as they go to the kernel and come from it."""
+"""Messages of netlink(7) and their attributes, as sent to the kernel and received from it."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _LARGEST = 1 << 18
 
 
 def message(kind: int, flags: int, sequence: int, body: bytes) -> bytes:
-    """A request with its header."""
+    """Return a request with its header."""
     return _HEADER.pack(_HEADER.size + len(body), kind, REQUEST | flags, sequence, 0) + body
 
 
 def answers(sock: socket.socket, first: int, last: int) -> Iterator[bytes]:
-    """What is answered to the requests numbered `first` to `last`, without headers, up to the end of the last one's.
+    """Yield the answers to the requests numbered `first` to `last`, without headers, until the last one is answered.
 
-    Raises OSError: with the kernel's errno for the first request that is refused.
+    Raises OSError, with the kernel's errno for the first request that is refused.
     """
     while True:
         data = sock.recv(_LARGEST)
@@ -46,7 +46,7 @@ def answers(sock: socket.socket, first: int, last: int) -> Iterator[bytes]:
 
 
 def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Number and value of each; what is malformed ends them."""
+    """Yield number and value of each attribute, up to a malformed one."""
     while len(data) >= 4:
         length, number = struct.unpack_from("=HH", data)
         if length < 4:

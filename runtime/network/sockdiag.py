@@ -1,7 +1,7 @@
-"""What the kernel knows of the sockets of a network namespace, asked for by sock_diag(7).
+"""Ask the kernel about the sockets of a network namespace with sock_diag(7).
 
-For what no descriptor tells: peers and waiting connections of Unix sockets, TCP connections that no process holds any
-more. pyroute2 answers the same questions, but loads a tenth of a second of modules for it.
+It answers what no descriptor shows: peers and waiting connections of Unix sockets, TCP connections that no process
+holds. pyroute2 answers the same questions, but takes 100 ms to import for that.
 """
 
 import contextlib
@@ -19,14 +19,16 @@ _NETLINK_SOCK_DIAG, _SOCK_DIAG_BY_FAMILY = 4, 20
 _ALL_STATES = 0xFFFFFFFF
 _UNIX_SHOW = 0x01 | 0x04 | 0x08 | 0x10  # name, peer, icons, queue lengths
 _UNIX_NAME, _UNIX_PEER, _UNIX_ICONS, _UNIX_RQLEN, _UNIX_SHUTDOWN = 0, 2, 3, 4, 6
-_SHOW_INFO = 0x02  # keys and upper layers are not told without
+_SHOW_INFO = 0x02  # without it the kernel reports neither keys nor upper layers
 _INET_MD5SIG, _INET_ULP_INFO = 18, 19
 
 
 @dataclass(frozen=True)
 class UnixSocket:
-    """unix(7). `waiting` are the inodes of connections not yet accepted, 0 for one that its maker has closed;
-    `sent` is how much of what it has sent is unread, in bytes of the kernel's memory."""
+    """A socket of unix(7). `waiting` are the inodes of connections not yet accepted, 0 if the client has closed it.
+
+    `sent` is its sent but unread data, in bytes of kernel memory.
+    """
 
     kind: int
     state: int
@@ -40,7 +42,7 @@ class UnixSocket:
 
 @dataclass(frozen=True)
 class InetSocket:
-    """tcp(7) or udp(7). `inode` is 0 when no process holds it; `unsent` are bytes that its peer has not confirmed."""
+    """A socket of tcp(7) or udp(7). `inode` is 0 if no process holds it; `unsent` counts unacknowledged bytes."""
 
     inode: int
     state: int
@@ -65,7 +67,7 @@ class Diag:
         self._socket.close()
 
     def unix(self) -> dict[int, UnixSocket]:
-        """By inode."""
+        """Return the Unix sockets by inode."""
         request = struct.pack("=BBHIII8x", socket.AF_UNIX, 0, 0, _ALL_STATES, 0, _UNIX_SHOW)
         found = {}
         for body in self._dump(request):
@@ -89,7 +91,7 @@ class Diag:
         return self.inet(socket.IPPROTO_TCP)
 
     def inet(self, protocol: int) -> Iterator[InetSocket]:
-        """IPv4 and IPv6."""
+        """Yield the IPv4 and IPv6 sockets of a protocol."""
         for family in (socket.AF_INET, socket.AF_INET6):
             request = struct.pack("=BBBxI48x", family, protocol, _SHOW_INFO, _ALL_STATES)
             for body in self._dump(request):
@@ -112,7 +114,7 @@ class Diag:
 
 @contextlib.contextmanager
 def diag(pid: int | str) -> Iterator[Diag]:
-    """A Diag, closed afterwards. Raises OSError."""
+    """Open a Diag for a `with`. Raises OSError."""
     found = Diag(pid)
     try:
         yield found
@@ -121,6 +123,6 @@ def diag(pid: int | str) -> Iterator[Diag]:
 
 
 def _name(raw: bytes) -> str:
-    """As `ss` writes it: abstract names begin with @."""
+    """Return a name as `ss` writes it: abstract names begin with @."""
     text = raw.decode("utf-8", "backslashreplace")
     return "@" + text[1:] if text.startswith("\0") else text.rstrip("\0")

@@ -65,7 +65,7 @@ NO_MEMORY = in_agent("from migrate.target import image_places\nimage_places.room
 
 
 def write_bundle(bundle: Path, script: str, **changes: Any) -> None:
-    """A bundle of busybox that runs `script`; `changes` replace top-level fields of the default config.json."""
+    """Write a bundle of busybox that runs `script`; `changes` replace top-level fields of the default config.json."""
     from runtime.spec.default import default_spec
 
     bundle.mkdir(parents=True)
@@ -87,6 +87,10 @@ class Hosts(abc.ABC):
     def argv(self, host: str, *argv: object) -> list[str]:
         """The local command that runs a command in a host as root."""
 
+    def brief(self, host: str, *argv: object) -> list[str]:
+        """Return what `argv` returns, or something cheaper that does not pass on signals."""
+        return self.argv(host, *argv)
+
     @abc.abstractmethod
     def put(self, host: str, directory: Path, place: str) -> None:
         """Make a directory of this machine the directory `place` in a host."""
@@ -95,9 +99,11 @@ class Hosts(abc.ABC):
         self, host: str, *argv: object, check: bool = True, timeout: float | None = None
     ) -> "subprocess.CompletedProcess[str]":
         done = subprocess.run(
-            self.argv(host, *argv), env=self.environment, capture_output=True, text=True,
+            self.brief(host, *argv), env=self.environment, capture_output=True, text=True,
             timeout=timeout or self.timeout, stdin=subprocess.DEVNULL,
         )  # fmt: skip
+        if done.returncode < 0:
+            done.returncode = 128 - done.returncode  # as a shell says it
         assert not check or done.returncode == 0, (argv, done.stdout, done.stderr)
         return done
 

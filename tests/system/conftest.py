@@ -24,6 +24,8 @@ rm -rf /run/pymigrate/images/memory/*
 umount -l /run/pymigrate/images/memory /run/pymigrate/images 2> /dev/null
 rm -rf /run/pymigrate/images /var/lib/pymigrate/* /run/opencontainer
 """
+# The shell would add its own variables to the environment.
+_ENTER = 'unset PWD OLDPWD && exec nsenter --target "$0" --mount --uts --ipc --net --cgroup --pid --time -- "$@"'
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -102,11 +104,21 @@ class Lab(Hosts):
         settings = {"tcp_rto_max_ms": 1000, "tcp_syn_retries": 120, "tcp_retries2": 120}
         script = "; ".join(f"echo {value} > /proc/sys/net/ipv4/{name}" for name, value in settings.items())
         self.sh("client", script, check=False)
+        # A version manager in root's start-up files would cost every remote command 120 ms, two or more a move.
+        for host in ("host1", "host2", "client"):
+            self.sh(host, "[ ! -e /root/.bashrc ] || mount --bind /dev/null /root/.bashrc")
 
     def argv(self, host: str, *argv: object) -> list[str]:
         """What `pymigrate lab exec` does, without its command line: tests run thousands of commands."""
         there = model.find(self.name, host)
         return selfexec.command("migrate.lab.enter", str(there.pid), *there.cgroups, "--", *map(str, argv))
+
+    def brief(self, host: str, *argv: object) -> list[str]:
+        """Return a command that joins the host as `argv` does, in 4 ms instead of 25: without a Python interpreter."""
+        there = model.find(self.name, host)
+        leaves = [f"{path}/init" if os.path.isdir(f"{path}/init") else path for path in there.cgroups]
+        joins = " && ".join(f"echo $$ > {path}/cgroup.procs" for path in leaves)
+        return ["sh", "-c", f"{joins} && {_ENTER}", str(there.pid), *map(str, argv)]
 
     def put(self, host: str, directory: Path, place: str) -> None:
         # The hosts share this machine's /tmp; /var/lib/pymigrate is their own.
@@ -129,7 +141,13 @@ def lab(lab_session: Lab, request: pytest.FixtureRequest) -> Iterator[Lab]:
         lab_session.lab("down")
         lab_session.up()
         return
-    cleaning = [lab_session.start(host, "sh", "-c", _CLEAN) for host in ("host1", "host2")]
+    cleaning = [
+        subprocess.Popen(
+            lab_session.brief(host, "sh", "-c", _CLEAN), env=lab_session.environment, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for host in ("host1", "host2")
+    ]  # fmt: skip
     for process in cleaning:
         said = process.communicate(timeout=lab_session.timeout)
         assert process.returncode == 0, said

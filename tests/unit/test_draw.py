@@ -62,3 +62,11 @@ def test_what_may_not_run_at_the_same_time() -> None:
     assert schedule.share("tests/vm/test_move.py") == schedule.share("tests/vm/test_power.py")
     assert schedule.share(schedule.IMAGES) != schedule.share("tests/vm/test_move.py")
     assert schedule.share("tests/system/move/test_move.py") != schedule.share("tests/system/move/test_trees.py")
+
+
+def test_a_third_of_the_slow_ones_run() -> None:
+    slow = {f"tests/system/test_x.py::test_{number}[case]" for number in range(7)}
+    other = "tests/system/test_x.py::test_other"
+    assert len(draw.drawn([*slow, other], "seed", slow) & slow) == 3
+    assert other in draw.drawn([*slow, other], "seed", slow)
+    assert set().union(*(draw.drawn(slow, str(number), slow) for number in range(50))) == slow

@@ -14,7 +14,7 @@ def hold():
 
 
 def held_move(machines: Machines, where: str) -> "subprocess.Popen[str]":
-    """A move that stops where a function has done its work, until a line is written to it."""
+    """A move that waits for a line at the end of a point."""
     program = driver(where, after="hold()", body=_HOLD)
     running = machines.start("host1", machines.python, "-c", program, stdin=subprocess.PIPE)
     assert running.stdout is not None

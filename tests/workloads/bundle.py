@@ -30,8 +30,8 @@ def checkers(*kinds: str) -> dict[str, Any]:
     return value
 
 
-def start(hosts: Hosts, config: dict[str, Any], *options: str, uid: int = 0) -> None:
-    """Run the container `web` of such a configuration at host1; `uid` is that of its files.
+def start(hosts: Hosts, config: dict[str, Any], *options: str, uid: int = 0, container: str = "web") -> None:
+    """Run a container of such a configuration at host1; `uid` is that of its files.
 
     `options` come before the verb.
     """
@@ -45,14 +45,16 @@ def start(hosts: Hosts, config: dict[str, Any], *options: str, uid: int = 0) -> 
         (bundle / "config.json").write_text(json.dumps(config))
         hosts.put("host1", bundle, PLACE)
     hosts.sh("host1", f"chown -R {uid}:{uid} {PLACE}/rootfs")
-    hosts.on("host1", "pymigrate", *options, "run", "-d", "-b", PLACE, "web")
+    hosts.on("host1", "pymigrate", *options, "run", "-d", "-b", PLACE, container)
 
 
-def verdicts(hosts: Hosts, host: str, kinds: list[str], words: tuple[str, ...], round_: int = 1) -> dict[str, str]:
+def verdicts(
+    hosts: Hosts, host: str, kinds: list[str], words: tuple[str, ...], round_: int = 1, container: str = "web"
+) -> dict[str, str]:
     """What each checker says, the `round_`-th time that it says one of `words`."""
     deadline = time.monotonic() + hosts.patience
     while True:
-        lines = hosts.on(host, "pymigrate", "logs", "web").stdout.splitlines()
+        lines = hosts.on(host, "pymigrate", "logs", container).stdout.splitlines()
         found: dict[str, list[str]] = {kind: [] for kind in kinds}
         for line in lines:
             kind, _, rest = line.partition(" ")
@@ -63,14 +65,14 @@ def verdicts(hosts: Hosts, host: str, kinds: list[str], words: tuple[str, ...], 
         assert time.monotonic() < deadline, [kind for kind in kinds if len(found[kind]) < round_] + lines[-20:]
 
 
-def ready(hosts: Hosts, kinds: list[str]) -> list[str]:
+def ready(hosts: Hosts, kinds: list[str], container: str = "web") -> list[str]:
     """Wait until all checkers are set up; those that this kernel lets be."""
-    said = verdicts(hosts, "host1", kinds, ("ready", "skipped", "broken"))
+    said = verdicts(hosts, "host1", kinds, ("ready", "skipped", "broken"), container=container)
     assert not [kind for kind, words in said.items() if words.startswith("broken")], said
     return [kind for kind, words in said.items() if words == "ready"]
 
 
-def check(hosts: Hosts, host: str, kinds: list[str], round_: int = 1) -> dict[str, str]:
+def check(hosts: Hosts, host: str, kinds: list[str], round_: int = 1, container: str = "web") -> dict[str, str]:
     """Have all checkers look, and say what they find: "ok", or "failed: ..."."""
-    hosts.on(host, "pymigrate", "kill", "web", "USR1")
-    return verdicts(hosts, host, kinds, ("ok", "failed"), round_)
+    hosts.on(host, "pymigrate", "kill", container, "USR1")
+    return verdicts(hosts, host, kinds, ("ok", "failed"), round_, container)

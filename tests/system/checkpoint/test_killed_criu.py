@@ -49,6 +49,7 @@ def assert_untouched(lab: Lab, host: str = "host1", point: str = "") -> None:
     assert_in_order(lab, host)
 
 
+@pytest.mark.slow
 def test_a_move_ends_as_if_it_had_not_begun(lab: Lab) -> None:
     """At one point after the other; then it is moved all the same, with what CRIU has left in its memory."""
     with watched(lab):

@@ -57,6 +57,7 @@ def speak(lab: Lab, host: str, *, patience: float = 3.0) -> None:
     lab.on(host, "ip", "netns", "exec", "shared", "python3", "-c", SPEAK, patience)
 
 
+@pytest.mark.slow
 def test_a_joined_namespace_serves_others_and_the_container_again(lab: Lab) -> None:
     with shared(lab), watched(lab, SHARED) as seen:
         for source, target in (("host1", "host2"), ("host2", "host1")):

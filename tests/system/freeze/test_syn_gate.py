@@ -42,6 +42,7 @@ print(json.dumps({{"longest": longest, "count": count, "failed": failed}}), flus
 """
 
 
+@pytest.mark.slow
 def test_a_busy_server_goes_there_and_back(lab: Lab) -> None:
     """No move is rolled back, and no connection fails."""
     run(lab, SERVER)

@@ -100,6 +100,7 @@ def assert_as_before(lab: Lab, before: int) -> None:
     assert "rsync" not in lab.sh("host1", "ps -eo args | grep '[r]sync'", check=False)
 
 
+@pytest.mark.slow
 def test_one_is_killed(hosts: Lab) -> None:
     """One after the other; then the container is moved all the same."""
     before = begin(hosts)
@@ -119,6 +120,7 @@ def test_one_is_killed(hosts: Lab) -> None:
     hosts.wait_count("host2", before)
 
 
+@pytest.mark.slow
 def test_one_is_stopped(hosts: Lab) -> None:
     before = begin(hosts)
     stuck = f"rsync of {VOLUME} has not moved for 3 s: "

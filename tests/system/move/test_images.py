@@ -39,13 +39,13 @@ GIVEN_UP = "end-source"
 
 
 def moving(lab: Lab, where: str, *, agent: str = "", **do: str) -> "subprocess.Popen[str]":
-    """A move that does something at one function of its; see `driver`."""
+    """A move that does something at one of its points; see `driver`."""
     program = agent + driver(where, body=_HOLD, **do)
     return lab.start("host1", lab.python, "-c", program, stdin=subprocess.PIPE)
 
 
 def held(lab: Lab, where: str = PREPARED, *, agent: str = "") -> "subprocess.Popen[str]":
-    """A move that waits for a line where a function has done its work."""
+    """A move that waits for a line at the end of a point."""
     running = moving(lab, where, agent=agent, after="hold()")
     assert running.stdout is not None
     for line in running.stdout:

@@ -90,6 +90,7 @@ WRONG = {
 }
 
 
+@pytest.mark.slow
 def test_an_answer_of_the_wrong_shape_names_the_host_and_the_field(lab: Lab) -> None:
     lab.run()
     before = lab.wait_count("host1", 1)

@@ -347,6 +347,7 @@ def test_killed_agent(lab: Lab, phase: str) -> None:
     assert_still_here(lab, before)
 
 
+@pytest.mark.slow
 def test_cut_network_is_noticed_while_frozen(lab: Lab) -> None:
     """The cable is pulled: the container is back at work at the source within seconds, not at a far deadline."""
     lab.run()
@@ -365,6 +366,7 @@ def test_cut_network_is_noticed_while_frozen(lab: Lab) -> None:
     assert_soon_clean(lab)
 
 
+@pytest.mark.slow
 def test_a_target_that_takes_no_data_while_the_container_is_frozen(lab: Lab) -> None:
     """More images than fit into the connection's window."""
     lab.run(script=f"exec 9<>/tmp/x; rm /tmp/x; dd if=/dev/urandom bs=1M count=40 >&9 2>/dev/null; {COUNT}")
@@ -444,6 +446,7 @@ def test_two_moves_of_one_container_at_once(lab: Lab) -> None:
     assert lab.ids("host1") == []
 
 
+@pytest.mark.slow
 def test_processes_that_end_at_any_moment(lab: Lab) -> None:
     """Many that begin and end while CRIU looks for all of them."""
     lab.run(script=f"(while :; do (: & :) & (:); done) & {COUNT}")

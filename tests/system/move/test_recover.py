@@ -9,7 +9,7 @@ import pytest
 from tests.support.hosts import COUNT, driver
 from tests.system.conftest import Lab
 from tests.system.move.test_handover import driven_move
-from tests.system.move.test_move import assert_still_here
+from tests.system.move.test_move import assert_soon_clean, assert_still_here
 
 JOURNALS = "/var/lib/pymigrate/migrations"
 PATIENCE = 60.0  # seconds
@@ -162,6 +162,7 @@ def test_whole_images_count_when_the_line_of_prepared_is_lost(lab: Lab) -> None:
     assert (lab.phases("host1"), lab.phases("host2")) == (["resumed"], ["resumed"])
 
 
+@pytest.mark.slow
 def test_a_question_that_fails_destroys_nothing(lab: Lab) -> None:
     """Somebody else's container has the id at the target: that one stays, and so do the images."""
     before = given_up(lab)
@@ -175,6 +176,7 @@ def test_a_question_that_fails_destroys_nothing(lab: Lab) -> None:
     lab.wait_count("host2", before)
 
 
+@pytest.mark.slow
 def test_a_damaged_or_missing_image_is_a_lost_container(lab: Lab) -> None:
     """As a power cut leaves them."""
     given_up(lab)
@@ -195,6 +197,7 @@ def test_a_damaged_or_missing_image_is_a_lost_container(lab: Lab) -> None:
     assert recover(lab)[0] == 4
 
 
+@pytest.mark.slow
 def test_a_target_whose_source_is_gone(lab: Lab) -> None:
     before = given_up(lab)
     lab.sh("host1", f"rm -r {JOURNALS}")
@@ -209,6 +212,7 @@ def test_a_target_whose_source_is_gone(lab: Lab) -> None:
     assert recover(lab, "--force-target", host="host2")[0] == 4
 
 
+@pytest.mark.slow
 def test_a_source_whose_target_is_gone_and_that_has_ended_the_container(lab: Lab) -> None:
     """It is lost, unless the target comes back after all: nobody has removed the last copy."""
     before = given_up(lab)
@@ -228,6 +232,7 @@ def test_a_source_whose_target_is_gone_and_that_has_ended_the_container(lab: Lab
     assert lab.phases("host1") == ["resumed"]
 
 
+@pytest.mark.slow
 def test_a_source_whose_target_is_gone_and_that_still_runs_the_container(lab: Lab) -> None:
     lab.run()
     before = lab.wait_count("host1", 1)
@@ -246,6 +251,7 @@ def test_a_source_whose_target_is_gone_and_that_still_runs_the_container(lab: La
     lab.wait_count("host2", before)
 
 
+@pytest.mark.slow
 def test_a_cut_right_before_the_point_of_no_return_rolls_back(lab: Lab) -> None:
     lab.run()
     before = lab.wait_count("host1", 1)
@@ -255,6 +261,7 @@ def test_a_cut_right_before_the_point_of_no_return_rolls_back(lab: Lab) -> None:
         lab.sh("host1", "ip link set eth0 up")
     assert (code, event["workload"]) == (10, "SOURCE"), event
     lab.wait_count("host1", before)
+    assert_soon_clean(lab)  # the agent has to notice first that its connection is lost
     lab.on("host1", "pymigrate", "move", "web", "host2")
     lab.wait_count("host2", before)
 
@@ -307,6 +314,7 @@ def test_forget_ends_the_process_that_asks(lab: Lab) -> None:
         lab.sh("host1", "ip link set eth0 up")
 
 
+@pytest.mark.slow
 def test_recover_says_what_it_means_when_both_hosts_have_it(lab: Lab) -> None:
     """The coordinator has died before the kill, and an operator has forced the target: neither is ended."""
     lab.run()

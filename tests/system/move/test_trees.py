@@ -329,6 +329,7 @@ def test_what_changes_between_the_last_look_and_the_freeze(hosts: Lab) -> None:
     assert hosts.sh("host2", "cat /srv/data/other") == "1\n2\n", "the open file is still the one of this name"
 
 
+@pytest.mark.slow
 def test_the_copies_of_a_recovered_move_can_be_renewed(hosts: Lab) -> None:
     hosts.sh("host1", "mkdir /srv/data")
     before = start(hosts, bind("/data", "/srv/data", "rw"), **WRITABLE)

@@ -112,6 +112,7 @@ def test_connections_go_on_there_and_back(lab: Lab) -> None:
         assert seen.announced[address] > 4  # by its creation at most 4 times
 
 
+@pytest.mark.slow
 def test_a_network_of_a_user_namespace_goes_along(lab: Lab) -> None:
     """CRIU has to make it, inside; the container's root may still change it."""
     linux = default_spec()["linux"]
@@ -126,6 +127,7 @@ def test_a_network_of_a_user_namespace_goes_along(lab: Lab) -> None:
         assert_in_order(lab, "host1")
 
 
+@pytest.mark.slow
 def test_new_connections_find_it(lab: Lab) -> None:
     """Also from a host that has spoken with it before, and has nothing open."""
     make(lab)

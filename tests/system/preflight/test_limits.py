@@ -3,6 +3,8 @@
 import json
 from typing import Any
 
+import pytest
+
 from tests.support.hosts import in_agent
 from tests.system.conftest import Lab
 
@@ -28,6 +30,7 @@ def pymigrate(lab: Lab, *argv: str, agent: str = POOR) -> dict[str, Any]:
     return event
 
 
+@pytest.mark.slow
 def test_limits_that_would_be_lost_without_a_word(lab: Lab) -> None:
     lab.run()
     before = lab.wait_count("host1", 1)
@@ -47,6 +50,7 @@ def test_limits_that_would_be_lost_without_a_word(lab: Lab) -> None:
     assert lab.sh("host2", f"grep 'open files' /proc/{pid}/limits").split()[3:5] == ["512", "512"]
 
 
+@pytest.mark.slow
 def test_processes_of_other_users(lab: Lab) -> None:
     """The source cannot dump them without the capability, and a target without it would be the end of their way."""
     lab.run(start=False)

@@ -38,6 +38,7 @@ def test_a_child_that_came_meanwhile_was_not_started_by_exec(monkeypatch: pytest
             outer.kill()
 
 
+@pytest.mark.slow
 def test_a_number_that_is_given_to_another_file_meanwhile(tmp_path: Path) -> None:
     """A shell's standard output is a file for as long as one `echo > FILE` takes, and a pipe again then."""
     script = f"echo ready; while :; do echo x > {tmp_path}/x; done"

@@ -42,6 +42,7 @@ def start(hosts: Lab, *kinds: str, mounts: Sequence[dict[str, Any]] = ()) -> lis
     return bundle.ready(hosts, list(kinds))
 
 
+@pytest.mark.slow
 def test_a_file_without_handles_and_one_that_is_bound_by_itself_stay_watched(hosts: Lab) -> None:
     """The names go along, no handles: another file lies at the target."""
     hosts.sh("host1", "mkdir /srv/lower /srv/upper /srv/work")

@@ -33,6 +33,7 @@ def test_a_directory_for_the_agent_that_is_not_roots_alone(lab: Lab, change: str
         lab.sh("host2", "rm -rf /run/pymigrate /run/target; mv /run/saved /run/pymigrate")
 
 
+@pytest.mark.slow
 def test_an_agent_that_another_user_could_change_is_sent_again(lab: Lab) -> None:
     lab.sh("host2", "rm -rf /run/pymigrate/agent-*")  # those that other tests have patched
     assert connect(lab) == ""

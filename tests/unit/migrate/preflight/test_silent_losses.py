@@ -1,12 +1,13 @@
 """What only some processors offer, by what kernels on them say: this machine's may have none of it."""
 
 import os
+import subprocess
 import threading
 import time
 
 import pytest
 
-from migrate.preflight import silent_losses
+from migrate.preflight import limits, silent_losses
 
 MAPPING = """{range} {flags} 00000000 00:00 0 {name}
 Size:                  4 kB
@@ -90,6 +91,14 @@ def test_a_thread_that_ends_while_it_is_looked_at_is_in_no_other_cgroup(monkeypa
         return policy
 
     monkeypatch.setattr(os, "sched_getscheduler", ended)
-    rules = [finding.rule for finding in silent_losses.of_process(os.getpid(), os.getpid(), "this")]
+    rules = [blocker.rule for blocker in silent_losses.of_process(os.getpid(), os.getpid(), "this")]
     assert end.is_set()
     assert "threaded-cgroup" not in rules
+
+
+def test_a_process_that_has_ended_breaks_no_rule() -> None:
+    """Those of a container begin and end while they are looked at."""
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    assert list(silent_losses.of_process(ended.pid, os.getpid(), "process")) == []
+    assert limits.lacking(ended.pid, "host2", ()) == []

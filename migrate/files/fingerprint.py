@@ -1,4 +1,4 @@
-"""File trees: recognising one by a fingerprint, and measuring it."""
+"""Recognise a file tree by a fingerprint, and measure its size."""
 
 import hashlib
 import os
@@ -9,10 +9,10 @@ from migrate.errors import MigrateError
 
 
 def fingerprint(root: Path) -> str:
-    """SHA-256 over every entry's path, type, mode, owner, size, mtime (ns), link target and device number.
+    """Return the SHA-256 over every entry's path, type, mode, owner, size, mtime (ns), link target and device number.
 
-    Contents are not read: this is what rsync compares too, and more than CRIU checks (size, mtime, build-id). Times and
-    sizes of directories are left out, the root's own mode as well. Raises MigrateError.
+    Contents are not read: rsync compares no more, and CRIU checks less (size, mtime, build-id). Times and sizes of
+    directories are left out, and so is the root's own mode. Raises MigrateError.
     """
     seen = hashlib.sha256()
     try:
@@ -32,7 +32,7 @@ def fingerprint(root: Path) -> str:
 
 
 def size(root: Path) -> int:
-    """Bytes that a tree takes on disk, files with several links counted once. Raises MigrateError."""
+    """Return the bytes that a tree takes on disk; count files with several links once. Raises MigrateError."""
     total, counted = 0, set()
     try:
         for _, info in _walk(os.fspath(root), living=True):
@@ -47,9 +47,9 @@ def size(root: Path) -> int:
 
 
 def _walk(root: str, *, living: bool = False) -> "list[tuple[str, os.stat_result]]":
-    """Every entry below `root` in a fixed order, not following links; of a file only itself.
+    """Return every entry below `root` in a fixed order, without following links; for a file, the file itself.
 
-    Of a `living` tree something may vanish meanwhile.
+    `living`: entries may vanish meanwhile.
     """
     if not stat.S_ISDIR(os.stat(root).st_mode):
         return [(root, os.stat(root))]

@@ -1,8 +1,8 @@
-"""Marks: whose the directories and files are that moves have put, or left, on this host.
+"""Record the owners of directories and files that moves have put, or left, on this host.
 
-One JSON file a path, below /var/lib/pymigrate/trees. A mark names the container and the root of its state, the
-migration that wrote there last, and the directory by its inode and the time when it was made (numbers of inodes are
-used again): a directory that was removed and made again at the same path has no mark.
+Each path has a JSON file, its mark, below /var/lib/pymigrate/trees. A mark names the container and the root of its
+state, the migration that wrote there last, and the directory by its inode and birth time, because inode numbers are
+reused. A directory that was removed and made again at the same path therefore has no mark.
 """
 
 import contextlib
@@ -28,12 +28,11 @@ Inode = tuple[int, int, int]  # device, number, time of birth in nanoseconds
 
 @dataclass(frozen=True)
 class Mark:
-    """What is known of what lies at `path`.
+    """The mark of `path`.
 
-    `root` is the state directory of the container, "" in marks of earlier versions. `whole` is false while a move
-    writes there, and after one that failed, which also sets `failed`. `made` are the paths that did not exist before
-    moves made them, outermost first: only these are ever removed. The last one is `path` itself, unless somebody else
-    made it.
+    `root` is the container's state directory, "" in marks of earlier versions. `whole` is false while a move writes
+    there, and after one that failed, which also sets `failed`. `made` are the paths that moves have made, outermost
+    first; only these are ever removed. The last one is `path` itself, unless it existed before.
     """
 
     path: str
@@ -47,17 +46,17 @@ class Mark:
     made: tuple[tuple[str, Inode], ...] = ()
 
     def is_of(self, owner: Owner) -> bool:
-        """Whether a move of this very container has put or left what lies there."""
+        """Return whether a move of this very container has put or left the tree there."""
         return (self.id, self.created) == (owner.id, owner.created) and self.root in ("", owner.root)
 
     @property
     def is_made(self) -> bool:
-        """Whether moves have made what lies at `path`, not somebody else."""
+        """Whether a move has made `path`."""
         return bool(self.made) and self.made[-1][0] == self.path
 
 
 def inode(path: str) -> Inode:
-    """What tells the file at `path` from every other, (0, 0, 0) when there is none."""
+    """Return the identity of the file at `path`, (0, 0, 0) if it does not exist."""
     try:
         info = os.lstat(path)
     except FileNotFoundError:
@@ -66,7 +65,7 @@ def inode(path: str) -> Inode:
 
 
 def of(path: str) -> Mark | None:
-    """The mark of what lies at `path` now; None when there is none, or it speaks of something that is gone."""
+    """Return the mark of `path`; None if there is none, or if it is about a file that has been replaced."""
     try:
         mark = _parse(path, _file(path).read_bytes())
         info = os.lstat(path)
@@ -78,7 +77,7 @@ def of(path: str) -> Mark | None:
 
 
 def every() -> Iterator[Mark]:
-    """All marks of what is there."""
+    """Yield the marks of all files that exist."""
     try:
         files = sorted(MARKS.glob("[!.]*.json"))
     except OSError:
@@ -95,7 +94,7 @@ def every() -> Iterator[Mark]:
 def put(
     path: str, owner: Owner, migration: str, *, whole: bool, made: tuple[tuple[str, Inode], ...] | None = None
 ) -> None:
-    """Say whose the file or directory at `path` is. Without `made` an earlier mark's stays. Raises OSError."""
+    """Record the owner of the file or directory `path`. Without `made` keep an earlier mark's. Raises OSError."""
     if made is None:
         earlier = of(path)
         made = earlier.made if earlier is not None else ()
@@ -103,18 +102,18 @@ def put(
 
 
 def write(mark: Mark) -> None:
-    """Raises OSError."""
+    """Write a mark to disk. Raises OSError."""
     MARKS.mkdir(mode=0o700, parents=True, exist_ok=True)
     write_atomically(_file(mark.path), json.dumps({"version": VERSION, **vars(mark)}).encode())
 
 
 def drop(path: str) -> None:
-    """What was at `path` has been removed: its mark goes as well. Harmless when there is none."""
+    """Remove the mark of a removed path. Harmless if there is none."""
     _file(path).unlink(missing_ok=True)
 
 
 def key(path: str) -> str:
-    """A name for files about `path`."""
+    """Return a name for files about `path`."""
     return hashlib.sha256(os.fsencode(path)).hexdigest()[:32]
 
 
@@ -126,7 +125,7 @@ _UNKNOWN = (-1, -1, -1)
 
 
 def _parse(path: str, data: bytes) -> Mark:
-    """A mark that cannot be read, or is of a later version, is nobody's: what it is about is left alone."""
+    """Parse a mark. One that is malformed, or of a later version, has no owner, so its path is left alone."""
     try:
         value: dict[str, Any] = json.loads(data)
         version = value.pop("version", 0)
@@ -148,9 +147,9 @@ def _inode(value: Any) -> Inode:
 
 
 def leave(leaving: dict[str, list[str]], owner: Owner, migration: str) -> None:
-    """The container has gone from this host: what lies here is a copy that its next move back may renew.
+    """Mark the trees of a container that has left this host as copies that its next move back may update.
 
-    `leaving`: {"trees": places, "links": names that CRIU's dump has given to files without one}.
+    `leaving`: {"trees": paths, "links": names that CRIU's dump has given to deleted files}; the links are removed.
     """
     for path in leaving.get("links", []):
         with contextlib.suppress(OSError):

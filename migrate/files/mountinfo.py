@@ -1,11 +1,11 @@
-"""Mounts as /proc/PID/mountinfo tells them (proc_pid_mountinfo(5)), and which file systems several hosts share."""
+"""Read mounts from /proc/PID/mountinfo (proc_pid_mountinfo(5)), and know which file systems several hosts share."""
 
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-# File systems whose contents other hosts see as well -> the name under which their relatives are compared.
+# File systems whose contents other hosts see too -> the common name of equivalent types.
 NETWORK = {
     "nfs": "nfs", "nfs4": "nfs", "cifs": "cifs", "smb3": "cifs", "smbfs": "cifs", "ceph": "ceph", "9p": "9p",
     "virtiofs": "virtiofs", "lustre": "lustre", "gpfs": "gpfs", "ocfs2": "ocfs2", "gfs2": "gfs2", "afs": "afs",
@@ -20,10 +20,10 @@ _ESCAPED = re.compile(r"\\([0-7]{3})")
 
 @dataclass(frozen=True)
 class Mount:
-    """`root` is the directory of the file system that is seen at `place`; `source` is a device or "server:/export".
+    """One mount. `root` is the directory of the file system that `place` shows; `source` a device or "server:/export".
 
-    `device` is that of its files, as "major:minor"; `options` are those of the file system, not of the mount. It is
-    private when no mounts are handed on from it or to it.
+    `device` is that of its files, as "major:minor"; `options` are the file system's, not the mount's. `is_private`:
+    mounts propagate neither from it nor to it.
     """
 
     root: str
@@ -36,11 +36,11 @@ class Mount:
 
     @property
     def network(self) -> str:
-        """The kind of network file system, "" for one of this host's own."""
+        """The kind of network file system, "" for a local one."""
         return NETWORK.get(self.fstype, "")
 
     def export(self, path: str) -> str:
-        """What `path`, which lies on this mount, is called by all hosts that mount some of the same export."""
+        """Return the name of `path`, on this mount, that is the same on all hosts that mount the same export."""
         inner = os.path.normpath(f"{self.root.rstrip('/')}/{os.path.relpath(path, self.place)}")
         source = self.source
         if self.network == "cifs":
@@ -49,14 +49,14 @@ class Mount:
             monitors, _, directory = source.partition(":/")
             source = f"{','.join(sorted(monitors.split(',')))}:/{directory}"
         if ":/" in source or source.startswith("//"):
-            return (source.rstrip("/") + inner).rstrip("/")  # part of it may be mounted itself
+            return (source.rstrip("/") + inner).rstrip("/")  # a directory of the export may be mounted
         return f"{source} {inner}"
 
 
 def parse(text: str) -> list[Mount]:
-    """The mounts of a mountinfo file, in its order: a later one covers earlier ones at the same place."""
+    """Return the mounts of a mountinfo file, in its order: a later one covers earlier ones at the same place."""
     found = []
-    for line in text.split("\n"):  # other ends of lines are not escaped in names
+    for line in text.split("\n"):  # not splitlines(), because names may contain other line ends unescaped
         before, _, after = line.partition(" - ")
         fields, kind = before.split(" "), after.split(" ")
         if len(fields) >= 6 and len(kind) >= 2:
@@ -70,7 +70,7 @@ def parse(text: str) -> list[Mount]:
 
 
 def read(pid: int | str = "self") -> list[Mount]:
-    """The mounts that a process sees; none when it is gone."""
+    """Return the mounts that a process sees; none if it is gone."""
     try:
         return parse(os.fsdecode(Path(f"/proc/{pid}/mountinfo").read_bytes()))
     except OSError:
@@ -78,7 +78,7 @@ def read(pid: int | str = "self") -> list[Mount]:
 
 
 def ids(pid: int) -> set[int]:
-    """The ids of the mounts that a process sees; none when it is gone."""
+    """Return the ids of the mounts that a process sees; none if it is gone."""
     try:
         return {int(line.split()[0]) for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines()}
     except OSError:
@@ -86,12 +86,12 @@ def ids(pid: int) -> set[int]:
 
 
 def device(info: os.stat_result) -> str:
-    """The device that a file lies on, as Mount.device has it."""
+    """Return a file's device in the form of Mount.device."""
     return f"{os.major(info.st_dev)}:{os.minor(info.st_dev)}"
 
 
 def holding(path: str, mounts: list[Mount]) -> Mount | None:
-    """The mount that the absolute `path` lies on."""
+    """Return the mount that the absolute `path` is on."""
     best = None
     for mount in mounts:
         if is_below(path, mount.place) and (best is None or len(mount.place) >= len(best.place)):
@@ -100,12 +100,12 @@ def holding(path: str, mounts: list[Mount]) -> Mount | None:
 
 
 def is_below(path: str, place: str) -> bool:
-    """Whether `path` is `place` or lies below it; both absolute."""
+    """Return whether `path` is `place` or below it; both absolute."""
     return path == place or path.startswith(place.rstrip("/") + "/")
 
 
 def _plain(text: str) -> str:
-    """Space, tab, newline and backslash are written as octal numbers."""
+    """Replace the octal escapes of space, tab, newline and backslash."""
     if "\\" not in text:
         return text
     return _ESCAPED.sub(lambda match: chr(int(match[1], 8)), text)

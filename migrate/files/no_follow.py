@@ -1,8 +1,8 @@
-"""Starts rsync so that it follows no link in the tree that it reads.
+"""Start rsync so that it follows no link in the tree that it reads.
 
-A container that runs can put a link to anything in the place of a directory between two looks of rsync's, and would
-have the host's files sent as its own. In a mount namespace of rsync's own, the tree is mounted over itself so that the
-kernel refuses that.
+A running container can replace a directory by a link to anything between two accesses of rsync, and would have the
+host's files sent as its own. In a separate mount namespace the tree is mounted over itself with a flag that makes the
+kernel reject links.
 
 argv: TREE PROGRAM ARGUMENT...
 """

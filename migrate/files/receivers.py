@@ -1,9 +1,9 @@
-"""The rsyncs at a target that bring a move's files: whether one may start, and how all of them are ended.
+"""Allow, find and kill the rsyncs at a target that receive a move's files.
 
-sshd starts each of them over a channel of its own, so they outlive the agent and the connection when they are stopped
-or slow. All bear the migration's id in their environment, and each starts only while a file in DIRECTORY of that name
-exists: it looks for the file when it can be found by its environment already. So none is missed by who removes the file
-first and then ends all that he finds.
+sshd starts each of them on its own channel, so they outlive the agent and the connection if they are stopped or slow.
+All have the migration's id in their environment, and each starts only while a file of that name exists in DIRECTORY. A
+receiver checks for the file when it can already be found by its environment. Removing the file first and then killing
+every match therefore cannot miss one.
 """
 
 import os
@@ -15,36 +15,36 @@ from migrate.paths import RECEIVING as DIRECTORY
 from runtime.linux import processes, trusted
 
 VARIABLE = "PYMIGRATE_MIGRATION"
-REFUSED = 125  # exit status: the file is not there
+REFUSED = 125  # exit status: the file does not exist
 END_TIMEOUT = 10.0
 _START = f'[ -e "$0" ] || exit {REFUSED}; [ -z "$1" ] || echo $$ > "$1" || exit 1; shift; exec "$@"'
-_EXEC_TIMEOUT = 1.0  # for a process in the middle of execve(2), whose environment is not to be seen
+_EXEC_TIMEOUT = 1.0  # for a process in the middle of execve(2), whose environment cannot be read
 
 
 def within(migration: str, cgroup: str = "") -> tuple[str, ...]:
-    """A command that becomes the one that follows it, at the target and as a receiver of this move.
+    """Return the prefix that makes a command a receiver of this move at the target.
 
-    `cgroup` is the directory of one there that it goes into. Exit status REFUSED when the move takes no files.
+    `cgroup`: directory of a cgroup there to join. The exit status is REFUSED if the move accepts no files.
     """
-    # A variable that a shell sets is not to be seen in /proc before the shell's exec; hence env.
+    # /proc does not show a variable that a shell has set before the shell's exec; hence env.
     start = ("env", f"{VARIABLE}={migration}", "sh", "-c", _START, str(DIRECTORY / migration))
     return (*start, f"{cgroup}/cgroup.procs" if cgroup else "")
 
 
 def allow(migration: str) -> None:
-    """From here on receivers may start, and `end` is needed. Raises OSError."""
+    """Allow receivers to start; `end` is needed afterwards. Raises OSError."""
     for directory in (DIRECTORY.parent, DIRECTORY):
         os.close(trusted.make_directory(str(directory)))
     os.close(os.open(DIRECTORY / migration, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
 
 def forbid(migration: str) -> None:
-    """From here on none starts. Harmless when it was forbidden before."""
+    """Prevent receivers from starting. Harmless if it was done before."""
     (DIRECTORY / migration).unlink(missing_ok=True)
 
 
 def end(migration: str) -> None:
-    """Let none start any more, and kill those that run; nothing is written by them when this returns.
+    """Prevent receivers from starting, and kill those that run; none of them writes after this returns.
 
     Raises DeadlineExceeded.
     """
@@ -56,7 +56,7 @@ def end(migration: str) -> None:
 
 
 def activity(migration: str) -> int:
-    """A number that changes as long as they do something."""
+    """Return a number that changes while a receiver works."""
     return sum(map(processes.activity, _find(migration)))
 
 
@@ -66,10 +66,10 @@ def _kill(pid: int, migration: str, deadline: float) -> None:
     except ProcessLookupError:
         return
     try:
-        if _is_receiver(pid, migration):  # and no other process that has got this pid meanwhile
+        if _is_receiver(pid, migration):  # not another process that has got this pid meanwhile
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
             if not processes.wait_exit(pidfd, max(0.0, deadline - time.monotonic())):
-                raise DeadlineExceeded(f"rsync (process {pid}) does not end, and may write to what it was to bring")
+                raise DeadlineExceeded(f"rsync (process {pid}) did not exit after SIGKILL and may still write files")
     except ProcessLookupError:
         return
     finally:
@@ -77,7 +77,7 @@ def _kill(pid: int, migration: str, deadline: float) -> None:
 
 
 def _find(migration: str, patience: float = 0.0) -> list[int]:
-    """Their pids. For those that are just being executed it waits, `patience` seconds at most."""
+    """Return the receivers' pids; wait, `patience` seconds at most, for processes that are in execve(2)."""
     found, pids = [], [int(name) for name in os.listdir("/proc") if name.isdigit()]
     until = time.monotonic() + patience
     while True:
@@ -90,7 +90,7 @@ def _find(migration: str, patience: float = 0.0) -> list[int]:
 
 
 def _is_receiver(pid: int, migration: str) -> bool | None:
-    """Whether it is one of root's processes and has the variable in its environment; None while it is executed."""
+    """Return whether a process is root's and has the variable in its environment; None while it is in execve(2)."""
     try:
         with open(f"/proc/{pid}/environ", "rb", buffering=0) as file:
             if os.fstat(file.fileno()).st_uid != 0:

@@ -1,9 +1,9 @@
-"""What rsync takes for its remote shell: hands the remote command, then the byte stream, to whoever runs rsync.
+"""Act as rsync's remote shell: pass the remote command, then the byte stream, to the process that runs rsync.
 
-argv: DESCRIPTOR HOST COMMAND...; the descriptor is an inherited stream socket. First goes one line, the remote
-command as JSON; what follows is relayed between the socket and rsync. Even stopped it does not outlive rsync.
+argv: DESCRIPTOR HOST COMMAND...; the descriptor is an inherited stream socket. The first line is the remote command as
+JSON; the rest is relayed between the socket and rsync. Even if stopped, this process does not outlive rsync.
 
-Each way has a thread of its own: rsync may read nothing until what it writes has been taken, and so may its other half.
+Each direction has its own thread, because rsync, at either end, may read nothing until its output has been taken.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int:
 
 
 def _send(sock: socket.socket) -> None:
-    with contextlib.suppress(OSError):  # then the socket is at its end for both ways
+    with contextlib.suppress(OSError):  # an error means that both directions of the socket are at their end
         _pour(0, sock.fileno())
         sock.shutdown(socket.SHUT_WR)
 

@@ -1,4 +1,4 @@
-"""Sending a file tree with rsync over our connection: runs of it, watched from their start to their end."""
+"""Send a file tree with rsync over the move's connection, and watch each run from start to end."""
 
 import contextlib
 import json
@@ -22,8 +22,8 @@ from migrate.errors import DeadlineExceeded, HostError, MigrateError, NoSpace, P
 from migrate.files import receivers, rsh
 from runtime.linux import processes, selfexec
 
-# Seconds in which nobody has computed, read or written a byte for a run of rsync. Its own --timeout does not do: with
-# one of its two processes at the target stopped, or the one here, the others wait for ever.
+# Seconds without a process that computes, reads or writes for a run of rsync. Its own --timeout is not enough: with
+# one of its two processes at the target stopped, or the one here, the others wait forever.
 STALL_TIMEOUT = 60.0
 SAID_LIMIT = 256 << 20  # bytes of rsync's output: the names of four million files, or errors
 _WATCH_INTERVAL = 0.5
@@ -40,18 +40,18 @@ class Channel(Protocol):
     def recv(self, size: int) -> bytes: ...
     def shutdown_write(self) -> None: ...
     def exit_status(self, timeout: float = ...) -> int | None:
-        """-1 when a signal has killed it; None when it is not known within `timeout` seconds."""
+        """Return the exit status; -1 if a signal killed the command, None if it is unknown after `timeout` seconds."""
         ...
 
     def errors(self) -> str:
-        """What the command has written to stderr, once it has ended."""
+        """Return what the command has written to stderr, once it has exited."""
         ...
 
     def close(self) -> None: ...
 
 
 class Target(Protocol):
-    """The other host, as far as sending files goes."""
+    """The other host, as this module needs it."""
 
     @property
     def name(self) -> str: ...
@@ -59,20 +59,20 @@ class Target(Protocol):
     def open_channel(self, command: str) -> Channel: ...
 
     def signs(self) -> object:
-        """Something that changes while a process there receives files. Raises HostError when that is not known."""
+        """Return a value that changes while a process there receives files. Raises HostError if it is unknown."""
         ...
 
     def is_silent(self) -> bool:
-        """Whether it does not even say that nothing happens."""
+        """Return whether the host does not answer at all."""
         ...
 
 
 @dataclass(frozen=True)
 class SentTree:
-    """What a run of rsync cost: bytes over the connection, seconds, and how many files' contents went.
+    """The cost of an rsync run: bytes over the connection, seconds, and the number of files whose contents were sent.
 
-    `complaints` is what rsync said of files that it could not read as it had listed them; "" when all went well.
-    `names` are those it has touched at the target or failed to read, relative to the tree; only of a `living` tree.
+    `complaints`: rsync's messages about files that it could not read as listed; "" if there were none. `names`: files
+    that it changed at the target or failed to read, relative to the tree; only for a `living` tree.
     """
 
     bytes_sent: int
@@ -96,10 +96,10 @@ def send_tree(
 ) -> SentTree:
     """Make the directory `destination` at the target equal to `source`, with everything a root file system can hold.
 
-    `deadline` is a time.monotonic(). Raises NoSpace, MigrateError (which part was killed, or rsync's own last words),
-    HostError, DeadlineExceeded (also when nothing happens for STALL_TIMEOUT); the local rsync is gone in any case. Of a
-    `living` tree it is no failure that files change or vanish while they are read, and no link in it is followed
-    (`guarded`). `within` is as in Rsync.
+    `deadline` is a time.monotonic(). In a `living` tree files may change or vanish while they are read, and no link is
+    followed (`guarded`). `within`: see Rsync. Raises NoSpace, MigrateError (naming the part that was killed, or with
+    rsync's last messages), HostError, DeadlineExceeded (also if nothing happens for STALL_TIMEOUT); the local rsync has
+    exited in any case.
     """
     said = ("--out-format=%i %n",) if living else ()
     options = ("--delete", *said, *options)
@@ -110,11 +110,11 @@ def send_tree(
 
 
 class Rsync:
-    """One run of rsync, from its start to its end; leaving it as a context manager ends it.
+    """One run of rsync; as a context manager it is killed on leaving.
 
-    With `names` it has connected already, and waits for the names of what has changed: `finish` gives it those. A name
-    that does not exist here is removed there. `guarded`: it follows no link in the tree, whatever comes there. `within`
-    is a command that becomes the one that it is given at the target.
+    With `names` it connects at once and waits for the names of changed files, which `finish` passes on. A name that
+    does not exist here is removed at the target. `guarded`: it follows no link in the tree, even one that appears
+    later. `within`: the command prefix for rsync at the target.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ class Rsync:
             f"--rsh={shlex.join(selfexec.command('migrate.files.rsh', str(theirs.fileno())))}",
             f"{source}/", f"target:{destination}/",
         ]  # fmt: skip
-        # What it says is for the target to choose: in files, which can be bounded.
+        # The target decides how much rsync prints, so its output goes to files, whose size can be limited.
         self._said, self._words = (open(os.memfd_create(name), "w+b") for name in ("stdout", "stderr"))
         with theirs:
             self._process = subprocess.Popen(
@@ -162,13 +162,13 @@ class Rsync:
         self.close()
 
     def connected(self, timeout: float) -> None:
-        """Wait until the rsync at the target speaks, at most `timeout` seconds; `finish` tells if it does not."""
+        """Wait until the target's rsync answers, at most `timeout` seconds; if it does not, `finish` raises."""
         self._relay.answered.wait(timeout)
 
     def finish(self, deadline: float, *, living: bool = False, names: bytes | None = None) -> SentTree:
-        """Wait until the tree is there. `names`, each ended by a zero byte, are those of what has changed.
+        """Wait until the tree is sent. `names`: those of changed files, each followed by a zero byte.
 
-        Raises as `send_tree` does. The time is counted from here when there are names, from the start otherwise.
+        Raises as `send_tree` does. With names the time is counted from here, otherwise from the start.
         """
         if names is not None:
             self._started = time.monotonic()
@@ -183,7 +183,7 @@ class Rsync:
         if relay.failure is not None:
             raise relay.failure
         if relay.exit_status is None:
-            raise DeadlineExceeded(f"rsync of {self._source} did not end at {self._target.name}")
+            raise DeadlineExceeded(f"rsync of {self._source} did not exit at {self._target.name}")
         count = _TRANSFERRED.search(said)
         return SentTree(
             relay.sent,
@@ -194,26 +194,28 @@ class Rsync:
         )
 
     def _communicate(self, deadline: float, names: bytes | None) -> tuple[bytes, bytes]:
-        """What rsync has said on stdout and stderr, when it has ended; with an eye on all that take part in it."""
+        """Wait until rsync exits, and watch all processes of the run; return its stdout and stderr."""
         ended, failures = threading.Event(), list[Error]()
         watch = threading.Thread(target=self._watch, args=(ended, failures), name="rsync-watch", daemon=True)
         watch.start()
         try:
             self._process.communicate(names, timeout=max(0.1, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
-            raise DeadlineExceeded(f"rsync of {self._source} did not end in time") from None
+            raise DeadlineExceeded(f"rsync of {self._source} did not exit in time") from None
         finally:
             ended.set()
             watch.join()
         for failure in failures:
             raise failure
         said, words = _contents(self._said), _contents(self._words)
-        if max(len(said), len(words)) >= SAID_LIMIT:  # rsync goes on, and what it says further is lost
-            raise ProtocolError(f"{self._target.name}: rsync there says more than {SAID_LIMIT} bytes of {self._source}")
+        if max(len(said), len(words)) >= SAID_LIMIT:  # rsync continues, but the rest of its output is lost
+            raise ProtocolError(
+                f"{self._target.name}: rsync there printed more than {SAID_LIMIT} bytes about {self._source}"
+            )
         return said, words
 
     def _watch(self, ended: threading.Event, failures: list[Error]) -> None:
-        """Until it has ended: kill rsync when the target is lost or nothing happens, and say why in `failures`."""
+        """Kill rsync when the target is lost or nothing happens, with the reason in `failures`; return at its end."""
         seen, since = None, time.monotonic()
         while not ended.wait(_WATCH_INTERVAL):
             try:
@@ -231,8 +233,8 @@ class Rsync:
     def _stalled(self, family: set[int]) -> DeadlineExceeded:
         stopped = sorted(filter(processes.is_stopped, family))
         if stopped:
-            who = "rsync" if stopped[0] == self._process.pid else "rsync's remote shell"
-            why = f"{who} (process {stopped[0]}) is stopped"
+            part = "rsync" if stopped[0] == self._process.pid else "rsync's remote shell"
+            why = f"{part} (process {stopped[0]}) is stopped"
         elif self._target.is_silent():
             why = f"{self._target.name} does not answer"
         else:
@@ -240,7 +242,7 @@ class Rsync:
         return DeadlineExceeded(f"rsync of {self._source} has not moved for {STALL_TIMEOUT:g} s: {why}")
 
     def _explain(self, status: int, words: str) -> MigrateError:
-        """rsync's exit status and last words as one error, or which part of it has ended before."""
+        """Return rsync's exit status and last messages as one error, or name the part that exited first."""
         source, there, remote = self._source, self._target.name, self._relay.exit_status
         said = words.strip().splitlines()
         lines = [line for line in said if not line.startswith("rsync error:")] or said[-1:]
@@ -253,7 +255,7 @@ class Rsync:
         if remote == 127:
             return MigrateError("rsync is not installed at the target", remedy="apt-get install rsync there")
         if remote == receivers.REFUSED:
-            return MigrateError(f"{there} takes no files of this move")
+            return MigrateError(f"{there} no longer accepts files of this move")
         if failed := [line for line in lines if line.startswith(f"{rsh.NAME}: ")]:
             return MigrateError(f"rsync of {source} failed: {failed[0]}")
         if status in _BROKEN and self._relay.ended_here:
@@ -262,11 +264,11 @@ class Rsync:
             return MigrateError(f"rsync at {there} was killed{f' by {_signal(remote - 128)}' if remote > 0 else ''}")
         what = f"rsync of {source} failed with status {status}"
         if remote and (status in _BROKEN or status == remote == _TOLD):
-            what = f"rsync at {there} ended with status {remote}"
+            what = f"rsync at {there} exited with status {remote}"
         return MigrateError(f"{what}: {'; '.join(lines[-3:])}")
 
     def close(self) -> None:
-        """End it, wherever it is. Harmless when it has ended."""
+        """Kill rsync and close the connection. Harmless if it has exited."""
         self._process.kill()
         self._relay.close()
         self._process.wait()
@@ -282,7 +284,7 @@ def _contents(file: BinaryIO) -> bytes:
 
 
 def _named(said: bytes, words: bytes, source: bytes) -> frozenset[bytes]:
-    """The names in what rsync says of its work (--out-format) and of what it could not read (a quoted path)."""
+    """Return the names in rsync's list of its work (--out-format) and in its errors (quoted paths)."""
     found = {match[1] for match in _ITEM.finditer(said)}
     prefix = source + b"/"
     quoted = (match[1] for match in _QUOTED.finditer(words))
@@ -292,12 +294,12 @@ def _named(said: bytes, words: bytes, source: bytes) -> frozenset[bytes]:
 
 _ITEM = re.compile(rb"^[<>ch.][fdLDS][^ \n]{9} (.*)$", re.MULTILINE)
 _QUOTED = re.compile(rb'"(/.*)"')
-_ESCAPE = re.compile(rb"\\#([0-3][0-7]{2})")  # how rsync writes what is not printable
+_ESCAPE = re.compile(rb"\\#([0-3][0-7]{2})")  # rsync's form of bytes that are not printable
 _BROKEN = (10, 12, 13, 14)  # rsync(1): errors in socket I/O, protocol, diagnostics, or IPC: the other end is gone
-_TOLD = 20  # to end, by a signal
+_TOLD = 20  # a signal told it to exit
 _PARTIAL = (23, 24)  # some files were not transferred; some vanished
 _TRANSFERRED = re.compile(rb"^Number of regular files transferred: (\d+)", re.MULTILINE)
-# What rsync says of a file that is removed, cut short or written to while it is sent.
+# rsync's messages about a file that is removed, truncated or written to while it is sent.
 _LIFE = re.compile(
     r"(file|directory) has vanished: |.* failed verification -- update |.*: No such file or directory \(2\)$"
     r"|.*read errors mapping .*: No data available|.*No data available \(61\)$|rsync warning: some files vanished"
@@ -309,7 +311,7 @@ _LIFE = re.compile(
 
 
 def _is_life(words: str) -> bool:
-    """Whether everything that rsync complains of comes of files that change while they are sent."""
+    """Return whether all of rsync's messages are about files that change while they are sent."""
     return all(_LIFE.match(line) for line in words.splitlines() if line.strip())
 
 
@@ -318,7 +320,7 @@ def _signal(number: int) -> str:
 
 
 class _Relay:
-    """Between rsync's remote-shell process and a channel of the connection, on two threads."""
+    """A relay between rsync's remote-shell process and a channel of the connection, on two threads."""
 
     def __init__(
         self,
@@ -330,11 +332,11 @@ class _Relay:
         self._sock, self._target, self._on_progress, self._within = sock, target, on_progress, within
         self._channel: Channel | None = None
         self._thread = threading.Thread(target=self._run, name="rsync-relay", daemon=True)
-        self.answered = threading.Event()  # by the remote command, or it never will
+        self.answered = threading.Event()  # the remote command has answered, or never will
         self.sent = 0
         self.failure: Error | None = None
         self.exit_status: int | None = None  # as a Channel has it
-        self.ended_here = False  # before anything ended at the target
+        self.ended_here = False  # this end closed before the target's
         self._ended_there = False
         self.errors = ""
 
@@ -373,7 +375,7 @@ class _Relay:
         except Error as error:
             self.failure = error
         except OSError as error:
-            # A command that ended early breaks the stream as well: its exit status tells the two apart.
+            # A command that exits early breaks the stream too; its exit status tells it from a lost connection.
             self.exit_status = self._channel.exit_status(_STATUS_TIMEOUT) if self._channel else None
             if self.exit_status is None:
                 self.failure = HostError(f"{self._target.name}: the connection was lost while files were sent: {error}")
@@ -385,7 +387,7 @@ class _Relay:
                 self.errors = self._channel.errors()
 
     def _command(self) -> tuple[list[str] | None, bytes]:
-        """The remote command that rsync asks for, and what has come after it; None when rsync failed before."""
+        """Return the remote command that rsync asks for, and the bytes after it; None if rsync failed before."""
         line = b""
         while b"\n" not in line:
             data = self._from_rsync()
@@ -396,7 +398,7 @@ class _Relay:
         return json.loads(first), rest
 
     def _from_rsync(self) -> bytes:
-        """What comes from the remote shell, b"" at its end; one that dies with something unread resets the socket."""
+        """Return the next bytes from the remote shell, b"" at its end, also if it died with unread data (a reset)."""
         try:
             return self._sock.recv(_CHUNK)
         except ConnectionResetError:

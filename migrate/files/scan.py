@@ -1,12 +1,12 @@
-"""What has changed in a tree since it was looked at last: one walk, by the times that the kernel keeps.
+"""Find what has changed in a tree since an earlier scan, in one walk, by the times that the kernel keeps.
 
-A file's ctime cannot be set by programs, and changes with contents, attributes and links; so what has not changed by
-inode, ctime, mtime, size and mode needs not be sent again. Two cases need more than that:
+Programs cannot set a file's ctime, which changes with contents, attributes and links. An entry with the same inode,
+ctime, mtime, size and mode need not be sent again. Two cases need more:
 
-- ctime has a tick: a file that was changed just before it was looked at can change once more and look the same. Such a
-  one counts as changed.
-- stores to a page that is mapped and already writable change no time at all: files that a process has mapped so are
-  `always` counted as changed (see `mapped`).
+- ctime has a tick: a file that was changed just before the scan can change once more and look the same. It counts as
+  changed.
+- stores to a page that is mapped and already writable do not change any time. Files that a process has mapped so
+  `always` count as changed (see `mapped`).
 """
 
 import contextlib
@@ -27,13 +27,13 @@ Entry = tuple[int, int, int, int, int]  # inode, ctime ns, mtime ns, size (0 of 
 
 @dataclass(frozen=True)
 class Scan:
-    """A tree at one time. Paths are relative to its root, as bytes; the root itself is b"."."""
+    """The entries of a tree at one time. Paths are relative to its root, as bytes; the root itself is b"."."""
 
     started_ns: int
     entries: dict[bytes, Entry] = field(repr=False)
 
     def since(self, earlier: "Scan", always: Iterable[int] = ()) -> list[bytes]:
-        """What must be sent, or removed, for a copy of the tree as it was at `earlier`; `always` are inodes."""
+        """Return the names to send, or remove, to update a copy made at `earlier`; `always`: inodes to send anyway."""
         inodes, before = frozenset(always), earlier.entries
         fine, coarse = earlier.started_ns - _TICK, earlier.started_ns - _COARSE_TICK
         names = [
@@ -46,17 +46,20 @@ class Scan:
         return names + [path for path in before if path not in self.entries and self._is_in_directory(path)]
 
     def _is_in_directory(self, path: bytes) -> bool:
-        """What has gone with its directory is removed with that; rsync would follow a link that is there instead."""
+        """Return whether a vanished entry's directory still exists.
+
+        Otherwise the entry is removed with its directory, and rsync would follow a link in the directory's place.
+        """
         parent = self.entries.get(path.rpartition(b"/")[0] or b".")
         return stat.S_ISDIR(parent[4]) if parent is not None else b"." not in self.entries
 
     def with_names(self, names: Iterable[bytes]) -> "Scan":
-        """The same with further names, of entries that are not known: they count as changed, or as gone, next time."""
+        """Return the scan with further names, of unknown entries, which count as changed or gone next time."""
         unknown: dict[bytes, Entry] = {name: (0, 0, 0, 0, 0) for name in names if name not in self.entries}
         return Scan(self.started_ns, self.entries | unknown) if unknown else self
 
     def bytes_of(self, names: Iterable[bytes]) -> int:
-        """The size of those of `names` that are regular files now."""
+        """Return the total size of those of `names` that are regular files now."""
         found = (self.entries.get(name) for name in names)
         return sum(entry[3] for entry in found if entry is not None and stat.S_ISREG(entry[4]))
 
@@ -64,10 +67,10 @@ class Scan:
 def scan(
     root: str, *, one_file_system: bool = False, single: bool = False, until: Callable[[], float] = lambda: math.inf
 ) -> Scan:
-    """Look at every entry below `root`, or with `single` at the one file `root`, named as in its directory.
+    """Scan every entry below `root`, or with `single` the one file `root`, named as in its directory.
 
-    What vanishes meanwhile is not there; that of the root itself raises OSError. After `until`, a time.monotonic(),
-    TimeoutError.
+    An entry that vanishes meanwhile is left out; if the root does, raise OSError. Raises TimeoutError after `until`, a
+    time.monotonic().
     """
     started = time.clock_gettime_ns(time.CLOCK_REALTIME)
     base = os.fsencode(root)
@@ -100,12 +103,12 @@ def scan(
 
 def _check_time(until: Callable[[], float]) -> None:
     if time.monotonic() > until():
-        raise TimeoutError("it took too long to look at it")
+        raise TimeoutError("scanning the tree took too long")
 
 
 @contextlib.contextmanager
 def _opened(directory: bytes, seen: list[int]) -> Iterator[Iterable[os.DirEntry[str]]]:
-    """What a directory holds; nothing if there is another one by now, or a link that leads out of the tree."""
+    """Yield a directory's entries; none if another directory, or a link out of the tree, is in its place by now."""
     try:
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
@@ -128,9 +131,9 @@ def _entry(info: os.stat_result) -> Entry:
 
 
 def again(root: str, before: Scan, until: Callable[[], float] = lambda: math.inf) -> Scan:
-    """Look once more, when nothing but a few new names can have come: only at directories whose time has changed.
+    """Scan again only the directories whose time has changed, when at most a few names can be new.
 
-    CRIU gives files that have lost their name another one while it dumps.
+    During a dump CRIU gives new names to open files that were deleted.
     """
     base, settled = os.fsencode(root), before.started_ns - _TICK
     entries = dict(before.entries)
@@ -154,10 +157,10 @@ def again(root: str, before: Scan, until: Callable[[], float] = lambda: math.inf
 
 
 def open_for_both(init_pid: int, device: int) -> set[int]:
-    """Inodes of the files of a device that processes of a container have open for reading and writing."""
+    """Return the inodes of a device's files that a container's processes have open for reading and writing."""
     found: set[int] = set()
     for pid in processes.container_pids(init_pid):
-        with contextlib.suppress(OSError):  # it has ended
+        with contextlib.suppress(OSError):  # it has exited
             for number in os.listdir(f"/proc/{pid}/fd"):
                 with contextlib.suppress(OSError):  # it has closed it
                     info = os.stat(f"/proc/{pid}/fd/{number}")
@@ -173,7 +176,7 @@ def _is_for_both(pid: int, number: str) -> bool:
 
 
 def mapped(init_pid: int) -> set[int]:
-    """Inodes of the files that processes of a container have mapped shared and writable."""
+    """Return the inodes of files that a container's processes have mapped shared and writable."""
     found: set[int] = set()
     for pid in processes.container_pids(init_pid):
         try:
@@ -183,5 +186,5 @@ def mapped(init_pid: int) -> set[int]:
                     if len(fields) > 5 and fields[1][1:2] == b"w" and fields[1][3:4] == b"s":
                         found.add(os.stat(b"/proc/%d/map_files/%s" % (pid, fields[0])).st_ino)
         except OSError:
-            continue  # it has ended, or unmapped it
+            continue  # it has exited, or unmapped the file
     return found

@@ -1,13 +1,12 @@
-"""Tmpfs mounts of a container as trees of files: what lies in them is sent ahead, like a writable root file system.
+"""Send the contents of a container's tmpfs mounts ahead, as trees of files like a writable root file system.
 
 CRIU would pack all of it while the container is frozen. It is told that such a mount is external; the target makes a
-tmpfs with the same options, which the passes of source/seeding.py fill, and has CRIU bind that in its place. Only where
-the bundle asks for the mount and all about it is known; any other one stays with CRIU, and so do small ones, for which
-that is faster.
+tmpfs with the same options, which the passes of source/seeding.py fill, and has CRIU bind that in its place. This
+applies only to mounts that the bundle asks for and whose attributes are all known. CRIU carries all others, and small
+ones, for which it is faster.
 
-Stores to a mapped file need not change its times in a tmpfs. So of each file that may have been mapped since the first
-look the contents count: those that are mapped, those open for both reading and writing, and those that were closed
-after writing.
+Stores to a mapped file need not change its times in a tmpfs. Files that may have been mapped since the first scan are
+therefore compared by contents: mapped files, those open for reading and writing, and those closed after writing.
 """
 
 import contextlib
@@ -36,11 +35,11 @@ _INFO_FID, _HANDLE_BYTES, _INO32_GEN = 1, 12, 1
 
 
 class View:
-    """One of them, open for reading; what is stored to its files from now on is noted. `close` it."""
+    """A tmpfs mount, open for reading; it records which files are written to from now on. `close` it."""
 
     def __init__(self, mounted: Mounted, mount: mountinfo.Mount, fd: int) -> None:
         self.mounted, self._mount, self._fd = mounted, mount, fd
-        self.overflowed = False  # more files were written to than could be noted
+        self.overflowed = False  # more files were written to than the queue could hold
         try:
             self._closed = syscalls.fanotify_init(syscalls.FAN_REPORT_FID, os.O_RDONLY)
             try:
@@ -54,7 +53,7 @@ class View:
 
     @property
     def path(self) -> str:
-        """Its root, for every process of this host."""
+        """The path of its root, for every process of this host."""
         return f"/proc/{os.getpid()}/fd/{self._fd}/."
 
     @property
@@ -62,15 +61,15 @@ class View:
         return mountinfo.device(os.stat(self.path)) == self._mount.device
 
     def verify(self, state: State, spec: Spec) -> None:
-        """Raises MigrateError when the container has changed its mounts since."""
+        """Raise MigrateError if the container has changed its mounts meanwhile."""
         if dict(_suitable(state, spec)).get(self.mounted) != self._mount:
             raise MigrateError(
                 f"the mounts of container {state.id} at {self.mounted.place} have changed while it was moved",
-                remedy="try again",
+                remedy="move it again",
             )
 
     def stored(self, init_pid: int) -> set[int]:
-        """Inodes of files whose contents may have changed without a trace since this was opened, or still can."""
+        """Return the inodes of files whose contents may have changed, or still can, without a change of their times."""
         found = tree_scan.open_for_both(init_pid, os.stat(self.path).st_dev)
         with contextlib.suppress(BlockingIOError):
             while data := os.read(self._closed, 1 << 16):
@@ -95,7 +94,7 @@ class View:
 
 
 def _inode(record: bytes) -> int | None:
-    """What the record of an event is about; None for one without a file: the queue was full."""
+    """Return the inode in an event's record; None if it has no file, which means that the queue overflowed."""
     if len(record) < _HANDLE.size:
         return None
     kind, _, _, _, size, handle, _, low, high = _HANDLE.unpack_from(record)
@@ -104,8 +103,8 @@ def _inode(record: bytes) -> int | None:
 
 
 def _suitable(state: State, spec: Spec) -> list[tuple[Mounted, mountinfo.Mount]]:
-    """Tmpfs mounts as the bundle asks for, mounted once, with nothing over or in them, shared with nobody."""
-    # The root of a user namespace owns the file systems that it mounts: what we make is not the same.
+    """Return the bundle's tmpfs mounts that are mounted once, with no mount over or in them, and private."""
+    # The root of a user namespace owns the file systems that it mounts, which the target cannot reproduce.
     if "user" in spec.namespaces or not _is_one_namespace(state.pid):
         return []
     mounts, leased = mountinfo.read(state.pid), _leased()
@@ -126,7 +125,7 @@ def _suitable(state: State, spec: Spec) -> list[tuple[Mounted, mountinfo.Mount]]
 
 
 def _leased() -> set[str]:
-    """Devices with a file that somebody has a lease on, which rsync would break: what it opens is asked for back."""
+    """Return the devices with a leased file, because rsync would break the lease by opening the file."""
     found = set()
     with open("/proc/locks") as file:
         for line in file:
@@ -138,7 +137,7 @@ def _leased() -> set[str]:
 
 
 def _is_one_namespace(init_pid: int) -> bool:
-    """Whether all processes of a container see the same mounts."""
+    """Return whether all processes of a container are in one mount namespace."""
     found = set()
     for pid in processes.container_pids(init_pid):
         with contextlib.suppress(OSError):
@@ -147,13 +146,13 @@ def _is_one_namespace(init_pid: int) -> bool:
 
 
 def views(state: State, spec: Spec) -> list[View]:
-    """Those that are worth passes of their own. What cannot be opened, or not be watched, is left to CRIU."""
+    """Return views of the mounts that are worth sending ahead. CRIU carries those that cannot be opened or watched."""
     if shutil.which("rsync") is None:
         return []
     wanted = [item for item in _suitable(state, spec) if _is_worth_it(f"/proc/{state.pid}/root{item[0].place}", state)]
     found: list[View] = []
     for (mounted, mount), fd in zip(wanted, _open(state.pid, [item.place for item, _ in wanted]), strict=False):
-        with contextlib.suppress(OSError):  # no fanotify of that kind: Linux before 5.13
+        with contextlib.suppress(OSError):  # Linux before 5.13 lacks this kind of fanotify
             found.append(View(mounted, mount, fd))
     for view in [view for view in found if not view.is_expected]:
         found.remove(view)
@@ -162,7 +161,7 @@ def views(state: State, spec: Spec) -> list[View]:
 
 
 def _is_worth_it(path: str, state: State) -> bool:
-    """Whether enough lies in a tmpfs, and the container's memory has room for the copies of it that rsync makes."""
+    """Return whether a tmpfs is large enough, and the container's memory has room for the copies that rsync makes."""
     try:
         info = os.statvfs(path)
     except OSError:
@@ -172,7 +171,7 @@ def _is_worth_it(path: str, state: State) -> bool:
 
 
 def _memory_limit(cgroups: dict[str, str]) -> float:
-    """Bytes that a container may use; infinite when nothing says so."""
+    """Return the bytes of memory that a container may use; infinity if it is not limited."""
     path = f"{cgroups['memory']}/memory.limit_in_bytes" if "memory" in cgroups else f"{cgroups.get('')}/memory.max"
     try:
         text = Path(path).read_text().strip()

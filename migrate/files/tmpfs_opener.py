@@ -1,9 +1,9 @@
-"""Opens tmpfs mounts of a container for whoever runs it: reading only, and no link in them is followed.
+"""Open tmpfs mounts of a container for the calling process, read-only and without following links in them.
 
 argv: PID SOCKET PLACE...; the descriptors go over the inherited socket, in the order of the places.
 """
 
-import array  # noqa: F401  socket.send_fds wants it when nothing can be imported any more
+import array  # noqa: F401  socket.send_fds imports it when imports are forbidden already
 import os
 import socket
 import sys
@@ -20,7 +20,7 @@ def main(argv: list[str]) -> int:
         root = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         found = [syscalls.open_in_root(root, place, os.O_PATH | os.O_DIRECTORY) for place in places]
         selfexec.forbid_imports()
-        syscalls.setns(namespace, syscalls.CLONE_NEWNS)  # only there can its mounts be copied
+        syscalls.setns(namespace, syscalls.CLONE_NEWNS)  # its mounts can be copied only from inside
         views = [syscalls.open_tree("", dir_fd=fd, recursive=False) for fd in found]
         for view in views:
             syscalls.mount_setattr(view, set=ATTR_RDONLY | ATTR_NOSYMFOLLOW, clear=0, recursive=False)

@@ -1,4 +1,4 @@
-"""What both ends say to each other about file trees: which go along, where they are put, what must be there already."""
+"""The records about file trees that both ends exchange: trees to send, where to put them, what must exist already."""
 
 import os
 import re
@@ -20,7 +20,7 @@ _HEX = re.compile(r"(?:[0-9a-f]{2})*")
 
 
 def is_place(path: str) -> bool:
-    """Whether a tree may be put at `path`: absolute, plain, and no place of the system's or of ours."""
+    """Return whether `path` may hold a tree: absolute, plain, and not in a directory of the system or of pymigrate."""
     if not path.startswith("/") or "\0" in path or len(path) > 4000 or os.path.normpath(path) != path:
         return False
     if path.startswith("//") or path == "/":
@@ -32,11 +32,11 @@ def is_place(path: str) -> bool:
 
 @dataclass(frozen=True)
 class Tree:
-    """One tree that goes along, beside the root file system.
+    """One tree that is sent besides the root file system.
 
-    `name` is for people; `source` is where it lies here, `place` where it is put there. `single`: it is one file.
-    `fingerprint` (files.fingerprint) is that of one that does not change, "" for one that may. `empty`: only the
-    directory itself is made. `found`: what lies at the place already is taken as it is. `upper`: an overlay's.
+    `name` is for messages; `source` is its path here, `place` its path at the target. `single`: it is one file.
+    `fingerprint` (files.fingerprint) of a tree that does not change, "" if it may. `empty`: only the directory itself
+    is made. `found`: a file that exists at the place is taken as it is. `upper`: an overlay's upper directory.
     """
 
     name: str
@@ -63,10 +63,10 @@ class Tree:
 
 @dataclass(frozen=True)
 class Needed:
-    """What must be at the target already: `path`, a `directory` or not.
+    """A `path` that must exist at the target, a `directory` or a file.
 
-    `network` is the kind of network file system that it must lie on, `export` what it must be of that
-    (mountinfo.Mount); "" where that is no matter.
+    `network`: the kind of network file system that it must be on; `export`: its place there (mountinfo.Mount); "" if
+    that does not matter.
     """
 
     name: str
@@ -96,12 +96,12 @@ class Mounted:
 
 
 def is_tmpfs_option(option: str) -> bool:
-    """Whether it is an option of a tmpfs that another host can be given."""
+    """Return whether an option of a tmpfs can be used on another host."""
     return _OPTIONS.fullmatch(option) is not None
 
 
 def are_tmpfs_options(options: str) -> bool:
-    """Whether all of them, separated by commas, are."""
+    """Return whether all of the comma-separated options can be used on another host (is_tmpfs_option)."""
     return all(is_tmpfs_option(option) for option in options.split(",") if option)
 
 
@@ -121,13 +121,13 @@ class Root:
 
     @classmethod
     def of(cls, path: str) -> Self:
-        """Read them from the directory `path`. Raises OSError."""
+        """Read the attributes of the directory `path`. Raises OSError."""
         info = os.stat(path)
         xattrs = {name: os.getxattr(path, name).hex() for name in os.listxattr(path)}
         return cls(stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid, info.st_mtime_ns, xattrs)
 
     def give(self, path: str) -> None:
-        """Make the directory `path` have these. Raises OSError."""
+        """Give the directory `path` these attributes. Raises OSError."""
         os.chown(path, self.uid, self.gid)
         for name in os.listxattr(path):
             if name not in self.xattrs:
@@ -140,9 +140,9 @@ class Root:
 
 @dataclass(frozen=True)
 class Owner:
-    """Whose a tree is: the container, by its id and the time when it was created, whichever host it was on.
+    """The container that owns a tree, by its id and its creation time, whichever host it was created on.
 
-    `root` is the directory of container states that it is in, the same at every host.
+    `root` is its directory of container states, the same at every host.
     """
 
     id: str

@@ -1,1 +1,1 @@
-"""Hosts on this machine: each with its own namespaces, files and sshd, linked by a bridge, to try moves between."""
+"""Make hosts on this machine to try moves: each has its own namespaces, files and sshd; a bridge links them."""

@@ -1,4 +1,4 @@
-"""Making a lab and taking it down. `down` works from what is there, whoever or whatever left it behind."""
+"""Make a lab and take it down. `down` removes whatever exists, even after a crash."""
 
 import contextlib
 import os
@@ -39,20 +39,20 @@ Subsystem sftp internal-sftp
 
 
 def up(lab: str, names: list[str], *, disk: str | None = None) -> list[Host]:
-    """Make a lab of hosts with these names, and the host `client`; one of the same name must not be up.
+    """Make a lab of hosts with these names, and the host `client`; a lab of the same name must not be up.
 
-    `disk` limits /var/lib/pymigrate of each host, as a tmpfs size ("64m"). Raises LabError; nothing is left then.
+    `disk` limits /var/lib/pymigrate of each host, as a tmpfs size ("64m"). Raises LabError, and leaves nothing behind.
     """
     if any(processes.is_alive(host.pid, processes.start_time(host.pid)) for host in hosts(lab)):
         raise LabError(f"the lab {lab} is up already", remedy="pymigrate lab down")
     if len(names) > LARGEST or len(set(names)) != len(names):
-        raise LabError(f"a lab has at most {LARGEST} hosts, each with a name of its own")
+        raise LabError(f"a lab can have at most {LARGEST} hosts, with different names")
     for program in ("/usr/sbin/sshd", "/usr/bin/ssh-keygen"):
         if not os.access(program, os.X_OK):
             raise LabError(f"{program} is missing", remedy="apt-get install openssh-server")
     if shutil.which("ip") is None:
         raise LabError("ip is missing", remedy="apt-get install iproute2")
-    down(lab)  # what a crash may have left
+    down(lab)  # remove what a crash may have left
     made = [*(Host(lab, name, number) for number, name in enumerate(names, 1)), Host(lab, CLIENT, LARGEST + 1)]
     try:
         (ROOT / lab).mkdir(mode=0o700, parents=True)
@@ -80,7 +80,7 @@ class _Started:
 
 
 def _start(lab: str, name: str, pid_file: Path, config: dict[str, Any]) -> _Started:
-    """Start a first process (host_init.py) and return its pid and our end of its socket."""
+    """Start a first process (host_init.py); return its pid and this end of its socket."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     null = subprocess.DEVNULL
     with theirs:
@@ -134,7 +134,7 @@ def _start_host(host: Host, switch: int, disk: str | None) -> None:
 
 
 def _in_network(pid: int, *commands: list[str]) -> None:
-    """Run commands in the network namespace of a process, with the machine's own pids and files."""
+    """Run commands in the network namespace of a process, but with the machine's pids and files."""
     for command in commands:
         done = subprocess.run(
             ["nsenter", f"--net=/proc/{pid}/ns/net", *command], capture_output=True, text=True, timeout=STEP_TIMEOUT
@@ -144,7 +144,7 @@ def _in_network(pid: int, *commands: list[str]) -> None:
 
 
 def _write_files(made: list[Host]) -> None:
-    """Keys, known_hosts, hosts and sshd_config of every host."""
+    """Write keys, known_hosts, hosts and sshd_config of every host."""
     for host in made:
         (host.directory / "ssh").mkdir(mode=0o700, parents=True)
         for path in (host.directory / "host_key", host.directory / "ssh" / "id_ed25519"):
@@ -170,22 +170,22 @@ def _write_files(made: list[Host]) -> None:
         for name, text in files.items():
             with open(os.open(host.directory / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
                 file.write(text)
-        # Everybody in the host may read these two.
+        # All users in the host may read these two.
         for name in ("hosts", "hostname"):
             (host.directory / name).chmod(0o644)
 
 
 def down(lab: str) -> None:
-    """End every process of a lab and remove all of it. Harmless when there is none. Raises LabError."""
+    """Kill every process of a lab and remove all of it. Harmless if it is not up. Raises LabError."""
     deadline = time.monotonic() + DOWN_TIMEOUT
     groups = lab_cgroups(lab)
-    # Killing the first process of each host ends all others; those that `up` left half-made are in the cgroups too.
+    # Killing the first process of each host kills all others; those of a half-made host are in the cgroups too.
     while pids := _pids(groups):
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         if time.monotonic() > deadline:
-            raise LabError(f"lab {lab}: these processes do not end: {', '.join(map(str, pids))}")
+            raise LabError(f"lab {lab}: processes {', '.join(map(str, pids))} did not exit within {DOWN_TIMEOUT:g} s")
         time.sleep(0.01)
     for group in groups:
         try:

@@ -1,6 +1,6 @@
-"""Running a command in a host of a lab. Also a program of its own, for a caller that does so often: it imports little.
+"""Run a command in a host of a lab; also a program that imports little, for callers that do so often.
 
-Runs under `python3 -I -S` then, as `enter PID CGROUP... -- CMD [ARG...]`, and the command gets the environment.
+As a program it runs under `python3 -I -S`, as `enter PID CGROUP... -- CMD [ARG...]`; the command gets its environment.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ _FORWARDED = (signals.SIGINT, signals.SIGTERM, signals.SIGHUP)
 
 
 def namespace_flags() -> int:
-    """The namespaces that a host has of its own."""
+    """Return the flags of the namespaces that each host has."""
     return sum(namespaces.FLAGS[kind] for kind in ("mount", "uts", "ipc", "network", "cgroup", "pid", "time"))
 
 
 def enter(pid: int, cgroups: list[str], command: list[str], environment: Mapping[str, str]) -> int:
-    """Run a command with our stdio in the host whose first process is `pid` and whose cgroups are `cgroups`.
+    """Run a command, with this process's stdio, in the host with the first process `pid` and these `cgroups`.
 
-    Returns its exit status, 128 + n for signal n, 127 if it is not there. Raises OSError when the host is not up.
+    Return its exit status: 128 + n for signal n, 127 if it does not exist. Raises OSError if the host is not up.
     """
     pidfd = os.pidfd_open(pid)
     for directory in cgroups:
@@ -49,7 +49,7 @@ def enter(pid: int, cgroups: list[str], command: list[str], environment: Mapping
         try:
             os.kill(child, number)
         except ProcessLookupError:
-            return  # it has just ended
+            return  # it has just exited
 
     for number in _FORWARDED:
         signals.signal(number, forward)

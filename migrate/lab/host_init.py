@@ -1,15 +1,15 @@
-"""The first process of a lab host, and of the bridge between them. Runs under `python3 -I -S`.
+"""The first process of a lab host, and of the bridge between the hosts. It runs under `python3 -I -S`.
 
 The starter sends one JSON message over an inherited socket and gets answers:
 
     starter                                host
       | ---- the configuration -----------> |  joins its cgroups, makes its namespaces, forks
       | <--- {"pid": n} ------------------- |  its first process (also in the file `pid`)
-      | ---- {} (its link is there) ------> |  mounts, addresses, sshd
+      | ---- {} (its link exists) --------> |  mounts, addresses, sshd
       | <--- {"ready": true} -------------- |
 
-A starter that dies before takes the host with it. Afterwards the first process reaps what is orphaned; when it is
-killed the kernel kills all else in the host, and network and mounts vanish with their namespaces.
+If the starter dies before the end, the host exits too. Afterwards the first process reaps orphans. When it is killed,
+the kernel kills all other processes of the host, and network and mounts vanish with their namespaces.
 """
 
 import contextlib
@@ -34,24 +34,24 @@ _PIPE_MAX_SIZE = 32 << 20
 
 
 def _join_cgroups(directories: list[str]) -> None:
-    """Each controller's own child is joined before the cgroup namespace is made: it becomes the host's root."""
+    """Join the host's cgroup of each controller before the cgroup namespace is made, whose root it becomes."""
     for hierarchy, directory in zip(discover(), directories, strict=True):
         hierarchy.make(directory)
         Path(directory, "cgroup.procs").write_text("0")
 
 
 def _set_clocks(seconds: int) -> None:
-    """The clocks since boot of a host are not those of another one; before its first process is there."""
+    """Shift the host's clocks since boot from those of other hosts, before its first process exists."""
     with open("/proc/self/timens_offsets", "w") as file:
         file.write(f"monotonic {seconds} 0\nboottime {seconds} 0\n")
 
 
 def _mount_system(config: dict[str, Any]) -> None:
-    """proc, sys, cgroups and run of the host's own; the files that tell it who it is."""
+    """Mount the host's own proc, sys, cgroups and run, and the files with its name and keys."""
     kinds = mount_flags.MS_NOSUID | mount_flags.MS_NODEV
-    hierarchies = discover()  # while the machine's mounts are still to be seen
+    hierarchies = discover()  # while the machine's mounts are still visible
     syscalls.mount(None, "/", None, mount_flags.MS_REC | mount_flags.MS_PRIVATE)
-    for place in ("/sys/fs/cgroup", "/sys"):  # the machine's own would be seen below ours
+    for place in ("/sys/fs/cgroup", "/sys"):  # the machine's would be visible below the host's
         if os.path.ismount(place):
             syscalls.umount(place, syscalls.MNT_DETACH)
     syscalls.mount("proc", "/proc", "proc", kinds | mount_flags.MS_NOEXEC)
@@ -80,7 +80,7 @@ def _mount_system(config: dict[str, Any]) -> None:
     config_text = Path(config["sshd_config"]).read_text()
     key = Path(config["host_key"]).read_bytes()
     syscalls.mount("tmpfs", "/run", "tmpfs", kinds, "mode=755")
-    # sshd's files are copied in: the directory they came from is not visible any more.
+    # sshd's files are copied in, because their directory is hidden now.
     for name, data in (("sshd_config", config_text.encode()), ("host_key", key)):
         with open(os.open(f"/run/{name}", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             file.write(data)
@@ -91,11 +91,11 @@ def _mount_system(config: dict[str, Any]) -> None:
 
 
 def _network(addresses: list[str]) -> None:
-    """A bridge br0 with the host's addresses; eth0 is its first port, containers get others.
+    """Make a bridge br0 with the host's addresses; eth0 is its first port, containers get others.
 
-    A bridge without an address of its own takes that of one of its ports: it would change as containers come and go.
+    A bridge without its own hardware address takes that of a port, which would change as containers come and go.
     """
-    Path("/proc/sys/net/ipv6/conf/default/accept_dad").write_text("0")  # nobody waits for an address to be checked
+    Path("/proc/sys/net/ipv6/conf/default/accept_dad").write_text("0")  # do not wait for duplicate address detection
     ethernet = Path("/sys/class/net/eth0/address").read_text().strip()
     for arguments in (
         ["link", "set", "lo", "up"],
@@ -108,7 +108,7 @@ def _network(addresses: list[str]) -> None:
 
 
 def _raise_pipe_size() -> None:
-    """CRIU's page server wants large pipes, which need CAP_SYS_RESOURCE or this."""
+    """Raise the limit of pipes, because CRIU's page server needs large ones without CAP_SYS_RESOURCE."""
     path = Path("/proc/sys/fs/pipe-max-size")
     if int(path.read_text()) < _PIPE_MAX_SIZE:
         try:
@@ -133,7 +133,7 @@ def _start_sshd(address: str) -> None:
 
 
 def _host(config: dict[str, Any], sock: socket.socket) -> None:
-    """The first process of a host, up to the point where it only reaps."""
+    """Set the host up as its first process, which only reaps afterwards."""
     syscalls.sethostname(config["name"])
     sync.receive(sock, _STEP_TIMEOUT, "lab up")
     os.environ.clear()
@@ -158,7 +158,7 @@ def _reap() -> None:
 
 
 def main(argv: list[str]) -> int:
-    """argv: the number of the socket to the starter."""
+    """Run the first process. argv: the descriptor of the socket to the starter."""
     sock = socket.socket(fileno=int(argv[0]))
     sock.set_inheritable(False)
     try:

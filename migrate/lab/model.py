@@ -1,4 +1,4 @@
-"""What a lab is on disk and in the kernel: names, addresses, directories, control groups."""
+"""Describe a lab on disk and in the kernel: names, addresses, directories, control groups."""
 
 import os
 import re
@@ -11,7 +11,7 @@ from migrate.paths import LAB as ROOT
 from runtime.cgroups.hierarchies import discover
 
 LARGEST = 50
-CLIENT = "client"  # the name of a host that no container is moved to
+CLIENT = "client"  # the name of a host to which no container moves
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,31}")
 
 
@@ -24,10 +24,10 @@ class NoSuchHost(LabError):
 
 
 def check_name(name: str, what: str = "host") -> str:
-    """Return a name that is fit for a host and for a path. Raises UsageError."""
+    """Return the name if it is valid for a host and in a path. Raises UsageError."""
     if not _NAME.fullmatch(name):
         raise UsageError(
-            f"{name[:60]!r} is no name for a {what}",
+            f"invalid name for a {what}: {name[:60]!r}",
             remedy="a name is a letter, then letters, digits and -, at most 32",
         )
     return name
@@ -35,7 +35,7 @@ def check_name(name: str, what: str = "host") -> str:
 
 @dataclass(frozen=True)
 class Host:
-    """One host of a lab. Everything of it on disk is below `directory`."""
+    """One host of a lab; all its files are below `directory`."""
 
     lab: str
     name: str
@@ -47,7 +47,7 @@ class Host:
 
     @property
     def container_addresses(self) -> tuple[str, str]:
-        """Its addresses, with prefix lengths, in the networks that containers have theirs of: 10.88.0.5, fd88::5."""
+        """Its addresses, with prefix lengths, in the containers' networks (10.88.0.0/24, fd88::/64)."""
         return f"10.88.0.{200 + self.number}/24", f"fd88::{200 + self.number}/64"
 
     @property
@@ -56,12 +56,12 @@ class Host:
 
     @property
     def clock_offset(self) -> int:
-        """Seconds that it has been up for longer than this machine: no two hosts of a lab show the same uptime."""
+        """Seconds added to this machine's uptime, so that no two hosts of a lab show the same."""
         return self.number * 100_000
 
     @property
     def pid(self) -> int:
-        """The pid of its first process, 0 if none is known."""
+        """The pid of its first process, 0 if it is unknown."""
         try:
             return int((self.directory / "pid").read_text())
         except (OSError, ValueError):
@@ -69,22 +69,22 @@ class Host:
 
     @property
     def cgroups(self) -> list[str]:
-        """Its directory in every hierarchy, made or not."""
+        """Its directory in every hierarchy, which need not exist yet."""
         return [str(path / self.name) for path in lab_cgroups(self.lab)]
 
 
 def lab_cgroups(lab: str) -> list[Path]:
-    """The directory of a lab in every hierarchy: all its processes are below."""
+    """Return the directory of a lab in every hierarchy; all its processes are below them."""
     return [Path(hierarchy.mountpoint, f"pymigrate-lab-{lab}") for hierarchy in discover()]
 
 
 def current_lab() -> str:
-    """The lab that is meant: $PYMIGRATE_LAB, or "lab"."""
+    """Return the name of the current lab: $PYMIGRATE_LAB, or "lab"."""
     return check_name(os.environ.get("PYMIGRATE_LAB", "lab"), "lab")
 
 
 def environment(lab: str) -> dict[str, str]:
-    """What a command in a host sees: root's log-in environment, with this pymigrate first on the PATH."""
+    """Return the environment of a command in a host: root's login environment, with this pymigrate first in PATH."""
     return {
         "PATH": f"{relaunch.directory()}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         "HOME": "/root",
@@ -96,7 +96,7 @@ def environment(lab: str) -> dict[str, str]:
 
 
 def hosts(lab: str) -> list[Host]:
-    """The hosts of a lab, by number; [] when it is not up."""
+    """Return the hosts of a lab, by number; [] if it is not up."""
     found = []
     for path in (ROOT / lab).glob("*/number"):
         try:
@@ -107,8 +107,8 @@ def hosts(lab: str) -> list[Host]:
 
 
 def find(lab: str, name: str) -> Host:
-    """The host `name`. Raises NoSuchHost."""
+    """Return the host `name`. Raises NoSuchHost."""
     for host in hosts(lab):
         if host.name == name:
             return host
-    raise NoSuchHost(f"no host {name} in the lab {lab}", remedy="`pymigrate lab up` makes host1 and host2")
+    raise NoSuchHost(f"host {name} does not exist in the lab {lab}", remedy="`pymigrate lab up` makes host1 and host2")

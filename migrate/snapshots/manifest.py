@@ -1,7 +1,7 @@
-"""What a snapshot directory holds: a manifest that names every file with its size and SHA-256, itself included.
+"""Read and verify a snapshot directory: its manifest has every file's size and SHA-256, and its own digest.
 
-The digests find damage. Somebody who may change the files may change the manifest too, so a directory that other users
-than root and the caller may write to is refused, before anything in it is believed.
+The digests detect damage. Write access to the files means write access to the manifest too, so a directory that users
+other than root and the caller can write to is rejected before anything in it is used.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ MANIFEST, CONFIG, LOG, IMAGES = "manifest.json", "config.json", "log", "images"
 _LARGEST = 16 << 20  # bytes of a manifest
 _WEAK = (
     "it was made by an earlier version, whose manifest covers the images only: "
-    "look at config.json (its hooks run as root) and log before you restore it"
+    "check config.json (its hooks run as root) and log before you restore it"
 )
 
 
@@ -34,7 +34,7 @@ class SnapshotNotFound(SnapshotError):
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a snapshot is. `images` and `files` (those beside the images) map names to [size in bytes, SHA-256]."""
+    """The description of a snapshot. `images` and `files` (all others) map names to [size in bytes, SHA-256]."""
 
     format: int
     id: str
@@ -50,17 +50,17 @@ class Manifest:
     stdio: list[str]
     annotations: dict[str, str]
     images: dict[str, list[Any]]
-    connections: list[str] = dataclasses.field(default_factory=list)  # with others, as "tcp LOCAL -> REMOTE"
+    connections: list[str] = dataclasses.field(default_factory=list)  # with other hosts, as "tcp LOCAL -> REMOTE"
     files: dict[str, list[Any]] = dataclasses.field(default_factory=dict)
     digest: str = ""  # SHA-256 of all other fields
 
     @property
     def size(self) -> int:
-        """Bytes of all images."""
+        """The bytes of all images."""
         return sum(int(size) for size, _ in self.images.values())
 
     def sealed(self) -> Self:
-        """The same with its digest."""
+        """Return the manifest with its digest."""
         return dataclasses.replace(self, digest=self._digest())
 
     def to_bytes(self) -> bytes:
@@ -73,14 +73,14 @@ class Manifest:
 
     @classmethod
     def parse(cls, data: bytes, path: Path) -> Self:
-        """The manifest that was read from `path`. Raises SnapshotError naming the field that is wrong."""
+        """Return the manifest read from `path`. Raises SnapshotError naming the malformed field."""
         try:
             fields = json.loads(data)
         except (ValueError, RecursionError) as error:
             raise SnapshotError(f"{path}: cannot be read: {error}") from None
         if not isinstance(fields, dict):
             raise SnapshotError(f"{path}: is not a snapshot's manifest")
-        if fields.get("format") == 1:  # of earlier versions; the oldest do not name connections
+        if fields.get("format") == 1:  # from earlier versions; the oldest do not list connections
             fields = {"connections": [], "files": {}, "digest": "", **fields}
         elif fields.get("format") != FORMAT:
             raise SnapshotError(f"{path}: format {str(fields.get('format'))[:40]} is not known to this version")
@@ -93,7 +93,7 @@ class Manifest:
                 raise SnapshotError(f"{path}: {name}: is malformed")
         manifest = cls(**fields)
         if manifest.format == FORMAT and manifest.digest != manifest._digest():
-            raise SnapshotError(f"{path}: is damaged: its fields do not have the digest that it says")
+            raise SnapshotError(f"{path}: is damaged: its digest does not match its fields")
         if not manifest.images or (manifest.format == FORMAT and set(manifest.files) != {CONFIG, LOG}):
             raise SnapshotError(f"{path}: does not name all files of a snapshot")
         return manifest
@@ -119,13 +119,13 @@ def _is_entry(name: str, entry: Any) -> bool:
 
 
 def entry(file: BufferedReader) -> list[Any]:
-    """The size and SHA-256 of an open file, read from where it is to its end."""
+    """Return the size and SHA-256 of an open file, read from its position to its end."""
     digest = hashlib.file_digest(file, "sha256").hexdigest()
     return [file.tell(), digest]
 
 
 class Snapshot:
-    """A snapshot directory that nobody else can change. A context manager."""
+    """An open snapshot directory that no other user can change. A context manager."""
 
     def __init__(self, path: Path, fd: int, manifest: Manifest) -> None:
         self.path, self.manifest = path, manifest
@@ -133,7 +133,7 @@ class Snapshot:
 
     @classmethod
     def open(cls, directory: Path) -> Self:
-        """Raises SnapshotNotFound, SnapshotError."""
+        """Open a snapshot directory. Raises SnapshotNotFound, SnapshotError."""
         path = Path(os.path.realpath(directory))
         fd = -1
         try:
@@ -158,14 +158,14 @@ class Snapshot:
 
     @property
     def warnings(self) -> list[str]:
-        """What a user should know of this directory before it is used, as sentences."""
+        """Sentences that a user should read before the snapshot is used."""
         found = [_WEAK] if self.manifest.format < FORMAT else []
         if os.fstat(self._fd).st_mode & 0o055:
             found.append("other users can read the container's memory in it (chmod 700)")
         return found
 
     def verify(self) -> None:
-        """Compare every file with the manifest. Raises SnapshotError naming the first that differs or is not in it."""
+        """Compare every file with the manifest. Raises SnapshotError naming the first that differs or is not listed."""
         known = {MANIFEST, CONFIG, LOG, IMAGES}
         with self._listed(IMAGES) as (fd, names):
             for name in sorted(names - set(self.manifest.images)):
@@ -191,7 +191,7 @@ class Snapshot:
 
     @contextmanager
     def _listed(self, name: str) -> Iterator[tuple[int, set[str]]]:
-        """A descriptor of a directory in it, and what is there."""
+        """Yield a descriptor of a directory in the snapshot, and the names in it."""
         try:
             fd = trusted.open_directory(str(self.path / name))
         except OSError as error:
@@ -202,7 +202,7 @@ class Snapshot:
             os.close(fd)
 
     def copy_log(self, destination: Path) -> None:
-        """What the container had written, to a new file."""
+        """Copy the container's log to a new file."""
         try:
             source = trusted.open_file(LOG, self._fd)
         except FileNotFoundError:
@@ -213,14 +213,14 @@ class Snapshot:
                 out.write(data)
 
 
-_COPY = "copy it to a directory of root's own (cp -R), and look at it with `pymigrate snapshot show`"
+_COPY = "copy it to a directory that belongs to root (cp -R), and check it with `pymigrate snapshot show`"
 
 
 def refusal(path: Path, error: OSError, remedy: str = _COPY) -> SnapshotError:
-    """Say that a file or directory of a snapshot cannot be used; `remedy` is for one that another user can change."""
+    """Return the error for an unusable file or directory of a snapshot; `remedy`: if another user can change it."""
     if error.errno == errno.EPERM and error.filename:
         place = error.filename if os.path.isabs(error.filename) else path
-        text = f"{place}: {error.strerror}: a snapshot must be where nobody else can change it"
+        text = f"{place}: {error.strerror}: a snapshot must be where no other user can change it"
         return SnapshotError(text, remedy=remedy)
     words = "is a symbolic link" if error.errno == errno.ELOOP else error.strerror
     return SnapshotError(f"{path}: {words}")

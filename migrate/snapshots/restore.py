@@ -32,13 +32,13 @@ def restore(
     net: str | None = None,
     connections: str | None = None,
 ) -> State:
-    """Make a running container of a snapshot; the snapshot stays as it is. `net` is what --net says (spec/network.py).
+    """Restore a running container from a snapshot, which is not changed. `net`: the value of --net (spec/network.py).
 
-    What becomes of its TCP connections with others, if it has any, must be said: `connections` is "close" (it finds
-    them closed) or "keep" (they go on, which their peers must not have noticed yet).
+    If it has TCP connections with other hosts, `connections` must be "close" (the program sees them closed) or "keep"
+    (they continue, which works only if the peers still have them).
 
     Raises SnapshotError (damaged, other machine, other root file system), ContainerError (id in use), CriuError;
-    on failure nothing of the new container is left.
+    after a failure nothing of the new container is left.
     """
     with Snapshot.open(directory) as snapshot:
         if snapshot.manifest.machine != platform.machine():
@@ -57,16 +57,18 @@ def _restore(
     if manifest.connections and connections is None:
         shown = ", ".join(manifest.connections[:4]) + (", ..." if len(manifest.connections) > 4 else "")
         raise SnapshotError(
-            f"{directory}: it had connections that may have gone on or ended since: {shown}",
-            remedy="--tcp-close: it finds them closed; --tcp-established: only if it ended with the snapshot (--stop)",
+            f"{directory}: the container had connections that may have continued or ended since: {shown}",
+            remedy="--tcp-close to have it see them closed; --tcp-established if `snapshot save --stop` made it",
         )
     root = (rootfs or Path(manifest.rootfs)).absolute()
     if not root.is_dir():
-        raise SnapshotError(f"{directory}: its root file system {root} is not here", remedy="name it with --rootfs")
+        raise SnapshotError(
+            f"{directory}: the root file system {root} does not exist", remedy="name its path with --rootfs"
+        )
     if fingerprint(root) != manifest.fingerprint:
         raise SnapshotError(
-            f"{directory}: the root file system {root} is not what it was when the snapshot was made",
-            remedy="bring the old one back, or name a copy of it with --rootfs (rsync -aHAX keeps what counts)",
+            f"{directory}: the root file system {root} has changed since the snapshot was made",
+            remedy="restore the old one, or name a copy of it with --rootfs (made by rsync -aHAX)",
         )
     spec = load_spec(directory, manifest.annotations, net=net)
     work = Path(tempfile.mkdtemp(prefix="restore-", dir=_runtime_dir()))

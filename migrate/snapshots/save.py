@@ -1,13 +1,13 @@
-"""Snapshots: a container frozen to a directory, kept, and restored from as often as wanted.
+"""Save a snapshot: a directory with a frozen container, which can be restored any number of times.
 
-    DIR/manifest.json   what it is: container, host, CRIU, architecture, all files with sizes and SHA-256 (manifest.py)
-    DIR/config.json     the bundle's configuration as it was
-    DIR/images/         CRIU's images (0600: they hold the container's memory)
-    DIR/log             what the container had written
+    DIR/manifest.json   container, host, CRIU, architecture, all files with sizes and SHA-256 (manifest.py)
+    DIR/config.json     the bundle's configuration at that time
+    DIR/images/         CRIU's images (0600, because they hold the container's memory)
+    DIR/log             the container's output so far
 
-The root file system is not in it: it must lie unchanged where it was (its fingerprint is checked), or at --rootfs.
-A snapshot is written beside its place and renamed into it once the disk has all of it, so a directory with a manifest
-is whole.
+The root file system is not in it: it must be unchanged at its path (its fingerprint is checked), or at --rootfs. A
+snapshot is written to a neighbour directory, which is renamed once all of it is on disk, so a directory with a manifest
+is complete.
 """
 
 import json
@@ -51,9 +51,9 @@ PATIENCE = 2.0  # for what passes by itself, such as a connection that is about 
 
 
 def save(store: Store, container_id: str, directory: Path, *, allow: frozenset[str], stop: bool = False) -> Manifest:
-    """Snapshot a running container into `directory`, which must not exist yet; it goes on, or ends with `stop`.
+    """Save a running container to `directory`, which must not exist; then resume it, or with `stop` kill it.
 
-    Raises Blocked, SnapshotError, NoSpace, CriuError; whatever fails, the container runs on and nothing is left behind.
+    Raises Blocked, SnapshotError, NoSpace, CriuError; after a failure the container runs, and no files are left behind.
     """
     directory = directory.absolute()
     if directory.exists():
@@ -62,7 +62,7 @@ def save(store: Store, container_id: str, directory: Path, *, allow: frozenset[s
     try:
         os.close(trusted.open_directory(str(directory.parent), sticky=True))
     except OSError as error:
-        raise refusal(directory.parent, error, "save it where nobody else can write") from None
+        raise refusal(directory.parent, error, "save it in a directory to which no other user can write") from None
     with store.lock(container_id, LOCK_TIMEOUT):
         state = store.load(container_id)
         mend.repair_left(state)
@@ -78,11 +78,11 @@ def save(store: Store, container_id: str, directory: Path, *, allow: frozenset[s
                 skip = "tcp-backlog" in allow
                 options = {"leave_running": not stop, "tcp_skip_in_flight": skip, "irmap_scan_paths": watched}
                 with _dump(state, spec, place, options) as dump:
-                    # While it is frozen: what it writes later belongs to the container, not to the snapshot.
+                    # While the container is frozen, because its later output does not belong to the snapshot.
                     logs.wait_output_logged(state, LOG_TIMEOUT)
                     copy_log(state, place / LOG)
                     connections = sorted(str(entry) for entry in survey(state.pid).connections if not entry.inside)
-                    manifest = _seal(state, place, directory, connections) if stop else None  # before it ends
+                    manifest = _seal(state, place, directory, connections) if stop else None  # before it is killed
                     with uninterruptible():
                         _finish(dump, directory, stop)
             manifest = manifest or _seal(state, place, directory, connections)
@@ -92,7 +92,7 @@ def save(store: Store, container_id: str, directory: Path, *, allow: frozenset[s
 
 
 def _finish(dump: Dump, directory: Path, stop: bool) -> None:
-    """Let the container go on, or end it. Raises CriuError; a snapshot that it may have outlived is removed then."""
+    """Resume the container, or kill it. Raises CriuError; remove a snapshot that the container may have outlived."""
     if not stop:
         dump.finish()
         return
@@ -106,7 +106,7 @@ def _finish(dump: Dump, directory: Path, stop: bool) -> None:
 
 @contextmanager
 def _dump(state: State, spec: Spec, place: Path, more: dict[str, Any]) -> Iterator[Dump]:
-    """A dump into `place`/images, held with the container frozen; it thaws unless the dump is finished."""
+    """Dump into `place`/images; yield the dump, with the container frozen. Roll back unless it is finished."""
     (place / IMAGES).mkdir(mode=0o700)
     images = os.open(place / IMAGES, os.O_RDONLY | os.O_DIRECTORY)
     work = syscalls.detached_tmpfs(mode=0o700)  # for CRIU's log, which must not fail with the disk
@@ -122,7 +122,7 @@ def _dump(state: State, spec: Spec, place: Path, more: dict[str, Any]) -> Iterat
 
 
 def _seal(state: State, place: Path, directory: Path, connections: list[str]) -> Manifest:
-    """Make a whole snapshot of what lies in `place`: manifest, everything on disk, and the name it is to have."""
+    """Complete the snapshot in `place`: write the manifest, wait for the disk, and rename it to `directory`."""
     manifest = _describe(state, place, connections).sealed()
     _write(place / MANIFEST, manifest.to_bytes())
     _sync_tree(place)
@@ -171,9 +171,9 @@ def copy_log(state: State, destination: Path) -> None:
 
 @contextmanager
 def _temporary(directory: Path, pid: int) -> Iterator[Path]:
-    """A private directory beside `directory`, gone unless it was renamed. Raises NoSpace for a disk that fills up.
+    """Make a private directory beside `directory`; remove it unless it was renamed. Raises NoSpace if the disk is full.
 
-    The memory of the container whose init is `pid` is to go there.
+    `pid`: the init of the container whose memory goes there.
     """
     needed = process_scan.memory_bytes(pid)
     place: Path | None = None
@@ -196,6 +196,6 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _sync_tree(place: Path) -> None:
-    """Everything below `place` to disk, so that the rename cannot come before its contents."""
+    """Wait until everything below `place` is on disk, so that the rename cannot reach it before the contents."""
     for path in (*place.rglob("*"), place):
         sync(path)

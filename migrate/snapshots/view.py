@@ -1,4 +1,4 @@
-"""What a restore of a snapshot does to this host: what its config.json runs, opens and gives to the container."""
+"""List what a restore of a snapshot does on this host: what its config.json runs, opens and gives to the container."""
 
 from collections.abc import Iterator
 
@@ -9,23 +9,23 @@ from runtime.spec.resources import DeviceRule
 
 
 def demands(spec: Spec) -> Iterator[tuple[str, str]]:
-    """Pairs of a word and a line: the program, hooks, binds, joined namespaces, devices, capabilities, sysctls."""
+    """Yield (kind, line): the program, hooks, binds, joined namespaces, devices, capabilities, sysctls."""
     process = spec.process
     where = "in a user namespace" if "user" in spec.namespaces else "of this host"
     yield "program", f"{' '.join(process.args)} (as user {process.uid}, group {process.gid} {where})"
     for point, hooks in spec.hooks.items():
         for hook in hooks:
-            yield "hook", f"{point}: {' '.join([hook.path, *hook.args[1:]])} (runs here, as who restores it)"
+            yield "hook", f"{point}: {' '.join([hook.path, *hook.args[1:]])} (runs here, as the user who restores it)"
     for mount in spec.mounts:
         if mount.is_bind:
             mode = "read-only" if parse_options(mount.options).flags & MS_RDONLY else "writable"
             yield "bind", f"{mount.source} at {mount.destination}, {mode}"
     for kind, path in spec.namespaces.items():
         if path is not None:
-            yield "namespace", f"{kind}: that at {path}"
+            yield "namespace", f"{kind}: the one at {path}"
     for kind in ("mount", "network", "pid", "ipc", "uts", "cgroup"):
         if kind not in spec.namespaces:
-            yield "namespace", f"{kind}: that of this host"
+            yield "namespace", f"{kind}: this host's own"
     if spec.network is not None:
         yield "network", spec.network.text()
     for device in spec.devices:
@@ -34,7 +34,7 @@ def demands(spec: Spec) -> Iterator[tuple[str, str]]:
         if rule.allow:
             yield "device", f"may use {_devices(rule)}"
     names = sorted((process.capabilities or {}).get("bounding", ()))
-    yield "may", ", ".join(names) or "nothing beyond a user (no capabilities)"
+    yield "may", ", ".join(names) or "no more than any user (no capabilities)"
     for name, value in spec.sysctl.items():
         yield "sysctl", f"{name}={value}"
 

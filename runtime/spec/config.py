@@ -1,6 +1,6 @@
-"""config.json of an OCI bundle (runtime-spec 1.2) as frozen records.
+"""Parse config.json of an OCI bundle (runtime-spec 1.2) into frozen records.
 
-What this version does not do is refused with the field's path, never ignored in silence.
+A feature that this version lacks is rejected with the field's path, never ignored silently.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PERSONALITIES = {"LINUX": 0x0000, "LINUX32": 0x0008}
 
 
 class Hook(Record):
-    """`timeout` in seconds."""
+    """One hook; `timeout` in seconds."""
 
     path: str
     args: tuple[str, ...]
@@ -73,20 +73,21 @@ class Spec(Record):
     network: Network | None = None  # on a bridge of the host (spec/network.py)
 
     def is_new(self, kind: str) -> bool:
-        """Whether the container gets a new namespace of this type."""
+        """Return whether the container gets a new namespace of this type."""
         return kind in self.namespaces and self.namespaces[kind] is None
 
 
 def load(bundle: str | Path, annotations: dict[str, str] | None = None, *, net: str | None = None) -> Spec:
-    """The spec that is in force for a container of a bundle. Raises SpecError naming file and field.
+    """Return the spec in force for a container of a bundle. Raises SpecError naming file and field.
 
-    With the `annotations` of its state that of one that is there: they hold what has been decided since, which the
-    bundle does not say. `net` is what --net says.
+    `annotations`: those in the state of an existing container, which hold later decisions that the bundle lacks. `net`:
+    the value of --net.
     """
     return in_force(load_bundle(bundle), annotations, net)
 
 
 def in_force(spec: Spec, annotations: dict[str, str] | None, net: str | None) -> Spec:
+    """Return the spec with an existing container's annotations, and with the network of `net` or the annotations."""
     if annotations is not None:
         spec = spec.replace(annotations=annotations)
     text = spec.annotations.get(NET)
@@ -113,7 +114,7 @@ def load_bundle(bundle: str | Path) -> Spec:
 
 
 def read_json(path: str, remedy: str) -> Any:
-    """The value of a JSON file of a bundle. Raises SpecError."""
+    """Return the value of a JSON file of a bundle. Raises SpecError."""
     try:
         with open(path, "rb") as file:
             return light_json.loads(file.read())
@@ -126,7 +127,7 @@ def read_json(path: str, remedy: str) -> Any:
 
 
 def parse(value: Any, bundle: str | Path) -> Spec:
-    """Check the value of a config.json that belongs to `bundle`. Raises SpecError."""
+    """Validate the value of a config.json that belongs to `bundle`; return the spec. Raises SpecError."""
     top = Fields(value, "config.json")
     version = top.need("ociVersion", str)
     if not _is_version(version):
@@ -144,7 +145,10 @@ def parse(value: Any, bundle: str | Path) -> Spec:
     mounts = tuple(parse_mount(entry, bundle) for entry in top.objects("mounts"))
     for index, mount in enumerate(mounts):
         if mount.idmap and not (mount.uid_mappings or uids):
-            top.refuse(f"mounts[{index}].options", f"{mount.idmap} needs mappings: there is no new user namespace")
+            top.refuse(
+                f"mounts[{index}].options",
+                f"{mount.idmap} needs mappings: neither the mount nor a new user namespace has any",
+            )
     return Spec(
         config=top.value,
         oci_version=version,
@@ -181,7 +185,7 @@ def _annotations(top: Fields) -> dict[str, str]:
 
 
 def _is_version(text: str) -> bool:
-    """1.x.y, with or without a suffix such as -dev."""
+    """Return whether a version is 1.x.y, with or without a suffix such as -dev."""
     parts = text.split("-")[0].split("+")[0].split(".")
     return len(parts) == 3 and parts[0] == "1" and all(part.isascii() and part.isdigit() for part in parts)
 
@@ -193,7 +197,7 @@ def _namespaces(linux: Fields) -> dict[str, str | None]:
         if kind not in NAMESPACES:
             entry.refuse("type", f"{kind!r} is unknown: must be one of {', '.join(NAMESPACES)}")
         if kind in found:
-            entry.refuse("type", f"{kind!r} is there twice")
+            entry.refuse("type", f"{kind!r} is given twice")
         path = entry.take("path", str, "") or None
         if path is not None and not path.startswith("/"):
             entry.refuse("path", "must be absolute")
@@ -204,7 +208,7 @@ def _namespaces(linux: Fields) -> dict[str, str | None]:
             )  # fmt: skip
         found[kind] = path
     if "mount" not in found:
-        linux.refuse("namespaces", "must hold one of type mount: without it the host's own root would be changed")
+        linux.refuse("namespaces", "must include type mount: without it the host's own root would be changed")
     return found
 
 
@@ -213,7 +217,7 @@ def _check_mappings(
 ) -> None:
     new = "user" in spaces and spaces["user"] is None
     if "user" in spaces and spaces.get("pid") is not None:
-        # Until its mounts are made the init can be traced in a user namespace, by root of the container that it joins.
+        # In a user namespace, root of the joined container could trace the init until its mounts are made.
         linux.refuse(
             "namespaces", "joining a pid namespace together with a user namespace is not supported", NotSupported
         )
@@ -267,7 +271,7 @@ def _hook(entry: Fields) -> Hook:
 
 
 def _cgroups_path(linux: Fields) -> str | None:
-    """A path, or slice:prefix:name for systemd's driver; which of the two fits is seen when the cgroup is made."""
+    """Return a path, or slice:prefix:name for systemd's driver; making the cgroup checks which of the two fits."""
     path = linux.take("cgroupsPath", str, "") or None
     parts = set((path or "").split("/")) - {"", "."}
     if path is not None and (not parts or ".." in parts):
@@ -276,7 +280,7 @@ def _cgroups_path(linux: Fields) -> str | None:
 
 
 def apply(spec: Spec, text: str, where: str) -> Spec:
-    """A spec with the network that `text` says, in its annotations as well. Raises SpecError naming `where`."""
+    """Return the spec with the network in `text`, also in its annotations. Raises SpecError naming `where`."""
     spaces: dict[str, str | None] = dict(spec.namespaces)
     network = None
     if text == "host":
@@ -297,21 +301,21 @@ def apply(spec: Spec, text: str, where: str) -> Spec:
 
 
 def with_mac(spec: Spec) -> Spec:
-    """The same with a hardware address, which is made here, once, where nobody has asked for one."""
+    """Return the spec with a hardware address for its network; choose a random one unless it has one."""
     if spec.network is None or spec.network.mac is not None:
         return spec
     first, *rest = os.urandom(6)
-    mac = ":".join(f"{byte:02x}" for byte in (first & 0xFC | 0x02, *rest))  # locally administered, of one interface
+    mac = ":".join(f"{byte:02x}" for byte in (first & 0xFC | 0x02, *rest))  # locally administered, unicast
     network = spec.network.replace(mac=mac)
     return spec.replace(network=network, annotations={**spec.annotations, NET: network.text()})
 
 
 def elsewhere(spec: Spec, text: str | None) -> Spec:
-    """The spec at another host, where `text` ("bridge=NAME") says on which bridge. Raises SpecError."""
+    """Return the spec for another host, on the bridge in `text` ("bridge=NAME"). Raises SpecError."""
     if text is None:
         return spec
     if spec.network is None:
-        raise SpecError(f"--net {text[:80]!r}: the container has no network on a bridge")
+        raise SpecError(f"--net {text[:80]!r}: the container is not on a bridge")
     from runtime.spec.network import convert
 
     key, _, value = text.partition("=")

@@ -1,4 +1,4 @@
-"""A config.json to start from: one that can be moved (terminal false, read-only root, no seccomp, /tmp a tmpfs)."""
+"""A default config.json of a container that can be moved (terminal false, read-only root, no seccomp, /tmp a tmpfs)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def _mount(destination: str, kind: str, *options: str) -> dict[str, Any]:
 
 
 def default_spec() -> dict[str, Any]:
-    """The value of the file, as JSON."""
+    """Return the value of the file."""
     return {
         "ociVersion": "1.2.0",
         "process": {
@@ -51,7 +51,7 @@ def default_spec() -> dict[str, Any]:
 
 
 def _devices() -> list[dict[str, Any]]:
-    """The devices that every container has (runtime-spec, default devices), and its pseudo terminals."""
+    """Return the rules for the devices that every container has (runtime-spec, default devices), and its terminals."""
     numbers = [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 2), (136, None)]
     return [
         {"allow": True, "type": "c", "major": major, **({"minor": minor} if minor is not None else {}), "access": "rwm"}
@@ -60,13 +60,13 @@ def _devices() -> list[dict[str, Any]]:
 
 
 def rootless(value: dict[str, Any], uid: int, gid: int) -> dict[str, Any]:
-    """The same for a user without privileges: root of the container is that user, and there are no limits."""
+    """Change a default spec for an unprivileged user, who becomes root of the container; without limits."""
     linux = value["linux"]
     linux["namespaces"] = [entry for entry in linux["namespaces"] if entry["type"] != "network"] + [{"type": "user"}]
     linux["uidMappings"] = [{"containerID": 0, "hostID": uid, "size": 1}]
     linux["gidMappings"] = [{"containerID": 0, "hostID": gid, "size": 1}]
     del linux["resources"]
-    # Without a network namespace of its own it may not mount sysfs; a terminal's group is not one of its ids.
+    # Without its own network namespace it may not mount sysfs; the terminals' group is not one of its ids.
     sys = {"destination": "/sys", "type": "none", "source": "/sys"}
     sys["options"] = ["rbind", "nosuid", "noexec", "nodev", "ro"]  # type: ignore[assignment]
     value["mounts"] = [

@@ -1,4 +1,4 @@
-"""Reading JSON that comes from outside: every value is checked, every complaint names the file and the field."""
+"""Read JSON from outside: every value is validated, and every error names the file and the field."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _NAMES = {str: "a string", int: "an integer", bool: "true or false", dict: "an o
 
 
 class Fields:
-    """One JSON object: typed access by name. `path` is the object's own place, "" at the top."""
+    """One JSON object with typed access by name. `path` is the object's place in the file, "" at the top."""
 
     def __init__(self, value: Any, file: str, path: str = "") -> None:
         self._file, self._path = file, path
@@ -30,15 +30,15 @@ class Fields:
         raise error(f"{self._file}: {place or 'the file'}: {problem}")
 
     def place(self, name: str = "") -> str:
-        """The path of the field `name` in the file; of this object without one."""
+        """Return the path in the file of the field `name`, or of this object if that is ""."""
         return ".".join(part for part in (self._path, name) if part)
 
     def has(self, name: str) -> bool:
-        """Whether the field is there and not null."""
+        """Return whether the field exists and is not null."""
         return self.value.get(name) is not None
 
     def take(self, name: str, kind: type[T], default: T) -> T:
-        """The field's value, or `default` when it is absent or null."""
+        """Return the field's value, `default` if it is absent or null."""
         value = self.value.get(name)
         if value is None:
             return default
@@ -50,17 +50,17 @@ class Fields:
         return checked
 
     def need(self, name: str, kind: type[T]) -> T:
-        """The value of a field that must be there."""
+        """Return the value of a required field."""
         if not self.has(name):
             self.refuse(name, f"is missing: must be {_NAMES[kind]}")
         return self.take(name, kind, kind())
 
     def natural(self, name: str, default: int | None = None, *, largest: int = 2**63 - 1) -> int | None:
-        """A number from 0 to `largest`."""
+        """Return a number from 0 to `largest`."""
         return self.number(name, default, smallest=0, largest=largest)
 
     def number(self, name: str, default: int | None = None, *, smallest: int, largest: int) -> int | None:
-        """A number from `smallest` to `largest`."""
+        """Return a number from `smallest` to `largest`."""
         if not self.has(name):
             return default
         value = self.need(name, int)
@@ -69,14 +69,14 @@ class Fields:
         return value
 
     def choice(self, name: str, allowed: tuple[str, ...] | dict[str, Any], default: str = "") -> str:
-        """A string that is one of `allowed`; `default` when absent or empty."""
+        """Return a string that is one of `allowed`; `default` if it is absent or empty."""
         value = self.take(name, str, "")
         if value and value not in allowed:
             self.refuse(name, f"must be one of {', '.join(allowed)}, not {value!r}")
         return value or default
 
     def strings(self, name: str) -> tuple[str, ...]:
-        """An array of strings; () when absent."""
+        """Return an array of strings; () if it is absent."""
         value: list[Any] = self.take(name, list, [])
         for index, item in enumerate(value):
             if not isinstance(item, str):
@@ -85,7 +85,7 @@ class Fields:
         return tuple(value)
 
     def string_map(self, name: str) -> dict[str, str]:
-        """An object of strings; {} when absent."""
+        """Return an object of strings; {} if it is absent."""
         value: dict[str, Any] = self.take(name, dict, {})
         for key, item in value.items():
             if not isinstance(item, str):
@@ -94,35 +94,35 @@ class Fields:
         return dict(value)
 
     def paths(self, name: str) -> tuple[str, ...]:
-        """An array of absolute paths without `..`."""
+        """Return an array of absolute paths without `..`."""
         for index, path in enumerate(self.strings(name)):
             self.check_path(f"{name}[{index}]", path)
         return self.strings(name)
 
     def check_path(self, name: str, path: str) -> str:
-        """Return a path inside the container; refuse one that is relative or holds `..`."""
+        """Return a path inside the container; raise SpecError if it is relative or contains `..`."""
         if not path.startswith("/") or ".." in path.split("/"):
             self.refuse(name, "must be an absolute path without ..")
         return path
 
     def object(self, name: str) -> Fields:
-        """The object in the field `name`; an empty one when absent."""
+        """Return the object in the field `name`; an empty one if it is absent."""
         value = self.value.get(name)
         return Fields({} if value is None else value, self._file, self.place(name))
 
     def objects(self, name: str) -> Iterator[Fields]:
-        """The objects of an array; nothing when absent."""
+        """Yield the objects of an array; nothing if it is absent."""
         value: list[Any] = self.take(name, list, [])
         for index, item in enumerate(value):
             yield Fields(item, self._file, self.place(f"{name}[{index}]"))
 
     def unsupported(self, *names: str) -> None:
-        """Refuse fields that mean something we do not do; empty ones are harmless."""
+        """Raise NotSupported for fields that this version does not support, unless they are empty."""
         for name in names:
             if self.value.get(name) not in (None, {}, [], "", False):
                 self.refuse(name, "is not supported", NotSupported)
 
     def _check_text(self, name: str, text: str) -> None:
-        """What goes to the kernel is a C string in UTF-8."""
+        """Raise SpecError for text that the kernel cannot take as a C string in UTF-8."""
         if "\0" in text or not (text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)):
             self.refuse(name, "must be a string without null characters and lone surrogates")

@@ -1,4 +1,4 @@
-"""Mounts, devices and id mappings of a config.json, and what each mount option means (runtime-spec, config.md)."""
+"""Parse the mounts, mount options, devices and id mappings of a config.json (runtime-spec, config.md)."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from runtime.spec.fields import Fields
 
 
-# Option -> (flag, is the flag cleared)
+# Option -> (flag, whether the option clears it)
 FLAGS: dict[str, tuple[int, bool]] = {
     "defaults": (0, False), "ro": (MS_RDONLY, False), "rw": (MS_RDONLY, True), "nosuid": (MS_NOSUID, False),
     "suid": (MS_NOSUID, True), "nodev": (MS_NODEV, False), "dev": (MS_NODEV, True), "noexec": (MS_NOEXEC, False),
@@ -81,12 +81,12 @@ ID_MAX = 2**32 - 2
 
 
 def plain(path: str) -> str:
-    """An absolute path without empty and "." parts."""
+    """Return an absolute path without empty and "." parts."""
     return "/" + "/".join(part for part in path.split("/") if part not in ("", "."))
 
 
 class IdMapping(Record):
-    """`size` ids from `container` on are those from `host` on outside."""
+    """A mapping of `size` ids: those from `container` on are those from `host` on outside."""
 
     container: int
     host: int
@@ -94,7 +94,7 @@ class IdMapping(Record):
 
 
 class Mount(Record):
-    """One entry of `mounts`. `idmap` is "", "idmap" or "ridmap"; without mappings those of the container hold."""
+    """One entry of `mounts`. `idmap` is "", "idmap" or "ridmap"; without own mappings the container's apply."""
 
     destination: str
     type: str
@@ -106,7 +106,7 @@ class Mount(Record):
 
     @property
     def place(self) -> str:
-        """The destination, as `plain` has it."""
+        """The destination without empty and "." parts."""
         return plain(self.destination)
 
     @property
@@ -131,8 +131,8 @@ class Device(Record):
 
 
 class Options(Record):
-    """Mount options, sorted: flags of mount(2), flags to clear in a bind mount, changes of propagation to make
-    afterwards, attributes of the whole tree to set and to clear, and data for the file system."""
+    """Mount options by kind: flags of mount(2), flags to clear in a bind mount, changes of propagation to make
+    afterwards, attributes to set and to clear in the whole tree, and data for the file system."""
 
     flags: int
     cleared: int
@@ -144,6 +144,7 @@ class Options(Record):
 
 
 def parse_options(options: tuple[str, ...]) -> Options:
+    """Sort mount options by kind; unknown ones are data for the file system."""
     flags = cleared = attributes = unset = 0
     propagation, data, copy_up = [], [], False
     for option in options:
@@ -165,12 +166,12 @@ def parse_options(options: tuple[str, ...]) -> Options:
 
 
 def parse_mount(entry: Fields, bundle: str | Path) -> Mount:
-    """Check one entry of `mounts`; the source of a bind mount may be relative to the bundle. Raises SpecError."""
-    # A relative one is one below the root (runtime-spec 1.2, config.md, "Mounts").
+    """Validate one entry of `mounts`; a bind mount's source may be relative to the bundle. Raises SpecError."""
+    # A relative destination is relative to the root (runtime-spec 1.2, config.md, "Mounts").
     destination = os.path.join("/", entry.need("destination", str))
     entry.check_path("destination", destination)
     if not destination.strip("/."):
-        entry.refuse("destination", "must be below the root: what is mounted on the root is hidden by it")
+        entry.refuse("destination", "must be below the root, which a mount on it would hide")
     options = entry.strings("options")
     idmap = next((option for option in options if option in ("idmap", "ridmap")), "")
     uids, gids = parse_mappings(entry, "uidMappings"), parse_mappings(entry, "gidMappings")
@@ -187,30 +188,30 @@ def parse_mount(entry: Fields, bundle: str | Path) -> Mount:
     if mount.is_bind and (unknown := parse_options(options).data):
         entry.refuse("options", f"{unknown[:100]!r} is unknown for a bind mount", NotSupported)
     if mount.idmap and not mount.is_bind:
-        entry.refuse("uidMappings" if uids else "options", "only a bind mount can have its ids mapped")
+        entry.refuse("uidMappings" if uids else "options", "ids can be mapped in a bind mount only")
     if "tmpcopyup" in options and kind != "tmpfs":
         entry.refuse("options", "tmpcopyup is for a mount of type tmpfs")
     return mount.replace(source=os.path.abspath(os.path.join(bundle, source))) if mount.is_bind else mount
 
 
-# Files of /proc that may be shown otherwise, as lxcfs does for one.
+# Files of /proc that may be replaced, as lxcfs does, for example.
 _SHOWN = ("cpuinfo", "diskstats", "meminfo", "stat", "swaps", "uptime", "loadavg", "slabinfo", "net/dev",
           "sys/kernel/ns_last_pid", "sys/crypto/fips_enabled")  # fmt: skip
 
 
 def _check_proc(entry: Fields, mount: Mount) -> None:
-    """What we ourselves read and write below /proc must be the kernel's."""
+    """Refuse mounts over /proc, because the runtime itself relies on the kernel's files there."""
     _, first, *below = mount.place.split("/")
     if first != "proc":
         return
     if not below and mount.type != "proc" and not (mount.is_bind and mount.source.rstrip("/") == "/proc"):
         entry.refuse("destination", "only a mount of type proc can be mounted on /proc")
     if below and not (mount.is_bind and "/".join(below) in _SHOWN):
-        entry.refuse("destination", "nothing can be mounted there: /proc is the kernel's")
+        entry.refuse("destination", "cannot be a mount point: the runtime relies on the kernel's files in /proc")
 
 
 def parse_mappings(parent: Fields, name: str) -> tuple[IdMapping, ...]:
-    """Check an array of id mappings. Raises SpecError."""
+    """Validate an array of id mappings. Raises SpecError."""
     found = []
     for entry in parent.objects(name):
         ids = [entry.natural(field, 0, largest=ID_MAX) or 0 for field in ("containerID", "hostID")]
@@ -224,19 +225,19 @@ def parse_mappings(parent: Fields, name: str) -> tuple[IdMapping, ...]:
 
 
 def parse_device(entry: Fields) -> Device:
-    """Check one entry of `linux.devices`. Raises SpecError."""
+    """Validate one entry of `linux.devices`. Raises SpecError."""
     path = entry.check_path("path", entry.need("path", str))
     kind = entry.choice("type", ("c", "b", "p", "u"))
     if not kind:
         entry.refuse("type", "is missing: must be c, b, p or u")
     if path.rstrip("/") == "":
-        entry.refuse("path", "is no place for a device")
+        entry.refuse("path", "must not be the root")
     return Device(
         path=path,
         type="c" if kind == "u" else kind,
         major=entry.number("major", 0, smallest=-1, largest=2**12 - 1) or 0,
         minor=entry.number("minor", 0, smallest=-1, largest=2**20 - 1) or 0,
-        # Some engines leave the bits of the file's type in it, as stat(2) says it.
+        # Some engines leave the file type's bits of stat(2) in it.
         mode=(entry.natural("fileMode", 0o666, largest=0o177777) or 0) & 0o7777,
         uid=entry.natural("uid", 0, largest=ID_MAX) or 0,
         gid=entry.natural("gid", 0, largest=ID_MAX) or 0,

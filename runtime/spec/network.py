@@ -1,4 +1,4 @@
-"""A container's network as a user asks for it: `--net TEXT`, or the annotation io.pymigrate.net of its config.json.
+"""Parse a container's network, given as `--net TEXT` or in the annotation io.pymigrate.net of its config.json.
 
     bridge=BRIDGE,ip=ADDRESS/LENGTH[,ip=...][,gw=ADDRESS][,mac=MAC][,name=NAME][,mtu=BYTES]
                                         a veth pair to a bridge of the host
@@ -6,9 +6,9 @@
     none                                loopback only
     ns:PATH, or PATH                    the network namespace that PATH stands for
 
-It overrides what linux.namespaces says of the network. What is in force is kept in the container's state, as the same
-annotation, so that it goes where the container goes; `spec.load` makes the spec in force of both. What is done about it
-in the kernel is in network/veth.py, which only containers with a bridge need.
+It overrides the network in linux.namespaces. The container's state keeps the network in force, as the same annotation,
+so that it moves with the container; config.load applies it to the spec. network/veth.py sets the network up in the
+kernel, and only containers on a bridge need it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _FORMS = (
 
 
 class Address(Record):
-    """`family` is 4 or 6, `text` without the prefix's length, `packed` in network order."""
+    """An address: `family` is 4 or 6, `text` without the prefix length, `packed` in network order."""
 
     family: int
     text: str
@@ -39,13 +39,13 @@ class Address(Record):
     length: int
 
     def holds(self, packed: bytes) -> bool:
-        """Whether an address of the same family is in this one's network."""
+        """Return whether an address of the same family is in this one's network."""
         shift = 8 * len(self.packed) - self.length
         return int.from_bytes(packed, "big") >> shift == int.from_bytes(self.packed, "big") >> shift
 
 
 class Network(Record):
-    """A network on a bridge. `gateways` are of different families, each in the network of an address."""
+    """A network on a bridge. `gateways` have different families, each in the network of an address."""
 
     bridge: str
     addresses: tuple[Address, ...]
@@ -53,10 +53,10 @@ class Network(Record):
     mac: str | None = None
     name: str = "eth0"
     mtu: int | None = None
-    where: str = NET  # what asked for it, for messages
+    where: str = NET  # the option or annotation that gave it, for messages
 
     def text(self) -> str:
-        """What `parse` makes the same of."""
+        """Return the text from which `parse` makes an equal network."""
         parts = [f"bridge={self.bridge}"]
         parts += [f"ip={address.text}/{address.length}" for address in self.addresses]
         parts += [f"gw={gateway.text}" for gateway in self.gateways]
@@ -67,17 +67,17 @@ class Network(Record):
 
 
 def of_annotations(annotations: dict[str, str]) -> Network | None:
-    """The network on a bridge that a container with these annotations has. Raises SpecError."""
+    """Return the bridged network in a container's annotations, None if there is none. Raises SpecError."""
     text = annotations.get(NET, "")
     return None if text in ("", "host", "none") or text.startswith(("ns:", "/")) else parse(text, NET)
 
 
 def parse(text: str, where: str) -> Network:
-    """The network that a text asks for. Raises SpecError naming `where` and what is wrong."""
+    """Parse a bridged network. Raises SpecError naming `where` and what is wrong."""
 
     def refuse(problem: str) -> NoReturn:
         shown = "".join(c if c.isprintable() else "?" for c in problem[:160])
-        raise SpecError(f"{where}: {shown}", remedy=f"it may say: {_FORMS}")
+        raise SpecError(f"{where}: {shown}", remedy=f"allowed: {_FORMS}")
 
     if len(text) > _MAX_TEXT:
         refuse("is too long")
@@ -87,19 +87,19 @@ def parse(text: str, where: str) -> Network:
     for part in text.split(","):
         key, equals, value = part.partition("=")
         if not equals or key not in ("bridge", "ip", "gw", "mac", "name", "mtu"):
-            refuse(f"{part!r} is none of bridge=, ip=, gw=, mac=, name= and mtu=, nor host, none or a path")
+            refuse(f"{part!r} is not one of bridge=, ip=, gw=, mac=, name=, mtu=, host, none or a path")
         if key == "ip":
             address = _address(value, prefix=True)
             if address is None:
-                refuse(f"ip={value}: is no address of an interface with the length of its prefix, as in 10.88.0.5/24")
+                refuse(f"ip={value}: is not an interface's address with its prefix length, such as 10.88.0.5/24")
             addresses.append(address)
         elif key == "gw":
             gateway = _address(value, prefix=False)
             if gateway is None:
-                refuse(f"gw={value}: is no address")
+                refuse(f"gw={value}: is not an address")
             gateways.append(gateway)
         elif key in fields:
-            refuse(f"{key}= is there twice")
+            refuse(f"{key}= is given twice")
         else:
             fields[key] = convert(key, value)
             if fields[key] is None:
@@ -122,23 +122,23 @@ def parse(text: str, where: str) -> Network:
 def _check_gateway(gateway: Address, addresses: list[Address], refuse: Any) -> None:
     same = [address for address in addresses if address.family == gateway.family]
     if not same:
-        refuse(f"gw={gateway.text}: is IPv{gateway.family}, and no ip= is")
+        refuse(f"gw={gateway.text}: is IPv{gateway.family}, but no ip= is")
     if gateway.packed[:2] == b"\xfe\x80" and gateway.family == 6:
-        return  # of the link itself
+        return  # link-local: reachable without an address in its network
     if not any(address.holds(gateway.packed) for address in same):
-        refuse(f"gw={gateway.text}: is in the network of no ip=")
+        refuse(f"gw={gateway.text}: is not in the network of any ip=")
 
 
 _WANTED = {
-    "bridge": "is no name of an interface",
-    "name": "is no name of an interface",
-    "mac": "must be the address of one interface, as in 02:00:00:00:00:05",
+    "bridge": "is not a valid interface name",
+    "name": "is not a valid interface name",
+    "mac": "must be a unicast address, such as 02:00:00:00:00:05",
     "mtu": "must be a number from 68 to 65535",
 }
 
 
 def convert(key: str, value: str) -> str | int | None:
-    """The value of a field that is no IP address; None if it is none."""
+    """Return the value of the field bridge, mac, name or mtu; None if it is invalid."""
     if key == "mtu":
         return int(value) if value.isascii() and value.isdigit() and 68 <= int(value) <= 65535 else None
     if key == "mac":
@@ -146,13 +146,13 @@ def convert(key: str, value: str) -> str | int | None:
         pairs = value.split(":")
         fine = len(pairs) == 6 and all(len(p) == 2 and set(p) <= set("0123456789abcdef") for p in pairs)
         return value if fine and not int(pairs[0], 16) & 1 and set(value) != set("0:") else None
-    # dev_valid_name in the kernel; a comma would end it here.
+    # dev_valid_name in the kernel; a comma would end the field.
     fine = 0 < len(value) <= 15 and value.isascii() and value.isprintable() and not set(value) & set("/: ,%")
     return value if fine and value not in (".", "..", "lo", "all", "default") else None
 
 
 def _address(text: str, *, prefix: bool) -> Address | None:
-    """An address that an interface can have; None if it is none."""
+    """Parse an address that an interface can have; return None if it is invalid."""
     text, slash, length = text.partition("/")
     if bool(slash) != prefix:
         return None

@@ -1,4 +1,4 @@
-"""The `process` object of a config.json, or of a file that `exec --process` gets (runtime-spec, config.md)."""
+"""Parse the `process` object of a config.json, or of the file for `exec --process` (runtime-spec, config.md)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 LIMIT_MAX = 2**64 - 1
 ID_MAX = 2**32 - 2
-_CPUS = 8192  # CONFIG_NR_CPUS is at most that
+_CPUS = 8192  # the largest CONFIG_NR_CPUS
 # Names and numbers: linux/resource.h, linux/sched.h, linux/ioprio.h.
 _RLIMITS = "CPU FSIZE DATA STACK CORE RSS NPROC NOFILE MEMLOCK AS LOCKS SIGPENDING MSGQUEUE NICE RTPRIO RTTIME"
 RLIMITS = {f"RLIMIT_{name}": number for number, name in enumerate(_RLIMITS.split())}
@@ -29,7 +29,7 @@ IOPRIO_CLASSES = {"IOPRIO_CLASS_RT": 1, "IOPRIO_CLASS_BE": 2, "IOPRIO_CLASS_IDLE
 
 
 class Rlimit(Record):
-    """`type` as in config.json, "RLIMIT_NOFILE"."""
+    """One resource limit; `type` as in config.json, such as "RLIMIT_NOFILE"."""
 
     type: str
     soft: int
@@ -37,7 +37,7 @@ class Rlimit(Record):
 
 
 class Scheduler(Record):
-    """sched_setattr(2): times in nanoseconds."""
+    """The arguments of sched_setattr(2); times in nanoseconds."""
 
     policy: int
     nice: int
@@ -49,12 +49,11 @@ class Scheduler(Record):
 
 
 class Process(Record):
-    """What runs in the container.
+    """The program to run in the container, and its attributes.
 
-    `capabilities` maps each of the five sets to names, also such as nobody knows (capabilities.warn); None says
-    nothing: a container has none then, and what `exec` starts has the container's. `console_size` is rows and columns;
-    `io_priority` class and level; `initial_cpus` and `final_cpus` are those of execCPUAffinity, of no concern to a
-    container's init.
+    `capabilities` maps each of the five sets to names, including unknown ones (capabilities.warn). None: a container
+    has none, and a process of `exec` has the container's. `console_size` is rows and columns; `io_priority` class and
+    level; `initial_cpus` and `final_cpus` are those of execCPUAffinity, which a container's init ignores.
     """
 
     args: tuple[str, ...]
@@ -79,7 +78,7 @@ class Process(Record):
 
 
 def parse_process(process: Fields) -> Process:
-    """Check a `process` object. Raises SpecError."""
+    """Validate a `process` object. Raises SpecError."""
     process.unsupported("commandLine")
     args = process.strings("args")
     if not args or not args[0]:
@@ -143,7 +142,7 @@ def _rlimits(process: Fields) -> tuple[Rlimit, ...]:
         if kind not in RLIMITS:
             entry.refuse("type", f"unknown limit {kind!r}")
         if kind in found:
-            entry.refuse("type", f"{kind} is there twice")
+            entry.refuse("type", f"{kind} is given twice")
         soft = entry.natural("soft", 0, largest=LIMIT_MAX) or 0
         hard = entry.natural("hard", 0, largest=LIMIT_MAX) or 0
         if soft > hard:
@@ -175,14 +174,14 @@ def _scheduler(process: Fields) -> Scheduler | None:
 
 
 def _cpus(affinity: Fields, name: str) -> tuple[int, ...]:
-    """The numbers of processors in a list as in "0-3,7"."""
+    """Parse a list of processors such as "0-3,7" into numbers."""
     found: set[int] = set()
     text = affinity.take(name, str, "").replace(" ", "")
     for part in text.split(",") if text else ():
         first, dash, last = part.partition("-")
         ends = [first, last if dash else first]
         if not all(end.isdecimal() and len(end) < 5 for end in ends) or not int(ends[0]) <= int(ends[1]) < _CPUS:
-            affinity.refuse(name, f"{part!r} is no processor, or no range of them as in 0-3")
+            affinity.refuse(name, f"{part!r} is not a processor or a range such as 0-3")
         found.update(range(int(ends[0]), int(ends[1]) + 1))
     return tuple(sorted(found))
 

@@ -1,4 +1,4 @@
-"""`linux.resources` of config.json (runtime-spec 1.2, config-linux.md), as it is in a bundle or given to `update`."""
+"""Parse `linux.resources` (runtime-spec 1.2, config-linux.md), from a bundle's config.json or given to `update`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from runtime.spec.fields import Fields
 
 _UINT16, _UINT32, _UINT64 = 2**16 - 1, 2**32 - 1, 2**64 - 1
-# Field of blockIO, and what version 2's io.max calls it.
+# Field of blockIO -> its name in version 2's io.max.
 _THROTTLES = {
     "throttleReadBpsDevice": "rbps",
     "throttleWriteBpsDevice": "wbps",
@@ -21,7 +21,7 @@ _THROTTLES = {
 
 
 class DeviceRule(Record):
-    """`type` is a, b or c; a number that is None means all; `access` is made of r, w and m."""
+    """One device rule: `type` is a, b or c; a `major` or `minor` of None means all; `access` consists of r, w and m."""
 
     allow: bool
     type: str
@@ -50,7 +50,7 @@ class Throttle(Record):
 
 
 class Resources(Record):
-    """Limits; None means that nothing is said. Memory in bytes, -1 for unlimited; processor times in microseconds."""
+    """Limits; None means not given. Memory in bytes, -1 for unlimited; processor times in microseconds."""
 
     memory_limit: int | None = None
     memory_reservation: int | None = None
@@ -83,7 +83,7 @@ class Resources(Record):
 
 
 def merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """One resources object that says what two of them say one after the other: what the newer one leaves out stays."""
+    """Return the resources object equal to applying `old`, then `new`; fields missing in `new` stay."""
     merged = dict(old)
     for name, value in new.items():
         before = merged.get(name)
@@ -93,13 +93,13 @@ def merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
 
 
 def parse_resources(resources: Fields) -> Resources:
-    """Check the `linux.resources` of a config.json, or what `update` was given. Raises SpecError.
+    """Validate the `linux.resources` of a config.json, or of `update`. Raises SpecError.
 
-    A 0 where it would be no use as a limit counts as absent, which is how engines mean it.
+    A 0 that would be useless as a limit counts as absent, as engines mean it.
     """
     memory, cpu, io = resources.object("memory"), resources.object("cpu"), resources.object("blockIO")
     network = resources.object("network")
-    # memory.kernel is taken and has no effect: kernels have had no such limit since 5.16, and engines still send it.
+    # memory.kernel is accepted and ignored: kernels since 5.16 lack this limit, and engines still send it.
     _limit(memory, "kernel")
     quota, burst = _limit(cpu, "quota") or None, cpu.natural("burst")
     if burst and quota and 0 < quota < burst:
@@ -141,7 +141,7 @@ def parse_resources(resources: Fields) -> Resources:
 
 
 def _limit(parent: Fields, name: str) -> int | None:
-    """A number, -1 for no limit."""
+    """Return a number, -1 for unlimited."""
     return -1 if parent.value.get(name) == -1 else parent.natural(name)
 
 
@@ -150,13 +150,13 @@ def _flag(parent: Fields, name: str) -> bool | None:
 
 
 def _number(parent: Fields, name: str, largest: int = 2**63 - 1) -> int:
-    """A number that must be there."""
+    """Return a required number."""
     parent.need(name, int)
     return parent.natural(name, largest=largest) or 0
 
 
 def _swap(memory: Fields) -> int | None:
-    """Memory plus swap, so never below the limit of memory alone."""
+    """Return the limit of memory plus swap, which must not be below that of memory alone."""
     limit, swap = _limit(memory, "limit") or 0, _limit(memory, "swap") or None
     if swap is not None and 0 < swap < limit:
         memory.refuse("swap", f"is {swap}, below the limit of {limit}: it is memory and swap together")
@@ -185,17 +185,17 @@ def _hugepage_limit(entry: Fields) -> tuple[str, int]:
 def _priority(entry: Fields) -> tuple[str, int]:
     name = entry.need("name", str)
     if not name or name != "".join(name.split()):
-        entry.refuse("name", f"{name!r} is no name of a network interface")
+        entry.refuse("name", f"{name!r} is not the name of a network interface")
     return name, _number(entry, "priority", _UINT32)
 
 
 def _rdma(resources: Fields) -> dict[str, dict[str, int]]:
-    """Device to limits, under the names that rdma.max has for them."""
+    """Return the limits of each device, under their names in rdma.max."""
     found: dict[str, dict[str, int]] = {}
     devices = resources.object("rdma")
     for name in devices.value:
         if not name or name != "".join(name.split()):
-            devices.refuse(name, "is no name of an RDMA device")
+            devices.refuse(name, "is not the name of an RDMA device")
         entry = devices.object(name)
         numbers = {"hca_handle": entry.natural("hcaHandles", largest=_UINT32)}
         numbers["hca_object"] = entry.natural("hcaObjects", largest=_UINT32)
@@ -219,14 +219,14 @@ def _device_rule(entry: Fields) -> DeviceRule:
 
 
 def _unified(resources: Fields) -> dict[str, str]:
-    """File of a version 2 cgroup to what is written to it."""
+    """Return the files of a version 2 cgroup, with the text to write to each."""
     files = resources.string_map("unified")
     for name in files:
         controller, dot, rest = name.partition(".")
         plain = name.replace(".", "").replace("_", "")
         if not (controller and dot and rest and plain.isascii() and plain.isalnum()):
-            resources.refuse(f"unified.{name}", "is no name of a cgroup file")
-        # cgroup.procs would move processes of the host in, which are killed with the container.
+            resources.refuse(f"unified.{name}", "is not the name of a cgroup file")
+        # cgroup.procs would move the host's processes in, which would be killed with the container.
         if controller == "cgroup" and not rest.startswith("max."):
-            resources.refuse(f"unified.{name}", "is no limit")
+            resources.refuse(f"unified.{name}", "is not a limit")
     return files

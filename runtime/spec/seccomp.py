@@ -1,7 +1,7 @@
-"""linux.seccomp of config.json, checked; seccomp/filter.py compiles it, seccomp/load.py loads what comes out.
+"""Parse linux.seccomp of config.json; seccomp/filter.py compiles it, seccomp/load.py loads the program.
 
-Sources: seccomp(2), seccomp_rule_add(3), runtime-spec 1.2 config-linux.md "Seccomp". What the specification leaves open
-is decided as runc does, because the profiles of container engines rely on it; each such place says so.
+Sources: seccomp(2), seccomp_rule_add(3), runtime-spec 1.2 config-linux.md "Seccomp". Where the specification is silent,
+the code does what runc does, because the profiles of container engines rely on it; each such place says so.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _FLAGS = {_TSYNC: 1 << 0, "SECCOMP_FILTER_FLAG_LOG": 1 << 1, _SPEC_ALLOW: 1 << 2
 class Comparison(Record):
     """One entry of `args`: argument `index` (0 to 5) compared with `value`.
 
-    With SCMP_CMP_MASKED_EQ `value` is the mask and `value_two` what remains; else `value_two` means nothing.
+    With SCMP_CMP_MASKED_EQ `value` is the mask and `value_two` the expected bits; else `value_two` is ignored.
     """
 
     index: int
@@ -66,7 +66,7 @@ class Comparison(Record):
 
 
 class Rule(Record):
-    """One entry of `syscalls`; `errno_ret` is None when it is not given."""
+    """One entry of `syscalls`; `errno_ret` is None if it is not given."""
 
     names: tuple[str, ...]
     action: str
@@ -92,12 +92,12 @@ class Seccomp(Record):
 
     @property
     def load_flags(self) -> int:
-        """The flags for `load`. Not TSYNC, which the kernel refuses beside a listener: init is one thread."""
+        """The flags for `load`, without TSYNC: the kernel rejects it with a listener, and init has one thread."""
         return sum(_FLAGS[name] for name in set(self.flags) - {_TSYNC})
 
 
 def parse(value: Fields) -> Seccomp | None:
-    """Check a linux.seccomp object; None for an empty one. Raises SpecError naming the field."""
+    """Validate a linux.seccomp object; return None for an empty one. Raises SpecError naming the field."""
     if not value.value:
         return None
     default = _choice(value, "defaultAction", ACTIONS)
@@ -143,7 +143,7 @@ def _errno_ret(fields: Fields, name: str, action: str) -> int | None:
 
 
 def _flags(fields: Fields) -> tuple[str, ...]:
-    """No `flags` at all means SPEC_ALLOW, as with runc: a filter shall not slow the processor down."""
+    """Return the flags; without `flags` SPEC_ALLOW, as in runc, so that a filter does not slow the processor down."""
     return (_SPEC_ALLOW,) if fields.value.get("flags") is None else _choices(fields, "flags", _FLAGS)
 
 
@@ -153,7 +153,7 @@ def _rule(fields: Fields) -> Rule:
         fields.refuse("names", "must be a non-empty array of names of system calls")
     if action == "SCMP_ACT_NOTIFY" and "write" in names:
         fields.refuse(
-            f"names[{names.index('write')}]", "write must not be SCMP_ACT_NOTIFY: init hands the listener over by it"
+            f"names[{names.index('write')}]", "write must not be SCMP_ACT_NOTIFY: init needs it to pass on the listener"
         )
     errno_ret = _errno_ret(fields, "errnoRet", action)
     return Rule(names, action, errno_ret, tuple(map(_comparison, fields.objects("args"))))
@@ -174,8 +174,8 @@ def _natural(fields: Fields, name: str, largest: int) -> int:
 
 
 def kernel_knows(flag: str) -> bool:
-    """Whether a flag of config.json can be had from this kernel."""
-    # WAIT_KILLABLE_RECV is refused without NEW_LISTENER, TSYNC with it.
+    """Return whether this kernel supports a flag of config.json."""
+    # The kernel rejects WAIT_KILLABLE_RECV without NEW_LISTENER, and TSYNC with it.
     listener = 0 if flag == _TSYNC else syscalls.SECCOMP_FILTER_FLAG_NEW_LISTENER
     try:
         syscalls.seccomp_set_filter(None, _FLAGS[flag] | listener)
@@ -185,7 +185,7 @@ def kernel_knows(flag: str) -> bool:
 
 
 def features() -> dict[str, Any]:
-    """The linux.seccomp object of the `features` document (runtime-spec features-linux.md)."""
+    """Return the linux.seccomp object of the `features` document (runtime-spec features-linux.md)."""
     return {
         "enabled": True,
         "actions": list(ACTIONS),

@@ -1,19 +1,19 @@
-"""Bundles in the two-file layout of the OCI specification 0.1 and 0.2 (2015), read as a config.json of today.
+"""Read bundles in the two-file layout of the OCI specification 0.1 and 0.2 (2015) as a present config.json.
 
-config.json held what does not depend on the host, runtime.json what does: namespaces, limits, devices, hooks, the
-sources of mounts. Source: opencontainers/runtime-spec at v0.1.1 and v0.2.0 (config.md, config-linux.md,
-runtime-config.md, runtime-config-linux.md and the Go types, whose zero values mean "not set"). Where those say
-nothing, the answer is runc's of that time (0.0.5):
+config.json held the fields that do not depend on the host, runtime.json those that do: namespaces, limits, devices,
+hooks, the sources of mounts. Source: opencontainers/runtime-spec at v0.1.1 and v0.2.0 (config.md, config-linux.md,
+runtime-config.md, runtime-config-linux.md and the Go types, whose zero values mean "not set"). Where those are silent,
+the code does what runc of that time (0.0.5) did:
 
 - one list of capabilities is the bounding, effective, permitted and inheritable set; without a list there are none;
 - a read-only root makes sysfs read-only, uid mappings ask for a user namespace, `cwd` is / where it is missing;
 - `type` of a device is a character or its number (a Go rune: 99 is c); each device may be used with `permissions`,
   beside those that every container may use; one without `path` is only a permission;
-- seccomp without a default action, or one that allows and has no rules, is no filter.
+- seccomp without a default action, or one that allows and has no rules, means no filter.
 
-What the layout cannot say has one value here: masked and read-only paths are the default ones (runc masked fewer, and
-only below a read-only root), and there is a new cgroup namespace, because a cgroup mount showed the container its own
-cgroup. `platform.arch` is not checked: which binaries run is the kernel's matter (binfmt_misc).
+What the layout cannot express has a fixed value: masked and read-only paths are the default ones (runc masked fewer,
+and only below a read-only root), and there is a new cgroup namespace, because a cgroup mount showed the container its
+own cgroup. `platform.arch` is not checked, because the kernel decides which binaries run (binfmt_misc).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _SETS = ("bounding", "effective", "permitted", "inheritable")
 _DEVICE_TYPES = ("c", "b", "u", "p")
 _ID_MAX, _U64_MAX = 2**32 - 1, 2**64 - 1
 
-# Numbers, in the order they are shown; 0 means "not set", but for swappiness.
+# Numbers, in the order in which they are shown; 0 means "not set", except for swappiness.
 MEMORY = ("limit", "reservation", "swap", "kernel", "kernelTCP")
 CPU = ("shares", "quota", "period", "realtimeRuntime", "realtimePeriod")
 CPU_LISTS = ("cpus", "mems")
@@ -51,7 +51,7 @@ BLOCK_IO = _WEIGHTS | _WEIGHT_DEVICES | _THROTTLES  # name in 0.2 -> name today
 
 
 def is_two_file(bundle: str | Path) -> bool:
-    """Whether `bundle` has a runtime.json, and a config.json of version 0.x. False for what cannot be read."""
+    """Return whether `bundle` has a runtime.json and a config.json of version 0.x; False if they cannot be read."""
     if not os.path.isfile(os.path.join(bundle, "runtime.json")):
         return False
     try:
@@ -66,10 +66,10 @@ def is_two_file(bundle: str | Path) -> bool:
 
 
 def merge(config: dict[str, Any], runtime: dict[str, Any]) -> dict[str, Any]:
-    """The value of one config.json (1.2) out of the values of the two files.
+    """Return the value of one config.json (1.2), made from the values of the two files.
 
-    Types and names are checked here, so that a complaint names the right file; what values mean is left to
-    spec.parse, whose complaints `translate` takes back to the two files. Raises SpecError.
+    Types and names are checked here, so that an error names the right file. config.parse checks the meaning of values;
+    `translate` maps its errors back to the two files. Raises SpecError.
     """
     top, host = Fields(config, "config.json"), Fields(runtime, "runtime.json")
     _known(top, "version", "platform", "process", "root", "hostname", "mounts", "linux")
@@ -100,14 +100,14 @@ def merge(config: dict[str, Any], runtime: dict[str, Any]) -> dict[str, Any]:
 
 
 def _known(fields: Fields, *names: str) -> None:
-    """Refuse what the two-file layout does not have: read by its rules, a later field would be ignored."""
+    """Refuse fields that the two-file layout does not have, because its rules would ignore them."""
     for name in fields.value:
         if name not in names:
-            fields.refuse(name, "is not known in a bundle of two files (specification 0.1 and 0.2)")
+            fields.refuse(name, "is unknown in a two-file bundle (specification 0.1 and 0.2)")
 
 
 def given(**values: Any) -> dict[str, Any]:
-    """Those that are not empty: Go wrote empty ones for what was not set."""
+    """Return the values that are not empty, because Go wrote empty ones for fields that were not set."""
     return {name: value for name, value in values.items() if value not in ("", {}, [], None, False)}
 
 
@@ -121,7 +121,7 @@ def _process(top: Fields, linux: Fields) -> dict[str, Any]:
     resources = linux.object("resources")
     score = {} if resources.value.get("oomScoreAdj") is None else {"oomScoreAdj": resources.need("oomScoreAdj", int)}
     gids: list[Any] = user.take("additionalGids", list, [])
-    # Missing numbers are 0 in Go; the numbers themselves are for spec.parse to judge.
+    # Missing numbers are 0 in Go; config.parse checks the numbers themselves.
     return {
         "terminal": process.take("terminal", bool, False),
         "user": {"uid": user.take("uid", int, 0), "gid": user.take("gid", int, 0), **given(additionalGids=gids)},
@@ -148,7 +148,7 @@ def _mount(point: Fields, mounts: Fields, readonly: bool) -> dict[str, Any]:
     _known(point, "name", "path")
     name, destination = point.need("name", str), point.need("path", str)
     if name not in mounts.value:
-        point.refuse("name", f"{name!r} is none of the mounts in runtime.json")
+        point.refuse("name", f"{name!r} is not one of the mounts in runtime.json")
     entry = mounts.object(name)
     _known(entry, "type", "source", "options")
     kind, options = entry.take("type", str, ""), list(entry.strings("options"))
@@ -220,7 +220,7 @@ def _mapping(entry: Fields) -> dict[str, Any]:
 
 
 def _device(entry: Fields) -> tuple[dict[str, Any] | None, str, int, int, str]:
-    """The node to make, if any, and what may be used: type, major, minor (-1 for all), access."""
+    """Return the node to make, if any, and the allowed use: type, major, minor (-1 for all), access."""
     _known(entry, "type", "path", "major", "minor", "permissions", "fileMode", "uid", "gid")
     kind = entry.value.get("type")
     if isinstance(kind, int) and not isinstance(kind, bool) and 0 <= kind < 128:
@@ -241,7 +241,7 @@ def _device(entry: Fields) -> tuple[dict[str, Any] | None, str, int, int, str]:
 
 
 def _numbers(fields: Fields, *names: str) -> dict[str, int]:
-    """Those that are set: neither missing nor 0. -1 stands for no limit."""
+    """Return the numbers that are set, neither missing nor 0; -1 is unlimited."""
     return {name: fields.value[name] for name in names if fields.take(name, int, 0)}
 
 
@@ -254,7 +254,7 @@ def _resources(resources: Fields) -> dict[str, Any]:
     _known(cpu, *CPU, *CPU_LISTS)
     _known(pids, "limit")
     limits: dict[str, Any] = dict(_numbers(memory, *MEMORY))
-    # -1 (in 0.2, whose number has no sign, also as that) left it to the system; 0 is a value.
+    # -1 (in 0.2, which has unsigned numbers, as its unsigned value) left it to the system; 0 is a value.
     if memory.take("swappiness", int, -1) not in (-1, _U64_MAX):
         limits["swappiness"] = memory.value["swappiness"]
     limits |= given(disableOOMKiller=resources.take("disableOOMKiller", bool, False))
@@ -274,7 +274,7 @@ def _block_io(block: Fields) -> dict[str, Any]:
     found: dict[str, Any] = {_WEIGHTS[old]: number for old, number in _numbers(block, *_WEIGHTS).items()}
     for names, values in ((_WEIGHT_DEVICES, ("weight", "leafWeight")), (throttles, ("rate",))):
         for old, new in names.items():
-            # 0.1 had one string here, in no format that it tells; an empty one stood for none.
+            # 0.1 had one string here, in an undocumented format; an empty one stood for none.
             if block.value.get(old) not in (None, "", []):
                 found[new] = [_block_device(entry, *values) for entry in block.objects(old)]
     return found
@@ -301,7 +301,7 @@ def _network(network: Fields) -> dict[str, Any]:
     except ValueError:
         number = -1
     if not 0 <= number <= _ID_MAX:
-        network.refuse(name, f'must be a number of 32 bits as a string, like "0x100001", not {text!r}')
+        network.refuse(name, f'must be a 32-bit number as a string, such as "0x100001", not {text!r}')
     return given(priorities=[_priority(entry) for entry in network.objects("priorities")]) | (
         {"classID": number} if number else {}
     )
@@ -334,9 +334,9 @@ def _syscall(call: Fields) -> dict[str, Any]:
 
 
 def translate(message: str, config: dict[str, Any], runtime: dict[str, Any]) -> str:
-    """A complaint about the merged value, "config.json: FIELD: ...", as one about the file and field it came from.
+    """Translate an error about the merged value, "config.json: FIELD: ...", to the file and field it came from.
 
-    `config` and `runtime` are values that `merge` accepted. A message of another form is returned as it is.
+    `config` and `runtime` are values that `merge` has accepted. A message of another form is returned unchanged.
     """
     import re
 

@@ -1,12 +1,13 @@
-"""A config.json of today as the two files of the OCI specification 0.2 (spec/two_file.py says what they are).
+"""Split a present config.json into the two files of the OCI specification 0.2 (spec/two_file.py describes them).
 
-The layout cannot say, and `split` leaves out, because `two_file.merge` gives them back:
+The layout cannot express these, and `split` leaves them out because `two_file.merge` gives them back:
 - the cgroup namespace, the default device rules, the default masked and read-only paths;
-and because the default config.json has them, although a container then gets other ones:
-- `process.noNewPrivileges`: it is false in a container of two files;
+and these because the default config.json has them, although the container then gets other values:
+- `process.noNewPrivileges`: it is false in a two-file container;
 - an inheritable set that differs from the other sets: one list stands for all four.
 
-Whatever else it cannot say is refused: domainname, annotations, other namespaces and masks, ambient capabilities,
+Anything else that it cannot express is refused: domainname, annotations, other namespaces and masks, ambient
+capabilities,
 capability sets that differ, umask, hooks of other points and their timeout, id-mapped mounts, unified and rdma limits,
 device rules that deny, flags of seccomp, and so on.
 """
@@ -29,7 +30,7 @@ _ARCHITECTURES = {
 
 
 def split(value: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The values of config.json and runtime.json. `value` is one that spec.parse accepts. Raises NotSupported."""
+    """Return the values of config.json and runtime.json. config.parse must accept `value`. Raises NotSupported."""
     import os
 
     top = Fields(value, "config.json")
@@ -66,11 +67,11 @@ def split(value: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 def _only(fields: Fields, *names: str) -> None:
     for name, value in fields.value.items():
         if name not in names and value not in (None, {}, [], "", False):
-            fields.refuse(name, "cannot be said in a bundle of two files", NotSupported)
+            fields.refuse(name, "cannot be expressed in a two-file bundle", NotSupported)
 
 
 def _mounts(top: Fields) -> tuple[list[dict[str, str]], dict[str, Any]]:
-    """Mount points in order, and what to mount by name: the last part of the path, numbered where it is taken."""
+    """Return the mount points in order, and the mounts by name: the path's last part, numbered if it is taken."""
     points: list[dict[str, str]] = []
     mounts: dict[str, Any] = {}
     for index, entry in enumerate(top.objects("mounts")):
@@ -86,12 +87,12 @@ def _mounts(top: Fields) -> tuple[list[dict[str, str]], dict[str, Any]]:
 def _capabilities(process: Fields) -> list[str]:
     sets = process.object("capabilities")
     if not sets.value:
-        process.refuse("capabilities", "must be there: a bundle of two files without has none", NotSupported)
+        process.refuse("capabilities", "is missing: a two-file bundle without a list has none", NotSupported)
     _only(sets, "bounding", "effective", "permitted", "inheritable")
     names = sets.strings("bounding")
     for name in ("effective", "permitted"):
         if set(sets.strings(name)) != set(names):
-            sets.refuse(name, "differs from bounding: a bundle of two files has one set", NotSupported)
+            sets.refuse(name, "differs from bounding: a two-file bundle has one set", NotSupported)
     return list(names)
 
 
@@ -101,10 +102,10 @@ def _linux(linux: Fields, process: Fields) -> dict[str, Any]:
     default = two_file.default_linux()
     for name in ("maskedPaths", "readonlyPaths"):
         if set(linux.strings(name)) != set(default[name]):
-            linux.refuse(name, "differs from the default, which a bundle of two files always has", NotSupported)
+            linux.refuse(name, "differs from the default, which a two-file bundle always has", NotSupported)
     namespaces = list(linux.objects("namespaces"))
     if {"type": "cgroup"} not in (entry.value for entry in namespaces):
-        linux.refuse("namespaces", "has no new cgroup namespace, which a bundle of two files always has", NotSupported)
+        linux.refuse("namespaces", "has no new cgroup namespace, which a two-file bundle always has", NotSupported)
     resources = _resources(linux.object("resources"))
     if process.value.get("oomScoreAdj") is not None:
         resources["oomScoreAdj"] = process.value["oomScoreAdj"]
@@ -123,14 +124,14 @@ def _linux(linux: Fields, process: Fields) -> dict[str, Any]:
 
 
 def _devices(linux: Fields, default: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Nodes with the rule that lets them be used, and rules without a node."""
+    """Return device nodes with the rule that allows their use, and rules without a node."""
     found = []
     rules = list(linux.object("resources").objects("devices"))
     if [rule.value for rule in rules[: len(default)]] != default:
         linux.object("resources").refuse("devices", "must begin with the default rules", NotSupported)
     for rule in rules[len(default) :]:
         if not rule.take("allow", bool, False) or rule.value.get("type") not in ("c", "b"):
-            rule.refuse("", "only a rule that allows devices of type c or b can be said in two files", NotSupported)
+            rule.refuse("", "a two-file bundle can express only rules that allow devices of type c or b", NotSupported)
         numbers = {name: -1 if rule.value.get(name) is None else rule.value[name] for name in ("major", "minor")}
         found.append({"type": ord(rule.value["type"]), **numbers, "permissions": rule.take("access", str, "rwm")})
     for node in linux.objects("devices"):
@@ -140,7 +141,7 @@ def _devices(linux: Fields, default: list[dict[str, Any]]) -> list[dict[str, Any
         usual = any(_allows(rule, kind, device) for rule in default)
         if kind != "p" and rule_of is None and not usual:
             node.refuse(
-                "path", "no rule in linux.resources.devices allows it, but in two files it may be used", NotSupported
+                "path", "no rule in linux.resources.devices allows it, but a two-file bundle would", NotSupported
             )
         target = device | {"permissions": "rwm"} if rule_of is None else rule_of
         target |= {name: item for name, item in node.value.items() if name not in ("type", "major", "minor")}
@@ -150,7 +151,7 @@ def _devices(linux: Fields, default: list[dict[str, Any]]) -> list[dict[str, Any
 
 
 def _allows(rule: dict[str, Any], kind: str, device: dict[str, Any]) -> bool:
-    """Whether one of the default rules lets a device be used."""
+    """Return whether one of the default rules allows a device."""
     numbers = all(rule.get(name) in (None, device[name]) for name in ("major", "minor"))
     return numbers and rule["allow"] and rule["type"] == kind and rule["access"] == "rwm"
 

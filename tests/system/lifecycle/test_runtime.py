@@ -131,7 +131,7 @@ def test_id_in_use_changes_nothing(pymigrate: Local, bundle: Path) -> None:
         ("root", {"path": 7}, "config.json: root.path: must be a string"),
         ("mounts", [{"destination": "/a/../b", "type": "tmpfs"}], "mounts[0].destination"),
         ("linux", {"namespaces": [{"type": "warp"}]}, "linux.namespaces[0].type"),
-        ("linux", {"namespaces": []}, "must hold one of type mount"),
+        ("linux", {"namespaces": []}, "must include type mount"),
         ("ociVersion", "2.0.0", "config.json: ociVersion"),
     ],
 )

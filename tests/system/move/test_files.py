@@ -123,7 +123,7 @@ def test_what_the_other_rsync_says_is_bounded(tree: Path, tmp_path: Path, monkey
     """It can have as much said here as it likes."""
     monkeypatch.setattr(rsync, "SAID_LIMIT", 4096)
     (tmp_path / "to").mkdir()
-    with pytest.raises(ProtocolError, match="there: rsync there says more than 4096 bytes"):
+    with pytest.raises(ProtocolError, match="there: rsync there printed more than 4096 bytes"):
         send(tree, tmp_path / "to", lambda command: ShellChannel(command.replace(" --server", " --server -vvvv", 1)))
 
 

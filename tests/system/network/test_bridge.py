@@ -144,7 +144,7 @@ def test_user_namespace(lab: Lab) -> None:
     [
         ("bridge=br9,ip=10.88.0.5/24", 6, "--net: bridge=br9: this host has no such interface"),
         ("bridge=eth0,ip=10.88.0.5/24", 6, "--net: bridge=eth0: is not a bridge"),
-        ("bridge=br0,ip=10.88.0.5", 6, "--net: ip=10.88.0.5: is no address"),
+        ("bridge=br0,ip=10.88.0.5", 6, "--net: ip=10.88.0.5: is not an interface's address"),
         ("bridge=br0,ip=10.88.0.6/24", 5, "--net: 10.88.0.6 is the address of container other, which is running"),
         ("bridge=br0,ip=10.88.0.201/24", 5, "--net: 10.88.0.201 is an address of the host itself"),
         ("bridge=br0,ip=10.88.0.5/24,ip=fd88:0::201/64", 5, "--net: fd88::201 is an address of the host itself"),

@@ -39,7 +39,7 @@ def test_what_was_settled_is_not_looked_at_again(
     store, looks, survey = Store(pymigrate.root), [], sockets.survey
     monkeypatch.setattr(sockets, "survey", lambda pid: looks.append(pid) or survey(pid))
     state = store.load("c")
-    assert container_blockers(store, state, load_kept(state), patience=5) == []
+    assert container_blockers(state, load_kept(state), patience=5) == []
     assert len(looks) == 1
 
 

@@ -79,7 +79,7 @@ def test_a_snapshot_of_it(
     ("change", "words"),
     [
         ({"rlimits": [{"type": "RLIMIT_NOFILE", "soft": 5, "hard": 4}]}, "runtime.json: linux.rlimits[0].soft: is 5"),
-        ({"annotations": {"a": "b"}}, "runtime.json: linux.annotations: is not known"),
+        ({"annotations": {"a": "b"}}, "runtime.json: linux.annotations: is unknown"),
     ],
 )
 def test_a_complaint_names_the_file_it_lies_in(

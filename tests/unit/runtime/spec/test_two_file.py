@@ -217,23 +217,23 @@ def test_mappings_ask_for_a_user_namespace() -> None:
     [
         ("config", ("version",), "0.3.0", "config.json: version: must be 0.1.x or 0.2.x"),
         ("config", ("platform", "os"), "plan9", "config.json: platform.os: must be linux"),
-        ("config", ("mounts", 0, "name"), "absent", "config.json: mounts[0].name: 'absent' is none of"),
-        ("config", ("mounts", 0, "type"), "proc", "config.json: mounts[0].type: is not known"),
-        ("config", ("annotations",), {"a": "b"}, "config.json: annotations: is not known"),
-        ("config", ("process", "noNewPrivileges"), True, "config.json: process.noNewPrivileges: is not known"),
+        ("config", ("mounts", 0, "name"), "absent", "config.json: mounts[0].name: 'absent' is not one of"),
+        ("config", ("mounts", 0, "type"), "proc", "config.json: mounts[0].type: is unknown"),
+        ("config", ("annotations",), {"a": "b"}, "config.json: annotations: is unknown"),
+        ("config", ("process", "noNewPrivileges"), True, "config.json: process.noNewPrivileges: is unknown"),
         ("config", ("linux", "capabilities"), {"bounding": []}, "config.json: linux.capabilities: must be an array"),
         ("runtime", ("mounts", "proc", "options"), "ro", "runtime.json: mounts.proc.options: must be an array"),
-        ("runtime", ("hooks", "createRuntime"), [], "runtime.json: hooks.createRuntime: is not known"),
-        ("runtime", ("hooks", "prestart", 0, "timeout"), 5, "runtime.json: hooks.prestart[0].timeout: is not known"),
+        ("runtime", ("hooks", "createRuntime"), [], "runtime.json: hooks.createRuntime: is unknown"),
+        ("runtime", ("hooks", "prestart", 0, "timeout"), 5, "runtime.json: hooks.prestart[0].timeout: is unknown"),
         ("runtime", ("linux", "namespaces", 0, "type"), "cgroup", "runtime.json: linux.namespaces[0].type"),
-        ("runtime", ("linux", "maskedPaths"), [], "runtime.json: linux.maskedPaths: is not known"),
+        ("runtime", ("linux", "maskedPaths"), [], "runtime.json: linux.maskedPaths: is unknown"),
         ("runtime", ("linux", "devices", 1, "type"), 120, "runtime.json: linux.devices[1].type: must be c, b, u or p"),
         ("runtime", ("linux", "devices", 0, "minor"), -1, "runtime.json: linux.devices[0].minor: must be a number"),
-        ("runtime", ("linux", "resources", "unified"), {}, "runtime.json: linux.resources.unified: is not known"),
+        ("runtime", ("linux", "resources", "unified"), {}, "runtime.json: linux.resources.unified: is unknown"),
         ("runtime", ("linux", "resources", "network", "classID"), "eth0", "linux.resources.network.classID: must be"),
         ("runtime", ("linux", "resources", "blockIO", "blkioWeightDevice"), "8:0 5", "blockIO.blkioWeightDevice: must"),
         ("runtime", ("linux", "resources", "memory", "limit"), "1", "runtime.json: linux.resources.memory.limit: must"),
-        ("runtime", ("linux", "seccomp", "syscalls", 0, "names"), ["x"], "linux.seccomp.syscalls[0].names: is not"),
+        ("runtime", ("linux", "seccomp", "syscalls", 0, "names"), ["x"], "linux.seccomp.syscalls[0].names: is unknown"),
         ("runtime", ("linux", "rlimits", 0, "soft"), -1, "runtime.json: linux.rlimits[0].soft: must be a number"),
     ],
 )
@@ -291,7 +291,7 @@ def test_any_mutation_is_a_spec_or_one_clear_error(place: tuple[str, tuple[Any, 
         merged = merge(**files)
     except SpecError as error:
         said = str(error)
-        assert said.startswith(f"{place[0]}.json: ") or "is none of the mounts in runtime.json" in said
+        assert said.startswith(f"{place[0]}.json: ") or "is not one of the mounts in runtime.json" in said
     else:
         try:
             parse(merged, BUNDLE)

@@ -109,7 +109,7 @@ _KNOWN: tuple[tuple[str, str, str], ...] = (
         "close it (262 is multipath TCP; programs in Go: GODEBUG=multipathtcp=0)",
     ),
     (r"Unknown socket collected \(family (\d+)\)", r"a socket is of family \1, which CRIU cannot carry", "close it"),
-    (r"Can't dump corked dgram socket", "a corked UDP socket holds data that it has not sent", "let the program send it"),
+    (r"Can't dump corked dgram socket", "a corked UDP socket holds unsent data", "let the program send it"),
     (r"netlink: The socket has data to read", "a netlink socket has unread messages", "read them"),
     (
         r"unix: (?:Dangling connection|External socket is used|Can't dump (?:half of stream|name-less external))",
@@ -117,7 +117,8 @@ _KNOWN: tuple[tuple[str, str, str], ...] = (
     ),
     # Restores.
     (
-        r"Can't fork for (\d+): Resource temporarily unavailable", r"a limit of processes leaves no room for process \1",
+        r"Can't fork for (\d+): Resource temporarily unavailable",
+        r"a limit of processes leaves no room for process \1",
         "raise the limit (pids.max, RLIMIT_NPROC, or that of a cgroup above)",
     ),
     (r"Can't fork for (\d+): File exists", r"the process id \1 is in use", "restore it in a pid namespace of its own"),

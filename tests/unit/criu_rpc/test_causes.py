@@ -113,7 +113,7 @@ DUMPS = [
     ),
     (
         ["(00.16) Error (criu/sk-inet.c:504): inet: Can't dump corked dgram socket 1cc9a9", FILES],
-        "a corked UDP socket holds data that it has not sent", "send",
+        "a corked UDP socket holds unsent data", "send",
     ),
     (
         ["(00.2) Error (criu/sockets.c:767): sockets: BUG! Unknown socket collected (family 40)", FILES],

@@ -32,7 +32,7 @@ class Version(NamedTuple):
 
 @dataclass(frozen=True)
 class Features:
-    """What CRIU and the kernel can do: dirty page tracking, lazy pages (userfaultfd), pidfd store."""
+    """What CRIU and the kernel support: dirty page tracking, lazy pages (userfaultfd), pidfd store."""
 
     mem_track: bool
     lazy_pages: bool
@@ -41,7 +41,7 @@ class Features:
 
 @dataclass(frozen=True)
 class Notification:
-    """CRIU waits at a point of its work. `pid` is the tree's root where CRIU tells it, else 0."""
+    """CRIU waits at a point of its work. `pid` is the root of the tree if CRIU says it, else 0."""
 
     script: str
     pid: int
@@ -49,7 +49,7 @@ class Notification:
 
 
 class _Session:
-    """One long request with notifications. A context manager: an unfinished session is aborted at its end."""
+    """One long request with notifications. A context manager: leaving it aborts an unfinished session."""
 
     _last: ClassVar[str]  # the notification at which CRIU can be refused for the last time
 
@@ -71,7 +71,7 @@ class _Session:
         self.abort()
 
     def next(self, timeout: float | None = None) -> Notification | None:
-        """The next notification, which CRIU waits for an answer to; None when the request has ended well.
+        """Return the next notification, which CRIU waits for an answer to; None when the request has succeeded.
 
         Raises RequestFailed, SwrkDied, BadAnswer, DeadlineExceeded; the session is over then.
         """
@@ -105,12 +105,12 @@ class _Session:
         return None
 
     def prolong(self, timeout: float) -> None:
-        """The rest of the request must be over within `timeout` seconds from now."""
+        """Give the rest of the request `timeout` seconds from now."""
         self._timeout = timeout
         self._deadline = time.monotonic() + timeout
 
     def ack(self) -> None:
-        """Let CRIU go on from the notification it waits at."""
+        """Let CRIU continue from the notification that it waits at."""
         self._answer(True)
 
     def refuse(self) -> None:
@@ -118,11 +118,11 @@ class _Session:
         self._answer(False)
 
     def run_until(self, *scripts: str, take: Callable[[int], None] | None = None) -> Notification:
-        """Let CRIU go on up to the first of the notifications `scripts`, which stays unanswered.
+        """Let CRIU continue to the first of the notifications `scripts`, and leave that unanswered.
 
-        Not all versions send all of them: on the way to another CRIU is not let past the one at which it can be refused
-        for the last time, which is a BadAnswer. `take` gets the descriptors that come on the way (orphan-pts-master);
-        without it they are closed.
+        Not all versions send all of them, so CRIU is stopped at the last notification that it can be refused at:
+        reaching that first raises BadAnswer. `take` gets the descriptors that come on the way (orphan-pts-master);
+        without `take` they are closed.
         """
         if self._waiting:
             self.ack()
@@ -138,14 +138,14 @@ class _Session:
         raise BadAnswer(self._request, f"success before {wanted}")
 
     def finish(self) -> None:
-        """Let CRIU go on to the end of the request."""
+        """Let CRIU continue to the end of the request."""
         if self._waiting:
             self.ack()
         while self.next() is not None:
             self.ack()
 
     def require_alive(self) -> None:
-        """Raise SwrkDied when CRIU has ended while it waited for us; the session is over then."""
+        """Raise SwrkDied if CRIU exited while it waited for this process; the session is over then."""
         try:
             self._swrk.require_alive(self._request)
         except SwrkDied as error:
@@ -153,11 +153,11 @@ class _Session:
 
     @property
     def process_id(self) -> int:
-        """CRIU's; 0 when another process has started it."""
+        """CRIU's process id; 0 if another process has started it."""
         return self._swrk.process_id
 
     def abort(self) -> None:
-        """Have CRIU undo what it did, and wait until it has ended. Harmless when the session is over."""
+        """Have CRIU undo what it did, and wait until it has exited. Harmless when the session is over."""
         if not self._over:
             self._end()
 
@@ -173,7 +173,7 @@ class _Session:
             raise self._died(error) from None
 
     def _died(self, error: SwrkDied) -> SwrkDied:
-        """The session is over; the same error with what CRIU's log says."""
+        """End the session, and return the same error with what CRIU's log says."""
         lines, log = logs.tail(self._work, self._log)
         self._end()
         return SwrkDied(self._request, error.status, log_tail=lines, log_path=log)
@@ -212,7 +212,7 @@ class Criu:
         self.path = swrk.find(path)
 
     def version(self) -> Version:
-        """Raises CriuTooOld below 3.17, which lacks what we ask of it."""
+        """Return the version. Raises CriuTooOld below 3.17, which lacks what this package needs."""
         rpc = messages.rpc()
         answer = self._ask(rpc.VERSION, "version")
         version = Version(answer.version.major_number, answer.version.minor_number, answer.version.sublevel)
@@ -229,7 +229,7 @@ class Criu:
         return Features(bool(found.mem_track), bool(found.lazy_pages), bool(found.pidfd_store))
 
     def check(self, images_dir_fd: int) -> None:
-        """Raise RequestFailed when CRIU cannot work on this kernel. Up to 4.1 it wants a directory for that, too."""
+        """Raise RequestFailed if CRIU cannot work on this kernel. Up to 4.1 it needs a directory for that, too."""
         self._logged(messages.rpc().CHECK, "check", images_dir_fd)
 
     def cpuinfo_dump(self, images_dir_fd: int) -> None:
@@ -237,28 +237,28 @@ class Criu:
         self._logged(messages.rpc().CPUINFO_DUMP, "cpuinfo dump", images_dir_fd)
 
     def cpuinfo_check(self, images_dir_fd: int) -> None:
-        """Raise RequestFailed when this machine's processor lacks what cpuinfo.img in the directory says."""
+        """Raise RequestFailed if this machine's processor lacks features that cpuinfo.img in the directory lists."""
         self._logged(messages.rpc().CPUINFO_CHECK, "cpuinfo check", images_dir_fd)
 
     def pre_dump(self, options: DumpOptions, *, timeout: float) -> None:
-        """One pre-dump; the tree goes on running. Raises CriuError."""
+        """Make one pre-dump; the tree keeps running. Raises CriuError."""
         with self._start(DumpSession, messages.rpc().SINGLE_PRE_DUMP, "pre-dump", options, timeout) as session:
             session.finish()
 
     def dump(self, options: DumpOptions, *, timeout: float, env: Mapping[str, str] | None = None) -> DumpSession:
-        """Start a dump that must be over within `timeout` seconds, the caller's own waiting included.
+        """Start a dump that must be over within `timeout` seconds, including the time that the caller waits.
 
-        `env` is the environment of CRIU and of the programs it starts, ours if not given.
+        `env` is the environment of CRIU and of the programs that it starts; this process's if not given.
         """
         connection = Swrk.spawn(self.path, pass_fds=options.inherited, env=env)
         return self._start(DumpSession, messages.rpc().DUMP, "dump", options, timeout, connection)
 
     def restore(self, options: RestoreOptions, *, timeout: float, connection: Swrk | None = None) -> RestoreSession:
-        """Start a restore, by a CRIU of our own or by the one behind `connection`, which is closed at the end."""
+        """Start a restore, by a new CRIU or by the one behind `connection`, which is closed at the end."""
         return self._start(RestoreSession, messages.rpc().RESTORE, "restore", options, timeout, connection)
 
     def page_server(self, images: Path, sock: socket) -> PageServer:
-        """A page server for one dump, on the connected `sock`."""
+        """Start a page server for one dump, on the connected `sock`."""
         return PageServer.start(self.path, images, sock)
 
     def _start(
@@ -284,7 +284,7 @@ class Criu:
         return session
 
     def _logged(self, number: int, name: str, images_dir_fd: int) -> None:
-        """A short request that works in a directory and leaves its log there."""
+        """Make a short request that works in a directory and leaves its log there."""
         request = messages.rpc().criu_req()
         request.type = number
         request.opts.images_dir_fd = images_dir_fd
@@ -298,7 +298,7 @@ class Criu:
         return self._exchange(request, name)
 
     def _exchange(self, request: Any, name: str, log_dir_fd: int | None = None) -> Any:
-        """One short request: send, take the answer, end the process."""
+        """Make one short request: send it, receive the answer, end the process."""
         with Swrk.spawn(self.path) as connection:
             try:
                 connection.send(request, name)

@@ -1,4 +1,4 @@
-"""What CRIU's log says about a failure."""
+"""Read the errors in CRIU's log."""
 
 import os
 import re
@@ -6,14 +6,14 @@ from pathlib import Path
 
 from criu_rpc import causes
 
-# With a time, but for its code in the processes themselves (pie), and the pid of a restored process.
+# With a time, except from CRIU's code inside the processes (pie), and with the pid of a restored process.
 _ERROR = re.compile(r"^(?:\(\d+\.\d+\)\s*)?(?:pie:\s*)?(?:\d+:\s*)?Error\s+\(([^)]*)\):\s*(.*)$")
 _TAIL = 256 << 10
 _MOST, _LONGEST = 100, 500
 
 
 def error_lines(text: str, *, count: int = _MOST) -> tuple[str, ...]:
-    """The last `count` error lines, oldest first, without time stamps and without noise."""
+    """Return the last `count` error lines, oldest first, without time stamps and without noise."""
     found = []
     for line in text.splitlines():
         match = _ERROR.match(line)
@@ -23,12 +23,12 @@ def error_lines(text: str, *, count: int = _MOST) -> tuple[str, ...]:
 
 
 def _printable(line: str) -> str:
-    """A line of bounded length; names of files in it are the container's choice."""
+    """Return a line of bounded length, printable because the container chooses the names of files in it."""
     return "".join(character if character.isprintable() else "?" for character in line[:_LONGEST])
 
 
 def tail(directory_fd: int, name: str) -> tuple[tuple[str, ...], Path | None]:
-    """Error lines of the log `name` in an open directory, and its path; nothing if there is no log."""
+    """Return the error lines of the log `name` in an open directory, and its path; ((), None) without a log."""
     try:
         fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=directory_fd)
     except OSError:

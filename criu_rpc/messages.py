@@ -1,7 +1,8 @@
-"""CRIU's protobuf messages: pycriu's `rpc_pb2`, found without importing all of pycriu (which is slow).
+"""CRIU's protobuf messages: pycriu's `rpc_pb2`, loaded without the rest of pycriu, which is slow.
 
-Looked for as a module of a `pycriu` package on sys.path (the agent has one), in /opt/pymigrate/lib (where
-provisioning puts it beside a CRIU of our own) and in /usr/lib/python3/dist-packages (Debian's python3-pycriu, or criu).
+It is looked for as a module of a `pycriu` package on sys.path (the agent has one), in /opt/pymigrate/lib (where
+provisioning puts it beside pymigrate's own CRIU) and in /usr/lib/python3/dist-packages (Debian's python3-pycriu or
+criu).
 """
 
 import functools
@@ -17,7 +18,7 @@ _PLACES = (Path("/opt/pymigrate/lib/pycriu"), Path("/usr/lib/python3/dist-packag
 
 
 def source(name: str) -> Path:
-    """The file of a generated module ("rpc_pb2", "stats_pb2"). Raises CriuNotFound."""
+    """Return the file of a generated module ("rpc_pb2", "stats_pb2"). Raises CriuNotFound."""
     for directory in (*(Path(entry) / "pycriu" for entry in sys.path), *_PLACES):
         path = directory / f"{name}.py"
         if path.is_file():
@@ -29,7 +30,7 @@ def source(name: str) -> Path:
 
 @functools.cache
 def module(name: str) -> ModuleType:
-    """A generated module, loaded alone. Raises CriuNotFound."""
+    """Load a generated module alone. Raises CriuNotFound."""
     path = source(name)
     spec = importlib.util.spec_from_file_location(f"pycriu_{name}", path)
     assert spec is not None

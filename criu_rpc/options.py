@@ -1,8 +1,8 @@
-"""What can be asked of CRIU in a dump, a pre-dump or a restore, and how it is written into a criu_req.
+"""The options of a dump, a pre-dump or a restore, and how they are written into a criu_req.
 
-Descriptors: `images_dir_fd` and `work_dir_fd` are ours: CRIU opens /proc/<pid of the process that made the
-socketpair>/fd/<n> (criu/cr-service.c, setup_opts_from_req). `page_server_fd` and the descriptors of `inherit_fd` are
-numbers in the CRIU process itself, which must have inherited them.
+Descriptors: `images_dir_fd` and `work_dir_fd` are those of the caller: CRIU opens /proc/<pid of the process that made
+the socketpair>/fd/<n> (criu/cr-service.c, setup_opts_from_req). `page_server_fd` and the descriptors of `inherit_fd`
+are numbers in the CRIU process itself, which must have inherited them.
 """
 
 import enum
@@ -72,11 +72,11 @@ class _Common:
 
 @dataclass(frozen=True, kw_only=True)
 class DumpOptions(_Common):
-    """`pid` is the root of the tree; pages go to the page server on `page_server_fd`, or at an address.
+    """`pid` is the root of the tree; the page server on `page_server_fd`, or at an address, gets the pages.
 
     `irmap_scan_paths` are names of watched files that CRIU cannot find by their handles.
 
-    `seize_timeout` is in seconds: so long CRIU tries to stop all threads (criu/seize.c; CRIU's own default is 10).
+    `seize_timeout` is how long CRIU tries to stop all threads, in seconds (criu/seize.c; CRIU's own default is 10).
 
     `status_fd` gets a null byte when a lazy dump's page server is ready; it is a number in the CRIU process.
     """

@@ -21,16 +21,16 @@ _SEARCH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 def find(path: str | None = None) -> str:
-    """The criu binary: `path`, $PYMIGRATE_CRIU, the one in our own prefix, or that on the PATH. Raises CriuNotFound."""
+    """Return the binary: `path`, $PYMIGRATE_CRIU, pymigrate's own, or the one on the PATH. Raises CriuNotFound."""
     named = path or os.environ.get("PYMIGRATE_CRIU")
     if named:
         if not os.access(named, os.X_OK):
-            raise CriuNotFound(f"{named} is no executable criu", remedy="correct $PYMIGRATE_CRIU")
+            raise CriuNotFound(f"{named} is not an executable criu", remedy="correct $PYMIGRATE_CRIU")
         return named
     for place in _PLACES:
         if os.access(place, os.X_OK):
             return place
-    # Not in the directory that we happen to be in.
+    # Never in the current directory.
     places = [place for place in os.environ.get("PATH", "").split(":") if place.startswith("/")]
     found = shutil.which("criu", path=":".join([*places, _SEARCH]))
     if found is None:
@@ -39,7 +39,7 @@ def find(path: str | None = None) -> str:
 
 
 def _environment(base: dict[str, str]) -> dict[str, str]:
-    """The same without another user's HOME (`su -m`): CRIU reads a configuration there, which can name programs."""
+    """Return `base` without another user's HOME (`su -m`): CRIU's configuration there can name programs."""
     home = base.get("HOME", "")
     try:
         if os.stat(home).st_uid in (0, os.geteuid()):
@@ -57,7 +57,7 @@ class Swrk:
 
     @classmethod
     def spawn(cls, path: str, *, pass_fds: Sequence[int] = (), env: Mapping[str, str] | None = None) -> Self:
-        """Start `path` as our child; it inherits `pass_fds` and our environment, or `env`, and nothing else of ours."""
+        """Start `path` as a child, which inherits only `pass_fds` and the environment `env` (or this process's)."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             with theirs:
@@ -69,7 +69,7 @@ class Swrk:
                     stderr=subprocess.DEVNULL,
                     cwd="/",
                     env=_environment(tar.environment(env)),
-                    start_new_session=True,  # Ctrl-C at a terminal is ours to handle, not CRIU's
+                    start_new_session=True,  # Ctrl-C at a terminal is for this process, not for CRIU
                 )
         except OSError as error:
             ours.close()
@@ -78,7 +78,7 @@ class Swrk:
 
     @classmethod
     def adopt(cls, sock: socket.socket) -> Self:
-        """Speak with a CRIU that another process started on the other end of `sock`, which we made."""
+        """Speak with a CRIU that another process started on the other end of `sock`, which this process made."""
         return cls(sock, None)
 
     def __enter__(self) -> Self:
@@ -98,7 +98,7 @@ class Swrk:
             raise SwrkDied(request, self._status()) from None
 
     def recv(self, request: str, timeout: float) -> tuple[Any, int | None]:
-        """The next criu_resp, and the descriptor that came with it, if any.
+        """Receive the next criu_resp, and the descriptor that came with it, if any.
 
         Raises DeadlineExceeded after `timeout` seconds, SwrkDied, BadAnswer.
         """
@@ -120,7 +120,7 @@ class Swrk:
         except Exception as error:  # protobuf's DecodeError; its class differs between implementations
             for fd in fds[:1]:
                 os.close(fd)
-            raise BadAnswer(request, f"{len(data)} bytes that are no criu_resp: {error}") from None
+            raise BadAnswer(request, f"{len(data)} bytes that are not a criu_resp: {error}") from None
         return answer, fds[0] if fds else None
 
     @property
@@ -128,14 +128,14 @@ class Swrk:
         return self._process.pid if self._process is not None else 0
 
     def require_alive(self, request: str) -> None:
-        """Raise SwrkDied when CRIU has ended, of which nothing else tells while nothing is asked of it."""
+        """Raise SwrkDied if CRIU has exited; nothing else shows that while no request is sent."""
         poll = select.poll()
         poll.register(self._sock, 0)
         if poll.poll(0):
             raise SwrkDied(request, self._status())
 
     def close(self) -> None:
-        """Close the socket, which makes CRIU undo what it has not finished, and wait until it has ended."""
+        """Close the socket, which makes CRIU undo what it has not finished, and wait until it has exited."""
         self._sock.close()
         if self._process is not None and self._process.returncode is None:
             try:
@@ -145,7 +145,7 @@ class Swrk:
                 self._process.wait()
 
     def kill(self) -> None:
-        """End CRIU at once."""
+        """Kill CRIU."""
         if self._process is not None:
             _kill(self._process)
         self.close()
@@ -159,17 +159,17 @@ class Swrk:
 
 
 def _kill(process: "subprocess.Popen[bytes]") -> None:
-    """Kill a CRIU that we have started in a session of its own, and its children.
+    """Kill a CRIU that was started in its own session, and its children.
 
-    Where it has not seen the kernel yet it tries that out with children that stop themselves (criu/kerndat.c,
-    kerndat_breakpoints; criu/vdso.c): without it they would stay for ever.
+    On a kernel that it has not seen yet, it runs tests with children that stop themselves (criu/kerndat.c,
+    kerndat_breakpoints; criu/vdso.c). They would stay for ever without CRIU.
     """
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
 class PageServer:
-    """`criu page-server` on a connected socket: what comes in lands as pages-*.img and pagemap-*.img in a directory."""
+    """`criu page-server` on a connected socket: it writes pages-*.img and pagemap-*.img into a directory."""
 
     LOG = "page-server.log"
 

@@ -1,7 +1,7 @@
-"""How CRIU's tar packs and unpacks what lies in a container's tmpfs.
+"""Options for the tar that CRIU runs to pack and unpack a container's tmpfs.
 
-CRIU asks for no extended attributes and no ACLs, and has times cut to seconds. tar takes further options from its
-environment, which is CRIU's.
+CRIU does not ask for extended attributes or ACLs, and truncates times to seconds. tar takes further options from its
+environment, which it inherits from CRIU.
 """
 
 import os
@@ -11,5 +11,5 @@ _OPTIONS = "--format=posix --xattrs --xattrs-include=* --acls"
 
 
 def environment(base: Mapping[str, str] | None = None) -> dict[str, str]:
-    """An environment for CRIU, made of `base` or ours, in which tar keeps all that a file has."""
+    """Return an environment for CRIU, made of `base` (default: this process's), in which tar keeps all attributes."""
     return {**(os.environ if base is None else base), "TAR_OPTIONS": _OPTIONS}

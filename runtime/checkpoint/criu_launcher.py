@@ -1,8 +1,8 @@
 """The last steps before a restore: become `criu swrk` in the container's cgroup, with its root file system in place.
 
-CRIU is told to ignore cgroups, so what it restores stays where CRIU itself is: this process joins the container's
-cgroup, makes the cgroup namespace there (its root is then the container's cgroup, as before), and binds the rootfs
-onto itself in a mount namespace of its own, which CRIU needs as a mount point and which vanishes with CRIU.
+CRIU is told to ignore cgroups, so the restored processes stay in CRIU's own: this process joins the container's cgroup
+and makes the cgroup namespace there, whose root is then the container's cgroup, as before. It also binds the rootfs
+onto itself, because CRIU needs a mount point, in a private mount namespace that vanishes with CRIU.
 
 Runs under `python3 -I -S` as a child of the monitor, so that the restored init becomes the monitor's child.
 """
@@ -20,11 +20,11 @@ def main(argv: list[str]) -> int:
     split = argv.index("--")
     rootfs, cgroupns, keyring, *cgroups = argv[:split]
     try:
-        os.setgroups([])  # CRIU 3.17 leaves a process that had no supplementary groups with its own: the log-in's
+        os.setgroups([])  # CRIU 3.17 gives its own groups to a process that had none
         for directory in cgroups:
             with open(os.path.join(directory, "cgroup.procs"), "w") as procs:
                 procs.write("0")
-        # What CRIU restores has CRIU's session keyring: it must not be that of whoever has logged in here.
+        # Restored processes have CRIU's session keyring, which must not be that of the user who has logged in here.
         syscalls.join_session_keyring(keyring)
         syscalls.unshare(syscalls.CLONE_NEWNS | (syscalls.CLONE_NEWCGROUP if cgroupns else 0))
         syscalls.mount(None, "/", None, MS_REC | MS_PRIVATE)

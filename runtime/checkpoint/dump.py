@@ -1,6 +1,6 @@
-"""One dump of a running container: whatever ends it, the container goes on as before, unless it is ended here.
+"""One dump of a running container: however the dump ends, the container resumes, unless `kill` ends it.
 
-CRIU holds it frozen; a guard sees to it that it stays so when CRIU is killed, until that is mended (freeze/guard.py).
+CRIU holds it frozen. If CRIU is killed, a guard keeps it frozen until the damage is repaired (freeze/guard.py).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class Dump:
-    """A context manager: leaving it before `finish` or `kill` has the container go on."""
+    """A context manager: leaving it before `finish` or `kill` resumes the container."""
 
     def __init__(
         self,
@@ -44,17 +44,17 @@ class Dump:
         paused: bool = False,
         env: Mapping[str, str] | None = None,
     ) -> None:
-        """Start CRIU, in `env` or our environment; the dump must be over within `timeout` seconds.
+        """Start CRIU, with `env` or this process's environment; the dump must be over within `timeout` seconds.
 
-        `paused`: see undump.begin. A `guard` that was started ahead is ready earlier; it is closed with the dump.
-        Raises CriuError, ContainerError; nothing has happened then.
+        `paused`: see mend.note. A `guard` that was started ahead is ready earlier; it is closed with the dump. Raises
+        CriuError, ContainerError, with the container unchanged.
         """
         self._state, self._spec, self._options, self._paused = state, spec, options, paused
         self._cgroup = Cgroup.of(state)
         self._hold: monitor_hold.Hold | None = None
         self._session: DumpSession | None = None
         self._guarded = self._locked = self._over = False
-        self._shared = not spec.is_new("network")  # where others may have made a lock of theirs
+        self._shared = not spec.is_new("network")  # other containers may have locks there
         self._others = network_lock.locks(state.pid) if self._shared else []
         self._guard = guard or Guard(state)
         self._init = -1
@@ -76,9 +76,9 @@ class Dump:
         self.roll_back()
 
     def run_until(self, *scripts: str) -> str:
-        """Let CRIU go on up to the first of the notifications; the container is frozen from `pre-dump` on.
+        """Let CRIU continue to the first of the notifications, and return its name.
 
-        Returns which it is. Raises CriuError, ContainerError.
+        The container is frozen from `pre-dump` on. Raises CriuError, ContainerError.
         """
         assert self._session is not None
         if not self._guarded:
@@ -96,10 +96,10 @@ class Dump:
         return reached if reached in scripts else self.run_until(*scripts)
 
     def complete(self, images: int, *, keep: bool = True) -> None:
-        """At `post-dump`: make CRIU's images in a directory complete, and hold the monitor.
+        """At `post-dump`: complete CRIU's images in a directory, and hold the monitor.
 
-        Connections in a network of others are to stay locked when the container is gone, if they `keep`. Raises
-        ContainerError, CriuError.
+        `keep`: connections in a shared network stay locked when the container is gone. Raises ContainerError,
+        CriuError.
         """
         supplement.save(images, self._state, self._cgroup)
         self._hold = monitor_hold.complete(self._state, images)
@@ -107,12 +107,12 @@ class Dump:
             network_lock.prepare(self._state, self._spec, images, keep=keep)
 
     def require_frozen(self) -> None:
-        """Raise CriuError when CRIU has ended since it was last heard of."""
+        """Raise CriuError if CRIU has exited since its last message."""
         assert self._session is not None
         self._session.require_alive()
 
     def finish(self) -> None:
-        """CRIU brings it to its end: the container goes on, or is gone, as the options say. Raises CriuError."""
+        """Have CRIU complete the dump: the container resumes or is gone, as the options say. Raises CriuError."""
         assert self._session is not None
         if self._options.leave_running and self._hold is not None:
             self._hold.release()
@@ -120,32 +120,33 @@ class Dump:
         self._close()
 
     def kill(self, host: str | None = None, on_killed: Callable[[], None] = lambda: None) -> None:
-        """End the frozen container: when this returns, none of its processes exists any more.
+        """Kill the frozen container: when this returns, none of its processes exists.
 
-        It is killed before CRIU is answered, so that it cannot run again even if CRIU or we die now. Who is attached is
-        told that it has moved to `host`. `on_killed` is called once its end is certain. Raises DeadlineExceeded.
+        It is killed before CRIU is answered, so that it cannot run again even if CRIU or this process dies now.
+        Attached clients learn that it has moved to `host`. `on_killed` is called once its death is certain. Raises
+        DeadlineExceeded.
         """
         if host is not None and self._hold is not None:
             self._hold.moved(host)
         try:
             signals.pidfd_send_signal(self._init, signals.SIGKILL)
         except ProcessLookupError:
-            pass  # somebody else has
+            pass  # it is dead already
         on_killed()
         try:
             if self._session is not None:
                 self._session.finish()
         except (CriuError, DeadlineExceeded):
-            pass  # it misses them, or was killed
-        if self._cgroup.frozen:  # by the guard: what the freezer holds does not die
+            pass  # it misses the processes, or was killed
+        if self._cgroup.frozen:  # by the guard: a process in the freezer does not die
             self._cgroup.signal(signals.SIGKILL)
             self._cgroup.thaw()
         if not processes.wait_exit(self._init, DEATH_TIMEOUT):
-            raise DeadlineExceeded(f"container {self._state.id}: its processes do not end here")
+            raise DeadlineExceeded(f"container {self._state.id}: its processes did not exit within {DEATH_TIMEOUT:g} s")
         self._close()
 
     def roll_back(self) -> None:
-        """The container goes on as before. Harmless when the dump is over. Raises ContainerError: see undump.mend."""
+        """Resume the container as before. Harmless when the dump is over. Raises ContainerError: see mend.mend."""
         if self._over:
             return
         if self._hold is not None:
@@ -172,7 +173,7 @@ class Dump:
 
 
 def pre_dump(state: State, options: DumpOptions, *, timeout: float, paused: bool) -> None:
-    """One pre-dump; the container goes on in any case. Raises CriuError, ContainerError."""
+    """Make one pre-dump; the container resumes in any case. Raises CriuError, ContainerError."""
     mend.note(state, paused=paused)
     try:
         Criu().pre_dump(options, timeout=timeout)

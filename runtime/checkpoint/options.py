@@ -1,12 +1,12 @@
-"""What of a container CRIU must be told at a dump, and runc's `checkpoint` made of it.
+"""The CRIU options for dumping a container.
 
-Kept out of CRIU's hands, because it is cheaper or sounder so:
-- the network namespace is external: at a restore it is made anew with `lo` up before anything is frozen. One that
-  belongs to a user namespace of the container can only be made by CRIU, which leaves it empty: we fill it then;
+CRIU does not handle these, because that is cheaper or safer:
+- the network namespace is external: a restore makes it with `lo` up before anything is frozen. Only CRIU can make a
+  namespace that belongs to a user namespace of the container. CRIU leaves it empty, and the restore fills it;
 - cgroups are ignored: the restored tree is born in the container's new cgroup (checkpoint/criu_launcher.py);
-- standard streams that are pipes: at a restore other pipes are inherited in their place.
+- standard streams that are pipes: a restored container inherits other pipes in their place.
 
-What is bound into the container is external as well, and goes by the place where it is mounted.
+Bind mounts are external as well, named by their mount point.
 """
 
 from __future__ import annotations
@@ -33,38 +33,38 @@ if TYPE_CHECKING:
     from runtime.state.record import State
 
 NETNS_KEY = "pymigrate-net"
-DESCRIPTORS = "descriptors.json"  # the standard streams at the dump, as runc's images say them
-GHOST_LIMIT = 512 << 20  # bytes on disk of an open file without a name that go with the images
+DESCRIPTORS = "descriptors.json"  # the standard streams at the dump, in the form of runc's images
+GHOST_LIMIT = 512 << 20  # bytes on disk of an open file without a name that the images hold
 _HOST_DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 
 
 def is_own_network(spec: Spec) -> bool:
-    """Whether the container has a network namespace of its own that we make anew at a restore."""
+    """Whether the container has its own network namespace, which a restore makes again."""
     return spec.is_new("network") and "user" not in spec.namespaces
 
 
 def is_users_network(spec: Spec) -> bool:
-    """Whether the container has a network namespace of its own that belongs to its user namespace."""
+    """Whether the container has its own network namespace, which belongs to its user namespace."""
     return spec.is_new("network") and "user" in spec.namespaces
 
 
 def joined(spec: Spec) -> dict[str, str]:
-    """Namespaces that the container joined by a path: type -> path."""
+    """Return the namespaces that the container joined by a path: type -> path."""
     return {kind: path for kind, path in spec.namespaces.items() if path is not None}
 
 
 def bind_mounts(spec: Spec) -> dict[str, str]:
-    """Mount point -> source on the host, of the bind mounts whose source lies outside the container."""
+    """Return the bind mounts whose source is outside the container: mount point -> source on the host."""
     return {mount.destination.rstrip("/"): os.path.realpath(mount.source) for mount in spec.mounts if mount.is_bind}
 
 
 def external_mounts(spec: Spec, cgroup_paths: dict[str, str]) -> dict[str, str]:
-    """Everything that lies outside and is mounted inside: bind mounts, and what we bind ourselves (init/mounts.py)."""
+    """Return everything outside that is mounted inside: bind mounts, and those that init/mounts.py makes."""
     found = bind_mounts(spec)
     if "user" in spec.namespaces:
         found |= {f"/dev/{name}": f"/dev/{name}" for name in _HOST_DEVICES}
         found |= {device.path: device.path for device in spec.devices}
-    # A cgroup namespace is made before the user namespace, whose root then may not mount its hierarchies.
+    # A cgroup namespace is made before the user namespace, whose root may therefore not mount its hierarchies.
     if "cgroup" not in spec.namespaces or "user" in spec.namespaces:
         for mount in spec.mounts:
             if mount.type == "cgroup":
@@ -83,10 +83,10 @@ def _cgroup_binds(place: str, paths: dict[str, str]) -> dict[str, str]:
 
 
 def mount_points(state: State, spec: Spec) -> dict[str, str]:
-    """Where what is external is mounted: destination in the bundle -> mount point, which is what CRIU goes by.
+    """Return the mount points of external mounts, by which CRIU names them: destination in the bundle -> mount point.
 
-    They differ where a destination leads through a symbolic link, as /var/run does. A link that does not lead to what
-    was mounted has been changed by the container since: it does not count.
+    They differ where a destination leads through a symbolic link, as /var/run does. A link that does not lead to the
+    mount was changed by the container later, and is ignored.
     """
     root = os.open(f"/proc/{state.pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -112,9 +112,9 @@ def _mount_point(root: int, destination: str, source: str) -> str:
 
 
 def dump_options(state: State, spec: Spec, carried: Iterable[str] = (), **more: Any) -> DumpOptions:
-    """What CRIU must know to dump this container; `more` are further DumpOptions. The descriptors are the caller's.
+    """Return the options to dump this container; `more` are further DumpOptions. The caller owns the descriptors.
 
-    What lies in the mounts at `carried` goes along by other ways than the images.
+    `carried`: mount points whose contents are sent separately, not in the images.
     """
     external = [f"mnt[{place}]:{destination}" for destination, place in mount_points(state, spec).items()]
     external += [f"mnt[{place}]:{place}" for place in carried]
@@ -126,7 +126,7 @@ def dump_options(state: State, spec: Spec, carried: Iterable[str] = (), **more: 
     try:
         external.append(image_codec.tty_external(os.stat(f"/proc/{state.pid}/root/dev/tty").st_dev))
     except OSError:
-        pass  # it has none
+        pass  # the container has no /dev/tty
     own = {"ghost_limit": GHOST_LIMIT, "seize_timeout": unfreezable.seize_timeout(state.pid)}
     options = common_options(spec) | own | more
     return DumpOptions(
@@ -135,20 +135,22 @@ def dump_options(state: State, spec: Spec, carried: Iterable[str] = (), **more: 
 
 
 def common_options(spec: Spec) -> dict[str, Any]:
-    """What a dump and a restore of a container have in common, where nothing else is asked for."""
+    """Return the default options that a dump and a restore of a container share."""
     options: dict[str, Any] = {"tcp_established": True, "file_locks": True, "link_remap": True}
     return options | ({"empty_ns": syscalls.CLONE_NEWNET} if is_users_network(spec) else {})
 
 
 def external_key(kind: str) -> str:
-    """What an external namespace is called in the images."""
+    """Return the name of an external namespace in the images."""
     return NETNS_KEY if kind == "network" else f"pymigrate-{kind}"
 
 
 def warn_of_config(spec: Spec) -> None:
-    """Say that runc would let CRIU obey another file: with an engine, its name may be an image's."""
+    """Warn of a configuration file that runc would have CRIU obey: with an engine, an image may name it."""
     if spec.annotations.get(CRIU_CONFIG):
-        notices.warn(f"annotations.{CRIU_CONFIG}: is not heeded: CRIU runs what such a file says; give flags instead")
+        notices.warn(
+            f"annotations.{CRIU_CONFIG}: is ignored: CRIU runs the programs that such a file names; give flags"
+        )
 
 
 def write_descriptors(images: str, stdio: tuple[str, ...]) -> None:
@@ -158,7 +160,7 @@ def write_descriptors(images: str, stdio: tuple[str, ...]) -> None:
 
 
 def read_descriptors(images: str) -> tuple[str, ...]:
-    """The standard streams at the dump; Raises SpecError."""
+    """Return the names of the standard streams at the dump. Raises SpecError."""
     path = os.path.join(images, DESCRIPTORS)
     try:
         with open(path, "rb") as file:
@@ -173,5 +175,5 @@ def read_descriptors(images: str) -> tuple[str, ...]:
 
 
 def is_running(state: State) -> bool:
-    """Whether the container's init lives and is not stopped."""
+    """Whether the container's init is alive."""
     return state.status in ALIVE

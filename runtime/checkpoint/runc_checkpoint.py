@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Request(Record):
-    """What the flags of `checkpoint` say."""
+    """The flags of `checkpoint`."""
 
     images: str
     work: str
@@ -36,9 +36,9 @@ class Request(Record):
 
 
 def checkpoint(store: Store, container_id: str, request: Request) -> None:
-    """Write a container's images; it is gone afterwards, unless it is to go on, or this was a pre-dump.
+    """Write a container's images; it is gone afterwards, except with --leave-running or --pre-dump.
 
-    Raises CriuError, ContainerError; it runs on then.
+    Raises CriuError, ContainerError; the container keeps running then.
     """
     with store.lock(container_id):
         state = store.load(container_id)
@@ -53,11 +53,11 @@ def checkpoint(store: Store, container_id: str, request: Request) -> None:
             except OSError as error:
                 raise ContainerError(f"{directory}: cannot be made: {error.strerror}") from None
         if request.parent is not None and not os.path.isdir(os.path.join(request.images, request.parent)):
-            raise SpecError(f"--parent-path {request.parent}: there is no such directory, seen from {request.images}")
+            raise SpecError(f"--parent-path {request.parent}: no such directory, relative to {request.images}")
         cgroup = Cgroup.of(state)
         cgroup.require_own()
         if status is Status.PAUSED:
-            cgroup.thaw()  # CRIU freezes by itself; what the freezer holds cannot be dumped
+            cgroup.thaw()  # CRIU freezes by itself, and cannot dump a process in the freezer
         gone = False
         try:
             _dump(state, spec, request, paused=status is Status.PAUSED)
@@ -71,7 +71,7 @@ def checkpoint(store: Store, container_id: str, request: Request) -> None:
 
 
 def _dump(state: State, spec: Spec, request: Request, *, paused: bool) -> None:
-    if not request.pre_dump:  # first: of a lazy dump, the restore begins before the dump is over
+    if not request.pre_dump:  # first, because the restore of a lazy dump begins before the dump is over
         write_descriptors(request.images, state.stdio)
     directory, work = (os.open(path, os.O_RDONLY | os.O_DIRECTORY) for path in (request.images, request.work))
     try:

@@ -1,4 +1,4 @@
-"""runc's `restore`: a running container of CRIU's images."""
+"""The verb `restore`, compatible with runc's: make a running container from CRIU's images."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Request(Record):
-    """What the flags of `restore` say."""
+    """The flags of `restore`."""
 
     images: str
     work: str
@@ -37,9 +37,9 @@ class Request(Record):
 
 
 def restore(store: Store, container_id: str, bundle: str, request: Request) -> int:
-    """Make a running container of images; its exit status, or 0 when detached.
+    """Make a running container from images; return its exit status, or 0 when detached.
 
-    Raises ContainerError, CriuError; nothing of it is left then.
+    Raises ContainerError, CriuError; a failure leaves nothing.
     """
     spec = provision.load_asked(os.path.abspath(bundle), request.net, request.pid_file)
     criu_options.warn_of_config(spec)
@@ -63,7 +63,7 @@ def restore(store: Store, container_id: str, bundle: str, request: Request) -> i
         try:
             ours = request.console_socket is None and request.detach  # the monitor's
             pid = restoring.restore(DUMP_TIMEOUT, None if ours else masters.append)
-            # Once it runs it is not undone any more: what can fail comes before.
+            # Once it runs it cannot be undone, so every step that can fail comes before.
             if request.console_socket is not None and masters:
                 sync.send_fd(request.console_socket, masters.pop(), b"/dev/ptmx")
             if request.pid_file is not None:

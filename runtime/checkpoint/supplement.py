@@ -1,13 +1,13 @@
-"""What CRIU leaves out of its images and the kernel lets be set from outside, in an image of our own.
+"""An image of pymigrate's: properties that CRIU's images lack and that the kernel lets others set.
 
     supplement.img      JSON: {"threads": {id inside: {field: value}}, "timers": [...], "windows": [...],
                                "cgroups": [...], "resources": {...}}
 
-Of a thread: the processors that it may run on, priority of block I/O, timer slack and time slice; of a process, which
-memory a core dump of it holds; timers that CRIU restores wrongly (checkpoint/timerfds.py), and windows of connections
-(tcp_windows.py). Of the cgroups below the container's: limits, owners and processes (CRIU is told to ignore cgroups).
-And what `update` has changed of the container's own limits. It is written while the container is frozen, and applied
-before it runs again. What is as it is by default is not noted: for most containers, nothing is.
+For each thread: the processors that it may run on, priority of block I/O, timer slack and time slice; for each process,
+which memory its core dump holds; timers that CRIU restores wrongly (checkpoint/timerfds.py), and windows of connections
+(tcp_windows.py). For the cgroups below the container's: limits, owners and processes (CRIU is told to ignore cgroups).
+And the changes of `update` to the container's own limits. It is written while the container is frozen, and applied
+before it runs again. Default values are left out: most containers need no supplement.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 
 NAME = "supplement.img"
 _LIMIT = 16 << 20  # bytes
-_NO_PRIORITY = ((0, 0), (2, 4))  # how kernels say that a thread has no priority of block I/O of its own
+_NO_PRIORITY = ((0, 0), (2, 4))  # how kernels show a thread without its own priority of block I/O
 _TIME_SLICED = (0, 3)  # policies (sched(7): normal, batch) whose runtime is a time slice
 _FIELDS = ("processors", "io", "slack", "slice", "core")
 _INT32, _INT64 = 1 << 31, 1 << 63
 
 
 def save(images_fd: int, state: State, cgroup: Cgroup) -> None:
-    """Write the supplement of a frozen container into the directory of its images, if there is anything to say."""
+    """Write the supplement of a frozen container into the directory of its images, unless it is empty."""
     inside = dict(_threads(state.pid))
     value: dict[str, Any] = {}
     threads = {str(inside[thread]): noted for thread, noted in _noted(inside, cgroup).items()}
@@ -62,7 +62,7 @@ def save(images_fd: int, state: State, cgroup: Cgroup) -> None:
 
 
 def load(images_fd: int) -> dict[str, Any]:
-    """The supplement of images; {} when they have none. Raises ContainerError when it is malformed."""
+    """Return the supplement of images; {} if they have none. Raises ContainerError if it is malformed."""
     try:
         fd = os.open(NAME, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=images_fd)
     except FileNotFoundError:
@@ -84,7 +84,7 @@ def load(images_fd: int) -> dict[str, Any]:
             raise ContainerError(f"{NAME}: thread {thread[:20]}: is malformed")
         numbers = [noted[name] for name in ("slack", "slice", "core") if name in noted]
         if not all(type(number) is int and 0 <= number < _INT64 for number in numbers):
-            raise ContainerError(f"{NAME}: thread {thread[:20]}: has what is no number")
+            raise ContainerError(f"{NAME}: thread {thread[:20]}: has a value that is not a number")
         for name in ("processors", "io"):
             items = noted.get(name, [])
             if not isinstance(items, list) or not all(type(item) is int and 0 <= item < _INT32 for item in items):
@@ -98,7 +98,7 @@ def load(images_fd: int) -> dict[str, Any]:
 
 
 def resources(images: str | os.PathLike[str]) -> dict[str, Any]:
-    """What `update` had changed of the limits of the container that images are of. Raises ContainerError."""
+    """Return the changes of `update` to the limits of the container in the images. Raises ContainerError."""
     fd = os.open(images, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         return dict(load(fd).get("resources", {}))
@@ -107,12 +107,12 @@ def resources(images: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def prepare(value: dict[str, Any], cgroup: Cgroup) -> None:
-    """Make what a restored tree finds already: the cgroups whose files it has open. Raises ContainerError."""
+    """Make the cgroups that a restored tree must find, because it has their files open. Raises ContainerError."""
     subtree.make(value.get("cgroups", []), cgroup)
 
 
 def apply(value: dict[str, Any], pid: int, cgroup: Cgroup) -> None:
-    """Give what `load` has read to a restored tree that does not run yet; `pid` is its init. Raises ContainerError."""
+    """Apply a loaded supplement to a restored tree that does not run yet; `pid` is its init. Raises ContainerError."""
     if not any(value.get(name) for name in ("threads", "timers", "windows", "cgroups")):
         return
     outside = {inside: thread for thread, inside in _threads(pid)}
@@ -130,9 +130,9 @@ def apply(value: dict[str, Any], pid: int, cgroup: Cgroup) -> None:
 
 
 def _threads(init: int) -> Iterator[tuple[int, int]]:
-    """All threads that CRIU dumps or has restored: their ids here and inside.
+    """Yield all threads that CRIU dumps or has restored: their ids here and inside.
 
-    Its init's family, not its pid namespace: that one may be the host's, or a pod's, and hold others.
+    These are the threads of the init's descendants, not of its pid namespace, which may be the host's or a pod's.
     """
     for pid in sorted(processes.descendants(init)):
         try:
@@ -146,7 +146,7 @@ def _threads(init: int) -> Iterator[tuple[int, int]]:
 
 
 def _noted(threads: dict[int, int], cgroup: Cgroup) -> dict[int, dict[str, Any]]:
-    """What each thread has that is not the default; only of those that have anything."""
+    """Return the values of each thread that are not the default; threads without any are left out."""
     allowed = cgroup.processors() or frozenset(os.sched_getaffinity(0))
     slice_, slack, core = syscalls.sched_getattr(0)[4], _read("/proc/self/timerslack_ns"), _read(_core("self"))
     found: dict[int, dict[str, Any]] = {}
@@ -169,7 +169,7 @@ def _noted(threads: dict[int, int], cgroup: Cgroup) -> dict[int, dict[str, Any]]
             if own_core not in ("", core):
                 noted["core"] = int(own_core, 16)
         except OSError:
-            pass  # a zombie has not all of these
+            pass  # a zombie lacks some of these
         if noted:
             found[thread] = noted
     return found
@@ -177,7 +177,7 @@ def _noted(threads: dict[int, int], cgroup: Cgroup) -> dict[int, dict[str, Any]]
 
 def _give(thread: int, noted: dict[str, Any]) -> None:
     processors = set(noted.get("processors", ())) & set(range(os.sysconf("SC_NPROCESSORS_CONF")))
-    if processors:  # a host that has none of them lets the thread run on all that it has
+    if processors:  # on a host that has none of them, the thread may run on all
         os.sched_setaffinity(thread, processors)
     if "io" in noted:
         io_class, level = noted["io"]
@@ -196,7 +196,7 @@ def _core(thread: object) -> str:
 
 
 def _read(path: str) -> str:
-    """The text of a file in /proc without white space around it, "" when it cannot be read."""
+    """Return the text of a file in /proc without white space around it, "" if it cannot be read."""
     try:
         with open(path) as file:
             return file.read().strip()

@@ -1,10 +1,10 @@
-"""What CRIU spoils of TCP connections whose peer has closed its half: how much may be sent to that peer.
+"""Restore the send window of TCP connections whose peer has closed its half, which CRIU gets wrong.
 
-CRIU ends such a connection by a FIN of its own making (soccr.c, send_fin). Its window is the low 16 bits of the
-receive window here, which are 0 as often as not, and the kernel takes it for the peer's. Leaving repair mode the
-kernel asks the peer for its window, but only on established connections (net/ipv4/tcp.c, tcp_repair_set); on these
-data waits for the zero window probe, 3 s. So the windows are noted while the container is frozen, and set again
-before it runs: at both times CRIU has the sockets in repair mode, which TCP_REPAIR_WINDOW wants.
+CRIU ends such a connection with a FIN that it makes itself (soccr.c, send_fin). The window in it is the low 16 bits of
+the local receive window, which often are 0, and the kernel takes it for the peer's. When a socket leaves repair mode
+the kernel asks the peer for its window, but only on established connections (net/ipv4/tcp.c, tcp_repair_set); on these
+data waits for the zero window probe, 3 s. So the windows are noted while the container is frozen, and set again before
+it runs: at both times CRIU has the sockets in repair mode, which TCP_REPAIR_WINDOW requires.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _FIELDS = {"process", "fd", "window"}
 _WORDS = 5  # of struct tcp_repair_window: snd_wl1, snd_wnd, max_window, rcv_wnd, rcv_wup
 _SENT = 3  # the first three are the peer's
 _MOST = 1_000_000
-# Lines of /proc/net/tcp of connections in CLOSE_WAIT, LAST_ACK and CLOSING; what is found is the inode.
+# Lines of /proc/net/tcp of connections in CLOSE_WAIT, LAST_ACK and CLOSING; the group is the inode.
 _HALF_CLOSED = re.compile(rb"^ *\d+: \S+ \S+ 0[89B] \S+ \S+ \S+ +\d+ +\d+ (\d+) ", re.MULTILINE)
 
 
@@ -90,7 +90,7 @@ def _get(sock: sockets.socket) -> list[int]:
 
 
 def check(noted: list[Any]) -> None:
-    """Raise ContainerError unless this is a list that `save` could have made."""
+    """Raise ContainerError unless `save` could have made this list."""
     for entry in noted[:_MOST]:
         if not isinstance(entry, dict) or set(entry) != _FIELDS or not isinstance(entry["window"], list):
             raise ContainerError("windows: an entry is malformed")
@@ -102,9 +102,9 @@ def check(noted: list[Any]) -> None:
 
 
 def restore(noted: list[dict[str, Any]], outside: dict[int, int]) -> None:
-    """Set the windows in a restored tree that does not run yet; `outside` maps ids inside to those here.
+    """Set the windows in a restored tree that does not run yet; `outside` maps ids inside to ids here.
 
-    A connection that CRIU was told not to restore is not in repair mode, and stays as it is.
+    A connection that CRIU was told not to restore is not in repair mode, and does not change.
     """
     for entry in noted:
         try:
@@ -116,4 +116,4 @@ def restore(noted: list[dict[str, Any]], outside: dict[int, int]) -> None:
             finally:
                 sock.close()
         except (OSError, KeyError):
-            continue  # data is late then, as it would be without us; nothing is lost
+            continue  # data is then late, as without this module, but not lost

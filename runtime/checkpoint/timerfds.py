@@ -1,8 +1,8 @@
-"""What CRIU gets wrong of timerfd_create(2): noted while a container is frozen, and set right before it runs.
+"""Correct the timers (timerfd_create(2)) that CRIU restores wrongly: note them in the freeze, set them at the restore.
 
-CRIU takes fdinfo for all that there is to know (criu/timerfd.c). But a periodic timer that has expired and was not read
-yet stands still there (the kernel goes on counting when it is read), and would be restored as one that is switched off;
-and of one that was set by absolute time CRIU drops the fraction of a second, so that it would expire too early.
+CRIU relies on fdinfo alone (criu/timerfd.c). But a periodic timer that has expired and has not been read yet shows no
+time left there (the kernel continues to count at the read), and would be restored as disarmed. And CRIU drops the
+fraction of a second of a timer that was set by absolute time, which would expire too early.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _ABSOLUTE, _CANCEL_ON_SET = 1, 2  # TFD_TIMER_ABSTIME, TFD_TIMER_CANCEL_ON_SET
 _WALL_CLOCKS = (0, 8)  # CLOCK_REALTIME, CLOCK_REALTIME_ALARM
 _SET_TICKS = 0x40085400  # TFD_IOC_SET_TICKS
 _BILLION = 1_000_000_000
-_LARGEST = (1 << 64) - 1  # of ticks; of nanoseconds the kernel makes 2^63 - 1 where there are more (KTIME_MAX)
+_LARGEST = (1 << 64) - 1  # of ticks; the kernel limits nanoseconds to 2^63 - 1 (KTIME_MAX)
 _FIELDS = {"process", "fd", "ticks", "value", "interval", "absolute"}
 _NEWER = {"cancel"}  # not in older images
 _MOST = 100_000
 
 
 def save(pids: dict[int, int]) -> list[dict[str, int]]:
-    """The timers that need it, of these processes (ids here -> inside); times in nanoseconds."""
+    """Return the timers of these processes (ids here -> inside) that need correction; times in nanoseconds."""
     found = []
     for pid, inside in pids.items():
         try:
@@ -51,7 +51,7 @@ def save(pids: dict[int, int]) -> list[dict[str, int]]:
 def _note(pid: int, number: int) -> dict[str, int] | None:
     clock, flags, ticks, value, interval = _describe(pid, number)
     if ticks and interval and not value:
-        # Asked for the time left, the kernel counts what has expired meanwhile and lets the timer go on.
+        # When asked for the time left, the kernel counts the missed expirations and restarts the timer.
         pidfd = os.pidfd_open(pid)
         try:
             fd = syscalls.pidfd_getfd(pidfd, number)
@@ -73,7 +73,7 @@ def _note(pid: int, number: int) -> dict[str, int] | None:
 
 
 def _describe(pid: int, number: int) -> tuple[int, int, int, int, int]:
-    """Clock, flags, expirations, and time left and interval in nanoseconds (proc(5), fdinfo)."""
+    """Return clock, flags, expirations, and time left and interval in nanoseconds (proc(5), fdinfo)."""
     with open(f"/proc/{pid}/fdinfo/{number}") as file:
         fields = {name.strip(): text.strip() for name, _, text in (line.partition(":") for line in file)}
 
@@ -88,7 +88,7 @@ def _describe(pid: int, number: int) -> tuple[int, int, int, int, int]:
 
 
 def check(noted: list[Any]) -> None:
-    """Raise ContainerError unless this is a list that `save` could have made."""
+    """Raise ContainerError unless `save` could have made this list."""
     for entry in noted[:_MOST]:
         if not isinstance(entry, dict) or set(entry) - _NEWER != _FIELDS:
             raise ContainerError("timers: an entry is malformed")
@@ -99,7 +99,7 @@ def check(noted: list[Any]) -> None:
 
 
 def restore(noted: list[dict[str, int]], outside: dict[int, int]) -> None:
-    """Set the timers of a restored tree that does not run yet; `outside` maps ids inside to those here."""
+    """Set the timers of a restored tree that does not run yet; `outside` maps ids inside to ids here."""
     for entry in noted:
         try:
             pidfd = os.pidfd_open(outside[entry["process"]])

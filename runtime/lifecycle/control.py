@@ -1,7 +1,4 @@
-"""The life of a container that is there: kill, pause, delete. Every verb but `kill` holds the container's lock.
-
-What makes one is in lifecycle/create.py and lifecycle/start.py.
-"""
+"""Signal, pause, resume and update an existing container. Every verb but `kill` holds the container's lock."""
 
 from __future__ import annotations
 
@@ -21,14 +18,14 @@ if TYPE_CHECKING:
 
 
 def kill(store: Store, container_id: str, number: int, *, everyone: bool = False) -> None:
-    """Send a signal to the container's init, or to all its processes. With SIGKILL all end, in any case.
+    """Send a signal to the container's init, or to all its processes. SIGKILL kills all of them in any case.
 
-    It does not wait for the container's lock: whoever holds that may be waiting for the container.
+    It does not wait for the container's lock, because the process that holds it may be waiting for the container.
     """
     state = store.load(container_id)
     cgroup = Cgroup.of(state)
     if everyone:
-        # Also when init is gone: processes of a container in the host's pid namespace outlive it.
+        # Even if init is gone: processes of a container in the host's pid namespace outlive it.
         cgroup.signal(number)
     else:
         state.status.require(container_id, "kill")
@@ -43,13 +40,13 @@ def kill(store: Store, container_id: str, number: int, *, everyone: bool = False
         finally:
             os.close(pidfd)
         if alone:
-            cgroup.signal(number)  # the others would stay, with nobody to end them
+            cgroup.signal(number)  # the others would stay, and no process would end them
     if number == signals.SIGKILL and cgroup.frozen:
-        cgroup.thaw()  # what a version 1 freezer holds does not die
+        cgroup.thaw()  # a process in a version 1 freezer does not die
 
 
 def open_init(state: State) -> int | None:
-    """A pidfd of the container's init; None when it is gone."""
+    """Return a pidfd of the container's init; None if it is gone."""
     return processes.open_process(state.pid, state.pid_start_time)
 
 
@@ -62,7 +59,7 @@ def pause(store: Store, container_id: str) -> None:
 
 
 def resume(store: Store, container_id: str) -> None:
-    """Let a paused container go on, or one whose dump was cut short."""
+    """Resume a paused container, or one whose dump was cut short."""
     with store.lock_existing(container_id):
         state = store.load(container_id)
         if os.path.exists(f"{state.directory}/{DUMP}"):
@@ -76,9 +73,9 @@ def resume(store: Store, container_id: str) -> None:
 
 
 def update(store: Store, container_id: str, resources: dict[str, Any], name: str) -> None:
-    """Change the limits of a container that lives, and keep them with its state: they go where it goes.
+    """Change the limits of a living container, and keep them in its state, so that they move with it.
 
-    `resources` is a resources object as in config.json, called `name` in errors. Raises SpecError, ContainerError.
+    `resources` is a resources object as in config.json; errors call it `name`. Raises SpecError, ContainerError.
     """
     from runtime.spec.fields import Fields
     from runtime.spec.resources import merge, parse_resources

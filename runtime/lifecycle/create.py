@@ -1,4 +1,4 @@
-"""Making a container of a bundle, up to the point where its init waits for `start`."""
+"""Make a container from a bundle, up to the point where its init waits for `start`."""
 
 from __future__ import annotations
 
@@ -29,12 +29,13 @@ if TYPE_CHECKING:
 
 
 class Options(Record):
-    """How a container is created, beside its bundle; what the flags of `create` and `run` say.
+    """The flags of `create` and `run`: how a container is created, beside its bundle.
 
-    `foreground` is for a caller that stays: the container gets its standard streams, and is its child. A `monitored`
-    one gets a monitor of ours in any case, which owns its terminal too if there is no `console_socket`; else a caller
-    who is ready to adopt it, and asks for a `pid_file`, is that. `net` is what --net says (spec/network.py). Of the
-    `preserve_fds` the first `listen_fds` are sockets that the program is told of as systemd tells (sd_listen_fds(3)).
+    `foreground` is for a caller that stays: the container gets the caller's standard streams, and is its child. A
+    `monitored` container always gets pymigrate's monitor, which also owns its terminal without a `console_socket`;
+    otherwise a caller that is ready to adopt it, and asks for a `pid_file`, is its monitor. `net` is the value of --net
+    (spec/network.py). Of the `preserve_fds` the first `listen_fds` are sockets that the program learns of as systemd's
+    services do (sd_listen_fds(3)).
     """
 
     pid_file: str | None = None
@@ -57,11 +58,11 @@ def create(
     options: Options = Options(),  # noqa: B008 (it is frozen)
     connect: Callable[[], socket.socket] | None = None,
 ) -> State:
-    """Make a container of a bundle; its init waits for `start`.
+    """Make a container from a bundle; its init waits for `start`.
 
-    `connect` makes the connection that takes the master of its terminal, when it is to have one and there is no
-    --console-socket. Raises SpecError, Conflict,
-    StartFailed; after a failure nothing of it is left. Must be called by a process without threads.
+    `connect` makes the connection that takes the master of its terminal, if it gets one and there is no
+    --console-socket. Must be called by a process without threads. Raises SpecError, Conflict, StartFailed; a failure
+    leaves nothing.
     """
     bundle = os.path.abspath(bundle)
     with store.lock(container_id):
@@ -93,9 +94,9 @@ def create(
 
 
 def _check(spec: Spec, options: Options, has_console: bool) -> None:
-    """What can be said before anything is made."""
+    """Raise the errors that need nothing to be made first."""
     if not os.path.isdir(spec.root):
-        raise StartFailed(f"root.path: {spec.root} is no directory")
+        raise StartFailed(f"root.path: {spec.root} is not a directory")
     if spec.process.terminal and options.console_socket is None and not (has_console or options.monitored):
         raise SpecError(
             "cannot allocate tty if pymigrate will detach without setting console socket",
@@ -265,4 +266,4 @@ def _kill(pid: int) -> None:
     try:
         os.kill(pid, signals.SIGKILL)
     except ProcessLookupError:
-        pass  # it has ended by itself
+        pass  # it has exited

@@ -1,4 +1,4 @@
-"""Delete a container, and end what is left of it."""
+"""Delete a container, and kill its remaining processes."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from runtime.state.store import DUMP, Store
 
 
 def delete(store: Store, container_id: str, *, force: bool = False, created: str | None = None) -> None:
-    """Remove a stopped container; with `force` one in any status, and none at all is no error then.
+    """Remove a stopped container; with `force` one in any status, without an error if it does not exist.
 
-    With `created` only the container that was created then: its id may be another's by now.
+    With `created`, only the container that was created at that time: another one may have its id by now.
     """
     if not os.path.isdir(store.directory(container_id)):
         if force:
@@ -36,7 +36,7 @@ def delete(store: Store, container_id: str, *, force: bool = False, created: str
                 store.remove(container_id)
                 return
             if not os.path.isdir(store.directory(container_id)):
-                raise  # another one was faster
+                raise  # another process has removed it
             remedy = f"`pymigrate delete --force {container_id}` removes its directory, and nothing else"
             raise type(error)(str(error), remedy=remedy) from None
         if state.bundle_hints:
@@ -49,15 +49,15 @@ def delete(store: Store, container_id: str, *, force: bool = False, created: str
 
 
 def remove(store: Store, state: State, cgroup: Cgroup | None = None) -> None:
-    """End what lives of a container and remove all of it. The caller holds its lock."""
+    """Kill a container's processes and remove everything of it. The caller holds its lock."""
     cgroup = cgroup or Cgroup.of(state)
-    store.drop(state.id, DUMP)  # nothing of a dump has to be undone any more
+    store.drop(state.id, DUMP)  # a dump no longer has to be undone
     end(state, cgroup)
     cgroup.kill()
     if state.has_bridge:
         from runtime.network import veth
 
-        veth.remove(state)  # with the namespace it would go by itself, but later
+        veth.remove(state)  # it would vanish with the namespace, but later
     wait_monitor(state, MONITOR_EXIT_TIMEOUT)
     cgroup.remove()
     if state.hooks.get("poststop"):
@@ -70,7 +70,7 @@ def remove(store: Store, state: State, cgroup: Cgroup | None = None) -> None:
 def end(state: State, cgroup: Cgroup | None = None) -> None:
     """Kill a container's init, and with it its pid namespace, and wait until it is gone. Harmless when it is dead.
 
-    With its `cgroup`, what is frozen in it is thawed to be able to die. Raises DeadlineExceeded.
+    With its `cgroup`, frozen processes are thawed so that they can die. Raises DeadlineExceeded.
     """
     pidfd = open_init(state)
     if pidfd is None:
@@ -81,17 +81,18 @@ def end(state: State, cgroup: Cgroup | None = None) -> None:
             if cgroup is not None:
                 cgroup.signal(signals.SIGKILL)
                 if cgroup.frozen:
-                    cgroup.thaw()  # what a version 1 freezer holds does not die
+                    cgroup.thaw()  # a process in a version 1 freezer does not die
             if not processes.wait_exit(pidfd, DEATH_TIMEOUT):
-                raise DeadlineExceeded(f"container {state.id}: process {state.pid} does not end")
+                late = f"process {state.pid} did not exit within {DEATH_TIMEOUT:g} s"
+                raise DeadlineExceeded(f"container {state.id}: {late}")
     except ProcessLookupError:
-        pass  # it has ended meanwhile
+        pass  # it has exited meanwhile
     finally:
         os.close(pidfd)
 
 
 def wait_monitor(state: State, timeout: float) -> None:
-    """Wait until the monitor has written all there is to write; end it if it does not by itself."""
+    """Wait until the monitor has written everything and exited; kill it if it does not exit in `timeout` seconds."""
     pidfd = processes.open_process(state.monitor_pid, state.monitor_start_time)
     if pidfd is None:
         return

@@ -1,4 +1,4 @@
-"""What `create` and `exec` have in common: handing over what the process that they set up has to have, or gives."""
+"""What `create` and `exec` share: they pass descriptors to and from the process that they set up."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 
 def await_ready(ours: socket.socket, spec: Spec, pid: int, state: dict[str, Any], what: str) -> None:
-    """Wait until the other side, process `pid`, is set up; a listener of its filter goes to the bundle's agent.
+    """Wait until the other side, process `pid`, is set up; pass a listener of its filter to the bundle's agent.
 
-    `state` is the container's, as the specification has it.
+    `state` is the container's, in the form of the specification.
     """
     message = sync.receive(ours, HANDSHAKE_TIMEOUT, what)
     if "listener" in message and spec.seccomp is not None:
@@ -38,7 +38,7 @@ def await_ready(ours: socket.socket, spec: Spec, pid: int, state: dict[str, Any]
 
 
 def compile_filter(spec: Spec) -> Any:
-    """The seccomp filter of a bundle for the process that loads it; None without one. Raises NotSupported."""
+    """Return the seccomp filter of a bundle for the process that loads it; None without one. Raises NotSupported."""
     if spec.seccomp is None:
         return None
     from runtime.init.program import Filter
@@ -48,7 +48,7 @@ def compile_filter(spec: Spec) -> Any:
 
 
 def connect_console(path: str) -> socket.socket:
-    """A connection to a --console-socket. Raises StartFailed."""
+    """Connect to a --console-socket. Raises StartFailed."""
     try:
         return sync.connect(path)
     except OSError as error:
@@ -56,7 +56,7 @@ def connect_console(path: str) -> socket.socket:
 
 
 def receive_master(sock: socket.socket) -> int:
-    """The master that init/console.py sends; the connection is closed. Raises StartFailed."""
+    """Receive the master that init/console.py sends, and close the connection. Raises StartFailed."""
     from runtime.light import sockets
 
     sock.settimeout(HANDSHAKE_TIMEOUT)
@@ -72,7 +72,7 @@ def receive_master(sock: socket.socket) -> int:
 
 
 def write_pid(path: str, pid: int) -> None:
-    """Write a pid file, whole or not at all. Raises ContainerError."""
+    """Write a pid file atomically. Raises ContainerError."""
     try:
         files.replace(path, b"%d" % pid, mode=0o666)
     except OSError as error:

@@ -1,8 +1,9 @@
-"""Another program in a container (`exec`): its starter's side; init/exec.py is the other one.
+"""Run another program in a container (`exec`): the starter's side; init/exec.py is the other side.
 
-A detached one becomes a child of the container's init, as if that had started it, with the container's own log for its
-output: so CRIU finds it, and it moves along. Not one whose caller takes care of it (an engine, which asks for a pid
-file or has the terminal), nor in a container that has no monitor of ours, or the pids of another one.
+A detached program becomes a child of the container's init, as if that had started it, and writes to the container's
+log. So CRIU finds it, and it moves with the container. This does not apply if the caller takes care of the program (an
+engine, which asks for a pid file or has the terminal), if pymigrate's monitor does not watch the container, or if the
+container uses the pids of another one.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ _STEP = 0.05  # seconds
 
 
 class Options(Record):
-    """What the flags of `exec` say, beside the program. `cgroups` are --cgroup's: [CONTROLLER,...:]PATH."""
+    """The flags of `exec`, beside the program. `cgroups` are the values of --cgroup: [CONTROLLER,...:]PATH."""
 
     detach: bool = False
     pid_file: str | None = None
@@ -48,17 +49,18 @@ class Options(Record):
 
 
 def run(store: Store, container_id: str, choose: Callable[[State], tuple[Process, Spec]], options: Options) -> int:
-    """Run another program, which `choose` names with the container's spec, with our own standard streams.
+    """Run another program, which `choose` names with the container's spec, with the caller's standard streams.
 
-    Returns its exit status, or 0 when detached. With `ignore_paused` it waits while the container is paused. Signals
-    that we get meanwhile go to it. The lock is held until there is a process in the container: one that is being moved
-    must not get any that would stay behind. From then on the container could stop us, and we must not stop others.
+    Returns its exit status, or 0 when detached. With `ignore_paused` it waits while the container is paused. Signals to
+    this process are forwarded to the program. The lock is held until there is a process in the container, because a
+    container that is being moved must not get a process that would stay behind. From then on the container could delay
+    this process, which must not delay others by the lock.
     """
     if options.detach:
         _fill_standard_streams()
     while True:
         while options.ignore_paused and store.load(container_id).status is Status.PAUSED:
-            # Without the lock, which `resume` needs; of a freezer of cgroup version 1 there is no event to wait for.
+            # Without the lock, which `resume` needs. A cgroup version 1 freezer has no event to wait for.
             time.sleep(_STEP)
         with store.lock(container_id):
             state = store.load(container_id)
@@ -89,7 +91,7 @@ def run(store: Store, container_id: str, choose: Callable[[State], tuple[Process
 def _prepare(
     state: State, choose: Callable[[State], tuple[Process, Spec]], options: Options
 ) -> tuple[int, int, socket.socket, socket.socket | None, Spec]:
-    """What `_begin` returns, our end of the connection that takes the terminal's master, and the container's spec."""
+    """Return what `_begin` does, this side's end of the connection for the terminal's master, and the spec."""
     process, spec = choose(state)
     capabilities.warn(process.capabilities, remapped="user" in spec.namespaces)
     ours = theirs = None
@@ -100,7 +102,7 @@ def _prepare(
             raise Conflict("cannot allocate tty if pymigrate will detach without setting console socket")
         else:
             ours, theirs = sync.pair()
-            # It has the size of ours from the beginning; later changes are copied (terminal.copy_size).
+            # It has the size of this terminal from the beginning; later changes are copied (terminal.copy_size).
             process = process.replace(console_size=process.console_size or terminal_size())
     resident = options.detach and theirs is None and options.pid_file is None
     resident = resident and bool(state.monitor_pid) and spec.is_new("pid")
@@ -108,13 +110,13 @@ def _prepare(
 
 
 def _refuse_ended(state: State, error: BaseException) -> None:
-    """Raise Conflict where the container's end is the cause of a failure: `kill` waits for no lock."""
+    """Raise Conflict if the container's exit caused a failure: `kill` does not wait for the lock."""
     if isinstance(error, StartFailed) and not processes.runs(state.pid, state.pid_start_time):
         Status.STOPPED.require(state.id, "exec")
 
 
 def terminal_size() -> tuple[int, int] | None:
-    """Rows and columns of the terminal that we are used at, None without one."""
+    """Return the rows and columns of this process's terminal, None without one."""
     try:
         size = os.get_terminal_size(0)
     except OSError:
@@ -125,9 +127,9 @@ def terminal_size() -> tuple[int, int] | None:
 def _begin(
     state: State, process: Process, spec: Spec, options: Options, console: socket.socket | None, *, resident: bool
 ) -> tuple[int, int, socket.socket]:
-    """Start the process that stays outside, and through it the one that is to be the program.
+    """Start the process that stays outside, and through it the process that becomes the program.
 
-    Returns their pids and our end of the handshake. Raises StartFailed.
+    Returns their pids and this side's end of the handshake. Raises StartFailed.
     """
     ours, theirs = sync.pair()
     streams = [_log_stream(state, number) for number in (1, 2)] if resident else []
@@ -163,30 +165,30 @@ def _begin(
 
 
 def _fill_standard_streams() -> None:
-    """Open those that our caller has closed: nothing that we open may get the number of one of the program's."""
+    """Open those that the caller has closed: no other descriptor may get the number of one of the program's streams."""
     while (fd := os.open("/dev/null", os.O_RDWR)) < 3:
         os.set_inheritable(fd, True)
     os.close(fd)
 
 
 def _log_stream(state: State, number: int) -> int:
-    """The pipe that is the container's stdout or stderr, as far as its monitor still reads from it; else -1."""
+    """Open the pipe that is the container's stdout or stderr; -1 if its monitor no longer reads from it."""
     table = f"/proc/{state.monitor_pid}/fd"
     try:
         names = os.listdir(table) if state.stdio[number].startswith("pipe:") else []
     except OSError:
-        return -1  # it has ended
+        return -1  # it has exited
     for name in names:
         try:
             if os.readlink(f"{table}/{name}") == state.stdio[number]:
                 return os.open(f"{table}/{name}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError:
-            continue  # closed since, as when who was attached has left
+            continue  # closed since, for example because an attached client has left
     return -1
 
 
 def _finish(ours: socket.socket, state: State, spec: Spec, pid: int, options: Options) -> None:
-    """Go through the rest of the handshake, until the program runs. Raises StartFailed."""
+    """Complete the handshake, until the program runs. Raises StartFailed."""
     try:
         if options.pidfd_socket is not None:
             engine_sockets.send_pidfd(options.pidfd_socket, pid)
@@ -200,7 +202,7 @@ def _finish(ours: socket.socket, state: State, spec: Spec, pid: int, options: Op
 
 
 def _end(child: int, pid: int) -> None:
-    """Kill the program, if there is one, and the process outside, which is our child."""
+    """Kill the program, if there is one, and the process outside, which is a child of this process."""
     for number in (pid, child):
         if number:
             try:
@@ -211,7 +213,7 @@ def _end(child: int, pid: int) -> None:
 
 
 def _below(paths: dict[str, str], wanted: tuple[str, ...]) -> dict[str, str]:
-    """The container's cgroups, or, for all or some controllers, those below them that are `wanted` and exist."""
+    """Return the container's cgroups, or, for all or some controllers, the existing `wanted` ones below them."""
     found = dict(paths)
     for text in wanted:
         names, colon, place = text.rpartition(":")

@@ -1,6 +1,6 @@
-"""What this runtime recognizes, as features.json of the runtime-spec 1.2 (features.md, features-linux.md).
+"""The features that this runtime recognizes, as features.json of the runtime-spec 1.2 (features.md, features-linux.md).
 
-It speaks of the code, never of this host. Lists come from the tables that the code itself uses;
+They describe the code, never this host. Lists come from the tables that the code itself uses;
 tests/unit/runtime/lifecycle/test_features.py checks each claim, and each "not enabled", against what `parse` takes.
 """
 
@@ -18,7 +18,7 @@ UNSAFE_ANNOTATIONS = (NET, PROPERTY)
 
 
 def features() -> dict[str, Any]:
-    """The value of the document, as JSON."""
+    """Return the document as a JSON value."""
     from runtime.linux import capabilities
     from runtime.spec import config as spec_config
     from runtime.spec import mounts as mount_spec

@@ -31,15 +31,15 @@ _LATER = ("poststart", "poststop")
 
 
 def load_asked(bundle: str, net: str | None, pid_file: str | None) -> Spec:
-    """The spec of a bundle for whoever makes a container of it, with what --net and --pid-file say. Raises SpecError.
+    """Return the spec of a bundle that becomes a container, as --net and --pid-file change it. Raises SpecError.
 
-    Who asks for a pid file is an engine as a rule, and its config.json no word of the operator's: older podman
-    copies an image's annotations there, others those of whoever may start a pod.
+    A caller that asks for a pid file usually is an engine, and its config.json does not speak for the operator: older
+    podman copies an image's annotations there, other engines those of any user that may start a pod.
     """
     spec = load(bundle, net=net)
     if net is None and pid_file is not None and NET in spec.annotations:
         raise SpecError(
-            f"annotations.{NET}: is not heeded together with --pid-file, as engines call it: it may be an image's",
+            f"annotations.{NET}: is ignored together with --pid-file, which engines use: it may come from an image",
             remedy="give --net; with an engine, its own networks",
         )
     return spec
@@ -150,9 +150,9 @@ class Provision:
 
 
 def limit_reached(cgroup: Cgroup, resources: Resources) -> str | None:
-    """The limit that has probably kept the container's init from being set up: a field, and what it did."""
+    """Return the limit that has probably prevented the init's set-up, in words: the field, and its effect."""
     limits = {"memory": resources.memory_limit, "pids": resources.pids_limit}
-    words = {"memory": "the kernel has no more memory for it", "pids": "it may not fork any more"}
+    words = {"memory": "the kernel has no more memory for it", "pids": "it may not fork again"}
     for kind in cgroup.limits_reached():
         limit = limits[kind]
         field = f"linux.resources.{kind}.limit" if limit is not None else "linux.cgroupsPath"
@@ -161,10 +161,10 @@ def limit_reached(cgroup: Cgroup, resources: Resources) -> str | None:
 
 
 def claim_network(store: Store, state: State, wanted: Network) -> None:
-    """Save a new container's state, which says what network it has.
+    """Save a new container's state, which names its network.
 
-    Raises Conflict when another container has that, and removes the new one. Of two that ask at the same time one has
-    saved its state before the other one looks.
+    Raises Conflict, and removes the new container, if another one has the network. Of two that ask at the same time,
+    one has saved its state before the other looks.
     """
     from runtime.network import claims
 
@@ -181,7 +181,7 @@ def claim_network(store: Store, state: State, wanted: Network) -> None:
 
 
 def _lock(root: int, path: str) -> None:
-    """Raises DeadlineExceeded."""
+    """Lock the root. Raises DeadlineExceeded."""
     import fcntl
 
     deadline = time.monotonic() + NETWORK_CLAIM_TIMEOUT
@@ -190,12 +190,12 @@ def _lock(root: int, path: str) -> None:
             return fcntl.flock(root, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() > deadline:
-                raise DeadlineExceeded(f"{path}: another pymigrate is about to give a container a network") from None
+                raise DeadlineExceeded(f"{path}: another process is giving a container a network") from None
             time.sleep(0.005)
 
 
 def connect_network(state: State, wanted: Network, *, again: bool) -> None:
-    """Build the network of an init that waits, and announce it, `again` and again."""
+    """Build the network of a waiting init, and announce it; `again`: a process of its own repeats that."""
     from runtime.network import announce, veth
 
     try:
@@ -216,11 +216,11 @@ def connect_network(state: State, wanted: Network, *, again: bool) -> None:
 
 
 def now() -> str:
-    """The time, as runc writes it into states: UTC, to the nanosecond."""
+    """Return the time as runc writes it into states: UTC, to the nanosecond."""
     seconds, nanoseconds = divmod(time.time_ns(), 1_000_000_000)
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{nanoseconds:09d}Z"
 
 
 def later_hooks(spec: Spec) -> dict[str, Any]:
-    """For the state: the hooks that are run when the bundle may be gone."""
+    """Return the hooks that run when the bundle may be gone, in the form of the state."""
     return {point: [hook.plain() for hook in spec.hooks[point]] for point in _LATER if spec.hooks[point]}

@@ -1,4 +1,4 @@
-"""`run` in the foreground: the container has our standard streams, is our child, and is deleted when it ends."""
+"""`run` in the foreground: the container has this process's standard streams, is its child, and is deleted at exit."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _FORWARDED = (
 
 
 def run(store: Store, container_id: str, bundle: str, options: create.Options, *, keep: bool = False) -> int:
-    """Create and start a container, wait for its end, delete it unless `keep`; returns its exit status."""
+    """Create and start a container, wait until it exits, delete it unless `keep`; return its exit status."""
     consoles: list[socket.socket] = []
 
     def connect() -> socket.socket:
@@ -45,12 +45,12 @@ def run(store: Store, container_id: str, bundle: str, options: create.Options, *
 
 
 def with_terminal(ours: socket.socket, begin: Callable[[], object], end: Callable[[], int]) -> int:
-    """Take the master of a terminal and show it."""
+    """Receive the master of a terminal and show it."""
     return show(engine_sockets.receive_master(ours), begin, end)
 
 
 def show(master: int, begin: Callable[[], object], end: Callable[[], int]) -> int:
-    """Copy between the master of a terminal and our own streams from `begin` until its other end is gone."""
+    """Copy between the master of a terminal and the standard streams, from `begin` until its other end is gone."""
     from runtime.monitor import terminal
 
     try:
@@ -64,7 +64,7 @@ def show(master: int, begin: Callable[[], object], end: Callable[[], int]) -> in
 
 
 def wait(pid: int) -> int:
-    """Wait for a child; its exit status, 128 + n for signal n. Others that were left to us are reaped on the way."""
+    """Return a child's exit status, 128 + n for signal n. Other children that exit meanwhile are reaped."""
     while True:
         ended, status = os.waitpid(-1, 0)
         if ended == pid:
@@ -73,7 +73,7 @@ def wait(pid: int) -> int:
 
 
 class Forwarding:
-    """In a `with`: signals meant for us go to a process instead, and we end when it does."""
+    """In a `with`: forward this process's signals to another one."""
 
     def __init__(self, pid: int) -> None:
         self._pid, self._pidfd = pid, -1
@@ -83,7 +83,7 @@ class Forwarding:
             if self._pidfd >= 0:
                 signals.pidfd_send_signal(self._pidfd, number)
         except ProcessLookupError:
-            pass  # it has just ended, and so shall we
+            pass  # it has just exited, and this process soon does
 
     def __enter__(self) -> None:
         try:
@@ -100,6 +100,6 @@ class Forwarding:
 
 
 def hold_signals() -> None:
-    """From here on no signal ends us: what is left is to clean up."""
+    """Ignore the signals that would end this process, because only the clean-up is left."""
     for number in (signals.SIGINT, signals.SIGTERM, signals.SIGHUP):
         signals.signal(number, signals.SIG_IGN)

@@ -1,4 +1,4 @@
-"""Letting the init of a created container run its program: an engine waits for it, so it loads as little as it can."""
+"""Start the program of a created container. An engine waits for this, so it loads as little as possible."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def start(store: Store, container_id: str) -> State:
-    """Let the init of a created container run its program."""
+    """Have the init of a created container run its program."""
     with store.lock_existing(container_id):
         state = store.load(container_id)
         state.status.require(container_id, "start")
@@ -25,7 +25,7 @@ def start(store: Store, container_id: str) -> State:
         try:
             errors = os.open(errors_fifo, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             fd = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-            # Saved before init goes on: a program that ends at once must not be taken for one that was never started.
+            # Saved before init continues: a program that exits at once must not look like one that was never started.
             state = state.replace(started=True)
             store.save(state)
             os.write(fd, b"0")
@@ -34,7 +34,7 @@ def start(store: Store, container_id: str) -> State:
             if processes.is_dying(state.pid):  # `kill` does not wait for the lock
                 Status.STOPPED.require(container_id, "start")
             raise ContainerError(
-                f"container {container_id}: its init does not wait any more: {error.strerror}"
+                f"container {container_id}: its init is no longer waiting to be started: {error.strerror}"
             ) from None
         _await_program(errors)
         os.unlink(fifo)
@@ -47,9 +47,9 @@ def start(store: Store, container_id: str) -> State:
 
 
 def _await_program(errors: int) -> None:
-    """Wait until init has become the container's program. Raises StartFailed with init's own words, DeadlineExceeded.
+    """Wait until init has become the container's program. Raises StartFailed with init's message, DeadlineExceeded.
 
-    `errors` reads from a fifo that only init can write to: it is at its end when init's exec has closed it.
+    `errors` reads from a fifo that only init can write to: it reaches its end when init's exec has closed it.
     """
     poll = select.poll()
     poll.register(errors, select.POLLIN)

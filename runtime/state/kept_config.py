@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def keep(spec: Spec, directory: str) -> None:
-    """Write a new container's config.json to where it has its state; see `load_kept`. Raises ContainerError."""
+    """Write a new container's config.json into its directory; see `load_kept`. Raises ContainerError."""
     path = os.path.join(directory, CONFIG)
     try:
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as file:
@@ -24,11 +24,11 @@ def keep(spec: Spec, directory: str) -> None:
 
 
 def load_kept(state: State) -> Spec:
-    """The spec of a container that is there. Raises SpecError.
+    """Return the spec of an existing container. Raises SpecError.
 
-    What is changed in its bundle after it was made must not affect it (runtime.md, lifecycle).
+    Later changes in its bundle must not affect the container (runtime.md, lifecycle).
     """
     path = os.path.join(state.directory, CONFIG)
-    kept = os.path.exists(path)  # not by earlier versions
+    kept = os.path.exists(path)  # earlier versions did not keep it
     spec = parse(read_json(path, ""), state.bundle) if kept else load_bundle(state.bundle)
     return in_force(spec, state.annotations, None)

@@ -1,8 +1,8 @@
-"""A mark on the bundle of an engine's container that a move has taken away: the engine sees it end, and knows no more.
+"""A mark on the bundle of an engine's container that a move has taken away. The engine only sees it exit.
 
-Engines start again what has ended: by a restart policy, for a unit of systemd's, for their user. That would be a second
-one of what runs elsewhere. And what they `delete` by its id may have come back by a move. The mark keeps both from
-happening until the engine forgets the container, whose bundle it removes then.
+Engines restart containers that have exited: by a restart policy, for a systemd unit, for their user. The restarted one
+would be a second copy of a container that runs elsewhere. And a container that an engine deletes by its id may have
+come back by a move. The mark prevents both until the engine forgets the container, because it then removes the bundle.
 """
 
 from __future__ import annotations
@@ -20,42 +20,42 @@ _MARK = "moved-by-pymigrate"
 
 
 def note(state: State) -> None:
-    """Mark the bundle of a container that is about to leave this host, if it is an engine's. Raises OSError."""
-    if not state.monitor_pid:  # nobody else than an engine watches over a detached container of its own
+    """Mark the bundle of a container that is about to leave this host, if an engine owns it. Raises OSError."""
+    if not state.monitor_pid:  # only an engine monitors a detached container itself
         os.close(os.open(_path(state.bundle), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
 
 def erase(bundle: str) -> None:
-    """The container has stayed after all."""
+    """Remove the mark, because the container stays after all."""
     try:
         os.unlink(_path(bundle))
     except OSError:
-        pass  # it is none of an engine's, or gone
+        pass  # no engine owns it, or it is gone
 
 
 def is_marked(bundle: str) -> bool:
-    """Whether an engine of this host believes that a container of this bundle, which was moved away, has ended."""
+    """Return True if an engine of this host takes a container of this bundle, which was moved away, for exited."""
     return os.path.exists(_path(bundle))
 
 
 def require_not_moved(container_id: str, bundle: str) -> None:
-    """For an engine's `create`. Raises Conflict."""
+    """Raise Conflict for an engine's `create` of a container that was moved away."""
     if is_marked(bundle):
         raise Conflict(
-            f"container {container_id} was moved by pymigrate: started again here there would be two of it",
-            remedy=f"remove the engine's (podman rm, ctr task delete); if the moved one is no more, rm {_path(bundle)}",
+            f"container {container_id} was moved by pymigrate: a restart here would make a second one",
+            remedy=f"remove the engine's (podman rm, ctr task delete); if the moved one is gone, rm {_path(bundle)}",
         )
 
 
 def require_not_returned(state: State) -> None:
-    """For `delete`, which an engine calls to forget what has ended, and after a start that failed.
+    """Check a `delete`, which an engine calls to forget a container that has exited, or whose start failed.
 
-    Raises NotFound, which engines take for success, when the container lives, but not as the engine's any more.
+    Raises NotFound, which engines take for success, when the container lives but the engine no longer owns it.
     """
     if state.monitor_pid and processes.is_alive(state.pid, state.pid_start_time):
         for bundle in filter(is_marked, state.bundle_hints):
             raise NotFound(
-                f"the container of {bundle} does not exist any more: the {state.id} that runs here has come by a move",
+                f"the container of {bundle} no longer exists: the {state.id} that runs here has come by a move",
                 remedy=f"have the engine forget it (podman rm, ctr task delete), or `pymigrate kill {state.id} KILL`",
             )
 

@@ -19,7 +19,7 @@ _ID_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ
 
 
 def check_id(value: str) -> str:
-    """Return a container id that is fit to be a directory's name (runc's rule). Raises InvalidId."""
+    """Return `value` if it is a container id: fit to be a directory's name (runc's rule). Raises InvalidId."""
     if not 0 < len(value) <= 200 or not _ID_CHARACTERS.issuperset(value) or value.startswith("."):
         raise InvalidId(
             f"invalid container id {value[:80]!r}",
@@ -31,13 +31,13 @@ def check_id(value: str) -> str:
 class State(Record):
     """state.json. `pid` is 0 until there is an init; the start times defeat the reuse of pids.
 
-    `hooks` are those of the points still to come, poststart and poststop (the bundle may be gone by then);
-    `cgroup_paths` maps a v1 controller (or "" for v2) to the directory; `systemd_unit` the unit that they belong to, if
-    systemd made them; `monitor_pid` is the monitor's pid, 0 when the caller of `create` is it; `stdio` are the init's
-    descriptors 0 to 2 as /proc shows them; `bundle_hints` are where the bundle lay on hosts it came from; `move` is the
-    id of the migration that has brought it or is bringing it, `moved_from` the host that it comes from, None otherwise;
-    `releasing` says that CRIU, which holds it, is being told to let it run, and may do so whatever becomes of us;
-    `resources` is what `update` has changed of linux.resources.
+    `hooks` are those of later points, poststart and poststop, because the bundle may be gone by then; `cgroup_paths`
+    maps a v1 controller (or "" for v2) to the directory; `systemd_unit` is the unit of these cgroups if systemd made
+    them; `monitor_pid` is the monitor's pid, 0 if the caller of `create` is the monitor; `stdio` are the init's
+    descriptors 0 to 2 as /proc shows them; `bundle_hints` are the bundle's places on hosts that the container came
+    from; `move` is the id of the migration that has brought it or is bringing it, `moved_from` the host that it comes
+    from, None otherwise; `releasing` says that CRIU, which holds the container, is being told to resume it, and may do
+    so even if this process dies; `resources` are the changes of `update` to linux.resources.
     """
 
     id: str
@@ -69,7 +69,7 @@ class State(Record):
 
     @property
     def status(self) -> Status:
-        """Derived from what lives now, not from what was written."""
+        """The status, derived from the processes that live now, not from the file."""
         if self.pid and processes.is_alive(self.pid, self.pid_start_time):
             if not self.started:
                 return Status.CREATED if self.move is None else Status.CREATING
@@ -81,30 +81,30 @@ class State(Record):
         return Status.STOPPED
 
     def require_here(self) -> None:
-        """Raise Conflict for a container that is on its way here: its source may go on with it.
+        """Raise Conflict for a container that is being moved here: its source may still resume it.
 
-        Once what is held of it is dead it is a stopped one, and can be deleted.
+        Once its held processes are dead, it counts as stopped and can be deleted.
         """
         if self.move is None or self.started or self.status is Status.STOPPED:
             return
         source = self.moved_from[:64] if self.moved_from and self.moved_from.isprintable() else "another host"
         raise Conflict(
-            f"{self.id} is being moved here from {source}: until it runs here, nothing can be done with it",
-            remedy=f"wait for the end of the move; if that does not come, `pymigrate recover {self.id}` at {source}",
+            f"{self.id} is being moved here from {source}: no verb can act on it until it runs here",
+            remedy=f"wait for the end of the move; if it does not end, `pymigrate recover {self.id}` at {source}",
         )
 
     @property
     def has_bridge(self) -> bool:
-        """Whether it has a network of its own on a bridge of the host."""
+        """Whether the container has its own network on a bridge of the host."""
         return self.annotations.get(NET, "").startswith("bridge=")
 
     @property
     def owner(self) -> bytes:
-        """What its cgroups are marked with: an id can be used again, at another time or below another --root."""
+        """The mark of its cgroups. An id alone does not do: it can be used again, later or below another --root."""
         return f"{self.id} {self.created}".encode()
 
     def oci(self, status: str | None = None) -> dict[str, Any]:
-        """The state as the runtime-spec (and runc) shows it; what hooks get on stdin."""
+        """Return the state as the runtime-spec (and runc) shows it, and as hooks get it on stdin."""
         status = self.status if status is None else status
         shown: dict[str, Any] = {"ociVersion": OCI_VERSION, "id": self.id}
         shown |= {"pid": 0 if status == "stopped" else self.pid, "status": str(status), "bundle": self.bundle}
@@ -115,10 +115,10 @@ class State(Record):
 
 
 def _owner(directory: str) -> str:
-    """Whose container it is: who has made its directory."""
+    """Return the owner of a container: the user that has made its directory."""
     try:
         uid = os.stat(directory).st_uid
-    except OSError:  # it is going
+    except OSError:  # it is being deleted
         uid = os.geteuid()
     if uid == 0:
         return "root"
@@ -141,9 +141,9 @@ _KINDS: dict[str, tuple[type, ...]] = {
 }
 
 
-# What states of earlier versions have not, as it is then. Their containers live on under this version.
+# Fields that states of earlier versions lack, with their values. Containers of those versions live on under this one.
 _ADDED: dict[str, Any] = {"resources": {}, "releasing": False, "moved_from": None}
-# Names that earlier versions wrote.
+# Field names of earlier versions.
 _RENAMED = {"shim_pid": "monitor_pid", "shim_start_time": "monitor_start_time"}
 _STRINGS = ("cgroup_paths", "namespace_paths", "annotations")
 _PID_MAX = 1 << 22  # PID_MAX_LIMIT (proc(5), pid_max)
@@ -154,16 +154,16 @@ def parse(value: Any, path: str, container_id: str, remedy: str) -> State:
     if isinstance(value, dict):
         value = _ADDED | {_RENAMED.get(name, name): item for name, item in value.items()}
     if not isinstance(value, dict) or value.pop("ociVersion", None) != OCI_VERSION or set(value) != set(_KINDS):
-        raise StateError(f"{path}: is no state of this version", remedy=remedy)
+        raise StateError(f"{path}: is not a state of this version", remedy=remedy)
     for name, kinds in _KINDS.items():
         if type(value[name]) not in kinds:
-            raise StateError(f"{path}: {name}: is of the wrong type", remedy=remedy)
+            raise StateError(f"{path}: {name}: has the wrong type", remedy=remedy)
     for name in _STRINGS:
         if not all(isinstance(item, str) for item in value[name].values()):
             raise StateError(f"{path}: {name}: must hold strings", remedy=remedy)
     if value["id"] != container_id:
-        raise StateError(f"{path}: id: is that of another container", remedy=remedy)
+        raise StateError(f"{path}: id: is the id of another container", remedy=remedy)
     if not all(0 <= value[name] <= _PID_MAX for name in ("pid", "monitor_pid")):
-        raise StateError(f"{path}: pid: is no process id", remedy=remedy)
+        raise StateError(f"{path}: pid: is not a process id", remedy=remedy)
     stdio = (*map(str, value["stdio"]), "", "", "")[:3]
     return State(**{**value, "stdio": stdio, "bundle_hints": tuple(map(str, value["bundle_hints"]))})

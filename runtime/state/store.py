@@ -1,18 +1,18 @@
-"""What is known of a container on this host: state.json, its lock, and which verb each status allows.
+"""The files of the containers of this host, and their locks.
 
 <root>/<id>/        0700
-    state.json      0600, written beside and renamed
+    state.json      0600, replaced atomically
     exec.fifo       between create and start: init waits on it
-    error.fifo      likewise: init says there what goes wrong after `start`
-    config.json     the bundle's, as it was when the container was made
-    exit.json       once init has ended, when a monitor of ours has seen it
-    dump.json       while a dump of it goes on, or was cut short (freeze/mend.py)
-    attach          the socket of its monitor, when that is ours (monitor/clients.py)
-    log, log.0      what it wrote here: the last, and what was put aside when that grew too long
-    log.1           what it had written elsewhere before
+    error.fifo      likewise: init reports errors after `start` there
+    config.json     a copy of the bundle's, made with the container
+    exit.json       once init has exited, if pymigrate's monitor has seen it
+    dump.json       during a dump, and after one that was cut short (freeze/mend.py)
+    attach          the socket of pymigrate's monitor (monitor/clients.py)
+    log, log.0      its output on this host: the newest, and the older part that was put aside
+    log.1           its output on earlier hosts
 <root>/.<id>.lock   taken by every verb that changes the container
 
-<root> lies in /run: what it holds ends with the machine, as the containers do, so nothing waits for a disk (fsync).
+<root> is in /run: its contents end with the machine, as the containers do, so nothing waits for a disk (fsync).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pathlib import Path
 
-DUMP = "dump.json"  # in a container's directory: a dump goes on, or was left unfinished (freeze/mend.py)
+DUMP = "dump.json"  # in a container's directory: a dump is running, or was left unfinished (freeze/mend.py)
 
 
 _FILES = ("state.json", "config.json", "exec.fifo", "error.fifo", "exit.json", DUMP, "log", "attach")
@@ -46,13 +46,13 @@ class Store:
         self._is_trusted = False
 
     def _require_own(self) -> None:
-        """Raise StateError where another user could have written what lies here: hooks, pids and cgroups among it."""
+        """Raise StateError if another user could have written the states: they hold hooks, pids and cgroups."""
         if not self._is_trusted:
             _require_own(self.root)
             self._is_trusted = os.path.isdir(self.root)
 
     def directory(self, container_id: str) -> str:
-        """Where a container keeps its files. Raises InvalidId, StateError."""
+        """Return the directory of a container's files. Raises InvalidId, StateError."""
         self._require_own()
         return os.path.join(self.root, check_id(container_id))
 
@@ -66,16 +66,16 @@ class Store:
             raise ContainerError(f"--root {self.root}: cannot be read: {error.strerror}") from None
 
     def load(self, container_id: str) -> State:
-        """The state of a container that something is to be done with.
+        """Return the state of a container that a verb acts on.
 
-        Raises NotFound, StateError, and Conflict for one that is being moved here.
+        Raises NotFound, StateError, and Conflict for a container that is being moved here.
         """
         state = self.look(container_id)
         state.require_here()
         return state
 
     def look(self, container_id: str) -> State:
-        """The state of a container, also of one that is only on its way here. Raises NotFound, StateError."""
+        """Return the state of a container, even if it is still being moved here. Raises NotFound, StateError."""
         path = self.directory(container_id) + "/state.json"
         remedy = f"`pymigrate delete --force {container_id}` removes what is left"
         try:
@@ -86,11 +86,11 @@ class Store:
         except OSError as error:
             raise StateError(f"{path}: cannot be read: {error.strerror}", remedy=remedy) from None
         except (ValueError, RecursionError) as error:
-            raise StateError(f"{path}: is no JSON: {error}", remedy=remedy) from None
+            raise StateError(f"{path}: is not JSON: {error}", remedy=remedy) from None
         return parse(value, path, container_id, remedy)
 
     def save(self, state: State) -> None:
-        """Write state.json so that a reader sees the old one or the new one, whole."""
+        """Replace state.json. Raises ContainerError."""
         path = self.directory(state.id) + "/state.json"
         try:
             files.replace(path, light_json.dumps({"ociVersion": OCI_VERSION, **state.plain()}).encode())
@@ -98,7 +98,7 @@ class Store:
             raise unwritable(path, error) from None
 
     def create(self, container_id: str) -> str:
-        """Make the directory of a new container. Raises Conflict when the id is in use."""
+        """Make the directory of a new container, and return it. Raises Conflict when the id is in use."""
         directory = self.directory(container_id)
         try:
             if not self._is_trusted:
@@ -114,16 +114,16 @@ class Store:
         return directory
 
     def drop(self, container_id: str, name: str) -> None:
-        """Remove one of a container's files; harmless when there is none."""
+        """Remove one of a container's files; harmless if it does not exist."""
         try:
             os.unlink(os.path.join(self.directory(container_id), name))
         except FileNotFoundError:
             pass
 
     def remove(self, container_id: str) -> None:
-        """Remove a container's directory with the files that we make there; harmless when it is gone.
+        """Remove a container's directory with pymigrate's files in it; harmless when it is gone.
 
-        Raises ContainerError when it holds anything else: with a wrong --root it is somebody else's.
+        Raises ContainerError if it holds other files: with a wrong --root the directory is not a container's.
         """
         directory = self.directory(container_id)
         try:
@@ -135,15 +135,15 @@ class Store:
             return
         except OSError as error:
             raise ContainerError(
-                f"{directory}: cannot be removed: {error.strerror}", remedy="is it a container's? see what it holds"
+                f"{directory}: cannot be removed: {error.strerror}", remedy="is it a container's? look at its files"
             ) from None
 
     def status(self, state: State) -> Status:
-        """As a bystander sees it: what another invocation is making at this moment has not stopped."""
+        """Return the status for a bystander: a container that another process is making has not stopped."""
         return Status.CREATING if not state.pid and self.is_busy(state.id) else state.status
 
     def is_busy(self, container_id: str) -> bool:
-        """Whether somebody holds the container's lock: what is there of it may be half made, or half removed."""
+        """Return True if a process holds the container's lock: its files may be half made, or half removed."""
         try:
             fd = os.open(os.path.join(self.root, f".{check_id(container_id)}.lock"), os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
@@ -157,21 +157,21 @@ class Store:
         return False
 
     def lock_existing(self, container_id: str, timeout: float = CONTAINER_LOCK_TIMEOUT) -> Lock:
-        """The lock of a container that is there. Raises NotFound, and makes nothing then."""
+        """Return the lock of an existing container. Raises NotFound, without making a lock file."""
         if not os.path.isdir(self.directory(container_id)):
             raise NotFound.of(container_id)
         return self.lock(container_id, timeout)
 
     def forget(self, container_id: str) -> None:
-        """Remove the lock file that somebody who was killed has left of a container that is not there."""
+        """Remove the lock file that a killed process has left of a container that does not exist."""
         if os.path.exists(os.path.join(self.root, f".{check_id(container_id)}.lock")):
             with self.lock(container_id):
                 pass
 
     def lock(self, container_id: str, timeout: float = CONTAINER_LOCK_TIMEOUT) -> Lock:
-        """The container's lock, to be held in a `with`; it is released when this process ends, however it ends.
+        """Return the container's lock, to be held in a `with`; the kernel releases it if this process dies.
 
-        Entering raises DeadlineExceeded when another invocation holds it for `timeout` seconds.
+        Entering raises DeadlineExceeded when another process holds it for `timeout` seconds.
         """
         return Lock(self, container_id, timeout)
 
@@ -182,7 +182,7 @@ def _require_own(root: str) -> None:
     except OSError as error:
         raise StateError(
             f"--root {root}: {error.filename} {error.strerror}",
-            remedy="name a directory that only you can change, the directories that it lies in included",
+            remedy="name a directory that only you can change, and whose parents only you can change",
         ) from None
 
 
@@ -192,7 +192,7 @@ def make_root(root: str) -> None:
         os.makedirs(root, 0o700, exist_ok=True)
     except OSError as error:
         raise ContainerError(f"--root {root}: cannot be made: {error.strerror}") from None
-    _require_own(root)  # another user may have been faster
+    _require_own(root)  # another user may have made it meanwhile
 
 
 class Lock:
@@ -223,7 +223,7 @@ class Lock:
                 if time.monotonic() > deadline:
                     os.close(fd)
                     raise DeadlineExceeded(
-                        f"container {self._id} is busy: another pymigrate works on it",
+                        f"container {self._id} is busy: another pymigrate process is working on it",
                         remedy=f"is it being moved? `pymigrate kill {self._id} KILL` does not wait",
                     ) from None
                 time.sleep(0.005)
@@ -234,13 +234,13 @@ class Lock:
             try:
                 os.unlink(self._path)
             except FileNotFoundError:
-                pass  # another one was as quick
+                pass  # another process has removed it
         fcntl.flock(self._fd, fcntl.LOCK_UN)  # a process forked meanwhile may still have the descriptor
         os.close(self._fd)
 
 
 def _is_same(fd: int, path: str) -> bool:
-    """Whether the locked file is still the one at `path` (its last holder may have removed it)."""
+    """Return True if the locked file is still the one at `path`: its last holder may have removed it."""
     try:
         there, ours = os.stat(path), os.fstat(fd)
     except FileNotFoundError:

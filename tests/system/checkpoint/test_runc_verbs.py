@@ -136,7 +136,7 @@ def test_a_file_for_criu_is_not_heeded_in_silence(pymigrate: Local, bundle: Path
     pymigrate("run", "-d", "-b", bundle, "ckpt")
     for argv in (("checkpoint",), ("restore", "-d", "-b", bundle)):
         done = pymigrate(*argv, *images.flags(), "ckpt")
-        assert "warning: annotations.org.criu.config: is not heeded" in done.stderr
+        assert "warning: annotations.org.criu.config: is ignored" in done.stderr
     assert not ran.exists()
 
 

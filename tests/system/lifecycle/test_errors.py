@@ -210,12 +210,12 @@ ALONE = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
 @pytest.mark.parametrize(
     ("forged", "words"),
     [
-        ("", "is no JSON"),
-        ("[" * 100_000, "is no JSON"),
-        ('{"ociVersion": "1.0.2-dev", "id": "x", "init_process_pid": 1}', "is no state of this version"),
-        ({"id": "another"}, "id: is that of another container"),
-        ({"pid": -1}, "pid: is no process id"),
-        ({"monitor_pid": 10**30}, "pid: is no process id"),
+        ("", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
+        ('{"ociVersion": "1.0.2-dev", "id": "x", "init_process_pid": 1}', "is not a state of this version"),
+        ({"id": "another"}, "id: is the id of another container"),
+        ({"pid": -1}, "pid: is not a process id"),
+        ({"monitor_pid": 10**30}, "pid: is not a process id"),
         ({"cgroup_paths": {"memory": 5}}, "cgroup_paths: must hold strings"),
         ({"cgroup_paths": {"memory": discover()[0].mountpoint}}, "is not the cgroup of a container"),
         ({"cgroup_paths": {"memory": "/tmp"}}, "is not the cgroup of a container"),

@@ -64,7 +64,7 @@ def test_what_an_image_may_have_said_is_not_heeded(lab: Lab, text: str) -> None:
     ask_for = ["--pid-file", "/run/pid", "-b", PLACE]
     done = lab.on("host1", "pymigrate", "create", *ask_for, "web", check=False)
     assert done.returncode == 6
-    assert "annotations.io.pymigrate.net: is not heeded together with --pid-file" in done.stderr
+    assert "annotations.io.pymigrate.net: is ignored together with --pid-file" in done.stderr
     assert lab.ids("host1") == []
     lab.on("host1", "pymigrate", "create", *ask_for, "--net", "none", "web")
     assert inside(lab, "host1", "ls /sys/class/net") == "lo\n"

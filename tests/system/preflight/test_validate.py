@@ -256,7 +256,7 @@ os.wait()
     while "ended-thread" not in rules(pymigrate):
         assert time.monotonic() < deadline
     done = pymigrate("checkpoint", "--image-path", tmp_path / "images", "--work-path", tmp_path, "c", check=False)
-    assert "a process has ended its first thread, while others of it run" in done.stderr
+    assert "the first thread of a process has exited, and others run" in done.stderr
 
 
 def test_a_session_of_exec(pymigrate: Local, bundle: Path) -> None:

@@ -43,7 +43,7 @@ DUMPS = [
     ),
     (
         ["(00.1) Error (criu/pipes.c:490): The packetized mode for pipes is not supported yet", FILES],
-        "a pipe is one of packets (O_DIRECT)", "without",
+        "a pipe is in packet mode (O_DIRECT)", "without",
     ),
     (
         ["(00.1) Error (criu/files-ext.c:94): Can't dump file 4 of that type [600] (anon anon_inode:seccomp notify)"],
@@ -70,11 +70,11 @@ DUMPS = [
     ),
     (
         ["(00.08) Error (criu/mount.c:724): mnt: FS mnt ./tmp/h dev 0xcc root / unsupported id 47"],
-        "CRIU cannot mount again what is mounted at /tmp/h", "unmount",
+        "CRIU cannot mount the file system at /tmp/h again", "unmount",
     ),
     (
         ["(00.09) Error (criu/mount.c:753): mnt: 47:./tmp/h doesn't have a proper root mount"],
-        "what is mounted at /tmp/h comes from outside of the container", "mounts",
+        "the mount at /tmp/h comes from outside of the container", "mounts",
     ),
     (
         ["(00.2) Error (criu/sk-unix.c:479): unix: Dangling connection 1842576", FILES],
@@ -82,14 +82,14 @@ DUMPS = [
     ),
     (
         ["(00.1) Error (criu/files-reg.c:1031): Can't dump ghost file /tmp/g of 629145600 size, increase limit", FILES],
-        "the open file /tmp/g has no name any more, and 629145600 bytes", "smaller",
+        "the open file /tmp/g has no name, and 629145600 bytes", "truncate",
     ),
     (
         [
             "(00.16) Error (compel/src/lib/infect.c:323): Can't dump the 31227 thread with a pending SIGTRAP.", RULE,
             "(00.18) Error (compel/src/lib/infect.c:417): Unable to detach from 31227: No such process",
         ],
-        "a SIGTRAP waits for thread 31227", "signal",
+        "a SIGTRAP is pending for thread 31227", "signal",
     ),
     (
         [
@@ -109,11 +109,11 @@ DUMPS = [
     ),
     (
         ["(00.15) Error (criu/sk-netlink.c:77): netlink: The socket has data to read", FILES],
-        "a netlink socket has messages that nobody has read", "read",
+        "a netlink socket has unread messages", "read",
     ),
     (
         ["(00.16) Error (criu/sk-inet.c:504): inet: Can't dump corked dgram socket 1cc9a9", FILES],
-        "a UDP socket holds back what it is to send", "send",
+        "a corked UDP socket holds unsent data", "send",
     ),
     (
         ["(00.2) Error (criu/sockets.c:767): sockets: BUG! Unknown socket collected (family 40)", FILES],
@@ -125,11 +125,11 @@ DUMPS = [
             "(00.2) Error (criu/bfd.c:131): bfd: Error flushing image: No space left on device",
             "(00.2) Error (criu/mem.c:718): Can't dump page with parasite",
         ],
-        "no room on a disk is left for it", "room",
+        "a disk is full", "room",
     ),
     (
         ["(00.1) Error (criu/seize.c:829): Zombies with threads are not supported"],
-        "a process has ended its first thread, while others of it run", "wait",
+        "the first thread of a process has exited, and others run", "wait",
     ),
     # Of CRIU without CAP_SYS_RESOURCE; and 3.15, as in an issue of 2022.
     (
@@ -159,7 +159,7 @@ RESTORES = [
             "(00.34)      1: Error (criu/files-reg.c:2175): File etc/gone has bad size 12 (expect 5)",
             "(00.34)      1: Error (criu/files.c:1221): Unable to open fd=5 id=0x5",
         ],
-        "the file /etc/gone is not what it was: 12 bytes, not 5", "both hosts",
+        "the file /etc/gone has changed: 12 bytes, not 5", "both hosts",
     ),
     (
         ["(00.2)      1: Error (criu/mount.c:2955): mnt: Can't create a temporary directory: Read-only file system"],
@@ -167,22 +167,22 @@ RESTORES = [
     ),
     (
         ["(00.09) Error (criu/protobuf.c:72): Unexpected EOF on (empty-image)"],
-        "an image is missing or cut short", "anew",
+        "an image is missing or truncated", "again",
     ),
     (
         [
             "(00.3)      1: Error (criu/protobuf.c:93): Read 8 bytes while 523 expected from /i/mm-1.img: "
             "No such file or directory"
         ],
-        "the image /i/mm-1.img is cut short", "anew",
+        "the image /i/mm-1.img is truncated", "again",
     ),
     (
         ["(00.1) Error (criu/image.c:554): Head magic doesn't match for pstree.img"],
-        "the image pstree.img is not one of CRIU's", "anew",
+        "pstree.img is not an image of CRIU", "again",
     ),
     (
         ["(00.347) pie: 1: Error (criu/pie/restorer.c:1907): Can't read pages data (-9)"],
-        "an image is missing or cut short", "anew",
+        "an image is missing or truncated", "again",
     ),
     (
         [
@@ -204,7 +204,7 @@ RESTORES = [
     ),
     (
         ["(00.1)      1: Error (criu/cr-restore.c:1233): Can't fork for 3: Resource temporarily unavailable"],
-        "no room for process 3 under a limit of processes", "pids.max",
+        "a limit of processes leaves no room for process 3", "pids.max",
     ),
     (["(00.1) Error (criu/cr-restore.c:1233): Can't fork for 9: File exists"], "the process id 9 is in use", "pid"),
     # 2.x and 3.x, as in issues.

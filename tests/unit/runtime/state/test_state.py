@@ -40,12 +40,12 @@ def test_one_of_an_earlier_version(tmp_path: Path) -> None:
     "name", ["id", "bundle", "rootfs", "created", "log_path", "pid", "monitor_pid", "cgroup_paths"]
 )
 def test_what_every_version_has_must_be_there(tmp_path: Path, name: str) -> None:
-    with pytest.raises(StateError, match="is no state of this version"):
+    with pytest.raises(StateError, match="is not a state of this version"):
         load(tmp_path, {key: value for key, value in OLD.items() if key != name})
 
 
 def test_what_only_a_later_version_knows(tmp_path: Path) -> None:
-    with pytest.raises(StateError, match="is no state of this version"):
+    with pytest.raises(StateError, match="is not a state of this version"):
         load(tmp_path, OLD | {"more": 1})
 
 

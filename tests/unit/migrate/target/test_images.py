@@ -26,6 +26,7 @@ def received(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ReceivedImages:
     monkeypatch.setattr(image_places, "LOCK", tmp_path / "lock")
     monkeypatch.setattr(journal, "DIRECTORY", tmp_path / "migrations")
     monkeypatch.setattr(journal.sync, "__kwdefaults__", {"directory": tmp_path / "migrations"})
+    monkeypatch.setattr(journal.load, "__kwdefaults__", {"directory": tmp_path / "none"})  # no files belong to the move
     log = Journal.begin(MIGRATION, directory=tmp_path / "migrations", role="target", id="web", source="a", target="b")
     log.record(Phase.SEED)
     path = image_places.MEMORY / MIGRATION

@@ -350,6 +350,7 @@ def test_a_copy_is_neither_renewed_nor_removed_while_a_container_has_it_mounted(
     assert (place / "big").exists()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
 def test_a_root_that_nobody_knows_shows_by_its_mounts(host: Path, alice: Owner) -> None:
     place = brought(host, alice)
     script = f"mount --make-rprivate / && mount --bind {place}/rootfs /mnt && echo && exec sleep 60"

@@ -20,6 +20,7 @@ def test_the_files_of_a_move_are_on_the_disk_before_its_images(tmp_path: Path, m
     fields = {"bundle": "/b", "rootfs": str(tmp_path), "created": "c", "root": "/r"}
     entry = Entry(MIGRATION, "target", "web", "host1", "host2", Phase.PREPARED, "", "", fields)
     monkeypatch.setattr(journal, "load", lambda _: entry)
+    monkeypatch.setattr(journal.sync, "__kwdefaults__", {"directory": tmp_path / "migrations"})
     monkeypatch.setattr(target_files, "_sync", synced.append)
     monkeypatch.setattr(image_places, "DISK", tmp_path)
     path = tmp_path / MIGRATION

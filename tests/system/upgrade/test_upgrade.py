@@ -31,13 +31,20 @@ departure.Departure.give_up = killed
 sys.exit(cli.main(["--json", "move", "web", "host2"]))
 """
 _WRITE_AGENT = "from migrate.agent_zip import AgentZip\nopen(sys.argv[1], 'wb').write(AgentZip.build().data)\n"
-# The present command line moves `web` to host2, where an agent of the version before answers.
+# The present command line moves `web` to host2, where the code of the version before answers. It is sent as the present
+# first stage takes it; its own file would run only from a zip file.
 _OLD_AGENT = """
-import hashlib, sys
+import hashlib, io, marshal, sys, zipfile, zlib
 from migrate.cli import main
 from migrate.wire.agent_zip import AgentZip
-data = open(sys.argv[1], "rb").read()
-AgentZip.build = classmethod(lambda cls: cls(data, hashlib.sha256(data).hexdigest()))
+start = b"import os, sys\\nsys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))\\n"
+start += b"from migrate.agent import main\\nsys.exit(main())\\n"
+with zipfile.ZipFile(sys.argv[1]) as archive:
+    files = {name: archive.read(name) for name in archive.namelist()}
+members = sorted((files | {"__main__.py": start}).items())
+data = zlib.compress(marshal.dumps(members, 2))
+agent = AgentZip(data, hashlib.sha256(data).hexdigest(), sum(len(content) for _, content in members))
+AgentZip.build = classmethod(lambda cls: agent)
 sys.exit(main(["move", "web", "host2"]))
 """
 _VERSION = "from migrate import protocol\nprint(protocol.VERSION)\n"
@@ -148,7 +155,7 @@ def test_an_older_agent(lab: Lab, before: Installed, tmp_path: Path) -> None:
         lab.wait_count("host2", reached)
         return
     assert done.returncode != 0
-    assert "protocol" in done.stderr
+    assert f"the source speaks protocol {protocol.VERSION}, this agent {int(version)}" in done.stderr, done.stderr
     assert done.stderr.count("pymigrate: error: ") == 1, done.stderr
     lab.wait_count("host1", reached)
     assert lab.leftovers("host2") == ""

@@ -19,7 +19,8 @@ from migrate.target import places, tmpfs_archive
 from migrate.target import tmpfs as target_tmpfs
 from migrate.target.images import ReceivedImages
 from migrate.target.incoming import Incoming, open_store
-from migrate.wire.protocol import Settle, Settled
+from migrate.wire.protocol import Settle
+from migrate.wire.replies import Settled
 from runtime.checkpoint.restore import Restoring
 from runtime.linux import processes
 from runtime.state.record import check_id
@@ -173,6 +174,7 @@ def _end_old_agent(agent: dict[str, Any]) -> None:
         for number in (signal.SIGTERM, signal.SIGCONT):  # it may be stopped
             signal.pidfd_send_signal(pidfd, number)
         if not processes.wait_exit(pidfd, OLD_AGENT_TIMEOUT):
-            raise DeadlineExceeded(f"the agent of the lost connection (process {pid}) does not end")
+            words = f"did not exit within {OLD_AGENT_TIMEOUT:g} s"
+            raise DeadlineExceeded(f"the agent of the lost connection (process {pid}) {words}")
     finally:
         os.close(pidfd)

@@ -13,9 +13,10 @@ from typing import Protocol
 
 from migrate.files import mountinfo
 from migrate.wire.frames import MAX_REPLY
-from migrate.wire.protocol import CheckFiles, FilesSeen
+from migrate.wire.protocol import CheckFiles
 from migrate.wire.questions import MAX_FILES, Seen
 from migrate.wire.records import dumps
+from migrate.wire.replies import FilesSeen
 from runtime.linux import processes
 
 _HASHED = 64 << 20  # bytes; up to this size contents decide when only the times differ

@@ -10,8 +10,9 @@ import os
 import socket
 from collections.abc import Iterator
 
-from migrate.wire.protocol import CheckPorts, PortProblem, PortsChecked
+from migrate.wire.protocol import CheckPorts
 from migrate.wire.questions import PROTOCOLS, Bound
+from migrate.wire.replies import PortProblem, PortsChecked
 from runtime.linux.namespaces import inside_netns
 from runtime.network import sockdiag
 

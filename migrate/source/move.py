@@ -20,7 +20,7 @@ from migrate.source.ready import PATIENCE, Preflight, Ready
 from migrate.source.seeding import ROOTFS, Seeding
 from migrate.source.settle import clean_source, clean_target, save_log, settle
 from migrate.source.switchover import Aftermath, Frozen, Switchover
-from migrate.wire import protocol
+from migrate.wire import protocol, replies
 from runtime.checkpoint import options as criu_options
 from runtime.state.record import State
 from runtime.state.store import Store
@@ -93,7 +93,7 @@ class Move:
         self._prepare(place)
         self._clock.step("seed")
 
-    def _open_bundle(self) -> protocol.Opened:
+    def _open_bundle(self) -> replies.Opened:
         """Ask the target where the bundle and each tree go, and which of them it has already."""
         state, move = self._state, self._log.entry
         config = self._plan.config(self._spec.config)
@@ -106,14 +106,14 @@ class Move:
             self._reporter.warn(f"{self._wanted.host}: {note}")
         return place
 
-    def _send_trees(self, place: protocol.Opened) -> None:
+    def _send_trees(self, place: replies.Opened) -> None:
         rootfs = Tree(ROOTFS, self._state.rootfs, place.rootfs, fingerprint=self._digest)
         complete = [place.complete, *place.trees]
         self._seeding.send_ahead(list(zip([rootfs, *self._plan.trees], complete, place.renewed, strict=True)))
         if not place.complete and self._digest:
             self._peer.call(protocol.BundleSent(self._digest), FINGERPRINT_TIMEOUT)
 
-    def _prepare(self, place: protocol.Opened) -> None:
+    def _prepare(self, place: replies.Opened) -> None:
         """Have the target make cgroup, network, monitor and a waiting CRIU; send the contents of tmpfs mounts."""
         state = self._state
         carried = protocol.Carried(self._spec.annotations, state.created, _hints(state, place.bundle), state.resources)

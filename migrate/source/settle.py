@@ -11,7 +11,7 @@ from migrate.journal.journal import Entry, Journal
 from migrate.paths import LOGS
 from migrate.phases import Phase
 from migrate.source import ask_later
-from migrate.wire import frames, protocol, records
+from migrate.wire import frames, protocol, records, replies
 from migrate.wire.peer import Peer, RemoteFailure, connect
 from runtime.lifecycle import delete
 from runtime.monitor import logs
@@ -83,7 +83,7 @@ def call_off(log: Journal, where: str, *, patience: float | None = None) -> bool
     return True
 
 
-def _ask(entry: Entry, *, verdict: protocol.Verdict, patience: float | None) -> protocol.Settled:
+def _ask(entry: Entry, *, verdict: protocol.Verdict, patience: float | None) -> replies.Settled:
     """Have the target end a move, over new connections until one works. Raises the last failure."""
     deadline = time.monotonic() + (RECONNECT_TIMEOUT if patience is None else patience)
     while True:

@@ -22,7 +22,7 @@ from migrate.target.handlers import Connected, Handler, Images, Pages
 from migrate.wire import frames, protocol, records
 from migrate.wire.frames import FrameDecoder, FrameType
 from migrate.wire.order import STREAMED, Progress, method_of
-from migrate.wire.protocol import Failure
+from migrate.wire.replies import Failure
 from runtime.linux.descriptors import write_all
 
 PULSE_INTERVAL = 5.0  # seconds

@@ -19,7 +19,8 @@ from migrate.target.bundles import Chooser, Chosen
 from migrate.target.places import Locks
 from migrate.target.trees import Arrivals, Placed
 from migrate.wire import records
-from migrate.wire.protocol import OpenBundle, Opened
+from migrate.wire.protocol import OpenBundle
+from migrate.wire.replies import Opened
 from runtime.linux import syscalls
 
 

@@ -26,10 +26,10 @@ from migrate.target import tmpfs as target_tmpfs
 from migrate.target import trees as tree_store
 from migrate.target.images import ReceivedImages, ReceivedPages
 from migrate.target.incoming import Incoming, open_store, require_new
-from migrate.wire import protocol, records
+from migrate.wire import protocol, records, replies
 from migrate.wire.order import Stage
-from migrate.wire.protocol import Done
 from migrate.wire.questions import HostFacts
+from migrate.wire.replies import Done
 from runtime.checkpoint.restore import Restoring
 from runtime.state.record import check_id
 from runtime.state.store import Store
@@ -80,14 +80,14 @@ class Connected(Handler):
     stages = frozenset({Stage.CONNECTED})
     idle_timeout = 60.0
 
-    def hello(self, call: protocol.Hello) -> protocol.Welcome:
+    def hello(self, call: protocol.Hello) -> replies.Welcome:
         if call.version != protocol.VERSION:
             raise ProtocolError(
                 f"the source speaks protocol {call.version}, this agent {protocol.VERSION}: "
                 "both hosts need the same version of pymigrate"
             )
         self.next = Greeted(open_store(call.root))
-        return protocol.Welcome(protocol.VERSION, os.uname().nodename, os.getpid())
+        return replies.Welcome(protocol.VERSION, os.uname().nodename, os.getpid())
 
 
 class Aborted(Handler):
@@ -110,15 +110,15 @@ class Greeted(Handler):
 
         return gather(call.query)
 
-    def check_ports(self, call: protocol.CheckPorts) -> protocol.PortsChecked:
+    def check_ports(self, call: protocol.CheckPorts) -> replies.PortsChecked:
         from migrate.preflight import ports
 
         return ports.answer(call)
 
-    def check_trees(self, call: protocol.CheckTrees) -> protocol.TreesChecked:
+    def check_trees(self, call: protocol.CheckTrees) -> replies.TreesChecked:
         return tree_store.check(call, self._owner(call.id, call.created))
 
-    def check_files(self, call: protocol.CheckFiles) -> protocol.FilesSeen:
+    def check_files(self, call: protocol.CheckFiles) -> replies.FilesSeen:
         from migrate.preflight import open_files
 
         return open_files.answer(call)
@@ -127,10 +127,10 @@ class Greeted(Handler):
         settle.discard(call.migrations)
         return Done()
 
-    def settle(self, call: protocol.Settle) -> protocol.Settled:
+    def settle(self, call: protocol.Settle) -> replies.Settled:
         return settle.settle(self._store, call, self._later)
 
-    def open_bundle(self, call: protocol.OpenBundle) -> protocol.Opened:
+    def open_bundle(self, call: protocol.OpenBundle) -> replies.Opened:
         owner = self._owner(call.id, call.created)
         require_new(call.migration)
         settle.close_older(owner)
@@ -171,11 +171,11 @@ class Seeding(Handler):
         self._incoming.files.trees_sent()
         return Done()
 
-    def prepare(self, call: protocol.Prepare) -> protocol.Prepared:
+    def prepare(self, call: protocol.Prepare) -> replies.Prepared:
         """Make everything around the container: directories, network namespace, cgroup, monitor, waiting CRIU."""
         room = Room.make(self._incoming, call)
         self.next = Ready(room)
-        return protocol.Prepared(room.tmpfs, room.restoring.memory_cgroup, room.images.reason)
+        return replies.Prepared(room.tmpfs, room.restoring.memory_cgroup, room.images.reason)
 
     def undo(self) -> None:
         self._incoming.undo()
@@ -307,7 +307,7 @@ class Images(_InRoom):
     def image_end(self, call: protocol.ImageEnd) -> None:
         self._room.images.end(call.size, call.digest)
 
-    def restore(self, call: protocol.Restore) -> protocol.Restored:
+    def restore(self, call: protocol.Restore) -> replies.Restored:
         """Restore and hold, in the time of the call. The container's init, which has not run, is in the reply."""
         room = self._room
         receivers.forbid(room.incoming.migration)  # the source has seen all of them end
@@ -321,7 +321,7 @@ class Images(_InRoom):
         room.images.hold()
         room.incoming.log.record(Phase.PREPARED, durable=False)
         self.next = Held(room)
-        return protocol.Restored(pid)
+        return replies.Restored(pid)
 
 
 class Held(_InRoom):
@@ -334,13 +334,13 @@ class Held(_InRoom):
         self._room.restoring.require_held()
         return Done()
 
-    def resume(self, _call: protocol.Resume) -> protocol.Resumed:
+    def resume(self, _call: protocol.Resume) -> replies.Resumed:
         """The container runs from here on, whatever else happens."""
         self._room.images.decided()
         state = self._room.restoring.resume()
         self.next = Running(self._room)
         self._room.incoming.resumed()
-        return protocol.Resumed(state.pid)
+        return replies.Resumed(state.pid)
 
     def lost(self) -> None:
         """The source may have ended the container: its images stay."""

@@ -18,7 +18,7 @@ from migrate.target import image_keeper, image_manifest, image_places, tmpfs_arc
 from migrate.target.image_keeper import Keeper
 from migrate.target.image_manifest import Manifest
 from migrate.target.image_places import Kind, NoMemory
-from migrate.wire.protocol import MAX_IMAGE
+from migrate.wire.frames import MAX_IMAGE
 
 
 class ReceivedImages:
@@ -156,9 +156,11 @@ class ReceivedImages:
 
         A living keeper does that; without one they are on the disk when this returns. Raises TargetError, OSError.
         """
-        if self._keeper is None or not self._keeper.leave():
-            self.persist()
-        self._unlock()
+        try:
+            if self._keeper is None or not self._keeper.leave():
+                self.persist()
+        finally:
+            self._unlock()
 
     def persist(self, *, keep: bool = False) -> None:
         """Have images, manifest and journal on the disk; unless `keep`, there are none in memory then.

@@ -20,7 +20,8 @@ from migrate.phases import NEXT, Phase
 from migrate.target import tmpfs as target_tmpfs
 from migrate.target.files import Arriving
 from migrate.target.images import ReceivedImages
-from migrate.wire.protocol import OpenBundle, Opened
+from migrate.wire.protocol import OpenBundle
+from migrate.wire.replies import Opened
 from runtime.checkpoint.restore import Restoring
 from runtime.checkpoint.restore_criu import RestorePlan
 from runtime.linux import processes

@@ -19,7 +19,8 @@ from migrate.target import places, tmpfs_archive
 from migrate.target import tmpfs as target_tmpfs
 from migrate.target.images import ReceivedImages
 from migrate.target.incoming import Incoming, open_store
-from migrate.wire.protocol import Settle, Settled
+from migrate.wire.protocol import Settle
+from migrate.wire.replies import Settled
 from runtime.checkpoint.restore import Restoring
 from runtime.linux import processes
 from runtime.state.record import check_id

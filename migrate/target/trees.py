@@ -19,7 +19,8 @@ from migrate.files.trees import Needed, Owner, Tree
 from migrate.paths import DATA
 from migrate.target import places
 from migrate.target.places import Locks, Uses
-from migrate.wire.protocol import CheckTrees, TreeProblem, TreesChecked
+from migrate.wire.protocol import CheckTrees
+from migrate.wire.replies import TreeProblem, TreesChecked
 
 
 def check(call: CheckTrees, owner: Owner) -> TreesChecked:

@@ -1,4 +1,4 @@
-"""Frames: what travels between the two ends of a move, each with a kind, a length and a payload."""
+"""Frames: the units that travel between the two ends of a move, each with a kind, a length and a payload."""
 
 import enum
 import struct
@@ -11,7 +11,8 @@ MAX_REPLY = 1 << 20
 MAX_FAILURE = 128 << 10
 MAX_DATA = 1 << 20
 MAX_PULSE = 32
-CHUNK = 256 << 10  # what one PAGES or DATA frame carries at most, as we send them
+MAX_IMAGE = 1 << 40  # bytes of one image, in as many DATA frames as that takes
+CHUNK = 256 << 10  # bytes that this version puts into one PAGES or DATA frame
 _HEADER = struct.Struct(">BI")
 
 
@@ -24,7 +25,7 @@ class FrameType(enum.IntEnum):
     PULSE = 6
 
 
-# Bytes of a payload. Lists of lists are the worst that JSON can hold: they take 25 times as much memory.
+# Bytes of a payload. Decoded JSON takes at most 25 times as much memory: that is the figure for lists of lists.
 _LIMITS = {
     FrameType.CALL: MAX_CALL,
     FrameType.REPLY: MAX_REPLY,
@@ -36,18 +37,18 @@ _LIMITS = {
 
 
 def header(kind: FrameType, length: int) -> bytes:
-    """The five bytes that go before a payload of `length` bytes."""
+    """Return the five bytes that precede a payload of `length` bytes."""
     return _HEADER.pack(kind, length)
 
 
 class FrameDecoder:
-    """Bytes in, in whatever pieces they come; whole frames out."""
+    """Takes bytes in pieces of any size, and yields whole frames."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> Iterator[tuple[FrameType, bytes]]:
-        """Take `data` and yield each frame that is complete now. Raises ProtocolError."""
+        """Take `data`, and yield each frame that is now complete. Raises ProtocolError."""
         self._buffer += data
         start = 0
         try:

@@ -36,17 +36,28 @@ from migrate.errors import MigrateError, ProtocolError
 from migrate.files.trees import MAX_TREES, Mounted, Needed, Root, Tree
 from migrate.model import FREEZE_TIMEOUT, MAX_FREEZE_TIMEOUT, check_migration_id
 from migrate.wire import records
-from migrate.wire.frames import MAX_CALL, FrameType, header
+from migrate.wire.frames import MAX_CALL, MAX_IMAGE, FrameType, header
 from migrate.wire.questions import MAX_FILES, MAX_PORTS, Bound, FactsQuery, HostFacts, Seen
 from migrate.wire.records import Json, Most, Range
+from migrate.wire.replies import (
+    Done,
+    Failure,
+    FilesSeen,
+    Opened,
+    PortsChecked,
+    Prepared,
+    Restored,
+    Resumed,
+    Settled,
+    TreesChecked,
+    Welcome,
+)
 
 VERSION = 2
 
 _IMAGE_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}\.img")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-MAX_IMAGE = 1 << 40  # bytes
 _MEMORY = 1 << 50
-_FAILURE_TEXT = 4000  # characters
 _FROZEN = Range(0, MAX_FREEZE_TIMEOUT)
 
 Text = Annotated[str, Most(MAX_CALL)]  # as long as a call may be
@@ -67,134 +78,6 @@ def _check_timeout(value: float) -> None:
 def _check_digest(value: str) -> None:
     _check(_DIGEST.fullmatch(value) is not None, f"{value[:80]!r} is not a SHA-256")
 
-
-# --- replies
-
-
-@dataclass(frozen=True)
-class Done:
-    """The call was carried out."""
-
-
-@dataclass(frozen=True)
-class Welcome:
-    """Which protocol the agent speaks, its host's name, and its pid. The same in every version."""
-
-    version: int
-    host: str
-    pid: int
-
-
-@dataclass(frozen=True)
-class Opened:
-    """Where the bundle is, and what of the files is there.
-
-    `complete`: the constant root file system is there, and so is each of `trees`. `renewed`: the root file system, then
-    each tree: has the target an older copy? `notes`: what was left alone, in words.
-    """
-
-    bundle: str
-    rootfs: str
-    complete: bool
-    trees: list[bool]
-    renewed: list[bool]
-    notes: list[str]
-
-    def __post_init__(self) -> None:
-        for name, path in (("bundle", self.bundle), ("rootfs", self.rootfs)):
-            _check(path.startswith("/") and "\0" not in path, f"{name} is not an absolute path")
-
-
-@dataclass(frozen=True)
-class TreeProblem:
-    """Why a tree cannot be put at `path`, or what is missing there; `rule` is one of preflight/rules.py."""
-
-    rule: str
-    path: str
-    text: str
-
-
-@dataclass(frozen=True)
-class TreesChecked:
-    """`found` are the names of trees that are taken as they are there."""
-
-    problems: list[TreeProblem]
-    found: list[str]
-
-
-@dataclass(frozen=True)
-class FilesSeen:
-    """The files of CheckFiles as they are at the target, in the same order."""
-
-    files: Annotated[list[Seen], Most(MAX_FILES)]
-
-
-@dataclass(frozen=True)
-class PortProblem:
-    """Why the container cannot have a port."""
-
-    port: str
-    text: str
-
-
-@dataclass(frozen=True)
-class PortsChecked:
-    problems: Annotated[list[PortProblem], Most(MAX_PORTS)]
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """`tmpfs`: place in the container -> path at the target, of the mounts that the target has made.
-
-    What comes into them is charged to `cgroup`, a directory, or "". `on_disk`: why images cannot be in memory, or "".
-    """
-
-    tmpfs: dict[str, str]
-    cgroup: str
-    on_disk: str
-
-
-@dataclass(frozen=True)
-class Restored:
-    """The container's init at the target; nothing of the container has run yet."""
-
-    pid: int
-
-
-@dataclass(frozen=True)
-class Resumed:
-    """The container's init at the target; it runs."""
-
-    pid: int
-
-
-@dataclass(frozen=True)
-class Settled:
-    """Where the container is: TARGET, SOURCE, NEITHER or UNKNOWN.
-
-    `since`: when it was resumed, if that was before the call; `reason`: why it is NEITHER.
-    """
-
-    workload: str
-    since: str = ""
-    reason: str = ""
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A call failed: an exception's `kind` (errors.py), message and remedy, or ""."""
-
-    kind: str
-    message: Annotated[str, Most(_FAILURE_TEXT)]
-    remedy: Annotated[str, Most(_FAILURE_TEXT)]
-
-    @classmethod
-    def of(cls, kind: str, message: str, remedy: str) -> "Failure":
-        """One that is cut to the lengths that a failure may have."""
-        return cls(kind, message[:_FAILURE_TEXT], remedy[:_FAILURE_TEXT])
-
-
-# --- calls
 
 R = TypeVar("R")
 

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from migrate.errors import MigrateError, ProtocolError
 from migrate.files.trees import Mounted, Needed, Root, Tree
-from migrate.wire import frames, protocol, records
+from migrate.wire import frames, protocol, records, replies
 from migrate.wire.frames import FrameDecoder, FrameType
-from migrate.wire.protocol import Failure
 from migrate.wire.questions import Bound, FactsQuery, HostFacts, Seen
+from migrate.wire.replies import Failure
 
 DIGEST = "0" * 64
 MIGRATION = "20261124T093000-0123456789abcdef"
@@ -83,16 +83,16 @@ CALLS: list[protocol.Call[Any]] = [
 ]
 NAMES = {type(call).__name__: call for call in CALLS}
 REPLIES: dict[str, Any] = {
-    "Hello": protocol.Welcome(2, "host2", 5),
+    "Hello": replies.Welcome(2, "host2", 5),
     "Facts": dataclasses.replace(HostFacts(), name="host2", missing=("/a",), images_free=1 << 50),
-    "OpenBundle": protocol.Opened("/b", "/b/rootfs", True, [False], [True, False], ["/c is left alone"]),
-    "CheckTrees": protocol.TreesChecked([protocol.TreeProblem("no-space", "/srv", "has 1 MiB free")], ["/etc/hosts"]),
-    "CheckFiles": protocol.FilesSeen([Seen("/x")]),
-    "CheckPorts": protocol.PortsChecked([protocol.PortProblem("tcp [::]:80", "is in use there")]),
-    "Prepare": protocol.Prepared({"/tmp": "/var/x"}, "", ""),
-    "Restore": protocol.Restored(5),
-    "Resume": protocol.Resumed(5),
-    "Settle": protocol.Settled("TARGET", "2026"),
+    "OpenBundle": replies.Opened("/b", "/b/rootfs", True, [False], [True, False], ["/c is left alone"]),
+    "CheckTrees": replies.TreesChecked([replies.TreeProblem("no-space", "/srv", "has 1 MiB free")], ["/etc/hosts"]),
+    "CheckFiles": replies.FilesSeen([Seen("/x")]),
+    "CheckPorts": replies.PortsChecked([replies.PortProblem("tcp [::]:80", "is in use there")]),
+    "Prepare": replies.Prepared({"/tmp": "/var/x"}, "", ""),
+    "Restore": replies.Restored(5),
+    "Resume": replies.Resumed(5),
+    "Settle": replies.Settled("TARGET", "2026"),
 }
 
 
@@ -105,7 +105,7 @@ def test_every_call_survives_the_wire(call: protocol.Call[Any]) -> None:
 
 @pytest.mark.parametrize("call", [call for call in CALLS if call.reply], ids=lambda call: type(call).__name__)
 def test_every_reply_survives_the_wire(call: protocol.Call[Any]) -> None:
-    reply = REPLIES.get(type(call).__name__, protocol.Done())
+    reply = REPLIES.get(type(call).__name__, replies.Done())
     assert protocol.decode_reply(call, records.dumps(reply)) == reply
 
 

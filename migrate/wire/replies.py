@@ -1,0 +1,134 @@
+"""What a target replies to the calls of protocol.py, as records, and the failure that it may report instead."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from migrate.errors import ProtocolError
+from migrate.wire.questions import MAX_FILES, MAX_PORTS, Seen
+from migrate.wire.records import Most
+
+_FAILURE_TEXT = 4000  # characters
+
+
+@dataclass(frozen=True)
+class Done:
+    """The call was carried out."""
+
+
+@dataclass(frozen=True)
+class Welcome:
+    """Which protocol the agent speaks, its host's name, and its pid. The same in every version."""
+
+    version: int
+    host: str
+    pid: int
+
+
+@dataclass(frozen=True)
+class Opened:
+    """Where the bundle is, and what of the files is there.
+
+    `complete`: the constant root file system is there, and so is each of `trees`. `renewed`: the root file system, then
+    each tree: has the target an older copy? `notes`: what was left alone, in words.
+    """
+
+    bundle: str
+    rootfs: str
+    complete: bool
+    trees: list[bool]
+    renewed: list[bool]
+    notes: list[str]
+
+    def __post_init__(self) -> None:
+        for name, path in (("bundle", self.bundle), ("rootfs", self.rootfs)):
+            if not path.startswith("/") or "\0" in path:
+                raise ProtocolError(f"{name} is not an absolute path")
+
+
+@dataclass(frozen=True)
+class TreeProblem:
+    """Why a tree cannot be put at `path`, or what is missing there; `rule` is one of preflight/rules.py."""
+
+    rule: str
+    path: str
+    text: str
+
+
+@dataclass(frozen=True)
+class TreesChecked:
+    """`found` are the names of trees that are taken as they are there."""
+
+    problems: list[TreeProblem]
+    found: list[str]
+
+
+@dataclass(frozen=True)
+class FilesSeen:
+    """The files of CheckFiles as they are at the target, in the same order."""
+
+    files: Annotated[list[Seen], Most(MAX_FILES)]
+
+
+@dataclass(frozen=True)
+class PortProblem:
+    """Why the container cannot have a port."""
+
+    port: str
+    text: str
+
+
+@dataclass(frozen=True)
+class PortsChecked:
+    problems: Annotated[list[PortProblem], Most(MAX_PORTS)]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """`tmpfs`: place in the container -> path at the target, of the mounts that the target has made.
+
+    What comes into them is charged to `cgroup`, a directory, or "". `on_disk`: why images cannot be in memory, or "".
+    """
+
+    tmpfs: dict[str, str]
+    cgroup: str
+    on_disk: str
+
+
+@dataclass(frozen=True)
+class Restored:
+    """The container's init at the target; nothing of the container has run yet."""
+
+    pid: int
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """The container's init at the target; it runs."""
+
+    pid: int
+
+
+@dataclass(frozen=True)
+class Settled:
+    """Where the container is: TARGET, SOURCE, NEITHER or UNKNOWN.
+
+    `since`: when it was resumed, if that was before the call; `reason`: why it is NEITHER.
+    """
+
+    workload: str
+    since: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A call failed: an exception's `kind` (errors.py), message and remedy, or ""."""
+
+    kind: str
+    message: Annotated[str, Most(_FAILURE_TEXT)]
+    remedy: Annotated[str, Most(_FAILURE_TEXT)]
+
+    @classmethod
+    def of(cls, kind: str, message: str, remedy: str) -> "Failure":
+        """One that is cut to the lengths that a failure may have."""
+        return cls(kind, message[:_FAILURE_TEXT], remedy[:_FAILURE_TEXT])

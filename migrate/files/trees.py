@@ -1,4 +1,4 @@
-"""What both ends say to each other about file trees: which go along, where they are put, what must be there already."""
+"""Records about file trees that both ends of a move exchange: which go along, where to, what must be there already."""
 
 import os
 import re
@@ -20,7 +20,7 @@ _HEX = re.compile(r"(?:[0-9a-f]{2})*")
 
 
 def is_place(path: str) -> bool:
-    """Whether a tree may be put at `path`: absolute, plain, and no place of the system's or of ours."""
+    """Return whether a tree may be put at `path`: absolute, normalized, not the system's, not pymigrate's."""
     if not path.startswith("/") or "\0" in path or len(path) > 4000 or os.path.normpath(path) != path:
         return False
     if path.startswith("//") or path == "/":
@@ -34,7 +34,7 @@ def is_place(path: str) -> bool:
 class Tree:
     """One tree that goes along, beside the root file system.
 
-    `name` is for people; `source` is where it lies here, `place` where it is put there. `single`: it is one file.
+    `name` is for people; `source` is its path at the source, `place` that at the target. `single`: it is one file.
     `fingerprint` (files.fingerprint) is that of one that does not change, "" for one that may. `empty`: only the
     directory itself is made. `found`: what lies at the place already is taken as it is. `upper`: an overlay's.
     """
@@ -63,10 +63,10 @@ class Tree:
 
 @dataclass(frozen=True)
 class Needed:
-    """What must be at the target already: `path`, a `directory` or not.
+    """A path that must exist at the target already, as a `directory` or not.
 
     `network` is the kind of network file system that it must lie on, `export` what it must be of that
-    (mountinfo.Mount); "" where that is no matter.
+    (mountinfo.Mount); "" where that does not matter.
     """
 
     name: str
@@ -96,12 +96,12 @@ class Mounted:
 
 
 def is_tmpfs_option(option: str) -> bool:
-    """Whether it is an option of a tmpfs that another host can be given."""
+    """Return whether it is an option of a tmpfs that another host may mount with."""
     return _OPTIONS.fullmatch(option) is not None
 
 
 def are_tmpfs_options(options: str) -> bool:
-    """Whether all of them, separated by commas, are."""
+    """The same for options separated by commas."""
     return all(is_tmpfs_option(option) for option in options.split(",") if option)
 
 
@@ -140,7 +140,7 @@ class Root:
 
 @dataclass(frozen=True)
 class Owner:
-    """Whose a tree is: the container, by its id and the time when it was created, whichever host it was on.
+    """The container that a tree belongs to, by its id and the time when it was created, whichever host it was on.
 
     `root` is the directory of container states that it is in, the same at every host.
     """

@@ -1,7 +1,7 @@
 """The target's side of a connection: frames on stdin and stdout, calls from an allow-list, one move at a time.
 
-Started over SSH as root; trusts nothing it reads. It is single-threaded: it can start processes safely. When the
-connection ends before the source has told it to resume, it undoes everything, as if told to abort.
+It is started over SSH as root, and trusts nothing it reads. It has no threads, so that it can start processes safely.
+When the connection ends before the source has told it to resume, it undoes everything, as if told to abort.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ class Agent:
         self._pulsed = time.monotonic()
 
     def serve(self) -> int:
-        """Answer calls until the source hangs up. Returns the exit status: 0, or 1 after a broken protocol."""
+        """Answer calls until the source hangs up. Return the exit status: 0, or 1 after a violation of the protocol."""
         try:
             while data := self._read():
                 for kind, payload in self._decoder.feed(data):
@@ -56,7 +56,7 @@ class Agent:
         silent_since = time.monotonic()
         while not select.select([self._reader], [], [], PULSE_INTERVAL)[0]:
             if time.monotonic() - silent_since > limit:
-                raise ProtocolError(f"the source has said nothing for {limit:g} s")
+                raise ProtocolError(f"the source has sent nothing for {limit:g} s")
             self._pulse()
         if time.monotonic() - self._pulsed > PULSE_INTERVAL:
             self._pulse()
@@ -97,7 +97,7 @@ class Agent:
             self._handler.tidy()
 
     def _fail(self, error: Exception) -> None:
-        """Tell the source; the move stays as it is until the source aborts or hangs up."""
+        """Report a failure. The move stays as it is until the source aborts or hangs up."""
         if isinstance(error, OSError):
             error = explained(error)
         elif not isinstance(error, Error):
@@ -110,7 +110,7 @@ class Agent:
 
 
 def _terminate(signum: int, _frame: StackFrame | None) -> NoReturn:
-    raise Interrupted(f"the agent was told to end by {signal.Signals(signum).name}")
+    raise Interrupted(f"the agent was ended by {signal.Signals(signum).name}")
 
 
 def _offer_command_line() -> None:
@@ -123,13 +123,13 @@ def _offer_command_line() -> None:
 
 
 def main() -> int:
-    """Serve one connection on stdin and stdout; nothing else may write to stdout."""
+    """Serve one connection on stdin and stdout. Nothing else may write to stdout."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, _terminate)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     writer = os.dup(1)
     os.dup2(2, 1)
-    with contextlib.suppress(OSError):  # no pipe, or not allowed: then it is only slower
+    with contextlib.suppress(OSError):  # not a pipe, or not permitted: it is only slower
         fcntl.fcntl(0, fcntl.F_SETPIPE_SZ, 1 << 20)
     os.chdir("/")
     os.umask(0o077)

@@ -1,7 +1,7 @@
-"""The files of a move into this host, its bundle and the trees beside that: their places, and what becomes of them.
+"""The files of a move into this host, its bundle and the trees beside it: their places and their fate.
 
-Places are taken by `plan` (bundles.py, trees.py) and held until the container runs, or the move is undone. All
-that this needs to be gone on with by another agent is in the journal.
+`plan` locks the places (bundles.py, trees.py) until the container runs or the move is undone. The journal has all that
+another agent needs to continue.
 """
 
 import contextlib
@@ -42,7 +42,7 @@ class Arriving:
     def plan(cls, call: OpenBundle, owner: Owner) -> tuple[Self, Opened]:
         """Find the bundle at a hint, or make a place for it, and find places for the trees.
 
-        Returns beside it what OpenBundle answers. Raises ProtocolError, TargetError, OSError; `undo` is needed after.
+        Return the reply to OpenBundle beside it. Raises ProtocolError, TargetError, OSError; `undo` is needed after.
         """
         config, locks = bundles.parse_config(call.config), Locks()
         try:
@@ -67,9 +67,9 @@ class Arriving:
 
     @classmethod
     def resume(cls, entry: Entry, owner: Owner) -> Self:
-        """Go on with what the journal of a move says.
+        """Continue from the journal of a move.
 
-        Those of earlier versions name no place: what they have made there has no mark either, and stays.
+        Journals of earlier versions name no place: what those versions made has no mark either, and stays.
         """
         fields, locks = entry.fields, Locks()
         what = f"the journal of migration {entry.migration}"
@@ -84,14 +84,14 @@ class Arriving:
 
     @property
     def fields(self) -> dict[str, Any]:
-        """What the journal needs to say for `resume`."""
+        """The fields that `resume` needs in the journal."""
         return {
             "bundle": str(self.bundle), "place": self._place, "made": self._made, "rootfs": self._rootfs,
             "trees": records.encode(self._trees.placed),
         }  # fmt: skip
 
     def make(self) -> None:
-        """Make what rsync is to fill; the journal has `fields` by now.
+        """Make what rsync is to fill. The journal must have `fields` by now.
 
         Raises TargetError, OSError, DeadlineExceeded.
         """
@@ -105,14 +105,14 @@ class Arriving:
         self._trees.make()
 
     def bundle_sent(self, expected: str) -> None:
-        """Check what rsync has brought: from here on the place is whole, and need not be sent again.
+        """Check what rsync has brought. From here on the place is whole, and need not be sent again.
 
         Raises TargetError, OSError.
         """
         rootfs = self.bundle / "rootfs"
         if fingerprint(rootfs) != expected:
             raise TargetError(
-                f"the root file system in {rootfs} is not what the source has",
+                f"the root file system in {rootfs} differs from the source's",
                 remedy="did it change while it was sent? a read-only root file system must not be written to",
             )
         if self._place:
@@ -128,13 +128,13 @@ class Arriving:
         self.flush()
 
     def flush(self) -> None:
-        """Wait until the disks have what has come of all that may change, or is beside the bundle. Raises OSError."""
+        """Wait until the disks have what has come so far, but for a constant root file system. Raises OSError."""
         coming = (item.tree.place for item in self._trees.placed if not item.complete)
         for path in {self._rootfs, *map(os.path.dirname, coming)} - {""}:
             _sync(path)
 
     def confirm(self) -> None:
-        """The container runs: the copies are whole, and who uses them shows."""
+        """Mark the copies as whole and unlock the places, because the container runs and its use of them shows."""
         self._trees.confirm()
         if self._rootfs:
             with contextlib.suppress(OSError):  # it runs; the next move sends more than it needs to, no worse
@@ -142,21 +142,21 @@ class Arriving:
         self._locks.release()
 
     def note_use(self) -> None:
-        """It runs, and there is time: what was used as it was is not the remains of a failed move, if it was that."""
+        """Note that what the container uses as it was is no longer what a failed move has left."""
         whole = (item.tree.place for item in self._trees.placed if item.complete)
         for path in (str(self.bundle), *whole):
             with contextlib.suppress(OSError):
                 places.ran(path, self._owner)
 
     def undo(self) -> None:
-        """Give up what this move has brought: see places.kill_source. Nothing writes there by now.
+        """Abandon what this move has brought: see places.abandon. Nothing may write there any longer.
 
         Raises DeadlineExceeded.
         """
         try:
             self._trees.undo()
             if self._place:
-                places.kill_source(self._place, self._migration, self._locks, self._made)
+                places.abandon(self._place, self._migration, self._locks, self._made)
         finally:
             self._locks.release()
 

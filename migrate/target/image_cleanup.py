@@ -69,12 +69,12 @@ def _look(found: Found, in_use: bool) -> Left:
 
 
 def _complete(found: Found) -> bool:
-    """Whether all images had come, whatever the journal has kept of that: its last line may be lost."""
+    """True if all images had come. The journal cannot say that, because its last line may be lost."""
     return (found.path / image_manifest.NAME).exists()
 
 
 def _has_agent(entry: Entry) -> bool:
-    """Whether the agent of this move lives; agents of earlier versions lock nothing."""
+    """True if the agent of this move lives. Agents of earlier versions lock nothing."""
     agent = entry.fields.get("agent")
     if entry.phase in FINAL or not isinstance(agent, dict):
         return False

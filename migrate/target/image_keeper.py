@@ -1,4 +1,4 @@
-"""The keeper of a move's images, as its agent sees it (image_keeper_process.py): starts it, tells it, ends it."""
+"""The keeper of a move's images (image_keeper_process.py), as its agent sees it: start, notify and kill it."""
 
 import contextlib
 import json
@@ -91,18 +91,19 @@ class Keeper:
         self._process.kill()
 
     def end(self) -> None:
-        """Stop it, and wait until it has ended. Raises DeadlineExceeded when a disk keeps it longer than a second."""
+        """Kill it, and wait until it has exited. Raises DeadlineExceeded when it waits for a disk longer than that."""
         self._process.kill()
         try:
             self._process.wait(_END_TIMEOUT)
         except subprocess.TimeoutExpired:
-            raise DeadlineExceeded(f"the keeper of the images (process {self._process.pid}) does not end") from None
+            words = f"(process {self._process.pid}) did not exit within {_END_TIMEOUT:g} s"
+            raise DeadlineExceeded(f"the keeper of the images {words}") from None
         finally:
             self._socket.close()
 
 
 def end_left(*places: Path) -> None:
-    """End the keeper that a dead agent has left for images at one of these places. Raises DeadlineExceeded."""
+    """Kill the keeper that a dead agent has left for images at one of these places. Raises DeadlineExceeded."""
     for place in places:
         try:
             fields = json.loads((place / _FILE).read_bytes())
@@ -115,7 +116,8 @@ def end_left(*places: Path) -> None:
         try:
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
             if not processes.wait_exit(pidfd, _LEFT_TIMEOUT):
-                raise DeadlineExceeded(f"the keeper of the images at {place} (process {pid}) does not end")
+                words = f"(process {pid}) did not exit within {_LEFT_TIMEOUT:g} s"
+                raise DeadlineExceeded(f"the keeper of the images at {place} {words}")
         except ProcessLookupError:
             continue
         finally:

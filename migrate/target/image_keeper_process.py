@@ -8,10 +8,10 @@ An agent starts it before anything is frozen, with one end of a socketpair as it
       | ---- (end of file) ---> |  the agent has ended: before b"w", remove the images; after it, take them to the disk
       X ---- SIGKILL ---------> |  the outcome is known
 
-So it acts whatever ends the agent, kill -9 included, and the agent, which has no threads, waits for no disk. It is
-killed while it copies: what it has made then lacks its final name, and is removed with the images.
+So it acts whatever ends the agent, kill -9 included, and the agent, which has no threads, waits for no disk. It may be
+killed while it copies: the copy then lacks its final name, and is removed with the images.
 
-What it needs is imported when there is something to do: as a rule there is not, and the freeze is about to begin.
+Modules are imported only when there is something to do, because usually there is not, and the freeze is about to begin.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""What belongs to the images of a move: a file beside them with the name, size and SHA-256 of each.
+"""The list of the images of a move: a file beside them with the name, size and SHA-256 of each.
 
     manifest.json   {"format": 1, "migration": ID, "boot": ID, "images": {NAME: [SIZE, SHA-256 or null]}}
 
@@ -28,7 +28,7 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 def names(directory: Path) -> Iterator[str]:
-    """The images in a directory; CRIU's logs are not among them. Raises OSError."""
+    """Yield the names of the images in a directory; CRIU's logs are not among them. Raises OSError."""
     with os.scandir(directory) as entries:
         yield from sorted(entry.name for entry in entries if entry.name.endswith(".img"))
 
@@ -138,7 +138,7 @@ def write(path: Path, pieces: Iterable[bytes]) -> tuple[int, str]:
 
 
 def digest_of(path: Path) -> tuple[int, str]:
-    """Size and SHA-256 of a file, which must not be a link. Raises OSError."""
+    """Return size and SHA-256 of a file, which must not be a link. Raises OSError."""
     with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         return file.tell(), digest

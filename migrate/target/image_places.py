@@ -1,11 +1,11 @@
-"""Where a target has the images of moves: in memory, and on the disk only while the outcome of the move is not known.
+"""Where a target keeps the images of moves: in memory, and on the disk only while the outcome is unknown.
 
     /run/pymigrate/images/memory/<migration>      in a tmpfs that is mounted while there is something in it
     /var/lib/pymigrate/incoming/<migration>       on the disk: complete, or of a host without memory to spare
     /var/lib/pymigrate/incoming/<migration>.new   a copy to the disk that is being made, or that was cut short
 
 The tmpfs is below a bind mount that is private: a container that shares /run with the host gets no mount of it. One
-lock orders all who mount and unmount it. The directory of a move is locked by the processes that use it.
+lock serializes mounting and unmounting it. The directory of a move is locked by the processes that use it.
 """
 
 import contextlib
@@ -97,7 +97,7 @@ def full(path: Path, needed: int) -> NoSpace:
 
 
 def unfinished(migration: str) -> Path:
-    """Where a copy to the disk is made."""
+    """Return the directory in which a copy to the disk is made."""
     return DISK / f"{check_migration_id(migration)}{_UNFINISHED}"
 
 
@@ -113,10 +113,7 @@ def remove_memory(migration: str) -> None:
     """Remove the images of a move from memory, and unmount the tmpfs when it is empty then."""
     if MEMORY.exists():
         shutil.rmtree(MEMORY / check_migration_id(migration), ignore_errors=True)
-        with (
-            contextlib.suppress(Error, OSError),
-            _locked(),
-        ):  # otherwise the next one unmounts it
+        with contextlib.suppress(Error, OSError), _locked():  # otherwise the next one unmounts it
             _unmount_empty()
 
 

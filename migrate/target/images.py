@@ -1,4 +1,4 @@
-"""What a target receives of a container: image files by name, and the page stream, each checked by size and digest."""
+"""Receive a container: image files by name, and the page stream, each checked by size and digest."""
 
 import contextlib
 import hashlib
@@ -41,7 +41,7 @@ class ReceivedImages:
 
     @classmethod
     def make(cls, migration: str, expected: int = 0) -> Self:
-        """A directory for images that are about to come, in memory where `expected` bytes fit, and their keeper.
+        """Make a directory for images, in memory if `expected` bytes fit there, and start their keeper.
 
         Raises OSError.
         """
@@ -62,9 +62,9 @@ class ReceivedImages:
 
     @classmethod
     def existing(cls, migration: str) -> Self | None:
-        """The images of a move whose agent has ended, wherever they are; None unless all of them had come.
+        """Return the images of a move whose agent has exited, wherever they are; None unless all of them had come.
 
-        Their keeper is ended first. A directory of an earlier version, without a manifest, is taken as it is.
+        Their keeper is killed first. A directory of an earlier version, without a manifest, is taken as it is.
         Raises TargetError when another process uses them, DeadlineExceeded.
         """
         memory, disk = image_places.MEMORY / migration, image_places.DISK / migration
@@ -81,7 +81,7 @@ class ReceivedImages:
 
     @classmethod
     def remove_left(cls, migration: str) -> None:
-        """Remove all images of a move whose agent has ended, complete or not. Harmless when there are none.
+        """Remove all images of a move whose agent has exited, complete or not. Harmless when there are none.
 
         Raises DeadlineExceeded.
         """
@@ -123,7 +123,7 @@ class ReceivedImages:
             self._failure = self._failure or TargetError(f"image {self._name} arrived damaged")
 
     def check(self, count: int) -> None:
-        """Raise what went wrong with any image; all `count` must be here."""
+        """Raise the first failure of any image. All `count` images must be here."""
         if isinstance(self._failure, OSError) and self._failure.errno in FULL:
             raise image_places.full(self.path, self._unwritten)
         if self._failure is not None:
@@ -137,9 +137,9 @@ class ReceivedImages:
             self._keeper.await_ready()
 
     def hold(self) -> None:
-        """From here on the images may become the last copy of the container: they outlive this process.
+        """Have the images outlive this process, because they may become the last copy of the container.
 
-        The keeper takes them to the disk unless the outcome comes within a second, and when this process ends before.
+        The keeper takes them to the disk unless the outcome comes within a second, or when this process exits earlier.
         Raises OSError.
         """
         Manifest.of(self.migration, self.path, self._digests).save(self.path, durable=False)
@@ -152,9 +152,9 @@ class ReceivedImages:
             self._keeper.kill()
 
     def leave(self) -> None:
-        """This process ends, and the outcome is not known: images and journal go to the disk.
+        """Leave images and journal to the disk, because this process exits and the outcome is unknown.
 
-        A living keeper does that; without one they are on the disk when this returns. Raises TargetError, OSError.
+        A living keeper writes them; without one they are on the disk when this returns. Raises TargetError, OSError.
         """
         try:
             if self._keeper is None or not self._keeper.leave():
@@ -163,9 +163,9 @@ class ReceivedImages:
             self._unlock()
 
     def persist(self, *, keep: bool = False) -> None:
-        """Have images, manifest and journal on the disk; unless `keep`, there are none in memory then.
+        """Write images, manifest and journal to the disk; unless `keep`, remove them from memory.
 
-        Raises TargetError when an image is not what has come, OSError: everything stays as it was.
+        Raises TargetError when an image differs from what has come, OSError; everything then stays as it was.
         """
         _sync_files(self.migration)
         if self.kind == "disk":
@@ -188,11 +188,11 @@ class ReceivedImages:
             self.path, self.kind = path, "disk"
 
     def _settle_at(self, place: Path) -> None:
-        """Have all images in `place`, synced, and described by a manifest with every digest."""
+        """Put all images into `place`, synced, with a manifest that has every digest."""
         known = Manifest.load(self.path)
         if known is None and self.kind == "memory":
             raise TargetError(f"{self.path}: not all images had come")
-        if known is None:  # of an earlier version: what has come is not known
+        if known is None:  # of an earlier version: nothing says what has come
             return
         images: dict[str, tuple[int, str | None]] = {}
         for name, (size, digest) in known.images.items():
@@ -201,13 +201,13 @@ class ReceivedImages:
                 raise TargetError(f"{self.path / name}: is damaged")
             images[name] = found
         if tmpfs_archive.INDEX not in images:
-            with contextlib.suppress(TargetError, OSError):  # then they outlive no power cut, but the images do
+            with contextlib.suppress(TargetError, OSError):  # without these, the images still outlive a power cut
                 images |= tmpfs_archive.pack(self.migration, place)
         Manifest(self.migration, known.boot, images).save(place, durable=True)
         sync(place)
 
     def verify(self) -> None:
-        """Raise TargetError that names a damaged, missing or unlisted image unless every image is what has come.
+        """Raise TargetError unless every image is what has come; it names a damaged, missing or unlisted one.
 
         Page images that have not been on the disk yet are compared by size alone. A directory of an earlier version has
         no manifest to compare with (`has_manifest`).
@@ -218,16 +218,16 @@ class ReceivedImages:
 
     @property
     def has_manifest(self) -> bool:
-        """Whether `verify` can tell that the images are complete."""
+        """True if `verify` can tell whether the images are complete."""
         return (self.path / image_manifest.NAME).exists()
 
     def remove(self) -> None:
-        """Remove them, wherever they are."""
+        """Remove the images, wherever they are."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
         if self._keeper is not None:
-            with contextlib.suppress(DeadlineExceeded):  # it waits for a disk, and does nothing more after that
+            with contextlib.suppress(DeadlineExceeded):  # it waits for a disk, and does nothing after that
                 self._keeper.end()
             self._keeper = None
         image_places.remove(self.migration)
@@ -240,14 +240,14 @@ class ReceivedImages:
 
 
 def _sync_files(migration: str) -> None:
-    """Have the files of a move on the disk: whole images are of no use with files that a power cut has taken.
+    """Write the files of a move to the disk: images are useless with files that a power cut has taken.
 
     Raises OSError.
     """
     from migrate.files.trees import Owner
     from migrate.target.files import Arriving
 
-    with contextlib.suppress(MigrateError):  # what a damaged journal says is not needed to keep the images
+    with contextlib.suppress(MigrateError):  # the images are kept without what a damaged journal says
         entry = journal.load(migration)
         if entry is not None:
             owner = Owner(entry.id, str(entry.fields.get("created", "")), str(entry.fields.get("root", "")))
@@ -255,7 +255,7 @@ def _sync_files(migration: str) -> None:
 
 
 class ReceivedPages:
-    """What comes over the wire goes into one end of a socketpair; CRIU's page server has the other."""
+    """Passes the page stream to CRIU's page server through a socketpair."""
 
     def __init__(self, images: Path, server: PageServer, ours: socket.socket, timeout: float) -> None:
         self._images, self._server, self._socket, self._timeout = images, server, ours, timeout
@@ -264,7 +264,7 @@ class ReceivedPages:
 
     @classmethod
     def start(cls, images: Path, timeout: float) -> Self:
-        """The page server must not let itself be waited for longer than `timeout` seconds."""
+        """Start a page server, which is waited for `timeout` seconds at most."""
         ours, theirs = socket.socketpair()
         with theirs:
             server = Criu().page_server(images, theirs)
@@ -272,7 +272,7 @@ class ReceivedPages:
         return cls(images, server, ours, timeout)
 
     def feed(self, payload: bytes) -> None:
-        """A server that is dead or full does not answer any more; why shows in `finish`."""
+        """Pass a piece on. A server that is dead, or whose disk is full, takes nothing: `finish` says why."""
         self._size += len(payload)
         self._hash.update(payload)
         if not self._broken:
@@ -282,7 +282,7 @@ class ReceivedPages:
                 self._broken = True
 
     def finish(self, size: int, digest: str) -> None:
-        """Wait until the page server has ended; it must have had all that was sent."""
+        """Wait until the page server has exited. Raises TargetError unless it has had all that was sent."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_WR)
             while self._socket.recv(4096):  # its answers, which the source has given CRIU in its place

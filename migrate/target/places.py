@@ -1,12 +1,12 @@
-"""Places: what moves have put on this host, who uses it, and when it may be written to or removed.
+"""Places: what moves have put on this host, what uses it, and when it may be written to or removed.
 
 A place is a bundle below /var/lib/pymigrate/bundles, or a tree that came with a container. It has a mark (marks.py),
 and a lock that the agent of a move holds until the container runs, or the move is undone. A place is renewed only by
 moves of the container that its mark names, and removed only for the move that its mark names; neither while a living
 container of any root uses it, or a move that is not decided refers to it.
 
-What a failed move has brought stays for the next attempt, if it is worth that. It is marked as not whole: only a move
-of the same container takes it, which compares contents. `clean` removes it.
+Files of a failed move stay for the next attempt if they are worth it. They are marked as not whole: only a move of the
+same container takes them, and it compares contents. `clean` removes them.
 """
 
 import contextlib
@@ -42,13 +42,13 @@ WORTH_KEEPING = 8 << 20  # bytes; less is sent again as quickly as it is looked 
 
 
 class Locks:
-    """The places that one move, or a clean-up, holds: nobody else takes them meanwhile. They end with the process."""
+    """The places that one move, or one clean-up, has locked. The locks end with the process."""
 
     def __init__(self) -> None:
         self._held: dict[str, int] = {}
 
     def hold(self, path: str) -> bool:
-        """Take the lock of the place at `path`; False when somebody else has it. Raises OSError."""
+        """Lock the place at `path`. Return False if another process has locked it. Raises OSError."""
         if path in self._held:
             return True
         LOCKS.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -67,7 +67,7 @@ class Locks:
             os.close(fd)  # its last holder has removed the file
 
     def let_go(self, path: str) -> None:
-        """Harmless when it is not held."""
+        """Unlock a place. Harmless when it is not locked."""
         fd = self._held.pop(path, -1)
         if fd >= 0:
             (LOCKS / marks.key(path)).unlink(missing_ok=True)
@@ -81,7 +81,7 @@ class Locks:
 
 @dataclass(frozen=True)
 class _Use:
-    """`words` say who uses `paths`; `owner` is the container of an undecided move, None for what lives here."""
+    """`words` say what uses `paths`; `owner` is the container of an undecided move, None for a living container."""
 
     words: str
     paths: tuple[str, ...]
@@ -89,14 +89,14 @@ class _Use:
 
 
 class Uses:
-    """What living containers, and moves that are not decided, use on this host: a picture of one moment."""
+    """The paths that living containers and undecided moves use on this host, at one moment."""
 
     def __init__(self, uses: list[_Use], mounts: list[mountinfo.Mount], foreign: list[tuple[int, str, str]]) -> None:
         self._uses, self._mounts, self._foreign = uses, mounts, foreign
 
     @classmethod
     def now(cls, but: str = "") -> Self:
-        """`but` is the migration that asks: what it has here itself does not count."""
+        """Look now. What the migration `but` uses does not count, because it is the one that asks."""
         found = list(journal.scan())
         entries = [item for item in found if isinstance(item, Entry)]
         damaged = [item.entry for item in found if isinstance(item, DamagedJournal) and item.entry is not None]
@@ -109,7 +109,7 @@ class Uses:
         return cls(uses, mounts, list(_foreign(mounts)))
 
     def of(self, path: str, owner: Owner | None = None) -> str:
-        """Who uses `path` or something below it, in words; "" when nobody does.
+        """Return what uses `path` or something below it, in words; "" if nothing does.
 
         Undecided moves of the container `owner` are left out: before another one begins, they are settled.
         """
@@ -125,13 +125,13 @@ class Uses:
         return ""
 
     def mounted_below(self, path: str) -> str:
-        """What is mounted at `path` or below it in this host's own tree, in words; "" if nothing is."""
+        """Return what is mounted at `path` or below it in this host's own tree, in words; "" if nothing is."""
         found = (mount.place for mount in self._mounts if is_below(mount.place, path))
         return next((f"something is mounted at {place}" for place in found), "")
 
 
 def _states(store: Store) -> Iterator[State]:
-    """The living containers of one root. One whose state cannot be read shows by what it has mounted."""
+    """Yield the living containers of one root. One whose state cannot be read is found by its mounts instead."""
     with contextlib.suppress(ContainerError):
         for container_id in store.ids():
             with contextlib.suppress(ContainerError):
@@ -164,12 +164,12 @@ def _undecided(entry: Entry) -> _Use:
 
 
 def owner_of(entry: Entry) -> Owner:
-    """The container that a journal is about; those of earlier versions may not say when it was created."""
+    """Return the container that a journal is about. Journals of earlier versions may lack its time of creation."""
     return Owner(entry.id, str(entry.fields.get("created", "")), str(entry.fields.get("root", "")))
 
 
 def _is_open(entry: Entry) -> bool:
-    """Whether it may still be that a container runs from what a move refers to here."""
+    """Return whether a container may still run from what a move refers to here."""
     if entry.role != "target":
         return entry.phase in (Phase.COMMITTED, Phase.IN_DOUBT)  # before that it lives here
     if entry.phase in (Phase.PREFLIGHT, Phase.SEED):  # nothing is decided without the agent
@@ -179,9 +179,9 @@ def _is_open(entry: Entry) -> bool:
 
 
 def _foreign(own: list[mountinfo.Mount]) -> Iterator[tuple[int, str, str]]:
-    """(pid, device, directory in that file system) of the mounts in other mount namespaces.
+    """Yield (pid, device, directory in that file system) of the mounts in other mount namespaces.
 
-    Those that such a namespace has inherited from this host's are not among them.
+    Mounts that such a namespace has inherited from this host's are left out.
     """
     known = {(mount.place, mount.device, mount.root) for mount in own}
     seen = {_mount_namespace("self")}
@@ -202,9 +202,9 @@ def _mount_namespace(pid: str) -> str:
 
 
 def take(path: str, owner: Owner, migration: str, *, whole: bool = False) -> None:
-    """Mark what is at `path` as this move's, which writes there unless it is `whole`.
+    """Mark what is at `path` as this move's. The move writes there unless it is `whole`.
 
-    Nothing writes there for an earlier move when this returns. Raises OSError, DeadlineExceeded.
+    Receivers of an earlier move that wrote there have exited when this returns. Raises OSError, DeadlineExceeded.
     """
     mark = marks.of(path)
     if mark is not None and mark.migration not in ("", migration):
@@ -212,11 +212,12 @@ def take(path: str, owner: Owner, migration: str, *, whole: bool = False) -> Non
     marks.put(path, owner, migration, whole=whole)
 
 
-def kill_source(path: str, migration: str, locks: Locks, made: Sequence[str]) -> None:
-    """A move has failed: what it has brought to `path` stays for the next attempt, or is removed.
+def abandon(path: str, migration: str, locks: Locks, made: Sequence[str]) -> None:
+    """Keep what a failed move has brought to `path` for the next attempt, or remove it.
 
-    Nothing is touched unless the mark there names this migration. `made` are the paths that did not exist before it,
-    none for an older copy that it has begun to renew: that stays. Without a mark, those that are empty directories go.
+    Nothing is touched unless the mark there names this migration. `made` are the paths that did not exist before it; it
+    is empty for an older copy that the move has begun to renew, and that copy stays. Without a mark, the empty
+    directories among `made` are removed.
     """
     mark = marks.of(path)
     if mark is None:
@@ -232,14 +233,14 @@ def kill_source(path: str, migration: str, locks: Locks, made: Sequence[str]) ->
 
 
 def ran(path: str, owner: Owner) -> None:
-    """The container has come to run from what an earlier move, which failed, had brought whole. Raises OSError."""
+    """Note that the container runs from the whole files of an earlier move that failed. Raises OSError."""
     mark = marks.of(path)
     if mark is not None and mark.failed and mark.is_of(owner):
         marks.write(dataclasses.replace(mark, failed=False))
 
 
 def _is_worth_keeping(path: str) -> bool:
-    """Whether the next attempt saves something by it, and the disk has as much room again."""
+    """Return whether the next attempt gains by these files, and the disk has as much room again."""
     try:
         count = size(Path(path))
     except MigrateError:
@@ -248,9 +249,9 @@ def _is_worth_keeping(path: str) -> bool:
 
 
 def remove(mark: Mark, uses: Uses) -> str:
-    """Remove a place, whose lock the caller holds. Returns why it stays, in words; "" when it is gone.
+    """Remove a place that the caller has locked. Return why it stays, in words; "" if it is removed.
 
-    Raises DeadlineExceeded when something that writes there does not end.
+    Raises DeadlineExceeded when a receiver that writes there does not exit.
     """
     if not mark.is_made:
         return "moves have not made it"
@@ -261,7 +262,7 @@ def remove(mark: Mark, uses: Uses) -> str:
     if any((other.id, other.created) != (mark.id, mark.created) for other in below):
         return "what belongs to another container is in it"
     try:
-        marks.write(dataclasses.replace(mark, whole=False))  # it is none from here on, should this be cut short
+        marks.write(dataclasses.replace(mark, whole=False))  # in case this is interrupted
         if os.path.isdir(mark.path) and not os.path.islink(mark.path):
             shutil.rmtree(mark.path)
         else:
@@ -279,12 +280,12 @@ def remove(mark: Mark, uses: Uses) -> str:
 
 
 def leftovers() -> list[Mark]:
-    """What failed moves have left here for their next attempt."""
+    """Return the places that failed moves have left for their next attempt."""
     return [mark for mark in marks.every() if mark.is_made and (mark.failed or _was_cut_short(mark))]
 
 
 def _was_cut_short(mark: Mark) -> bool:
-    """Whether the agent that was filling a place was killed, with no move after it."""
+    """Return whether the agent that was filling a place was killed, and no move has followed."""
     try:
         entry = journal.load(mark.migration) if mark.migration else None
     except DamagedJournal:
@@ -294,7 +295,7 @@ def _was_cut_short(mark: Mark) -> bool:
 
 
 def clean(mark: Mark) -> str:
-    """Remove one of `leftovers`. Returns why it stays, in words; "" when it is gone. Raises DeadlineExceeded."""
+    """Remove one of `leftovers`. Return why it stays, in words; "" if it is removed. Raises DeadlineExceeded."""
     locks = Locks()
     try:
         if not locks.hold(mark.path):

@@ -174,6 +174,7 @@ def _end_old_agent(agent: dict[str, Any]) -> None:
         for number in (signal.SIGTERM, signal.SIGCONT):  # it may be stopped
             signal.pidfd_send_signal(pidfd, number)
         if not processes.wait_exit(pidfd, OLD_AGENT_TIMEOUT):
-            raise DeadlineExceeded(f"the agent of the lost connection (process {pid}) does not end")
+            words = f"did not exit within {OLD_AGENT_TIMEOUT:g} s"
+            raise DeadlineExceeded(f"the agent of the lost connection (process {pid}) {words}")
     finally:
         os.close(pidfd)

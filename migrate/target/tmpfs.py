@@ -18,7 +18,7 @@ DIRECTORY = TMPFS
 
 
 def places(migration: str, mounted: list[Mounted]) -> dict[str, str]:
-    """Mount point in the container -> where its tmpfs is mounted here."""
+    """Return mount point in the container -> where its tmpfs is mounted here."""
     return {item.place: str(DIRECTORY / migration / str(number)) for number, item in enumerate(mounted)}
 
 
@@ -31,7 +31,7 @@ def make(migration: str, mounted: list[Mounted]) -> dict[str, str]:
     for item, path in zip(mounted, places(migration, mounted).values(), strict=True):
         os.makedirs(path, 0o700)
         try:
-            # CRIU sets flags where it binds it, but for this one, which is none in its images.
+            # CRIU sets the other flags when it binds the mount; its images have none for this one.
             syscalls.mount(item.source, path, "tmpfs", MS_STRICTATIME, item.options)
             space = os.statvfs(path)
             size, inodes = space.f_blocks * space.f_frsize, space.f_files
@@ -43,7 +43,7 @@ def make(migration: str, mounted: list[Mounted]) -> dict[str, str]:
 
 
 def narrow(limits: dict[str, str]) -> None:
-    """All has come: no more room than the container had. Raises OSError."""
+    """Limit them to the room that the container had, because all has come. Raises OSError."""
     for path, options in limits.items():
         _remount(path, options)
 
@@ -53,20 +53,20 @@ def _remount(path: str, options: str) -> None:
 
 
 def check(paths: Iterable[str]) -> None:
-    """Raises TargetError when one is not there any more."""
+    """Raise TargetError when one is no longer mounted."""
     for path in paths:
         if not os.path.ismount(path):
-            raise TargetError(f"{path} is not mounted any more: this host was restarted, and its contents are lost")
+            raise TargetError(f"{path} is no longer mounted: this host was restarted, and its contents are lost")
 
 
 def remove(migration: str) -> None:
-    """Unmount them: what a container has of them stays. Harmless when there are none."""
+    """Unmount them. What a container has bound of them stays. Harmless when there are none."""
     directory: Path = DIRECTORY / migration
     with contextlib.suppress(FileNotFoundError):
         for name in os.listdir(directory):
             with contextlib.suppress(OSError):
                 syscalls.umount(directory / name, syscalls.MNT_DETACH)
-            with contextlib.suppress(OSError):  # never what lies in it, should it still be mounted
+            with contextlib.suppress(OSError):  # never its contents, should it still be mounted
                 os.rmdir(directory / name)
     for path in (directory, DIRECTORY):
         with contextlib.suppress(OSError):

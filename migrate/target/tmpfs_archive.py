@@ -70,7 +70,7 @@ def _packed(place: str) -> Iterator[bytes]:
 
 
 def unpack(migration: str, directory: Path) -> None:
-    """Make the mounts of a move anew that are not there any more, from images that have been verified.
+    """Make those mounts of a move again that are gone, from images that have been verified.
 
     Raises TargetError.
     """

@@ -1,4 +1,4 @@
-"""The target's half of file trees: where they are put, and what becomes of them when the move fails.
+"""The target's half of file trees: where they are put, and their fate when the move fails.
 
 A tree is only ever put where nothing is, or where an earlier move of the same container has put it or left it, by the
 mark there (marks.py, places.py). A constant one that is there already is used as it is, and never written to.
@@ -52,7 +52,7 @@ def check(call: CheckTrees, owner: Owner) -> TreesChecked:
 
 
 def _state(tree: Tree, owner: Owner, uses: Uses) -> int | str:
-    """How many bytes of the tree are here already, or why it cannot be put there."""
+    """Return how many bytes of the tree are here already, or why it cannot be put there."""
     path = tree.place
     try:
         info = os.lstat(path)
@@ -75,7 +75,7 @@ def _state(tree: Tree, owner: Owner, uses: Uses) -> int | str:
 
 
 def _anothers(path: str, owner: Owner) -> str:
-    """Why nothing is made at `path`: it would be in what a move has brought for another container. "" if it is not."""
+    """Return why nothing may be made at `path`: it is within a place of another container. "" if it is not."""
     while (path := os.path.dirname(path)) != "/":
         mark = marks.of(path)
         if mark is not None and not mark.is_of(owner):
@@ -84,7 +84,7 @@ def _anothers(path: str, owner: Owner) -> str:
 
 
 def _matches(tree: Tree) -> bool:
-    """Whether a constant tree is at its place already, and no move has left it half renewed."""
+    """Return whether a constant tree is at its place already, and no move has left it half renewed."""
     if not tree.fingerprint:
         return False
     mark = marks.of(tree.place)
@@ -101,7 +101,7 @@ def _fits(tree: Tree) -> bool:
 
 
 def _bad_parent(path: str) -> str:
-    """What keeps a directory from being made at `path`: a link or a file on the way. "" when nothing does."""
+    """Return what keeps a directory from being made at `path`: a link or a file on the way. "" if nothing does."""
     current = ""
     for part in os.path.dirname(path).split("/")[1:]:
         current += "/" + part
@@ -112,7 +112,7 @@ def _bad_parent(path: str) -> str:
         except OSError as error:
             return f"cannot be looked at: {error.strerror}"
         if part and not stat.S_ISDIR(mode):
-            return f"{current} on the way to it is no directory"
+            return f"{current} on the way to it is not a directory"
     return ""
 
 
@@ -134,7 +134,7 @@ def _missing(needed: Needed) -> list[TreeProblem]:
 
 
 def _not_shared(needed: Needed) -> str:
-    """Why what is here is not what the source has on its network file system, "" if it is."""
+    """Return why what is here is not what the source has on its network file system, "" if it is."""
     path = os.path.realpath(needed.path)
     mount = mountinfo.holding(path, mountinfo.read())
     if mount is None or mount.network != needed.network:
@@ -202,7 +202,7 @@ class Arrivals:
                         _remove(os.path.join(item.tree.place, name))
 
     def _make(self, item: Placed) -> None:
-        """What is there by now is not this move's, whatever `plan` has seen: making it is the test."""
+        """Make one. What exists by now is not this move's, whatever `plan` has seen: making it is the test."""
         made: list[str] = []
         for path in item.made:
             try:
@@ -215,7 +215,7 @@ class Arrivals:
         marks.put(item.tree.place, self._owner, self._migration, whole=False, made=numbered)
 
     def verify(self) -> None:
-        """Check what rsync has brought, as far as it must not change any more. Raises TargetError."""
+        """Check what rsync has brought of constant trees. Raises TargetError."""
         for item in self.placed:
             if item.tree.fingerprint and not item.complete and not _fits(item.tree):
                 raise TargetError(
@@ -224,21 +224,21 @@ class Arrivals:
                 )
 
     def confirm(self) -> None:
-        """The container runs here: the copies are whole."""
+        """Mark the copies as whole, because the container runs."""
         for item in self.placed:
             if not item.complete:
                 with contextlib.suppress(OSError):
                     marks.put(item.tree.place, self._owner, self._migration, whole=True)
 
     def undo(self) -> None:
-        """Give up what this move has brought: see places.kill_source. Raises DeadlineExceeded."""
+        """Abandon what this move has brought: see places.abandon. Raises DeadlineExceeded."""
         for item in reversed(self.placed):
             if not item.complete:
-                places.kill_source(item.tree.place, self._migration, self._locks, item.made)
+                places.abandon(item.tree.place, self._migration, self._locks, item.made)
 
 
 def _make_new(path: str, *, single: bool) -> None:
-    """Make one directory, or an empty `single` file, no link on the way to it being followed. Raises OSError."""
+    """Make one directory, or an empty `single` file, without following links on the way. Raises OSError."""
     parts = path.split("/")[1:]
     fd = os.open("/", os.O_PATH | os.O_DIRECTORY)
     try:

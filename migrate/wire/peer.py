@@ -2,7 +2,7 @@
 
 Nothing is installed at the target: the agent's code goes over the connection (wire/agent_zip.py). A short first stage
 reads exactly that many bytes, checks their SHA-256, writes them 0700 under /run/pymigrate and becomes the agent.
-What the log-in prints before is skipped up to a banner that holds a random token.
+Output of the log-in is skipped up to a banner with a random token.
 """
 
 import collections
@@ -34,7 +34,7 @@ _REMOTE_KINDS = frozenset(
 
 
 class RemoteFailure(MigrateError):
-    """The agent answered a call with a failure; `kind` is what it says it was."""
+    """The agent answered a call with a failure; `kind` is the kind that the agent reports."""
 
     def __init__(self, message: str, kind: str, remedy: str | None) -> None:
         super().__init__(message, remedy=remedy)
@@ -65,24 +65,24 @@ class Peer:
         self.close()
 
     def close(self) -> None:
-        """End the connection; the agent takes that for an abort unless it was told to resume."""
+        """End the connection. The agent takes that for an abort unless it was told to resume."""
         for end in (self._channel, self._client):
             with contextlib.suppress(Exception):  # paramiko raises whatever its transport died of
                 end.close()
 
     def start(self, root: str) -> None:
-        """First exchange: both sides must speak the same protocol."""
+        """Exchange greetings. Raises ProtocolError unless both sides speak the same protocol."""
         self._reader.start()
         version = self.call(protocol.Hello(protocol.VERSION, root)).version
         if version != protocol.VERSION:
             raise ProtocolError(f"{self.name}: the agent speaks protocol {version}, not {protocol.VERSION}")
 
     def limit(self, timeout: float = SEND_TIMEOUT) -> None:
-        """From now on: give up sending when the target takes nothing for `timeout` seconds."""
+        """From now on, sending fails when the target takes nothing for `timeout` seconds."""
         self._channel.settimeout(min(timeout, SEND_TIMEOUT))
 
     def call(self, call: Call[R], timeout: float = CALL_TIMEOUT) -> R:
-        """Send a call and wait for its answer; answers to earlier calls that nobody took are dropped.
+        """Send a call and return its reply. Replies to earlier calls that `answer` has not taken are dropped.
 
         Raises RemoteFailure (the agent's own words), DeadlineExceeded, HostError when the connection is lost.
         """
@@ -101,7 +101,7 @@ class Peer:
         self._send(protocol.encode_call(call))
 
     def answer(self, timeout: float = CALL_TIMEOUT) -> Any:
-        """The reply to the oldest call that has none yet. Raises as `call` does."""
+        """Return the reply to the oldest call that has none yet. Raises as `call` does."""
         call = self._asked[0]
         what = type(call).__name__
         try:
@@ -132,7 +132,7 @@ class Peer:
         self._send(frames.header(FrameType.PAGES, len(data)) + data)
 
     def send_data(self, data: bytes) -> None:
-        """The next bytes of the image announced last."""
+        """Send the next bytes of the image that was named last."""
         self._send(frames.header(FrameType.DATA, len(data)) + data)
 
     def open_channel(self, command: str) -> Channel:
@@ -148,13 +148,13 @@ class Peer:
         return Channel(channel)
 
     def signs(self) -> bytes:
-        """Changes while processes there receive files. Raises HostError when the agent or the connection is lost."""
+        """Return a value that changes while processes there receive files. Raises HostError without a connection."""
         if self._lost is not None:
             raise self._lost
         return self._signs
 
     def is_silent(self) -> bool:
-        """Whether the agent does not even send pulses."""
+        """Return whether the agent does not even send pulses."""
         return time.monotonic() - self._heard > SILENCE
 
     def _send(self, data: bytes) -> None:
@@ -172,9 +172,9 @@ class Peer:
             raise self._lost or HostError(f"{self.name}: the connection was lost: {error}") from None
 
     def _read(self) -> None:
-        """Reader thread: sorts frames until the connection ends, then says why it ended."""
+        """Sort frames until the connection ends, then note why it ended. The reader thread runs this."""
         decoder = FrameDecoder()
-        self._channel.settimeout(SEND_TIMEOUT)  # a channel has one for both ways; to wait for an answer is `answer`'s
+        self._channel.settimeout(SEND_TIMEOUT)  # one for both directions; `answer` bounds the wait for an answer
         try:
             while data := self._receive():
                 self._heard = time.monotonic()
@@ -182,7 +182,7 @@ class Peer:
                     self._sort(kind, payload)
             self._lost = HostError(f"{self.name}: {self._epitaph()}")
         except ProtocolError as error:
-            self._lost = ProtocolError(f"{self.name}: the agent does not keep to the protocol: {error}")
+            self._lost = ProtocolError(f"{self.name}: the agent violates the protocol: {error}")
             self.close()
         except (OSError, EOFError, paramiko.SSHException) as error:
             self._lost = HostError(f"{self.name}: the connection was lost: {error}")
@@ -190,11 +190,11 @@ class Peer:
             self._answers.put(None)
 
     def _sort(self, kind: FrameType, payload: bytes) -> None:
-        """Take one frame. Raises ProtocolError for any that nobody asked for: they would pile up here."""
+        """Take one frame. Raises ProtocolError for one that was not asked for: such frames would pile up here."""
         if kind in (FrameType.REPLY, FrameType.FAILURE):
             self._answered += 1
             if self._answered > self._posted:
-                raise ProtocolError("an answer came that nobody awaits")
+                raise ProtocolError("an answer came to a call that was not made")
             self._answers.put((kind, payload))
         elif kind is FrameType.PULSE:
             self._pulses += 1
@@ -205,20 +205,20 @@ class Peer:
             raise ProtocolError(f"a {kind.name} frame came from the target")
 
     def _receive(self) -> bytes:
-        """What comes next, however long that takes; b"" at the end."""
+        """Return the next bytes, however long they take; b"" at the end."""
         while True:
             with contextlib.suppress(TimeoutError):
                 return self._channel.recv(1 << 18)
 
     def _epitaph(self) -> str:
-        """Why an agent that ended has ended, from its exit status and the last line it wrote to stderr."""
+        """Return why the agent has exited, from its exit status and the last line of its stderr."""
         if not self._channel.status_event.wait(2.0):
             return "the connection was lost"
         status = self._channel.recv_exit_status()
         if status == -1:
             return "the agent was killed" if is_connected(self._channel) else "the connection was lost"
         words = last_line(self._channel) if self._channel.recv_stderr_ready() else ""
-        return f"the agent ended with exit status {status}{': ' + words if words else ''}"
+        return f"the agent exited with status {status}{': ' + words if words else ''}"
 
 
 def connect(host: str, *, root: str, agent: AgentZip | None = None) -> Peer:

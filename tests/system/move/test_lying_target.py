@@ -62,7 +62,7 @@ def assert_nothing_lost(lab: Lab, before: int) -> None:
     [
         ("if ask == 'OpenBundle':\n"
          "  original(self, kind, payload)\n"
-         "  while True: send(kind, {'x': 'x' * 100_000})", "an answer came that nobody awaits"),
+         "  while True: send(kind, {'x': 'x' * 100_000})", "an answer came to a call that was not made"),
         ("while ask == 'Hello': original(self, FrameType.PULSE, b'1')", "a flood of PULSE frames"),
         ("if ask == 'Hello': original(self, FrameType.PULSE, b'1' * 100)", "over the limit"),
         ("if ask == 'Facts': original(self, kind, b'[' + b'[],' * (1 << 21) + b'[]]')", "over the limit"),

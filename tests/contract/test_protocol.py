@@ -1,9 +1,10 @@
 """The wire between source and target: what a hostile or broken other side can send."""
 
+import contextlib
 import dataclasses
 import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -246,3 +247,32 @@ def test_garbage_never_raises_anything_else(data: bytes) -> None:
                 protocol.decode_call(payload)
     except ProtocolError:
         pass
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+def spoilt(value: Any, draw: Callable[[Any], Any]) -> Any:
+    """A JSON value with one thing replaced somewhere in it."""
+    if isinstance(value, dict | list) and value and draw(st.booleans()):
+        key = draw(st.sampled_from(sorted(value) if isinstance(value, dict) else range(len(value))))
+        copy = value.copy()
+        copy[key] = spoilt(value[key], draw)
+        return copy
+    return draw(JSON)
+
+
+@given(st.data(), st.sampled_from(CALLS))
+def test_a_spoilt_call_or_reply_is_taken_or_a_protocol_error(data: st.DataObject, call: protocol.Call[Any]) -> None:
+    name = type(call).__name__
+    args = json.dumps({"call": name, "args": spoilt(records.encode(call), data.draw)}).encode()
+    with contextlib.suppress(ProtocolError):
+        assert type(protocol.decode_call(args)) is type(call)
+    if call.reply is not None:
+        reply = json.dumps(spoilt(records.encode(REPLIES.get(name, replies.Done())), data.draw)).encode()
+        with contextlib.suppress(ProtocolError):
+            assert type(protocol.decode_reply(call, reply)) is call.reply

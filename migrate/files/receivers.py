@@ -11,14 +11,13 @@ import signal
 import time
 
 from migrate.errors import DeadlineExceeded
+from migrate.limits import EXEC_TIMEOUT, RECEIVER_EXIT_TIMEOUT
 from migrate.paths import RECEIVING as DIRECTORY
 from runtime.linux import processes, trusted
 
 VARIABLE = "PYMIGRATE_MIGRATION"
 REFUSED = 125  # exit status: the file does not exist
-END_TIMEOUT = 10.0
 _START = f'[ -e "$0" ] || exit {REFUSED}; [ -z "$1" ] || echo $$ > "$1" || exit 1; shift; exec "$@"'
-_EXEC_TIMEOUT = 1.0  # for a process in the middle of execve(2), whose environment cannot be read
 
 
 def within(migration: str, cgroup: str = "") -> tuple[str, ...]:
@@ -49,8 +48,8 @@ def end(migration: str) -> None:
     Raises DeadlineExceeded.
     """
     forbid(migration)
-    deadline = time.monotonic() + END_TIMEOUT
-    while found := _find(migration, _EXEC_TIMEOUT):
+    deadline = time.monotonic() + RECEIVER_EXIT_TIMEOUT
+    while found := _find(migration, EXEC_TIMEOUT):
         for pid in found:
             _kill(pid, migration, deadline)
 

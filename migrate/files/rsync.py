@@ -20,17 +20,14 @@ from typing import BinaryIO, Protocol
 from criu_rpc.errors import Error
 from migrate.errors import DeadlineExceeded, HostError, MigrateError, NoSpace, ProtocolError
 from migrate.files import receivers, rsh
+from migrate.limits import RSYNC_STATUS_TIMEOUT, RSYNC_STOP_TIMEOUT, RSYNC_WORDS_TIMEOUT, STALL_TIMEOUT
 from runtime.linux import processes, selfexec
 
 # Seconds without a process that computes, reads or writes for a run of rsync. Its own --timeout is not enough: with
 # one of its two processes at the target stopped, or the one here, the others wait forever.
-STALL_TIMEOUT = 60.0
 SAID_LIMIT = 256 << 20  # bytes of rsync's output: the names of four million files, or errors
 _WATCH_INTERVAL = 0.5
 _CHUNK = 1 << 18
-_STOP_TIMEOUT = 10.0
-_STATUS_TIMEOUT = 3.0
-_WORDS_TIMEOUT = 2.0  # for what the target says of a run that has failed: the container may be frozen
 
 
 class Channel(Protocol):
@@ -174,7 +171,7 @@ class Rsync:
             self._started = time.monotonic()
         said, words = self._communicate(deadline, names)
         relay, status = self._relay, self._process.returncode
-        relay.join(min(_WORDS_TIMEOUT if status else _STOP_TIMEOUT, max(0.1, deadline - time.monotonic())))
+        relay.join(min(RSYNC_WORDS_TIMEOUT if status else RSYNC_STOP_TIMEOUT, max(0.1, deadline - time.monotonic())))
         text = words.decode(errors="replace") + relay.errors
         if status >= 0 and relay.failure is not None and not relay.ended_here:
             raise relay.failure
@@ -343,7 +340,7 @@ class _Relay:
     def start(self) -> None:
         self._thread.start()
 
-    def join(self, timeout: float = _STOP_TIMEOUT) -> None:
+    def join(self, timeout: float = RSYNC_STOP_TIMEOUT) -> None:
         self._thread.join(timeout)
 
     def close(self) -> None:
@@ -376,7 +373,7 @@ class _Relay:
             self.failure = error
         except OSError as error:
             # A command that exits early breaks the stream too; its exit status tells it from a lost connection.
-            self.exit_status = self._channel.exit_status(_STATUS_TIMEOUT) if self._channel else None
+            self.exit_status = self._channel.exit_status(RSYNC_STATUS_TIMEOUT) if self._channel else None
             if self.exit_status is None:
                 self.failure = HostError(f"{self._target.name}: the connection was lost while files were sent: {error}")
         finally:

@@ -22,13 +22,13 @@ from migrate.errors import MigrateError
 from migrate.files import mountinfo
 from migrate.files import scan as tree_scan
 from migrate.files.trees import Mounted, are_tmpfs_options
+from migrate.limits import TMPFS_OPEN_TIMEOUT
 from runtime.linux import processes, selfexec, syscalls
 from runtime.spec.config import Spec
 from runtime.state.record import State
 
 SMALL = 4 << 20  # bytes that CRIU packs in less time than a pass takes
 MOST = 20  # mounts
-_OPEN_TIMEOUT = 10.0  # seconds
 # fanotify(7): metadata, then a record with a file system id and a handle; shmem's is generation, inode (64 bits)
 _METADATA, _HANDLE = struct.Struct("=IBBHQii"), struct.Struct("=BBH8sIiIII")
 _INFO_FID, _HANDLE_BYTES, _INO32_GEN = 1, 12, 1
@@ -186,7 +186,7 @@ def _open(init_pid: int, places: list[str]) -> list[int]:
     ours, theirs = socket.socketpair()
     argv = selfexec.command("migrate.files.tmpfs_opener", str(init_pid), str(theirs.fileno()), *places)
     with ours:
-        ours.settimeout(_OPEN_TIMEOUT)
+        ours.settimeout(TMPFS_OPEN_TIMEOUT)
         with theirs:
             process = subprocess.Popen(
                 argv, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,

@@ -19,6 +19,7 @@ from criu_rpc.client import Criu
 from criu_rpc.errors import CriuError, DeadlineExceeded
 from migrate.disk import free_bytes
 from migrate.errors import ProtocolError
+from migrate.limits import FACTS_TIMEOUT
 from migrate.paths import DATA
 from migrate.preflight import limits
 from migrate.wire import protocol
@@ -30,8 +31,6 @@ from runtime.state.store import Store
 
 if TYPE_CHECKING:
     from migrate.wire.peer import Peer
-
-FACTS_TIMEOUT = 60.0
 
 
 def ask(peer: "Peer", query: FactsQuery) -> HostFacts:

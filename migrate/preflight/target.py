@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from criu_rpc.errors import CriuError
 from migrate.errors import ProtocolError
 from migrate.files import fingerprint as fingerprints
+from migrate.limits import TREES_TIMEOUT
 from migrate.preflight import hostfacts, limits, open_files, sockets
 from migrate.preflight import processes as process_scan
 from migrate.preflight.hostfacts import can_carry_any_uid, gather
@@ -26,7 +27,6 @@ from runtime.state.store import Store
 if TYPE_CHECKING:
     from migrate.wire.peer import Peer
 
-TREES_TIMEOUT = 600.0
 SPARE_BYTES = 64 << 20  # for images that are not memory
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from criu_rpc.client import Criu
 from migrate.errors import SnapshotError
 from migrate.files.fingerprint import fingerprint
+from migrate.limits import RESTORE_TIMEOUT
 from migrate.paths import RUN
 from migrate.snapshots.manifest import IMAGES, Snapshot
 from runtime import notices
@@ -19,8 +20,6 @@ from runtime.linux import trusted
 from runtime.spec.config import load as load_spec
 from runtime.state.record import State
 from runtime.state.store import Store
-
-RESTORE_TIMEOUT = 120.0
 
 
 def restore(

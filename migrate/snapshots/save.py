@@ -28,12 +28,12 @@ from migrate.disk import is_full, no_space, sync
 from migrate.errors import SnapshotError
 from migrate.files.fingerprint import fingerprint
 from migrate.interrupts import uninterruptible
+from migrate.limits import CONTAINER_LOCK_TIMEOUT, LOG_TIMEOUT, PASSING_PATIENCE, RESTORE_TIMEOUT
 from migrate.preflight import landlock, watches
 from migrate.preflight import processes as process_scan
 from migrate.preflight.container import require_movable, wait_settled
 from migrate.preflight.sockets import survey
 from migrate.snapshots.manifest import CONFIG, FORMAT, IMAGES, LOG, MANIFEST, Manifest, entry, refusal
-from migrate.snapshots.restore import RESTORE_TIMEOUT
 from runtime import notices
 from runtime.checkpoint import options as criu_options
 from runtime.checkpoint.dump import Dump
@@ -44,10 +44,6 @@ from runtime.spec.config import Spec
 from runtime.state.kept_config import load_kept
 from runtime.state.record import State
 from runtime.state.store import Store
-
-LOCK_TIMEOUT = 5.0
-LOG_TIMEOUT = 2.0
-PATIENCE = 2.0  # for what passes by itself, such as a connection that is about to be accepted
 
 
 def save(store: Store, container_id: str, directory: Path, *, allow: frozenset[str], stop: bool = False) -> Manifest:
@@ -63,18 +59,18 @@ def save(store: Store, container_id: str, directory: Path, *, allow: frozenset[s
         os.close(trusted.open_directory(str(directory.parent), sticky=True))
     except OSError as error:
         raise refusal(directory.parent, error, "save it in a directory to which no other user can write") from None
-    with store.lock(container_id, LOCK_TIMEOUT):
+    with store.lock(container_id, CONTAINER_LOCK_TIMEOUT):
         state = store.load(container_id)
         mend.repair_left(state)
         spec = load_kept(state)
-        require_movable(state, spec, allow, PATIENCE)
+        require_movable(state, spec, allow, PASSING_PATIENCE)
         if words := landlock.warning(state.id, landlock.suspects(state.pid, spec)):
             notices.warn(words)
         watched = watches.names(state.pid)
         with _temporary(directory, state.pid) as place:
             _write(place / CONFIG, json.dumps(spec.config, indent=4).encode())
             with syn_gate.closed(state, spec):
-                wait_settled(state, allow, PATIENCE)
+                wait_settled(state, allow, PASSING_PATIENCE)
                 skip = "tcp-backlog" in allow
                 options = {"leave_running": not stop, "tcp_skip_in_flight": skip, "irmap_scan_paths": watched}
                 with _dump(state, spec, place, options) as dump:

@@ -13,11 +13,11 @@ import time
 from pathlib import Path
 
 from migrate import relaunch
+from migrate.limits import ASKING_STOP_TIMEOUT
 from migrate.model import check_migration_id
 from migrate.paths import ASKING as DIRECTORY
 from runtime.linux import processes
 
-STOP_TIMEOUT = 10.0
 _STOP_STEP = 0.2
 
 
@@ -64,7 +64,7 @@ def stop(migration: str) -> None:
     pidfd = processes.open_process(pid, started)
     if pidfd is None:
         return
-    deadline = time.monotonic() + STOP_TIMEOUT
+    deadline = time.monotonic() + ASKING_STOP_TIMEOUT
     try:
         while asker(migration) == pid and time.monotonic() < deadline:
             signal.pidfd_send_signal(pidfd, signal.SIGTERM)  # it ignores that while it starts and while it cleans up

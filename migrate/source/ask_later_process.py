@@ -9,6 +9,7 @@ from criu_rpc.errors import Error
 from migrate.errors import MigrateError
 from migrate.journal import journal
 from migrate.journal.journal import Entry, Journal
+from migrate.limits import ASKING_LOCK_TIMEOUT
 from migrate.phases import OPEN, Phase
 from migrate.source.ask_later import file_of
 from migrate.source.recover import finish
@@ -17,7 +18,6 @@ from runtime.state.store import Store
 
 LASTS = 3600.0  # seconds
 FIRST_PAUSE, LONGEST_PAUSE, GROWTH = 1.0, 60.0, 1.5
-LOCK_TIMEOUT = 1.0
 
 
 def main(argv: list[str]) -> int:
@@ -49,7 +49,7 @@ def _attempt(store: Store, migration: str) -> bool:
     entry = journal.load(migration)
     if entry is None:
         return True
-    with store.lock(entry.id, LOCK_TIMEOUT):
+    with store.lock(entry.id, ASKING_LOCK_TIMEOUT):
         entry = journal.load(migration) or entry
         if entry.phase is Phase.ABORTED:
             return _discarded(entry)

@@ -9,9 +9,10 @@ from migrate.errors import Lost, MigrateError
 from migrate.interrupts import uninterruptible
 from migrate.journal.journal import Entry, Journal
 from migrate.journal.undecided import nothing_to_recover, undecided
+from migrate.limits import CONTAINER_LOCK_TIMEOUT
 from migrate.phases import Phase
 from migrate.source import ask_later
-from migrate.source.recover import LOCK_TIMEOUT, Fate, Left, stays
+from migrate.source.recover import Fate, Left, stays
 from migrate.source.settle import known_there
 from runtime import notices
 from runtime.state.store import Store
@@ -26,7 +27,7 @@ def force_source(store: Store, container_id: str) -> str:
     Raises NothingToRecover; MigrateError when the target answers; Lost when the move has killed the container here.
     """
     entry = _stopped(store, container_id)
-    with store.lock(container_id, LOCK_TIMEOUT), uninterruptible():
+    with store.lock(container_id, CONTAINER_LOCK_TIMEOUT), uninterruptible():
         _require_unanswered(entry)
         notices.warn(f"{entry.target} is taken to be gone for good: if it still runs {entry.id}, there are two of it")
         log, left, words = Journal.resume(entry), Left.of(entry, store), "decided by --force-source"
@@ -49,7 +50,7 @@ def forget(store: Store, container_id: str) -> str:
     Raises NothingToRecover.
     """
     entry = _stopped(store, container_id)
-    with store.lock(container_id, LOCK_TIMEOUT):
+    with store.lock(container_id, CONTAINER_LOCK_TIMEOUT):
         left = Left.of(entry, store)
         Journal.resume(entry).record(Phase.FORGOTTEN, reason="closed by --forget")
     return (

@@ -5,11 +5,10 @@ from collections.abc import Iterator
 from migrate.events import Reporter
 from migrate.journal import journal
 from migrate.journal.journal import Entry, Journal
+from migrate.limits import DISCARD_TIMEOUT
 from migrate.phases import Phase, workload
 from migrate.wire import protocol
 from migrate.wire.peer import Peer, RemoteFailure
-
-DISCARD_TIMEOUT = 600.0
 
 
 def discard(peer: Peer, log: Journal, reporter: Reporter) -> None:

@@ -11,12 +11,20 @@ from migrate.events import Monitor, Report
 from migrate.files import marks
 from migrate.files.trees import Owner, Tree
 from migrate.interrupts import uninterruptible
+from migrate.limits import (
+    ANSWER_GRACE,
+    CONFIRM_TIMEOUT,
+    CONTAINER_LOCK_TIMEOUT,
+    FINGERPRINT_TIMEOUT,
+    PASSING_PATIENCE,
+    RESUME_TIMEOUT,
+)
 from migrate.model import MigrationSpec
 from migrate.phases import OPEN, Phase
 from migrate.preflight import processes as process_scan
 from migrate.preflight.container import wait_settled
 from migrate.source import leftovers
-from migrate.source.ready import PATIENCE, Preflight, Ready
+from migrate.source.ready import Preflight, Ready
 from migrate.source.seeding import ROOTFS, Seeding
 from migrate.source.settle import clean_source, clean_target, save_log, settle
 from migrate.source.switchover import Aftermath, Frozen, Switchover
@@ -25,11 +33,6 @@ from runtime.checkpoint import options as criu_options
 from runtime.state.record import State
 from runtime.state.store import Store
 
-LOCK_TIMEOUT = 5.0
-FINGERPRINT_TIMEOUT = 600.0
-CONFIRM_TIMEOUT = 10.0  # while the container is frozen
-RESUME_TIMEOUT = 30.0
-ANSWER_GRACE = 2.0  # for the target to report itself what exceeded the deadline
 MOST_HINTS = 8
 
 
@@ -38,7 +41,7 @@ def move(store: Store, wanted: MigrationSpec, monitor: Monitor) -> Report:
     preflight = Preflight(store, wanted, monitor)
     with (
         preflight.reporter.naming_errors(),
-        store.lock(wanted.id, LOCK_TIMEOUT),
+        store.lock(wanted.id, CONTAINER_LOCK_TIMEOUT),
         preflight.run() as ready,
         Move(ready) as begun,
     ):
@@ -157,7 +160,7 @@ class Move:
         self._seeding.start_last_pass()
         self._clock.step("prepare")
         switchover.close_gate()
-        wait_settled(self._state, wanted.allow, PATIENCE)
+        wait_settled(self._state, wanted.allow, PASSING_PATIENCE)
         self._peer.limit(wanted.timeout)
         frozen = switchover.freeze(
             lambda: self._seeding.on_frozen(wanted.timeout), skip_in_flight="tcp-backlog" in wanted.allow

@@ -12,6 +12,7 @@ from migrate.files.fingerprint import fingerprint
 from migrate.journal import journal
 from migrate.journal.journal import Journal
 from migrate.journal.undecided import frozen_tree, undecided
+from migrate.limits import PASSING_PATIENCE
 from migrate.model import MigrationSpec
 from migrate.phases import Phase
 from migrate.preflight import landlock, volumes
@@ -27,8 +28,6 @@ from runtime.spec.config import Spec
 from runtime.state.kept_config import load_kept
 from runtime.state.record import State
 from runtime.state.store import Store
-
-PATIENCE = 2.0  # for what passes by itself, such as a connection that is about to be accepted
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ class Preflight:
         spec = load_kept(state)
         self.reporter.phase(Phase.PREFLIGHT, f"checking {wanted.id} and {wanted.host}")
         plan = volumes.plan(state, spec, wanted.volumes)
-        blockers = container_blockers(state, spec, tcp_close=wanted.tcp_close, patience=PATIENCE)
+        blockers = container_blockers(state, spec, tcp_close=wanted.tcp_close, patience=PASSING_PATIENCE)
         peer = connect(wanted.host, root=str(store.root))
         try:
             return self._check_target(peer, state, spec, plan, blockers)

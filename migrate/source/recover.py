@@ -14,6 +14,7 @@ from migrate.files.trees import Owner
 from migrate.interrupts import uninterruptible
 from migrate.journal.journal import Entry, Journal
 from migrate.journal.undecided import is_tree, nothing_to_recover, undecided
+from migrate.limits import CONTAINER_LOCK_TIMEOUT
 from migrate.source import ask_later
 from migrate.source.ending import end_source
 from migrate.source.settle import call_off, clean_source, settle
@@ -28,8 +29,6 @@ from runtime.state import moved_mark
 from runtime.state.kept_config import load_kept
 from runtime.state.record import State
 from runtime.state.store import Store
-
-LOCK_TIMEOUT = 5.0
 
 
 class Fate(enum.StrEnum):
@@ -86,7 +85,7 @@ def recover(store: Store, container_id: str) -> str:
     """
     if (entry := undecided(store, container_id)) is not None:
         ask_later.stop(entry.migration)
-    with store.lock(container_id, LOCK_TIMEOUT):
+    with store.lock(container_id, CONTAINER_LOCK_TIMEOUT):
         entry = undecided(store, container_id)
         if entry is not None:
             with uninterruptible():

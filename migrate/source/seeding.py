@@ -25,15 +25,13 @@ from migrate.files.rsync import Rsync, SentTree, send_tree
 from migrate.files.scan import Scan
 from migrate.files.tmpfs import View
 from migrate.files.trees import Root, Tree
+from migrate.limits import SEED_CONNECT_TIMEOUT, SEED_STOP_TIMEOUT, SEED_TIMEOUT, VERIFY_TIMEOUT
 from migrate.phases import Phase
 from migrate.wire import protocol
 from migrate.wire.peer import Peer
 from runtime.spec.config import Spec
 from runtime.state.record import State
 
-SEED_TIMEOUT = 6 * 3600.0
-VERIFY_TIMEOUT = 600.0
-STOP_TIMEOUT = CONNECT_TIMEOUT = 10.0
 MOST_PASSES = 8  # while the container runs
 SMALL_DELTA = 1 << 20  # bytes that are not worth another pass
 SMALL_COUNT = 100  # names, likewise
@@ -118,7 +116,7 @@ class Seeding:
         """End every rsync, so that nothing more is written at the target. May be repeated."""
         self._until = 0.0
         if self._scanner is not None:
-            self._scanner.join(STOP_TIMEOUT)
+            self._scanner.join(SEED_STOP_TIMEOUT)
         for item in self._growing:
             if item.rsync is not None:
                 item.rsync.close()
@@ -260,7 +258,7 @@ class Seeding:
             item.rsync = self._waiting(item)
         for item in self._growing[:MOST_WAITING]:
             if item.rsync is not None:
-                item.rsync.connected(CONNECT_TIMEOUT)
+                item.rsync.connected(SEED_CONNECT_TIMEOUT)
 
     def on_frozen(self, timeout: float) -> None:
         """Begin to scan for changes while CRIU dumps. No process of the container runs. `timeout` is in seconds."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from criu_rpc.errors import Error
 from migrate.errors import InDoubt, Lost
 from migrate.journal.journal import Entry, Journal
+from migrate.limits import ABORT_TIMEOUT, MONITOR_TIMEOUT, RECONNECT_TIMEOUT, SETTLE_TIMEOUT, UNDO_TIMEOUT
 from migrate.paths import LOGS
 from migrate.phases import Phase
 from migrate.source import ask_later
@@ -18,11 +19,7 @@ from runtime.monitor import logs
 from runtime.state.record import State
 from runtime.state.store import Store
 
-RECONNECT_TIMEOUT = 30.0
 RETRY_AFTER = 1.0
-SETTLE_TIMEOUT = 240.0  # the target may have to wait for another agent that settles the move
-ABORT_TIMEOUT = UNDO_TIMEOUT = 30.0
-MONITOR_TIMEOUT = 10.0
 LOG_LIMIT = 2 << 20  # bytes of the container's log that are sent along
 
 

@@ -20,6 +20,7 @@ from migrate.disk import write_atomically
 from migrate.errors import ProtocolError
 from migrate.files import receivers
 from migrate.files.trees import Owner
+from migrate.limits import FROZEN_SILENCE, SEED_SILENCE
 from migrate.phases import Phase
 from migrate.target import image_cleanup, settle
 from migrate.target import tmpfs as target_tmpfs
@@ -33,9 +34,6 @@ from migrate.wire.replies import Done
 from runtime.checkpoint.restore import Restoring
 from runtime.state.record import check_id
 from runtime.state.store import Store
-
-SEED_SILENCE = 6 * 3600.0
-FROZEN_SILENCE = 30.0  # beyond the limit for the freeze: the source has to end the container, too
 
 
 class Handler:

@@ -10,13 +10,10 @@ from pathlib import Path
 from typing import Self
 
 from migrate.errors import DeadlineExceeded
+from migrate.limits import KEEPER_DISK_TIMEOUT, KEEPER_EXIT_TIMEOUT, KEEPER_START_TIMEOUT, VERDICT_PATIENCE
 from migrate.target import image_places
 from runtime.linux import processes, selfexec
 
-PATIENCE = 1.0  # seconds for the outcome
-_READY_TIMEOUT = 10.0  # seconds
-_END_TIMEOUT = 1.0  # seconds for a killed keeper
-_LEFT_TIMEOUT = 20.0  # for one that may wait for a disk
 _FILE = "keeper.json"  # beside the images
 
 
@@ -33,7 +30,9 @@ class Keeper:
         ours, theirs = socket.socketpair()
         null, inherited = subprocess.DEVNULL, [lock] if lock is not None else []
         with theirs:
-            argv = selfexec.command("migrate.target.image_keeper_process", migration, str(path), kind, str(PATIENCE))
+            argv = selfexec.command(
+                "migrate.target.image_keeper_process", migration, str(path), kind, str(VERDICT_PATIENCE)
+            )
             process = subprocess.Popen(
                 argv, stdin=theirs.fileno(), stdout=null, stderr=null, pass_fds=inherited, cwd="/",
                 start_new_session=True,
@@ -66,7 +65,7 @@ class Keeper:
 
     def await_ready(self) -> None:
         """Wait until it is ready, but not for long: it does its work all the same when it is slow."""
-        self._socket.settimeout(_READY_TIMEOUT)
+        self._socket.settimeout(KEEPER_START_TIMEOUT)
         with contextlib.suppress(OSError):
             self._socket.recv(1)
 
@@ -94,9 +93,9 @@ class Keeper:
         """Kill it, and wait until it has exited. Raises DeadlineExceeded when it waits for a disk longer than that."""
         self._process.kill()
         try:
-            self._process.wait(_END_TIMEOUT)
+            self._process.wait(KEEPER_EXIT_TIMEOUT)
         except subprocess.TimeoutExpired:
-            words = f"(process {self._process.pid}) did not exit within {_END_TIMEOUT:g} s"
+            words = f"(process {self._process.pid}) did not exit within {KEEPER_EXIT_TIMEOUT:g} s"
             raise DeadlineExceeded(f"the keeper of the images {words}") from None
         finally:
             self._socket.close()
@@ -115,8 +114,8 @@ def end_left(*places: Path) -> None:
             continue
         try:
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-            if not processes.wait_exit(pidfd, _LEFT_TIMEOUT):
-                words = f"(process {pid}) did not exit within {_LEFT_TIMEOUT:g} s"
+            if not processes.wait_exit(pidfd, KEEPER_DISK_TIMEOUT):
+                words = f"(process {pid}) did not exit within {KEEPER_DISK_TIMEOUT:g} s"
                 raise DeadlineExceeded(f"the keeper of the images at {place} {words}")
         except ProcessLookupError:
             continue

@@ -23,12 +23,12 @@ from migrate import paths
 from migrate.disk import no_space
 from migrate.errors import DeadlineExceeded, MigrateError, NoSpace
 from migrate.files import mountinfo
+from migrate.limits import IMAGES_LOCK_TIMEOUT
 from migrate.model import check_migration_id
 from runtime.linux import syscalls
 from runtime.linux.mount_flags import MS_BIND, MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_PRIVATE, MS_REMOUNT
 
 PLACE, MEMORY, DISK, LOCK = paths.IMAGES, paths.MEMORY_IMAGES, paths.DISK_IMAGES, paths.IMAGES_LOCK
-LOCK_TIMEOUT = 5.0
 _NAME = "pymigrate-images"  # tells our tmpfs from others
 _UNFINISHED = ".new"
 _RESERVE = 64 << 20  # bytes of memory that neither images nor the restored container get
@@ -172,8 +172,8 @@ def _locked() -> Iterator[None]:
     LOCK.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     fd = os.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
-        if not _flock(fd, LOCK_TIMEOUT):
-            raise DeadlineExceeded(f"{LOCK} is held by another process for {LOCK_TIMEOUT:g} s")
+        if not _flock(fd, IMAGES_LOCK_TIMEOUT):
+            raise DeadlineExceeded(f"{LOCK} is held by another process for {IMAGES_LOCK_TIMEOUT:g} s")
         yield
     finally:
         os.close(fd)

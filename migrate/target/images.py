@@ -14,6 +14,7 @@ from criu_rpc.swrk import PageServer
 from migrate.disk import FULL, is_full, sync
 from migrate.errors import DeadlineExceeded, MigrateError, ProtocolError, TargetError
 from migrate.journal import journal
+from migrate.limits import IMAGES_LOCK_TIMEOUT
 from migrate.target import image_keeper, image_manifest, image_places, tmpfs_archive
 from migrate.target.image_keeper import Keeper
 from migrate.target.image_manifest import Manifest
@@ -74,7 +75,7 @@ class ReceivedImages:
         if not in_memory and not disk.exists():
             return None
         path = memory if in_memory else disk
-        lock = image_places.lock(path, image_places.LOCK_TIMEOUT)
+        lock = image_places.lock(path, IMAGES_LOCK_TIMEOUT)
         if lock is None:
             raise TargetError(f"{path}: another process uses these images")
         return cls(migration, path, "memory" if in_memory else "disk", lock)

@@ -14,6 +14,7 @@ from migrate.files import receivers
 from migrate.files.trees import Owner
 from migrate.journal import journal
 from migrate.journal.journal import Entry
+from migrate.limits import OLD_AGENT_TIMEOUT, RESTORE_TIMEOUT, SETTLE_LOCK_TIMEOUT
 from migrate.phases import FINAL, Phase, workload
 from migrate.target import places, tmpfs_archive
 from migrate.target import tmpfs as target_tmpfs
@@ -25,10 +26,6 @@ from runtime.checkpoint.restore import Restoring
 from runtime.linux import processes
 from runtime.state.record import check_id
 from runtime.state.store import Store
-
-RESTORE_TIMEOUT = 120.0
-OLD_AGENT_TIMEOUT = 20.0
-SETTLE_LOCK_TIMEOUT = 60.0  # for another process that settles the same move
 
 
 def settle(store: Store, call: Settle, later: contextlib.ExitStack) -> Settled:

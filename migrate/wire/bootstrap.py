@@ -16,11 +16,11 @@ import time
 import paramiko
 
 from migrate.errors import DeadlineExceeded, HostError, TargetError
+from migrate.limits import AGENT_START_TIMEOUT
 from migrate.wire import ssh
 from migrate.wire.agent_zip import AgentZip
 from migrate.wire.channel import last_line
 
-START_TIMEOUT = 30.0
 _NOISE_LIMIT = 256 << 10
 
 # Runs at the target under `python3 -I -S -c`. It has no single quotes, so that every log-in shell can pass it on.
@@ -126,21 +126,21 @@ def start_agent(host: str, client: paramiko.SSHClient, agent: AgentZip) -> param
     Raises TargetError, HostError, DeadlineExceeded.
     """
     token = secrets.token_hex(16)
-    deadline = time.monotonic() + START_TIMEOUT
+    deadline = time.monotonic() + AGENT_START_TIMEOUT
     transport = client.get_transport()
     if transport is None:
         raise HostError(f"{host}: the connection was lost")
     try:
-        channel = transport.open_session(window_size=ssh.WINDOW, max_packet_size=64 << 10, timeout=START_TIMEOUT)
+        channel = transport.open_session(window_size=ssh.WINDOW, max_packet_size=64 << 10, timeout=AGENT_START_TIMEOUT)
         channel.exec_command("exec python3 -I -S -c " + shlex.join(arguments(agent, token)))
-        channel.settimeout(START_TIMEOUT)
+        channel.settimeout(AGENT_START_TIMEOUT)
         answer = _await_banner(host, channel, token, deadline)
         if answer == b"SEND":
             channel.sendall(agent.data)
         elif answer != b"HAVE":
             raise TargetError(f"{host}: the agent's first stage answered {answer[:40]!r}")
     except TimeoutError:
-        raise DeadlineExceeded(f"{host}: the agent did not start within {START_TIMEOUT:g} s") from None
+        raise DeadlineExceeded(f"{host}: the agent did not start within {AGENT_START_TIMEOUT:g} s") from None
     except (paramiko.SSHException, EOFError, OSError) as error:
         raise HostError(f"{host}: the connection was lost while the agent started: {error}") from None
     return channel

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 import paramiko
 
-CALL_TIMEOUT = 30.0
-SEND_TIMEOUT = 60.0  # in which the target must take some of what is sent
+from migrate.limits import CALL_TIMEOUT
+
 STDERR_LIMIT = 16 << 20  # bytes that are looked at
 
 

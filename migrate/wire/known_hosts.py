@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from migrate.errors import HostError
+from migrate.limits import KRL_TIMEOUT
 
 LARGEST = 64 << 20  # bytes of one file
-KRL_TIMEOUT = 15.0
 _KRL = b"SSHKRL\n\0"
 _LONGEST = 64 << 10  # bytes of one line
 _MAGIC = re.compile(r"([\[\]])")

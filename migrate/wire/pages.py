@@ -19,9 +19,9 @@ from collections.abc import Callable
 
 from criu_rpc.errors import Error
 from migrate.errors import DeadlineExceeded, ProtocolError
+from migrate.limits import PAGES_CLOSE_TIMEOUT
 from migrate.wire import frames, protocol
 
-CLOSE_TIMEOUT = 60.0
 _BUFFER = 64 << 20  # bytes that CRIU may be ahead of the connection
 _SO_SNDBUFFORCE = 32
 _RECORD_4_2 = struct.Struct("=I4xQQQ")
@@ -127,6 +127,6 @@ class PageRelay:
         with contextlib.suppress(OSError):
             self._ours.shutdown(socket.SHUT_RDWR)
         if self._thread.is_alive():
-            self._thread.join(CLOSE_TIMEOUT)
+            self._thread.join(PAGES_CLOSE_TIMEOUT)
         self._ours.close()
         self.criu_end.close()

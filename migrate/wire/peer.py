@@ -15,14 +15,14 @@ from typing import Any, Self, TypeVar
 import paramiko
 
 from migrate.errors import DeadlineExceeded, HostError, MigrateError, ProtocolError
+from migrate.limits import AGENT_SILENCE, CALL_TIMEOUT, SEND_TIMEOUT
 from migrate.wire import frames, protocol, ssh
 from migrate.wire.agent_zip import AgentZip
 from migrate.wire.bootstrap import start_agent
-from migrate.wire.channel import CALL_TIMEOUT, SEND_TIMEOUT, Channel, is_connected, last_line, line
+from migrate.wire.channel import Channel, is_connected, last_line, line
 from migrate.wire.frames import FrameDecoder, FrameType
 from migrate.wire.protocol import Call
 
-SILENCE = 11.0  # two pulses of the agent's
 PULSES = 100  # that may come at once, and PULSES_PER_SECOND all the time
 PULSES_PER_SECOND = 10
 
@@ -155,7 +155,7 @@ class Peer:
 
     def is_silent(self) -> bool:
         """Return whether the agent does not even send pulses."""
-        return time.monotonic() - self._heard > SILENCE
+        return time.monotonic() - self._heard > AGENT_SILENCE
 
     def _send(self, data: bytes) -> None:
         try:

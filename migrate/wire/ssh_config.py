@@ -23,9 +23,8 @@ from typing import Any
 import paramiko
 
 from migrate.errors import HostError
+from migrate.limits import CONNECT_TIMEOUT, SSH_CONFIG_TIMEOUT
 
-CONNECT_TIMEOUT = 15.0
-_LOOKUP_TIMEOUT = 15.0  # seconds: Match exec runs commands, CanonicalizeHostname asks the DNS
 _LARGEST = 1 << 20  # bytes of what `ssh -G` prints, which are about 4 KiB
 _DEFAULTS = {
     "userknownhostsfile": ["~/.ssh/known_hosts ~/.ssh/known_hosts2"],
@@ -92,12 +91,12 @@ def _by_ssh(name: str, user: str) -> _Options | None:
     """Return the options that ssh uses for a host; None without an ssh program. Raises HostError."""
     argv = ["ssh", "-T", "-G", *(["-l", user] if user else []), "--", name]
     try:
-        done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=_LOOKUP_TIMEOUT)
+        done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=SSH_CONFIG_TIMEOUT)
     except FileNotFoundError:
         return None
     except subprocess.TimeoutExpired:
         raise HostError(
-            f"{name}: `ssh -G` has not read the ssh configuration within {_LOOKUP_TIMEOUT:g} s",
+            f"{name}: `ssh -G` has not read the ssh configuration within {SSH_CONFIG_TIMEOUT:g} s",
             remedy="look at Match exec and CanonicalizeHostname in ~/.ssh/config",
         ) from None
     except OSError as error:

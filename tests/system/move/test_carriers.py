@@ -22,7 +22,7 @@ BODY = (
 from migrate.source import settle
 from migrate.files import rsync
 from migrate.wire import peer
-rsync.STALL_TIMEOUT, settle.ABORT_TIMEOUT, peer.SILENCE = {stall}, {abort}, 2.0
+rsync.STALL_TIMEOUT, settle.ABORT_TIMEOUT, peer.AGENT_SILENCE = {stall}, {abort}, 2.0
 run = main
 main = lambda argv: run([*argv, "--volume", "/data=copy"])
 def here(number, pids):

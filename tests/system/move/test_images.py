@@ -33,7 +33,7 @@ def wait_synced():
     at_target(f"timeout 60 sh -c '{wait}; until ! test -e /run/pymigrate/images/memory; do :; done'")
 """
 )
-PATIENT = in_agent("from migrate.target import image_keeper\nimage_keeper.PATIENCE = 3600.0")
+PATIENT = in_agent("from migrate.target import image_keeper\nimage_keeper.VERDICT_PATIENCE = 3600.0")
 PREPARED = "stop-and-copy"
 GIVEN_UP = "end-source"
 

@@ -11,6 +11,7 @@ from migrate.journal import journal
 from migrate.journal.journal import Journal
 from migrate.phases import Phase
 from migrate.target import image_manifest, image_places
+from migrate.target import images as images_module
 from migrate.target.image_manifest import Manifest
 from migrate.target.images import ReceivedImages
 
@@ -162,11 +163,11 @@ def test_what_is_whole_is_found(received: ReceivedImages) -> None:
 
 
 def _existing_soon() -> None:
-    timeout, image_places.LOCK_TIMEOUT = image_places.LOCK_TIMEOUT, 0.0
+    timeout, images_module.IMAGES_LOCK_TIMEOUT = images_module.IMAGES_LOCK_TIMEOUT, 0.0
     try:
         ReceivedImages.existing(MIGRATION)
     finally:
-        image_places.LOCK_TIMEOUT = timeout
+        images_module.IMAGES_LOCK_TIMEOUT = timeout
 
 
 @pytest.mark.parametrize(

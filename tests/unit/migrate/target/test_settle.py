@@ -24,7 +24,7 @@ def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Images of an undecided move on the disk. Its journal lacks the line of PREPARED, which may be lost."""
     for name, place in (("PLACE", "run"), ("MEMORY", "run/memory"), ("DISK", "incoming")):
         monkeypatch.setattr(image_places, name, tmp_path / place)
-    monkeypatch.setattr(image_places, "LOCK_TIMEOUT", 0.0)
+    monkeypatch.setattr("migrate.target.images.IMAGES_LOCK_TIMEOUT", 0.0)
     monkeypatch.setattr(marks, "MARKS", tmp_path / "trees")
     monkeypatch.setattr(places, "LOCKS", tmp_path / "places")
     monkeypatch.setattr(receivers, "DIRECTORY", tmp_path / "receiving")

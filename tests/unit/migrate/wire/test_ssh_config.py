@@ -154,7 +154,7 @@ def test_what_cannot_be_honoured_is_refused(config: Path, text: str, words: str)
 
 
 def test_an_endless_lookup(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ssh_config, "_LOOKUP_TIMEOUT", 0.2)
+    monkeypatch.setattr(ssh_config, "SSH_CONFIG_TIMEOUT", 0.2)
     (tmp_path / "bin" / "ssh").write_text("#!/bin/sh\nexec /bin/sleep 60\n")
     with pytest.raises(HostError, match=r"within 0\.2 s"):
         ssh_config.look_up("web1")

@@ -55,7 +55,8 @@ def require_not_returned(state: State) -> None:
     if state.monitor_pid and processes.is_alive(state.pid, state.pid_start_time):
         for bundle in filter(is_marked, state.bundle_hints):
             raise NotFound(
-                f"the container of {bundle} no longer exists: the {state.id} that runs here has come by a move",
+                # containerd looks for "does not exist".
+                f"the container of {bundle} does not exist: the {state.id} that runs here has come by a move",
                 remedy=f"have the engine forget it (podman rm, ctr task delete), or `pymigrate kill {state.id} KILL`",
             )
 

@@ -18,7 +18,7 @@ FULL = (
     "for i in 1 2 3 4 5; do sleep 1000 & done; "
     "i=0; while :; do i=$((i+1)); echo $i; for j in 1 2 3 4 5 6 7 8 9 0; do read -t 0.01 x < /tmp/fifo; done; done"
 )
-MEMORY = 4 << 20
+MEMORY = 16 << 20  # more than CRIU itself uses: a limit that only CRIU exceeds waits for the end of CRIU
 LIMITS = {"pids": {"limit": 6}, "cpu": {"quota": 4000, "period": 100000}, "memory": {"limit": MEMORY}}
 WANTED = ["6", "4000", str(MEMORY)]
 FILES = {"pids": "pids.max", "cpu": "cpu.cfs_quota_us", "memory": "memory.limit_in_bytes"}

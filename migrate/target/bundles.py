@@ -1,9 +1,9 @@
-"""Bundles of containers that come in: one that is here already, or a place (target/places.py) for a new one.
+"""Choose the bundle of a container that comes in: one that exists here, or a place (places.py) for a new one.
 
-What a bundle holds is compared, config.json as much as the root file system, before it is used. One that no move has
-made is an operator's, or an engine's: it is never written to, but for a root file system that this very container has
-left there; nor is it removed. A place whose mark names another container, or which lacks one, is taken over only where
-it is just what is wanted, so that nothing in it changes, and nobody uses it.
+The contents of a bundle, config.json and the root file system, are compared before it is used. A bundle that no move
+has made belongs to an operator or an engine: it is never removed, and never written to except for a root file system
+that this very container has left there. A place whose mark names another container, or that has no mark, is taken over
+only if its contents are exactly those of the container, so that nothing in it changes, and only if nothing uses it.
 """
 
 import contextlib
@@ -104,7 +104,7 @@ class Chooser:
         return Chosen(bundle, rootfs, is_place=False)
 
     def _place(self, bundle: Path, *, make: bool = False) -> Chosen | None:
-        """This place, if it is free or the container's own: made where nothing is, with `make`."""
+        """Return the place `bundle` if it is free or belongs to the container, else None. With `make` it may be made."""
         path = str(bundle)
         if not self._locks.hold(path):
             return None
@@ -119,7 +119,7 @@ class Chooser:
         return chosen
 
     def _new(self, bundle: Path) -> Chosen | None:
-        """A place where nothing was: that it can be made is the test. None if something is there."""
+        """Make the place and return it; None if something exists there. Only mkdir decides whether it is free."""
         path = str(bundle)
         BUNDLES.mkdir(mode=0o700, parents=True, exist_ok=True)
         if marks.of(path) is None:

@@ -27,8 +27,8 @@ from runtime.linux import syscalls
 class Arriving:
     """The files of one move.
 
-    `place` is the bundle, if that is a place that this move fills, otherwise "", and `made` what did not exist of it;
-    `rootfs` is the root file system of a container that may write to it, otherwise "".
+    `place`: the bundle if this move fills it, otherwise ""; `made`: the directories of it that this move has made.
+    `rootfs`: the root file system if the container may write to it, otherwise "".
     """
 
     def __init__(self, owner: Owner, migration: str, bundle: Path, trees: Arrivals, locks: Locks) -> None:

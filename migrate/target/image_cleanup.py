@@ -90,10 +90,10 @@ def remove(item: Left) -> None:
 
 
 def sweep() -> None:
-    """Tidy up after agents that were killed: memory holds no images then that nobody takes care of.
+    """Clean up after agents that were killed, so that every image left in memory has a keeper.
 
-    Those that nobody needs are removed; those that may be a last copy, and whose keeper was killed as well, are
-    taken to the disk by another one. Nothing here stands in the way of a move.
+    Images that no move needs are removed. Images that may be the last copy, and whose keeper was killed as well, are
+    taken to the disk by a new keeper. No failure here stops a move.
     """
     for item in left():
         if item.in_use or item.found.kind != "memory":

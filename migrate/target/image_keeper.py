@@ -50,9 +50,9 @@ class Keeper:
 
     @classmethod
     def adopt(cls, migration: str, path: Path) -> None:
-        """Have images in memory that nobody takes care of taken to the disk, by a keeper that is not waited for.
+        """Start a keeper that takes images without a keeper from memory to the disk, and do not wait for it.
 
-        Raises OSError. Harmless when somebody does take care of them.
+        Raises OSError. Harmless if the images have a keeper.
         """
         lock = image_places.lock(path)
         if lock is not None:
@@ -90,7 +90,7 @@ class Keeper:
         self._process.kill()
 
     def end(self) -> None:
-        """Kill it, and wait until it has exited. Raises DeadlineExceeded when it waits for a disk longer than that."""
+        """Kill it, and wait until it has exited. Raises DeadlineExceeded when a disk keeps it too long."""
         self._process.kill()
         try:
             self._process.wait(KEEPER_EXIT_TIMEOUT)

@@ -2,9 +2,9 @@
 
     manifest.json   {"format": 1, "migration": ID, "boot": ID, "images": {NAME: [SIZE, SHA-256 or null]}}
 
-It is written when all images have come (null: a page image, whose digest would have to be computed in the freeze), and
-again, with every digest, when they are on the disk. Without a digest an image counts only until the machine is
-restarted: until then it is what was written, as no disk is between.
+It is written when all images have come, and again, with every digest, when they are on the disk. The digest of a page
+image is null at first, because it would have to be computed in the freeze. An image without a digest counts only until
+the machine restarts: until then it is in memory, so no disk can have damaged it.
 """
 
 import hashlib

@@ -56,7 +56,7 @@ class Found:
 
 
 def room() -> int:
-    """Bytes of images that fit into memory: what is restored from them takes as much once more."""
+    """Return how many bytes of images fit into memory, because the restored container needs as many again."""
     with open("/proc/meminfo") as file:
         fields = dict(line.split(":") for line in file)
     return max(0, ((int(fields["MemAvailable"].split()[0]) << 10) - _RESERVE) // 2)

@@ -110,9 +110,9 @@ def _abort(entry: Entry, root: str) -> None:
 
 
 def _lost(entry: Entry, images: ReceivedImages) -> str:
-    """Why the container cannot be restored here for good, "" if it may be. The images' digests count, not the phase.
+    """Return why the container can never be restored here, "" if it can. The images' digests count, not the phase.
 
-    Raises TargetError when nothing says whether the images are complete, OSError.
+    Raises OSError, and TargetError when nothing says whether the images are complete.
     """
     try:
         images.verify()

@@ -63,7 +63,7 @@ def _state(tree: Tree, owner: Owner, uses: Uses) -> int | str:
     if _bad_parent(path):
         return _bad_parent(path)
     if stat.S_ISLNK(info.st_mode) or stat.S_ISREG(info.st_mode) != tree.single:
-        return "is there, and is something else"
+        return f"exists there, but is not a {'file' if tree.single else 'directory'}"
     if _matches(tree):
         return tree.size
     mark = marks.of(path)
@@ -128,7 +128,7 @@ def _missing(needed: Needed) -> list[TreeProblem]:
         return [TreeProblem("missing-source", needed.path, text)]
     mark = marks.of(needed.path)
     if mark is not None and not mark.whole:
-        return [TreeProblem("missing-source", needed.path, "is what a move that failed has left half renewed")]
+        return [TreeProblem("missing-source", needed.path, "was left incomplete by a move that failed")]
     problem = _not_shared(needed) if needed.network else ""
     return [TreeProblem("not-shared", needed.path, problem)] if problem else []
 
@@ -202,7 +202,7 @@ class Arrivals:
                         _remove(os.path.join(item.tree.place, name))
 
     def _make(self, item: Placed) -> None:
-        """Make one. What exists by now is not this move's, whatever `plan` has seen: making it is the test."""
+        """Make one. Anything that exists by now belongs to another move, even if `plan` has not seen it: mkdir decides."""
         made: list[str] = []
         for path in item.made:
             try:

@@ -1,4 +1,4 @@
-"""Which call is allowed when, as one table, and the place that it is looked up.
+"""The table of which call is allowed when, and the one place that looks it up.
 
 A stage is where the conversation of one connection is. A call is allowed in some stages, and leads to another one or
 leaves the conversation where it is. One that would have led on and fails leads to FAILED: the source may only abort

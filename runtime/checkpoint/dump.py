@@ -146,7 +146,7 @@ class Dump:
         self._close()
 
     def roll_back(self) -> None:
-        """Resume the container as before. Harmless when the dump is over. Raises ContainerError: see mend.mend."""
+        """Resume the container as before. Harmless when the dump is over. Raises ContainerError: see mend.repair."""
         if self._over:
             return
         if self._hold is not None:

@@ -60,7 +60,7 @@ def test_up_twice_is_refused(lab: Lab) -> None:
 
 def test_unknown_host(lab: Lab) -> None:
     done = lab.lab("exec", "host9", "--", "true", check=False)
-    assert (done.returncode, "no host host9" in done.stderr) == (4, True)
+    assert (done.returncode, "host host9 does not exist in the lab" in done.stderr) == (4, True)
 
 
 def test_down_ends_containers_too(own_lab: Lab) -> None:

@@ -242,7 +242,7 @@ def test_it_is_not_saved_where_others_could_change_it(pymigrate: Local, bundle: 
 def test_changed_root_file_system_is_found(pymigrate: Local, snapshot: Path, bundle: Path) -> None:
     (bundle / "rootfs" / "etc" / "new").write_text("x")
     done = pymigrate("snapshot", "restore", snapshot, "--id", "new", check=False)
-    assert (done.returncode, "is not what it was" in done.stderr) == (6, True)
+    assert (done.returncode, "has changed since the snapshot was made" in done.stderr) == (6, True)
     (bundle / "rootfs" / "etc" / "new").unlink()
     copy = bundle.parent / "copy"
     shutil.copytree(bundle / "rootfs", copy, symlinks=True)

@@ -42,7 +42,9 @@ def is_tree(entry: Entry, state: State) -> bool | None:
 def undecided(store: Store, container_id: str, created: str | None = None) -> Entry | None:
     """Return the newest undecided move of a container out of this host. `created`: when it was created, if known.
 
-    Also journal the end of moves that later events have decided. Raises DamagedJournal when a damaged journal may be of an
+    Also journal the end of moves that later events have decided.
+
+    Raises DamagedJournal when a damaged journal may be of an
     undecided move.
     """
     journal.require_whole(container_id)

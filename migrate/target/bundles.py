@@ -104,7 +104,7 @@ class Chooser:
         return Chosen(bundle, rootfs, is_place=False)
 
     def _place(self, bundle: Path, *, make: bool = False) -> Chosen | None:
-        """Return the place `bundle` if it is free or belongs to the container, else None. With `make` it may be made."""
+        """Return the place `bundle` if it is free or belongs to the container, else None. `make` it if need be."""
         path = str(bundle)
         if not self._locks.hold(path):
             return None

@@ -202,7 +202,7 @@ class Arrivals:
                         _remove(os.path.join(item.tree.place, name))
 
     def _make(self, item: Placed) -> None:
-        """Make one. Anything that exists by now belongs to another move, even if `plan` has not seen it: mkdir decides."""
+        """Make one. Anything that exists belongs to another move, even if `plan` has not seen it: mkdir decides."""
         made: list[str] = []
         for path in item.made:
             try:

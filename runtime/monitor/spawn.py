@@ -101,8 +101,9 @@ def spawn(
     """Start a monitor for the container in `directory`, with `child` as its first child process.
 
     `child` is called in a forked process. Its argument is True if the caller's parent, such as podman's conmon, has
-    adopted that process, so that there is no monitor; this is tried if `adoptable`. Unless `fresh` it exits soon, and leaves a child of its own. `stdout` and `stderr` are the
-    read ends of the monitor's pipes; the caller closes its own copies.
+    adopted that process, so that there is no monitor; this is tried if `adoptable`. Unless `fresh` it exits soon, and
+    leaves a child of its own. `stdout` and `stderr` are the read ends of the monitor's pipes; the caller closes its own
+    copies.
 
     The monitor goes into a cgroup beside the container's `cgroup`. It is a fork of this process, which is small if it
     is a verb of the command line; with `fresh` it executes a new interpreter, which takes longer than all the rest.

@@ -44,8 +44,7 @@ def undecided(store: Store, container_id: str, created: str | None = None) -> En
 
     Also journal the end of moves that later events have decided.
 
-    Raises DamagedJournal when a damaged journal may be of an
-    undecided move.
+    Raises DamagedJournal when a damaged journal may be of an undecided move.
     """
     journal.require_whole(container_id)
     moves = [entry for entry in journal.entries() if entry.id == container_id]

@@ -7,7 +7,6 @@ import os
 from runtime.errors import Conflict, InvalidId, StateError
 from runtime.light.records import Record
 from runtime.linux import processes
-from runtime.spec.annotations import NET
 from runtime.state.status import Status
 
 TYPE_CHECKING = False
@@ -96,6 +95,8 @@ class State(Record):
     @property
     def has_bridge(self) -> bool:
         """Whether the container has its own network on a bridge of the host."""
+        from runtime.spec.annotations import NET
+
         return self.annotations.get(NET, "").startswith("bridge=")
 
     @property

@@ -24,7 +24,7 @@ import time
 from runtime.errors import Conflict, ContainerError, DeadlineExceeded, NotFound, StateError, unwritable
 from runtime.light import json as light_json
 from runtime.limits import CONTAINER_LOCK_TIMEOUT
-from runtime.linux import files, trusted
+from runtime.linux import trusted
 from runtime.state.record import OCI_VERSION, State, check_id, parse
 from runtime.state.status import Status
 
@@ -91,6 +91,8 @@ class Store:
 
     def save(self, state: State) -> None:
         """Replace state.json. Raises ContainerError."""
+        from runtime.linux import files
+
         path = self.directory(state.id) + "/state.json"
         try:
             files.replace(path, light_json.dumps({"ociVersion": OCI_VERSION, **state.plain()}).encode())

@@ -87,5 +87,5 @@ def test_memory_that_does_not_fit_is_no_surprise_later(pymigrate: Local, tmp_pat
     leeway.lift(pymigrate.state("c")["cgroup_paths"])
     pymigrate("exec", "c", "sh", "-c", "while ! [ -p /tmp/go ]; do sleep 0.01; done; echo > /tmp/go")
     wait_beyond(pymigrate, "c", 0)
-    with pytest.raises(ContainerError, match="does not fit into its limit of 4096 KiB"):
+    with pytest.raises(ContainerError, match="does not fit into its limit of 16384 KiB"):
         leeway.end()

@@ -108,7 +108,7 @@ def test_one_is_killed(hosts: Lab) -> None:
         f'here("KILL", "{HERE}")': f"rsync of {VOLUME} was killed by SIGKILL",
         f'here("KILL", "{SHELL}")': f"rsync's remote shell for {VOLUME} was killed",
         f'there("KILL", "{RSYNC}")': "rsync at host2 was killed",
-        f'there("TERM", "{RSYNC}")': "rsync at host2 ended with status 20",
+        f'there("TERM", "{RSYNC}")': "rsync at host2 exited with status 20",
         f'there("KILL", "{AGENT}")': "host2: the agent was killed",
         f'there("KILL", "{SSHD}")': "the connection was lost",
     }.items():

@@ -191,11 +191,12 @@ def test_the_bridge_is_called_otherwise(lab: Lab) -> None:
         lab.on("host1", "pymigrate", "run", "-d", "-b", PLACE, "--net", NET.replace("br0", "br1"), "web")
         mac = mac_of(lab, "host1")
         done = lab.on("host1", "pymigrate", "validate", "web", "host2", check=False)
-        assert (done.returncode, "bridge: host2: bridge=br1: this host has no such interface" in done.stdout) == (
-            3,
-            True,
-        )
-        for net, words in (("bridge=br0,ip=10.88.0.6/24", "must be bridge=NAME"), ("bridge=br7", "bridge=br7: there")):
+        assert done.returncode == 3
+        assert "bridge: host2: bridge=br1: this host has no such interface" in done.stdout
+        for net, words in (
+            ("bridge=br0,ip=10.88.0.6/24", "must be bridge=NAME"),
+            ("bridge=br7", "bridge=br7: this host has no"),
+        ):
             done = lab.on("host1", "pymigrate", "move", "--net", net, "web", "host2", check=False)
             assert words in done.stderr, done.stderr
         for verb in ("validate", "move"):

@@ -195,7 +195,7 @@ def test_the_bridge_is_called_otherwise(lab: Lab) -> None:
         assert "bridge: host2: bridge=br1: this host has no such interface" in done.stdout
         for net, words in (
             ("bridge=br0,ip=10.88.0.6/24", "must be bridge=NAME"),
-            ("bridge=br7", "bridge=br7: this host has no"),
+            ("bridge=br7", "br7: this host has no"),
         ):
             done = lab.on("host1", "pymigrate", "move", "--net", net, "web", "host2", check=False)
             assert words in done.stderr, done.stderr

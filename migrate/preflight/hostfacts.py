@@ -24,7 +24,7 @@ from migrate.paths import DATA
 from migrate.preflight import limits
 from migrate.wire import protocol
 from migrate.wire.questions import FactsQuery, HostFacts
-from runtime.errors import InvalidId
+from runtime.errors import ContainerError
 from runtime.linux.capabilities import NUMBERS, names, permitted
 from runtime.state.record import check_id
 from runtime.state.store import Store
@@ -51,10 +51,6 @@ def gather(query: FactsQuery) -> HostFacts:
             criu.check(fd)
     except (CriuError, DeadlineExceeded) as error:
         problem = str(error)
-    try:
-        in_use = bool(query.id) and query.id in Store(Path(query.root)).ids()
-    except InvalidId:
-        in_use = False
     bridge_problem, address_problem = _network(query)
     return HostFacts(
         name=os.uname().nodename,
@@ -66,7 +62,7 @@ def gather(query: FactsQuery) -> HostFacts:
         criu_problem=problem,
         cpu_problem=cpu_problem,
         cpuinfo=cpuinfo,
-        id_in_use=in_use,
+        id_in_use=bool(query.id) and _is_in_use(query),
         missing=tuple(path for path in query.paths if not os.path.exists(path)),
         images_free=free_bytes(DATA),
         bridge_problem=bridge_problem,
@@ -77,6 +73,22 @@ def gather(query: FactsQuery) -> HostFacts:
         limits=limits.own(),
         capabilities=tuple(names(permitted())),
     )
+
+
+def _is_in_use(query: FactsQuery) -> bool:
+    """Return True if the id is in use, unless by what an earlier move of this very container has left.
+
+    A move that was aborted without the knowledge of this host leaves it a container that was never resumed. The next
+    move of the container has this host discard it.
+    """
+    store = Store(Path(query.root))
+    if query.id not in store.ids():
+        return False
+    try:
+        state = store.look(query.id)
+    except ContainerError:
+        return True
+    return state.move is None or state.started or state.created != query.created
 
 
 def _network(query: FactsQuery) -> tuple[str, str]:

@@ -120,7 +120,7 @@ def check_target(peer: "Peer", store: Store, state: State, spec: Spec, plan: Pla
     if source.criu_problem:
         raise CriuError(f"{source.name}: {source.criu_problem}", remedy="run vagrant/provision.sh here")
     net = spec.network.text() if spec.network is not None else ""
-    query = FactsQuery(state.id, str(store.root), external_paths(spec), source.cpuinfo, net)
+    query = FactsQuery(state.id, state.created, str(store.root), external_paths(spec), source.cpuinfo, net)
     target = dataclasses.replace(hostfacts.ask(peer, query), name=peer.name)
     needed = process_scan.memory_bytes(state.pid) + SPARE_BYTES if state.status is Status.RUNNING else 0
     needed += fingerprints.size(Path(state.rootfs))

@@ -18,10 +18,15 @@ PROTOCOLS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP, "udplite": 13
 
 @dataclass(frozen=True)
 class FactsQuery:
-    """Is `id` in use below `root`, which of `paths` are missing, does the processor have what `cpuinfo` (CRIU's
-    cpuinfo.img, base64) says, can a container have the network `net` (spec/network.py)? "" asks nothing."""
+    """What a source asks about a host; "" asks nothing.
+
+    Is `id` in use below `root`, other than by what an earlier move of the container `created` then has left? Which of
+    `paths` are missing? Does the processor have what `cpuinfo` (CRIU's cpuinfo.img, base64) says? Can a container have
+    the network `net` (spec/network.py)?
+    """
 
     id: str = ""
+    created: str = ""
     root: str = ""
     paths: Annotated[tuple[str, ...], Most(MAX_PATHS)] = ()
     cpuinfo: str = ""

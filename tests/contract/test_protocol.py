@@ -58,7 +58,7 @@ def test_a_frame_comes_with_its_last_byte() -> None:
 
 
 TREE = Tree("/data", "/srv/a", "/srv/a", fingerprint=DIGEST, size=5)
-QUERY = FactsQuery("web", "/run/x", ("/a",), "eA==", "bridge=br0")
+QUERY = FactsQuery("web", "2026-11-24T09:30:00Z", "/run/x", ("/a",), "eA==", "bridge=br0")
 CARRIED = protocol.Carried({"a": "b"}, "2026", ["/srv/web"], {"linux": {"memory": {"limit": 5}}})
 CALLS: list[protocol.Call[Any]] = [
     protocol.Hello(1, "/run/x"),

@@ -31,6 +31,6 @@ def test_an_engine_does_not_delete_what_has_come_back(tmp_path: Path) -> None:
     here = state(tmp_path / "other", bundle_hints=(str(tmp_path),), **alive)
     moved_mark.require_not_returned(here)
     moved_mark.note(state(tmp_path))
-    with pytest.raises(NotFound, match="no longer exists"):
+    with pytest.raises(NotFound, match="does not exist"):
         moved_mark.require_not_returned(here)
     moved_mark.require_not_returned(here.replace(pid_start_time=1))  # it has ended

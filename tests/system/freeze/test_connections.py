@@ -331,13 +331,12 @@ while True:
 # It prints how many seconds what has come was under way.
 HEARER = """
 import socket, struct, sys, time
-def connect():
+while True:
     try:
-        return socket.create_connection((sys.argv[1], 7001), 60)
+        sock = socket.create_connection((sys.argv[1], 7001), 60)
+        break
     except ConnectionRefusedError:  # the container's program does not listen yet
         time.sleep(0.02)
-while (sock := connect()) is None:
-    pass
 sock.shutdown(socket.SHUT_WR)
 print("closed", flush=True)
 while data := sock.recv(8):

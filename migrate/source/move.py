@@ -1,6 +1,7 @@
 """The source's side of a move. Who may die when, and what happens then, is told in phases.py."""
 
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -11,6 +12,8 @@ from migrate.events import Monitor, Report
 from migrate.files import marks
 from migrate.files.trees import Owner, Tree
 from migrate.interrupts import uninterruptible
+from migrate.journal import journal
+from migrate.journal.under_way import UnderWay
 from migrate.limits import (
     ANSWER_GRACE,
     CONFIRM_TIMEOUT,
@@ -38,12 +41,15 @@ MOST_HINTS = 8
 
 def move(store: Store, wanted: MigrationSpec, monitor: Monitor) -> Report:
     """Move a container. Raises Blocked and connection errors before anything is touched, MoveFailed after."""
-    preflight = Preflight(store, wanted, monitor)
+    migration = journal.new_migration_id()
+    under_way = UnderWay(monitor, migration, id=wanted.id, root=store.root, target=wanted.host)
+    preflight = Preflight(store, wanted, under_way, migration)
     with (
         preflight.reporter.naming_errors(),
         store.lock(wanted.id, CONTAINER_LOCK_TIMEOUT),
+        under_way,
         preflight.run() as ready,
-        Move(ready) as begun,
+        Move(ready, under_way.require_wanted) as begun,
     ):
         return begun.run()
 
@@ -55,7 +61,9 @@ class Move:
     MoveFailed that says where the container is.
     """
 
-    def __init__(self, ready: Ready) -> None:
+    def __init__(self, ready: Ready, require_wanted: Callable[[], None] = lambda: None) -> None:
+        """`require_wanted` raises an error if the move is to be cancelled; it is the last check before COMMITTED."""
+        self._require_wanted = require_wanted
         self._store, self._wanted, self._plan, self._digest = ready.store, ready.wanted, ready.plan, ready.digest
         self._state, self._spec, self._peer, self._log = ready.state, ready.spec, ready.peer, ready.log
         self._reporter, self._clock = ready.reporter, ready.clock
@@ -200,6 +208,7 @@ class Move:
     def _commit(self, frozen: Frozen) -> dict[str, list[str]]:
         """Pass the point of no return. Return what `marks.leave` needs once the container is gone."""
         leaving = self._seeding.leaving()
+        self._require_wanted()
         frozen.dump.require_frozen()  # if CRIU was killed, the container may have run on
         self._log.record(Phase.COMMITTED, leaving=leaving)
         self._clock.step("commit")

@@ -9,7 +9,6 @@ from migrate import faults
 from migrate.errors import MigrateError
 from migrate.events import Monitor, Reporter
 from migrate.files.fingerprint import fingerprint
-from migrate.journal import journal
 from migrate.journal.journal import Journal
 from migrate.journal.undecided import frozen_tree, undecided
 from migrate.limits import PASSING_PATIENCE
@@ -59,10 +58,10 @@ class Ready:
 class Preflight:
     """The checks of one move of one container to one host. The caller holds the container's lock."""
 
-    def __init__(self, store: Store, wanted: MigrationSpec, monitor: Monitor) -> None:
+    def __init__(self, store: Store, wanted: MigrationSpec, monitor: Monitor, migration: str) -> None:
         self._store, self._wanted, self._clock = store, wanted, Clock()
-        self._migration = journal.new_migration_id()
-        self.reporter = Reporter(monitor, wanted.id, self._migration)
+        self._migration = migration
+        self.reporter = Reporter(monitor, wanted.id, migration)
 
     def run(self) -> Ready:
         """Check the container, connect to the target, and check that. Raises Blocked and connection errors."""

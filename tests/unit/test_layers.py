@@ -26,7 +26,7 @@ runtime.lifecycle
 runtime.checkpoint
 migrate.errors      migrate.phases      migrate.events      migrate.interrupts  migrate.relaunch    migrate.faults
 migrate.model       migrate.paths       migrate.disk        migrate.limits      migrate.ui
-migrate.files       migrate.journal     migrate.lab
+migrate.files       migrate.journal     migrate.lab         migrate.memory
 migrate.wire
 migrate.preflight
 migrate.source      migrate.target      migrate.snapshots

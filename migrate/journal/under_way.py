@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any, Self
 
-from migrate.errors import Interrupted, MigrateError, ProtocolError
+from migrate.errors import Cancelled, MigrateError, ProtocolError
 from migrate.events import Event, Monitor, PhaseStarted, Progress
 from migrate.interrupts import CANCEL, SIGNALS
 from migrate.model import check_migration_id
@@ -83,9 +83,9 @@ class UnderWay:
             self._fd = -1
 
     def require_wanted(self) -> None:
-        """Raise Interrupted if the move is to be cancelled."""
+        """Raise Cancelled if the move is to be cancelled."""
         if self._fd >= 0 and os.fstat(self._fd).st_size > self._size:
-            raise Interrupted("cancelled by `pymigrate cancel`")
+            raise Cancelled("cancelled by `pymigrate cancel`")
 
     def emit(self, event: Event) -> None:
         """Pass an event on, and publish it."""
@@ -107,7 +107,7 @@ class UnderWay:
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
             try:
                 self.require_wanted()
-            except Interrupted:
+            except Cancelled:
                 self._handlers = {number: signal.signal(number, signal.SIG_IGN) for number in SIGNALS}
                 raise
 

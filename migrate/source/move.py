@@ -32,6 +32,7 @@ from migrate.source.seeding import ROOTFS, Seeding
 from migrate.source.settle import clean_source, clean_target, save_log, settle
 from migrate.source.switchover import Aftermath, Frozen, Switchover
 from migrate.wire import protocol, replies
+from migrate.wire.peer import Session
 from runtime.checkpoint import options as criu_options
 from runtime.state.record import State
 from runtime.state.store import Store
@@ -39,11 +40,14 @@ from runtime.state.store import Store
 MOST_HINTS = 8
 
 
-def move(store: Store, wanted: MigrationSpec, monitor: Monitor) -> Report:
-    """Move a container. Raises Blocked and connection errors before anything is touched, MoveFailed after."""
+def move(store: Store, wanted: MigrationSpec, monitor: Monitor, session: Session | None = None) -> Report:
+    """Move a container, over the connection of `session` if there is one.
+
+    Raises Blocked and connection errors before anything is touched, MoveFailed after.
+    """
     migration = journal.new_migration_id()
     under_way = UnderWay(monitor, migration, id=wanted.id, root=store.root, target=wanted.host)
-    preflight = Preflight(store, wanted, under_way, migration)
+    preflight = Preflight(store, wanted, under_way, migration, session)
     with (
         preflight.reporter.naming_errors(),
         store.lock(wanted.id, CONTAINER_LOCK_TIMEOUT),

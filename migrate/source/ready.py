@@ -20,7 +20,7 @@ from migrate.preflight.rules import Blocker
 from migrate.preflight.target import preflight
 from migrate.preflight.volumes import Plan
 from migrate.source.clock import Clock
-from migrate.wire.peer import Peer, connect
+from migrate.wire.peer import Peer, Session, connect
 from runtime.freeze import mend
 from runtime.spec import config as spec_config
 from runtime.spec.config import Spec
@@ -56,10 +56,15 @@ class Ready:
 
 
 class Preflight:
-    """The checks of one move of one container to one host. The caller holds the container's lock."""
+    """The checks of one move of one container to one host. The caller holds the container's lock.
 
-    def __init__(self, store: Store, wanted: MigrationSpec, monitor: Monitor, migration: str) -> None:
-        self._store, self._wanted, self._clock = store, wanted, Clock()
+    `session`: the connection to use, if there is one for several moves.
+    """
+
+    def __init__(
+        self, store: Store, wanted: MigrationSpec, monitor: Monitor, migration: str, session: Session | None = None
+    ) -> None:
+        self._store, self._wanted, self._clock, self._session = store, wanted, Clock(), session
         self._migration = migration
         self.reporter = Reporter(monitor, wanted.id, migration)
 
@@ -73,7 +78,7 @@ class Preflight:
         self.reporter.phase(Phase.PREFLIGHT, f"checking {wanted.id} and {wanted.host}")
         plan = volumes.plan(state, spec, wanted.volumes)
         blockers = container_blockers(state, spec, tcp_close=wanted.tcp_close, patience=PASSING_PATIENCE)
-        peer = connect(wanted.host, root=str(store.root))
+        peer = self._session.peer(store.root) if self._session else connect(wanted.host, root=store.root)
         try:
             return self._check_target(peer, state, spec, plan, blockers)
         except BaseException:

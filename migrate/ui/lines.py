@@ -14,11 +14,13 @@ _INTERVAL = 1.0  # seconds between two progress lines of one phase
 class PlainLines:
     """One line for each phase, at most one progress line a second, and the timeline at the end."""
 
-    def __init__(self, out: TextIO) -> None:
+    def __init__(self, out: TextIO, *, several: bool = False) -> None:
         self._out, self._start, self._last = out, time.monotonic(), 0.0
+        self._several, self._name = several, ""
 
     def emit(self, event: Event) -> None:
         now = time.monotonic()
+        self._name = f"{event.id}: " if self._several else ""
         match event:
             case PhaseStarted():
                 self._last = now
@@ -35,13 +37,14 @@ class PlainLines:
             case Report():
                 for line in text.timeline(event):
                     self._line(now, f"  {line}")
+                self._name = ""  # the summary names it
                 self._line(now, text.summary(event))
 
     def close(self) -> None:
         self._out.flush()
 
     def _line(self, now: float, line: str) -> None:
-        print(f"{now - self._start:8.3f}  {line}", file=self._out, flush=True)
+        print(f"{now - self._start:8.3f}  {self._name}{line}", file=self._out, flush=True)
 
 
 class JsonLines:

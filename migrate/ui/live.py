@@ -18,9 +18,13 @@ from migrate.ui import text
 
 
 class Live:
-    """A progress display made with rich; the timeline follows at the end."""
+    """A progress display made with rich; the timeline follows at the end.
 
-    def __init__(self) -> None:
+    `several`: it names the container, and begins again after the end of a move.
+    """
+
+    def __init__(self, *, several: bool = False) -> None:
+        self._several = several
         self._console = Console()
         self._progress = Progress(
             TextColumn("[bold]{task.fields[phase]:<14}"),
@@ -41,7 +45,9 @@ class Live:
             case PhaseStarted():
                 if self._task is not None:
                     self._progress.remove_task(self._task)
-                self._task = self._progress.add_task(event.text, total=None, phase=event.phase)
+                self._progress.start()  # unless it runs
+                words = f"{event.id}: {event.text}" if self._several else event.text
+                self._task = self._progress.add_task(words, total=None, phase=event.phase)
             case ProgressEvent():
                 if self._task is not None:
                     self._progress.update(self._task, completed=event.done, total=event.total)

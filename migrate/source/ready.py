@@ -19,6 +19,7 @@ from migrate.preflight.container import container_blockers
 from migrate.preflight.rules import Blocker
 from migrate.preflight.target import preflight
 from migrate.preflight.volumes import Plan
+from migrate.source import memory
 from migrate.source.clock import Clock
 from migrate.wire.peer import Peer, Session, connect
 from runtime.freeze import mend
@@ -77,6 +78,7 @@ class Preflight:
         spec = load_kept(state)
         self.reporter.phase(Phase.PREFLIGHT, f"checking {wanted.id} and {wanted.host}")
         plan = volumes.plan(state, spec, wanted.volumes)
+        memory.require_possible(wanted)
         blockers = container_blockers(state, spec, tcp_close=wanted.tcp_close, patience=PASSING_PATIENCE)
         peer = self._session.peer(store.root) if self._session else connect(wanted.host, root=store.root)
         try:

@@ -75,7 +75,7 @@ class Move:
         self._seeding = Seeding(ready.peer, ready.reporter, ready.state, ready.spec, ready.log.entry.migration)
         self._aftermath = Aftermath()
         self._memory: MovingMemory | None = None
-        self._mode = MigrationMode.STOP_AND_COPY
+        self._mode, self._why = MigrationMode.STOP_AND_COPY, ""
 
     def __enter__(self) -> Self:
         return self
@@ -160,8 +160,8 @@ class Move:
     @faults.point("pre-copy")
     def _pre_copy(self, on_disk: str) -> None:
         """Send memory while the container runs, unless all of it goes in the freeze."""
-        self._mode, reason = memory.choose(self._wanted, on_disk)
-        self._reporter.mode(self._mode, reason)
+        self._mode, self._why = memory.choose(self._wanted, on_disk)
+        self._reporter.mode(self._mode, self._why)
         if self._mode is MigrationMode.PRE_COPY:
             self._log.record(Phase.PRE_COPY)
             self._reporter.phase(Phase.PRE_COPY, f"memory of {self._wanted.id}")
@@ -283,6 +283,7 @@ class Move:
         self._reporter.phase(Phase.RESUMED, f"{wanted.id} runs at {wanted.host}; cleaning up")
         leftover = clean_source(self._store, self._state, self._peer)
         self._clock.step("clean-up")
+        rounds = tuple(self._memory.reported) if self._memory is not None else ()
         report = Report(
             id=wanted.id,
             migration=move.migration,
@@ -295,6 +296,9 @@ class Move:
             bytes_sent=sum(item.bytes_sent for item in self._seeding.passes) + self._peer.bytes_sent,
             phases=self._clock.steps,
             passes=tuple(self._seeding.passes),
+            mode_reason=self._why,
+            rounds=rounds,
+            expected_gap_s=rounds[-1].expected_gap if rounds else None,
         )
         self._reporter.emit(report)
         if leftover is not None:

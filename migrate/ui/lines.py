@@ -5,8 +5,9 @@ import json
 import time
 from typing import Any, TextIO
 
-from migrate.events import Event, PassDone, PhaseStarted, Progress, Report, Warned
+from migrate.events import Event, ModeChosen, PassDone, PhaseStarted, Progress, Report, RoundDone, Warned
 from migrate.ui import text
+from migrate.ui.pace import Pace
 
 _INTERVAL = 1.0  # seconds between two progress lines of one phase
 
@@ -16,7 +17,7 @@ class PlainLines:
 
     def __init__(self, out: TextIO, *, several: bool = False) -> None:
         self._out, self._start, self._last = out, time.monotonic(), 0.0
-        self._several, self._name = several, ""
+        self._several, self._name, self._pace = several, "", Pace()
 
     def emit(self, event: Event) -> None:
         now = time.monotonic()
@@ -24,16 +25,22 @@ class PlainLines:
         match event:
             case PhaseStarted():
                 self._last = now
+                self._pace.restart()
                 self._line(now, f"{event.phase}: {event.text}")
             case Progress():
                 if now - self._last >= _INTERVAL:
                     self._last = now
-                    of = f" of {text.size(event.total)}" if event.total else ""
-                    self._line(now, f"{event.phase}: {text.size(event.done)}{of}")
+                    self._line(now, f"{event.phase}: {text.progress(event, self._pace.of(event))}")
             case Warned():
                 self._line(now, f"warning: {event.message}")
             case PassDone():
                 self._line(now, text.one_pass(event))
+            case ModeChosen():
+                self._line(now, text.mode(event))
+            case RoundDone():
+                self._last = now
+                self._pace.restart()
+                self._line(now, text.one_round(event))
             case Report():
                 for line in text.timeline(event):
                     self._line(now, f"  {line}")
@@ -48,7 +55,7 @@ class PlainLines:
 
 
 class JsonLines:
-    """One object a line: {"event": "phase" | "progress" | "warning" | "pass" | "report", "id", "migration", ...}.
+    """One object a line: {"event", "id", "migration", ...}, where "event" is the `event` of a class in events.py.
 
     The last one is the report.
     """

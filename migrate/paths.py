@@ -25,6 +25,7 @@ IMAGES = RUN / "images"
 MEMORY_IMAGES = IMAGES / "memory"  # a tmpfs, mounted while there is something in it
 IMAGES_LOCK = RUN / "images.lock"
 LAB = RUN / "lab"
+PACKED_AGENT = RUN / "packed-agent"  # the code of this host, as a target gets it
 PLACE_LOCKS = RUN / "places"
 RECEIVING = RUN / "receiving"  # an entry for each rsync that writes here
 TAR = Path("/run/pymigrate-tar")  # not below RUN, because the root of a user namespace runs it, too

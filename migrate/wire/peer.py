@@ -226,7 +226,7 @@ def connect(host: str, *, root: str, agent: AgentZip | None = None) -> Peer:
 
     Raises HostError (cannot log in), TargetError (logged in, but the agent cannot run), DeadlineExceeded.
     """
-    agent = agent or AgentZip.build()
+    agent = agent or AgentZip.load()
     client = ssh.login(host)
     try:
         channel = start_agent(host, client, agent)

@@ -6,7 +6,7 @@ Each event names the container and the move, because several moves may share a m
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 from criu_rpc.errors import Error
 
@@ -65,6 +65,35 @@ class PassDone(Event):
 
 
 @dataclass(frozen=True)
+class ModeChosen(Event):
+    """How memory travels (model.MigrationMode), and why, in words."""
+
+    event = "mode"
+    mode: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class RoundDone(Event):
+    """A round over the memory of the running container has ended.
+
+    `bytes_read` of memory were sent, as `bytes_sent` on the wire, in `seconds`. The container has written `dirty_rate`
+    bytes per second meanwhile, of which `left` bytes are to be sent again; `bandwidth` is in bytes per second. The gap
+    would take `expected_gap` seconds if the container were frozen now.
+    """
+
+    event = "round"
+    number: int
+    bytes_read: int
+    bytes_sent: int
+    seconds: float
+    left: int
+    dirty_rate: float
+    bandwidth: float
+    expected_gap: float
+
+
+@dataclass(frozen=True)
 class Report(Event):
     """How a move ended. Times in seconds, sizes in bytes; `phases` maps a step to its duration.
 
@@ -116,6 +145,13 @@ class Reporter:
 
     def warn(self, message: str) -> None:
         self.emit(Warned(message, id=self._id, migration=self._migration))
+
+    def mode(self, mode: str, reason: str) -> None:
+        self.emit(ModeChosen(mode, reason, id=self._id, migration=self._migration))
+
+    def round_done(self, number: int, **figures: Any) -> None:
+        """Emit the end of a round; `figures` are the other fields of RoundDone."""
+        self.emit(RoundDone(number, **figures, id=self._id, migration=self._migration))
 
     def pass_done(
         self, tree: str, number: int, *, frozen: bool, bytes_sent: int, files: int, seconds: float

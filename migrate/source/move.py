@@ -19,11 +19,12 @@ from migrate.limits import (
     PASSING_PATIENCE,
     RESUME_TIMEOUT,
 )
-from migrate.model import MigrationSpec
+from migrate.model import MigrationMode, MigrationSpec
 from migrate.phases import OPEN, Phase
 from migrate.preflight import processes as process_scan
 from migrate.preflight.container import wait_settled
-from migrate.source import leftovers
+from migrate.source import leftovers, memory
+from migrate.source.memory import MovingMemory
 from migrate.source.ready import Preflight, Ready
 from migrate.source.seeding import ROOTFS, Seeding
 from migrate.source.settle import clean_source, clean_target, save_log, settle
@@ -61,6 +62,8 @@ class Move:
         self._reporter, self._clock = ready.reporter, ready.clock
         self._seeding = Seeding(ready.peer, ready.reporter, ready.state, ready.spec, ready.log.entry.migration)
         self._aftermath = Aftermath()
+        self._memory: MovingMemory | None = None
+        self._mode = MigrationMode.STOP_AND_COPY
 
     def __enter__(self) -> Self:
         return self
@@ -72,11 +75,14 @@ class Move:
             if error is not None and not isinstance(error, MoveFailed):
                 raise self._failed(error) from error
         finally:
+            if self._memory is not None:
+                self._memory.__exit__(None, None, None)
             self._seeding.close()
 
     def run(self) -> Report:
         """Bring the move to its end. Raises MoveFailed, or what stopped it: leaving the `with` then rolls back."""
-        self._seed()
+        on_disk = self._seed()
+        self._pre_copy(on_disk)
         with self._switchover() as switchover, switchover.undone_by_failure(self._aftermath):
             frozen = self._stop_and_copy(switchover)
             self._confirm(frozen)
@@ -86,15 +92,19 @@ class Move:
                 return self._finish(resumed_at - frozen.at, switchover.dropped_watches())
 
     @faults.point("seed")
-    def _seed(self) -> None:
-        """Send the bundle and the trees, and have the target make everything around the container."""
+    def _seed(self) -> str:
+        """Send the bundle and the trees, and have the target make everything around the container.
+
+        Return why the target cannot keep images in memory, or "".
+        """
         self._log.record(Phase.SEED)
         self._reporter.phase(Phase.SEED, "root file system")
         leftovers.discard(self._peer, self._log, self._reporter)
         place = self._open_bundle()
         self._send_trees(place)
-        self._prepare(place)
+        on_disk = self._prepare(place)
         self._clock.step("seed")
+        return on_disk
 
     def _open_bundle(self) -> replies.Opened:
         """Ask the target where the bundle and each tree go, and which of them it has already."""
@@ -116,8 +126,11 @@ class Move:
         if not place.complete and self._digest:
             self._peer.call(protocol.BundleSent(self._digest), FINGERPRINT_TIMEOUT)
 
-    def _prepare(self, place: replies.Opened) -> None:
-        """Have the target make cgroup, network, monitor and a waiting CRIU; send the contents of tmpfs mounts."""
+    def _prepare(self, place: replies.Opened) -> str:
+        """Have the target make cgroup, network, monitor and a waiting CRIU; send the contents of tmpfs mounts.
+
+        Return why the target cannot keep images in memory, or "".
+        """
         state = self._state
         carried = protocol.Carried(self._spec.annotations, state.created, _hints(state, place.bundle), state.resources)
         mounts = [view.mounted for view in self._seeding.open_tmpfs()]
@@ -130,6 +143,25 @@ class Move:
             words = f"until {state.id} runs there its memory is on the disk of {self._wanted.host}"
             self._reporter.warn(f"{words}: {ready.on_disk}")
         self._seeding.tmpfs(ready.tmpfs, ready.cgroup)
+        return ready.on_disk
+
+    @faults.point("pre-copy")
+    def _pre_copy(self, on_disk: str) -> None:
+        """Send memory while the container runs, unless all of it goes in the freeze."""
+        self._mode, reason = memory.choose(self._wanted, on_disk)
+        self._reporter.mode(self._mode, reason)
+        if self._mode is MigrationMode.PRE_COPY:
+            self._log.record(Phase.PRE_COPY)
+            self._reporter.phase(Phase.PRE_COPY, f"memory of {self._wanted.id}")
+            size = process_scan.memory_bytes(self._state.pid)
+            self._memory = MovingMemory(
+                self._peer, self._reporter, self._state, self._wanted, size, "user" in self._spec.namespaces
+            )
+            self._memory.send_rounds()
+            if self._memory.lazy_problem:
+                words = f"{self._wanted.id} is resumed when all memory is in place: {self._memory.lazy_problem}"
+                self._reporter.warn(words)
+            self._clock.step("pre-copy")
 
     def _switchover(self) -> Switchover:
         return Switchover(
@@ -140,6 +172,7 @@ class Move:
             timeout=self._wanted.timeout,
             tcp_close=self._wanted.tcp_close,
             carried=self._seeding.carried,
+            lazy=self._memory is not None,
         )
 
     @faults.point("stop-and-copy")
@@ -162,9 +195,13 @@ class Move:
         switchover.close_gate()
         wait_settled(self._state, wanted.allow, PASSING_PATIENCE)
         self._peer.limit(wanted.timeout)
-        frozen = switchover.freeze(
-            lambda: self._seeding.on_frozen(wanted.timeout), skip_in_flight="tcp-backlog" in wanted.allow
-        )
+
+        def on_frozen() -> None:
+            if self._memory is not None:
+                self._memory.send_last()
+            self._seeding.on_frozen(wanted.timeout)
+
+        frozen = switchover.freeze(on_frozen, skip_in_flight="tcp-backlog" in wanted.allow)
         self._clock.step("start criu", until=frozen.at)
         self._clock.step("dump")
         return frozen
@@ -177,6 +214,10 @@ class Move:
         images = switchover.send_images(frozen.deadline)
         self._peer.answer(frozen.left())
         self._clock.step("images")
+        if self._memory is not None:
+            end = self._memory.complete(frozen.lazy, frozen.left())
+            self._peer.call(end, frozen.left())
+            self._clock.step("memory")
         if files_there is not None:
             files_there()
             self._clock.step("files")
@@ -185,7 +226,7 @@ class Move:
     def _restore(self, frozen: Frozen, images: int) -> None:
         """Have the target restore the tree and hold it."""
         left = frozen.left()
-        restore = protocol.Restore(images, left, self._seeding.roots())
+        restore = protocol.Restore(images, left, roots=self._seeding.roots())
         with faults.point("ask-restore"):
             self._peer.post(restore)
         self._peer.answer(left + ANSWER_GRACE)
@@ -239,7 +280,7 @@ class Move:
             migration=move.migration,
             source=move.source,
             target=wanted.host,
-            mode=str(wanted.mode),
+            mode=str(self._mode),
             workload="TARGET",
             downtime_s=downtime,
             total_s=self._clock.total(),

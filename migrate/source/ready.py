@@ -20,6 +20,7 @@ from migrate.preflight.container import container_blockers
 from migrate.preflight.rules import Blocker
 from migrate.preflight.target import preflight
 from migrate.preflight.volumes import Plan
+from migrate.source import memory
 from migrate.source.clock import Clock
 from migrate.wire.peer import Peer, connect
 from runtime.freeze import mend
@@ -73,6 +74,7 @@ class Preflight:
         spec = load_kept(state)
         self.reporter.phase(Phase.PREFLIGHT, f"checking {wanted.id} and {wanted.host}")
         plan = volumes.plan(state, spec, wanted.volumes)
+        memory.require_possible(wanted)
         blockers = container_blockers(state, spec, tcp_close=wanted.tcp_close, patience=PASSING_PATIENCE)
         peer = connect(wanted.host, root=str(store.root))
         try:

@@ -10,6 +10,7 @@ MAX_CALL = 4 << 20
 MAX_REPLY = 1 << 20
 MAX_FAILURE = 128 << 10
 MAX_DATA = 1 << 20
+MAX_MEMORY = 1 << 20
 MAX_PULSE = 32
 MAX_IMAGE = 1 << 40  # bytes of one image, in as many DATA frames as that takes
 CHUNK = 256 << 10  # bytes that this version puts into one PAGES or DATA frame
@@ -23,6 +24,7 @@ class FrameType(enum.IntEnum):
     PAGES = 4
     DATA = 5
     PULSE = 6
+    MEMORY = 7
 
 
 # Bytes of a payload. Decoded JSON takes at most 25 times as much memory: that is the figure for lists of lists.
@@ -33,6 +35,7 @@ _LIMITS = {
     FrameType.PAGES: MAX_DATA,
     FrameType.DATA: MAX_DATA,
     FrameType.PULSE: MAX_PULSE,
+    FrameType.MEMORY: MAX_MEMORY,
 }
 
 

@@ -135,6 +135,10 @@ class Peer:
         """Send the next bytes of the image that was named last."""
         self._send(frames.header(FrameType.DATA, len(data)) + data)
 
+    def send_memory(self, body: bytes) -> None:
+        """Send a piece of the container's memory (memory/layout.py)."""
+        self._send(frames.header(FrameType.MEMORY, len(body)) + body)
+
     def open_channel(self, command: str) -> Channel:
         """Run `command` at the target on a channel of its own over the same connection."""
         transport = self._client.get_transport()

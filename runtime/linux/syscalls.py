@@ -43,7 +43,7 @@ _AT_FDCWD = -100
 _AT_EMPTY_PATH, _AT_RECURSIVE = 0x1000, 0x8000
 _AT_SYMLINK_NOFOLLOW, _STATX_BTIME = 0x100, 0x800
 _OPEN_TREE_CLONE, _OPEN_TREE_CLOEXEC = 1, os.O_CLOEXEC
-_FALLOC_FL_KEEP_SIZE = 1
+_FALLOC_FL_KEEP_SIZE, _FALLOC_FL_PUNCH_HOLE = 1, 2
 _FAN_CLOEXEC, _FAN_NONBLOCK, _FAN_MARK_ADD = 1, 2, 1
 _MOVE_MOUNT_F_EMPTY_PATH, _MOVE_MOUNT_T_EMPTY_PATH = 0x4, 0x40
 _KEYCTL_JOIN_SESSION_KEYRING = 1
@@ -177,6 +177,13 @@ def fallocate(fd: int, offset: int, length: int) -> None:
     """fallocate(2): allocate disk space for a range of a file without changing its size."""
     sizes = ctypes.c_long(offset), ctypes.c_long(length)
     _check(_function("fallocate")(ctypes.c_int(fd), ctypes.c_int(_FALLOC_FL_KEEP_SIZE), *sizes), "fallocate")
+
+
+def punch_hole(fd: int, offset: int, length: int) -> None:
+    """fallocate(2): free what a range of a file takes, without changing the file's size."""
+    sizes = ctypes.c_long(offset), ctypes.c_long(length)
+    mode = ctypes.c_int(_FALLOC_FL_KEEP_SIZE | _FALLOC_FL_PUNCH_HOLE)
+    _check(_function("fallocate")(ctypes.c_int(fd), mode, *sizes), "fallocate")
 
 
 def fanotify_init(flags: int, event_flags: int) -> int:

@@ -38,7 +38,7 @@ def test_frames_survive_any_fragmentation(sent: list[tuple[FrameType, bytes]], s
     assert list(decoded(data, size)) == sent
 
 
-@pytest.mark.parametrize("kind", [0, 7, 255])
+@pytest.mark.parametrize("kind", [0, 8, 255])
 def test_unknown_frame_type_is_refused(kind: int) -> None:
     with pytest.raises(ProtocolError, match="unknown type"):
         list(FrameDecoder().feed(frame(kind, b"")))
@@ -71,11 +71,14 @@ CALLS: list[protocol.Call[Any]] = [
     protocol.CheckPorts("", [Bound("tcp", "::", 80, "eth0", reuse_port=True)]),
     protocol.TreesSent(),
     protocol.Prepare(CARRIED, ["", "pipe:[1]"], True, 5.5, [Mounted("/tmp", "size=5k", "tmpfs")], 1 << 40),
+    protocol.MemoryBegin(1 << 30),
+    protocol.MemorySync(),
+    protocol.MemoryEnd(1 << 30, 7),
     protocol.PagesBegin(),
     protocol.PagesEnd(5, DIGEST),
     protocol.Image("core-1.img"),
     protocol.ImageEnd(3, DIGEST),
-    protocol.Restore(3, 5.0, {"/tmp": Root(0o1777, 0, 0, 1 << 60, {"user.a": "00ff"})}),
+    protocol.Restore(3, 5.0, True, {"/tmp": Root(0o1777, 0, 0, 1 << 60, {"user.a": "00ff"})}),
     protocol.Confirm(),
     protocol.Resume(),
     protocol.History("text"),
@@ -91,6 +94,7 @@ REPLIES: dict[str, Any] = {
     "CheckFiles": replies.FilesSeen([Seen("/x")]),
     "CheckPorts": replies.PortsChecked([replies.PortProblem("tcp [::]:80", "is in use there")]),
     "Prepare": replies.Prepared({"/tmp": "/var/x"}, "", ""),
+    "MemoryBegin": replies.MemoryReady("no userfaultfd", True),
     "Restore": replies.Restored(5),
     "Resume": replies.Resumed(5),
     "Settle": replies.Settled("TARGET", "2026"),
@@ -204,6 +208,7 @@ def test_image_names_cannot_leave_the_directory(name: str) -> None:
         ("Prepare", {"tmpfs": [{"place": "/x", "options": "lowerdir=/", "source": "x"}]}, r"tmpfs\[0\] .*options"),
         ("Restore", {"timeout": float("nan")}, "not JSON"),
         ("Restore", {"roots": {"/x": {}}}, r"roots\['/x'\]\.mode is missing"),
+        ("MemoryEnd", {"digest": 1 << 32}, "digest is .*, not between"),
         ("ImageEnd", {"size": 1 << 41}, "size is .*, not between"),
         ("ImageEnd", {"digest": "0"}, "not a SHA-256"),
         ("PagesEnd", {"digest": DIGEST + "\n"}, "not a SHA-256"),

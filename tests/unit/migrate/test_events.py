@@ -35,14 +35,18 @@ def test_every_event_names_container_and_move() -> None:
     reporter.phase("seed", "root file system")
     reporter.progress("seed", 7)
     reporter.warn("x")
+    reporter.mode("pre-copy", "x")
+    reporter.round_done(
+        1, bytes_read=1, bytes_sent=1, seconds=0.1, left=0, dirty_rate=0.0, bandwidth=1.0, expected_gap=0.1
+    )
     done = reporter.pass_done("rootfs", 1, frozen=False, bytes_sent=1, files=2, seconds=0.1234567)
     reporter.emit(Report("a", "b", "stop-and-copy", "TARGET", 0.1, 0.2, 3, id="web", migration="m1", passes=(done,)))
     lines = JsonLines(out)
     for event in kept.events:
         lines.emit(event)
     objects = [json.loads(line) for line in out.getvalue().splitlines()]
-    assert [value["event"] for value in objects] == ["phase", "progress", "warning", "pass", "report"]
+    assert [value["event"] for value in objects] == ["phase", "progress", "warning", "mode", "round", "pass", "report"]
     assert {(value["id"], value["migration"]) for value in objects} == {("web", "m1")}
-    assert (objects[3]["seconds"], objects[4]["passes"][0]["tree"]) == (0.123457, "rootfs")
+    assert (objects[5]["seconds"], objects[6]["passes"][0]["tree"]) == (0.123457, "rootfs")
     assert {type(event).__subclasses__() == [] for event in kept.events} == {True}
     assert {type(event) for event in kept.events} == set(Event.__subclasses__())

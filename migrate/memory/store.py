@@ -1,0 +1,164 @@
+"""The store: memory of a container at the target, by space and address; of each page only the latest counts.
+
+Two files beside CRIU's images, so that whatever keeps, checks and removes images does that to the store as well:
+
+    pymigrate-memory.img         the data: block i at i * BLOCK, sparse
+    pymigrate-memory-index.img   entry i: u32 space, u32 0, u64 address of block i, u64 present pages, u64 zero pages
+
+A page is in the store if its bit is set in one of the two bitmaps. A zero page has no data.
+"""
+
+import contextlib
+import os
+import struct
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple, Self
+
+from migrate.errors import ProtocolError, TargetError
+from migrate.memory import layout
+from migrate.memory.layout import BLOCK, PAGE, Range
+from runtime.linux import syscalls
+
+DATA, INDEX = "pymigrate-memory.img", "pymigrate-memory-index.img"
+_ENTRY = struct.Struct("=IIQQQ")
+
+
+class Block(NamedTuple):
+    """Block `number` of the store; bit i of `present` and of `zero` is its page i."""
+
+    number: int
+    present: int
+    zero: int
+
+
+def exists(images: Path) -> bool:
+    """Return whether a directory of images has a store."""
+    return (images / INDEX).exists()
+
+
+class Store:
+    """A store that is being filled: `add` what comes. `finish` writes the index."""
+
+    def __init__(self, images: Path, limit: int) -> None:
+        """Make the files, which hold at most `limit` bytes of pages. Raises OSError."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        self._images, self._limit = images, limit
+        self._data = os.open(images / DATA, flags, 0o600)
+        self._numbers: dict[tuple[int, int], int] = {}
+        self._present: list[int] = []
+        self._zero: list[int] = []
+        self._pages = 0
+
+    def add(self, body: bytes | memoryview) -> None:
+        """Take the body of one frame. Raises ProtocolError for one that is malformed or too much, OSError."""
+        space, runs, data = layout.parse(body)
+        at = 0
+        for address, pages, is_zero in runs:
+            offset = address % BLOCK
+            number = self._numbers.setdefault((space, address - offset), len(self._present))
+            if number == len(self._present):
+                self._present.append(0)
+                self._zero.append(0)
+            bits = ((1 << pages) - 1) << offset // PAGE
+            if is_zero:
+                self._present[number] &= ~bits
+                self._zero[number] |= bits
+                continue
+            self._pages += (bits & ~self._present[number]).bit_count()
+            if self._pages * PAGE > self._limit:
+                raise ProtocolError(f"the source sends more than the {self._limit >> 20} MiB of memory that fit here")
+            self._present[number] |= bits
+            self._zero[number] &= ~bits
+            size = pages * PAGE
+            written = os.pwrite(self._data, data[at : at + size], number * BLOCK + offset)
+            while written < size:  # OSError comes with the next piece when the memory is full
+                written += os.pwrite(self._data, data[at + written : at + size], number * BLOCK + offset + written)
+            at += size
+
+    def forget(self, space: int) -> None:
+        """Drop a space: its process has exited, or has executed another program."""
+        for key in [key for key in self._numbers if key[0] == space]:
+            number = self._numbers.pop(key)
+            self._pages -= self._present[number].bit_count()
+            self._present[number] = self._zero[number] = 0
+            with contextlib.suppress(OSError):
+                syscalls.punch_hole(self._data, number * BLOCK, BLOCK)
+
+    def finish(self) -> None:
+        """Write the index. Raises OSError."""
+        out = bytearray(_ENTRY.size * len(self._present))
+        for (space, address), number in self._numbers.items():
+            _ENTRY.pack_into(
+                out, number * _ENTRY.size, space, 0, address, self._present[number], self._zero[number]
+            )  # fmt: skip
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        with open(os.open(self._images / INDEX, flags, 0o600), "wb") as file:
+            file.write(out)
+
+    def close(self) -> None:
+        if self._data >= 0:
+            os.close(self._data)
+            self._data = -1
+
+
+class Pages:
+    """A finished store, read."""
+
+    def __init__(self, data: int, blocks: dict[int, dict[int, Block]]) -> None:
+        self.data, self.blocks = data, blocks  # `blocks`: space -> address of a block -> Block
+
+    @classmethod
+    def open(cls, images: Path, mode: int = os.O_RDONLY) -> Self:
+        """Open the store in a directory; `mode` O_RDWR allows to free blocks. Raises TargetError, OSError."""
+        data = os.open(images / DATA, mode | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            with open(os.open(images / INDEX, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:
+                index = file.read()
+            if len(index) % _ENTRY.size:
+                raise TargetError(f"{images / INDEX}: is malformed")
+        except BaseException:
+            os.close(data)
+            raise
+        blocks: dict[int, dict[int, Block]] = {}
+        for number, (space, _, address, present, zero) in enumerate(_ENTRY.iter_unpack(index)):
+            if space:
+                blocks.setdefault(space, {})[address] = Block(number, present, zero)
+        return cls(data, blocks)
+
+    def missing(self, space: int, ranges: Iterable[Range]) -> Iterator[Range]:
+        """Yield the parts of page-aligned ranges that the store does not have."""
+        blocks = self.blocks.get(space, {})
+        for address, pages in layout.split(ranges):
+            offset = address % BLOCK
+            block = blocks.get(address - offset)
+            bits = ((1 << pages) - 1) << offset // PAGE
+            absent = bits & ~(block.present | block.zero) if block is not None else bits
+            while absent:
+                low = (absent & -absent).bit_length() - 1
+                run = (~(absent >> low) & (absent >> low) + 1).bit_length() - 1
+                start = address - offset + low * PAGE
+                yield start, start + run * PAGE
+                absent &= ~(((1 << run) - 1) << low)
+
+    def read(self, space: int, address: int, pages: int) -> bytes:
+        """Return pages inside one block, which the store must have; a zero page reads as zeros. Raises TargetError."""
+        if any(True for _ in self.missing(space, [(address, address + pages * PAGE)])):
+            raise TargetError(f"the store lacks memory of process {space} at {address:#x}")
+        offset = address % BLOCK
+        block = self.blocks[space][address - offset]
+        data = bytearray(os.pread(self.data, pages * PAGE, block.number * BLOCK + offset).ljust(pages * PAGE, b"\0"))
+        zero = block.zero >> offset // PAGE & (1 << pages) - 1
+        while zero:  # a page that was sent with data before keeps that
+            page = (zero & -zero).bit_length() - 1
+            data[page * PAGE : (page + 1) * PAGE] = bytes(PAGE)
+            zero &= zero - 1
+        return bytes(data)
+
+    def run(self, space: int, address: int, pages: int) -> Iterator[bytes]:
+        """Yield the data of pages in a row, piece by piece. Raises TargetError."""
+        for start, count in layout.split([(address, address + pages * PAGE)]):
+            yield self.read(space, start, count)
+
+    def close(self) -> None:
+        os.close(self.data)

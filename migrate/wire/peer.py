@@ -296,7 +296,7 @@ def connect(host: str, *, root: str, agent: AgentZip | None = None) -> Peer:
 
     Raises HostError (cannot log in), TargetError (logged in, but the agent cannot run), DeadlineExceeded.
     """
-    agent = agent or AgentZip.build()
+    agent = agent or AgentZip.load()
     client = ssh.login(host)
     try:
         return _start(host, client, agent, root, shared=False)

@@ -93,7 +93,7 @@ def test_live(width: int) -> None:
     assert "after round 1: 2.0 MiB left, written at" in drawn
     assert "[host2] says [/]" in drawn
     live.emit(events[-1])
-    assert "expected 118 ms" in out.getvalue().replace("\n", " ")
+    assert "(expected 118" in out.getvalue()
     live.emit(events[0])  # of the next container
     live._screen.refresh()
     live.close()

@@ -174,14 +174,14 @@ def forget_lock(images: int) -> None:
     CRIU would load nftables to find that out, while the restored processes wait (12 ms). Do nothing before CRIU 4.1:
     3.17 does not know a network without a lock.
     """
-    data = _read(images, _INVENTORY)
-    entries = [(entry, _fields(entry)) for entry in _entries(data, 4)]
-    if any(_value_bytes(fields, _DUMP_ID) for _, fields in entries):
+    data = pb.read(images, _INVENTORY)
+    entries = [(entry, pb.fields(entry)) for entry in pb.entries(data, 4)]
+    if any(pb.value_bytes(fields, _DUMP_ID) for _, fields in entries):
         unlocked = [
-            _encode([(n, kind, _NO_LOCK if n == _LOCK_METHOD else value) for n, kind, value in fields])
+            pb.encode([(n, kind, _NO_LOCK if n == _LOCK_METHOD else value) for n, kind, value in fields])
             for _, fields in entries
         ]
-        _write(images, _INVENTORY, data[:4], unlocked)
+        pb.write(images, _INVENTORY, data[:4], unlocked)
 
 
 def dump_id(images: int) -> str:

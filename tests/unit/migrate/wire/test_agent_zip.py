@@ -59,7 +59,7 @@ def test_a_damaged_kept_agent_is_packed_again(code: Path, kept: Path, damage: by
 
 def test_an_agent_that_others_could_change_is_not_used(code: Path, kept: Path) -> None:
     agent = AgentZip.load(kept)
-    stamp, data, unpacked = marshal.loads(kept.read_bytes())
+    stamp, _, unpacked = marshal.loads(kept.read_bytes())
     kept.write_bytes(marshal.dumps((stamp, b"theirs", unpacked)))
     kept.chmod(0o666)
     assert AgentZip.load(kept) == agent

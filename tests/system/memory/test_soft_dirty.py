@@ -1,4 +1,4 @@
-"""Stopping a process for a moment, and what the soft-dirty tracker finds without the bits: not every kernel has them."""
+"""Stop a process for a moment; and what the soft-dirty tracker finds without the bits, which few kernels have."""
 
 import contextlib
 import os

@@ -22,7 +22,7 @@ from migrate.errors import ProtocolError
 from migrate.limits import FACTS_TIMEOUT
 from migrate.paths import DATA
 from migrate.preflight import limits
-from migrate.wire import protocol
+from migrate.wire import codec, protocol
 from migrate.wire.questions import FactsQuery, HostFacts
 from runtime.errors import ContainerError
 from runtime.linux.capabilities import NUMBERS, names, permitted
@@ -35,7 +35,9 @@ if TYPE_CHECKING:
 
 def ask(peer: "Peer", query: FactsQuery) -> HostFacts:
     """Return the facts of the host at the other end. Raises MigrateError."""
-    return peer.call(protocol.Facts(query), FACTS_TIMEOUT)
+    facts = peer.call(protocol.Facts(query), FACTS_TIMEOUT)
+    peer.offers = facts.offers
+    return facts
 
 
 def gather(query: FactsQuery) -> HostFacts:
@@ -72,6 +74,7 @@ def gather(query: FactsQuery) -> HostFacts:
         any_uid=can_carry_any_uid(),
         limits=limits.own(),
         capabilities=tuple(names(permitted())),
+        offers=codec.offers(),
     )
 
 

@@ -15,8 +15,8 @@ from migrate.memory.convergence import Round, Verdict
 from migrate.memory.layout import Range
 from migrate.memory.precopy import PreCopy
 from migrate.model import MigrationMode, MigrationSpec, OnDivergence
-from migrate.wire import protocol
-from migrate.wire.memory_stream import MemoryStream
+from migrate.wire import codec, protocol
+from migrate.wire.carrier import Carrier
 from migrate.wire.peer import Peer
 from runtime.state.record import State
 
@@ -49,8 +49,11 @@ class MovingMemory:
     def __init__(self, peer: Peer, reporter: Reporter, state: State, wanted: MigrationSpec, size: int) -> None:
         """`size`: an estimate of the memory of all processes, in bytes."""
         self._peer, self._reporter, self._wanted, self._size = peer, reporter, wanted, size
-        self._stream = MemoryStream(peer.send_memory)
-        self._memory = PreCopy(state.pid, self._stream.put)
+        self._carrier = Carrier(
+            peer.send_memory, digest=peer.digest, compress=codec.settle(wanted.compress, peer.offers, wanted.host),
+            limit=wanted.bandwidth_limit,
+        )  # fmt: skip
+        self._memory = PreCopy(state.pid, self._carrier.put)
         self._rounds: list[Round] = []
         self._last = threading.Thread(target=self._send_frozen, name="last-pages", daemon=True)
         self._failure: Exception | None = None
@@ -59,7 +62,7 @@ class MovingMemory:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stream.close()
+        self._carrier.close()
         if self._last.is_alive():
             self._last.join()
         self._memory.__exit__(None, None, None)
@@ -69,18 +72,18 @@ class MovingMemory:
 
         Raises MigrateError for a program that writes too fast if the user wants that, and connection errors.
         """
-        self._peer.call(protocol.MemoryBegin(self._size))
+        self._peer.call(protocol.MemoryBegin(self._size, self._peer.digest))
         left = self._memory.scan()
         while True:
             with faults.point("round", len(self._rounds)):
-                begun, sent_before = time.monotonic(), self._stream.size
+                begun, sent_before = time.monotonic(), self._carrier.sent
                 read = self._memory.send()
-                self._stream.flush(ROUND_TIMEOUT)
+                self._carrier.flush(ROUND_TIMEOUT)
                 self._peer.call(protocol.MemorySync(), ROUND_TIMEOUT)
                 seconds = time.monotonic() - begun
                 left = self._memory.scan()
             self._rounds.append(Round(read, seconds, left))
-            self._report(self._stream.size - sent_before)
+            self._report(self._carrier.sent - sent_before)
             verdict = convergence.judge(
                 self._rounds, fixed=self._fixed(), max_downtime=self._wanted.max_downtime,
                 max_rounds=self._wanted.max_rounds,
@@ -113,7 +116,11 @@ class MovingMemory:
         self._reporter.warn(words)
 
     def send_last(self) -> None:
-        """The container is frozen: send what it has written since the last round, on a thread of its own."""
+        """The container is frozen: send what it has written since the last round, on a thread of its own.
+
+        The bandwidth limit does not hold for it.
+        """
+        self._carrier.lift_limit()
         self._last.start()
 
     def _send_frozen(self) -> None:
@@ -135,5 +142,5 @@ class MovingMemory:
         if self._failure is not None:
             raise self._failure
         self._memory.complete(lazy)
-        self._stream.flush(max(0.0, deadline - time.monotonic()))
-        return self._stream.end()
+        self._carrier.flush(max(0.0, deadline - time.monotonic()))
+        return protocol.MemoryEnd(self._carrier.size, self._carrier.digest())

@@ -10,12 +10,12 @@ from migrate import faults
 from migrate.errors import DeadlineExceeded, MigrateError
 from migrate.events import Reporter
 from migrate.limits import ROUND_TIMEOUT
-from migrate.memory import convergence, tracker
+from migrate.memory import convergence, lazy_support, tracker
 from migrate.memory.convergence import Round, Verdict
 from migrate.memory.layout import Range
 from migrate.memory.precopy import PreCopy
 from migrate.model import MigrationMode, MigrationSpec, OnDivergence
-from migrate.wire import codec, protocol
+from migrate.wire import codec, protocol, replies
 from migrate.wire.carrier import Carrier
 from migrate.wire.peer import Peer
 from runtime.state.record import State
@@ -46,8 +46,12 @@ def choose(wanted: MigrationSpec, on_disk: str) -> tuple[MigrationMode, str]:
 class MovingMemory:
     """The memory of one container on its way. A context manager: leaving it ends everything."""
 
-    def __init__(self, peer: Peer, reporter: Reporter, state: State, wanted: MigrationSpec, size: int) -> None:
-        """`size`: an estimate of the memory of all processes, in bytes."""
+    def __init__(
+        self, peer: Peer, reporter: Reporter, state: State, wanted: MigrationSpec, size: int, remapped: bool
+    ) -> None:
+        """`size`: an estimate of the memory of all processes, in bytes; `remapped`: they have a user namespace."""
+        self._init, self._remapped = state.pid, remapped
+        self.lazy_problem = ""
         self._peer, self._reporter, self._wanted, self._size = peer, reporter, wanted, size
         self._carrier = Carrier(
             peer.send_memory, digest=peer.digest, compress=codec.settle(wanted.compress, peer.offers, wanted.host),
@@ -72,7 +76,8 @@ class MovingMemory:
 
         Raises MigrateError for a program that writes too fast if the user wants that, and connection errors.
         """
-        self._peer.call(protocol.MemoryBegin(self._size, self._peer.digest))
+        begin = protocol.MemoryBegin(self._size, self._peer.digest)
+        self.lazy_problem = self._lazy_problem(self._peer.call(begin))
         left = self._memory.scan()
         while True:
             with faults.point("round", len(self._rounds)):
@@ -93,6 +98,12 @@ class MovingMemory:
             if verdict is Verdict.DIVERGED:
                 self._diverged()
                 return
+
+    def _lazy_problem(self, target: replies.MemoryReady) -> str:
+        """Return why the restore has to wait until all memory is in place, "" if it need not."""
+        if self._remapped and not target.remapped:
+            return "it has a user namespace, and vm.unprivileged_userfaultfd is 0 at the target"
+        return target.lazy_problem or lazy_support.shared_by_fork(self._init)
 
     def _fixed(self) -> float:
         return convergence.fixed_gap(self._size, self._memory.processes)

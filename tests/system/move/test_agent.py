@@ -3,6 +3,7 @@
 import hashlib
 import json
 import subprocess
+import zlib
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from tests.system.conftest import Lab
 
 MIGRATION = "20261124T093000-0123456789abcdef"
 CARRIED = protocol.Carried({}, "", [], {})
+PLAIN = b"\0"  # the form of a payload
 CLOSE = (0x1024).to_bytes(4, "little") + bytes(28)  # a page server's last command
 AGENT = ["python3", "-c", "import sys; from migrate.target.agent import main; sys.exit(main())"]
 

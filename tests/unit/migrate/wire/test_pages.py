@@ -1,8 +1,8 @@
 """Following CRIU's page stream, in whatever pieces it comes, in both of its formats."""
 
-import contextlib
 import resource
 import struct
+import time
 import zlib
 
 import pytest
@@ -80,13 +80,10 @@ def test_relay_that_cannot_send_fails_criu_at_once() -> None:
     carrier = Carrier(broken)
     relay = PageRelay((4, 2, 1), carrier, lambda _: None)
     relay.start()
-    relay.criu_end.settimeout(10)
-    with contextlib.suppress(BrokenPipeError):
-        for _ in range(100):  # the first piece fails on the carrier's thread
+    deadline = time.monotonic() + 10
+    with pytest.raises((BrokenPipeError, ConnectionResetError)):
+        while time.monotonic() < deadline:  # the first piece fails on the carrier's thread
             relay.criu_end.sendall(record((4, 2, 1), 2))
-            with contextlib.suppress(OSError):
-                carrier.flush(10)
-    assert relay.criu_end.recv(10) == b""
     with pytest.raises(OSError, match="gone"):
         relay.finish(60)
     relay.close()

@@ -255,11 +255,11 @@ class InRoom(Handler):
     def activity(self) -> int:
         return receivers.activity(self._room.incoming.migration)
 
-    def memory(self, body: bytes) -> None:
+    def memory(self, payload: bytes) -> None:
         """Take a piece of the container's memory. Raises ProtocolError."""
         if self._room.memory is None:
             raise ProtocolError("a MEMORY frame came without MemoryBegin")
-        self._room.memory.add(body)
+        self._room.memory.add(payload)
 
     def undo(self) -> None:
         self._room.undo()
@@ -271,11 +271,11 @@ class Ready(InRoom):
     stages = frozenset({Stage.READY})
     idle_timeout = SEED_SILENCE
 
-    def memory_begin(self, _call: protocol.MemoryBegin) -> replies.MemoryReady:
+    def memory_begin(self, call: protocol.MemoryBegin) -> replies.MemoryReady:
         """Make a store for the container's memory."""
         if self._room.memory is not None:
             raise ProtocolError("MemoryBegin came twice")
-        self._room.memory = ArrivingMemory(self._room.images.path)
+        self._room.memory = ArrivingMemory(self._room.images.path, call.digest)
         return replies.MemoryReady(lazy_support.problem(), lazy_support.is_for_everybody())
 
     def memory_sync(self, _call: protocol.MemorySync) -> Done:
@@ -283,9 +283,9 @@ class Ready(InRoom):
             self._room.memory.sync()
         return Done()
 
-    def pages_begin(self, _call: protocol.PagesBegin) -> Done:
+    def pages_begin(self, call: protocol.PagesBegin) -> Done:
         self._room.incoming.log.record(Phase.STOP_AND_COPY)
-        self.next = Pages(self._room, ReceivedPages.start(self._room.images.path, self._room.timeout))
+        self.next = Pages(self._room, ReceivedPages.start(self._room.images.path, self._room.timeout, call.digest))
         return Done()
 
 

@@ -5,7 +5,6 @@ comes into the restored processes by the page handler (lazy), or as CRIU's own i
 """
 
 import os
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,23 +15,30 @@ from migrate.memory import store
 from migrate.memory.layout import PAGE
 from migrate.memory.store import Pages, Store
 from migrate.target import image_places
+from migrate.wire import digests
+from migrate.wire.codec import Unpacker
 
 
 class ArrivingMemory:
     """The store of one move in the directory of its images."""
 
-    def __init__(self, images: Path) -> None:
-        """Make an empty store, which may fill the memory that is free for images. Raises OSError."""
+    def __init__(self, images: Path, digest: str) -> None:
+        """Make an empty store, which may fill the memory that is free for images. `digest` is a name of digests.py.
+
+        Raises ProtocolError for an unknown digest, OSError.
+        """
+        self._digest, self._unpacker = digests.new(digest), Unpacker()
         space = os.statvfs(images)
         self._images = images
         self._store = Store(images, space.f_bavail * space.f_frsize)
-        self._size = self._digest = 0
+        self._size = 0
         self._failure: OSError | None = None
 
-    def add(self, body: bytes) -> None:
-        """Take the body of a MEMORY frame. A failure to keep it is raised by `sync`. Raises ProtocolError."""
+    def add(self, payload: bytes) -> None:
+        """Take the payload of a MEMORY frame. A failure to keep it is raised by `sync`. Raises ProtocolError."""
+        body = self._unpacker.unpack(payload)
         self._size += len(body)
-        self._digest = zlib.crc32(body, self._digest)
+        self._digest.update(body)
         if self._failure is None:
             try:
                 self._store.add(body)
@@ -47,10 +53,10 @@ class ArrivingMemory:
                 raise image_places.full(self._images, PAGE)
             raise self._failure
 
-    def end(self, size: int, digest: int) -> None:
+    def end(self, size: int, digest: str) -> None:
         """Everything has come. Raises TargetError if it is damaged, OSError."""
         self.sync()
-        if (self._size, self._digest) != (size, digest):
+        if (self._size, self._digest.hexdigest()) != (size, digest):
             raise TargetError("the container's memory arrived damaged")
         self._store.finish()
         self._store.close()

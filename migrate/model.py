@@ -43,10 +43,10 @@ class MigrationSpec:
     """One move: container `id` to `host` ([USER@]NAME as ssh knows it).
 
     `allow`: rules of validate that are lifted. `timeout`: the longest time, in seconds, that the container may be
-    frozen; after it the move is rolled back and the container resumes at the source. `max_downtime`: seconds that rounds
-    of memory aim at, at most `max_rounds` of them. `net`: the value of --net,
-    "bridge=NAME", the bridge at the target. `tcp_close`: close the container's TCP connections. `volumes`: what to do
-    with each bind mount, by its destination (preflight.volumes.parse).
+    frozen; after it the move is rolled back and the container resumes at the source. `max_downtime`: seconds that the
+    rounds of memory aim at, `max_rounds` of them at most. `net`: the value of --net, "bridge=NAME", the bridge at the
+    target. `tcp_close`: close the container's TCP connections. `volumes`: what to do with each bind mount, by its
+    destination (preflight.volumes.parse).
     """
 
     id: str

@@ -32,6 +32,14 @@ def seconds(text: str) -> float:
     return value
 
 
+def rounds(text: str) -> int:
+    """Return a number of rounds (an argparse type)."""
+    value = int(text)
+    if value < 2:
+        raise argparse.ArgumentTypeError(f"{text}: must be at least 2")
+    return value
+
+
 def wanted(args: argparse.Namespace, container_id: str, timeout: float = FREEZE_TIMEOUT) -> "MigrationSpec":
     """Return the move of one container that a command line asks for. Raises UsageError."""
     from migrate.model import MigrationSpec

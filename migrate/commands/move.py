@@ -1,11 +1,12 @@
 """pymigrate move ID... HOST: move running containers to another host."""
 
 import argparse
+import dataclasses
 import json
 from typing import TYPE_CHECKING
 
 from migrate.cli import move_arguments
-from migrate.model import FREEZE_TIMEOUT
+from migrate.model import FREEZE_TIMEOUT, MAX_DOWNTIME, MAX_ROUNDS, MigrationMode, OnDivergence
 
 if TYPE_CHECKING:
     from migrate.model import MigrationSpec
@@ -20,6 +21,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("host", help="[USER@]HOST, as ssh knows it")
     move_arguments.add_arguments(parser)
     parser.add_argument(
+        "--mode", choices=[str(mode) for mode in MigrationMode], default=MigrationMode.AUTO,
+        help="send memory while the container runs, or while it is frozen (auto: pre-copy where it is possible)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--max-downtime", type=move_arguments.seconds, default=MAX_DOWNTIME, metavar="SECONDS",
+        help=f"send memory in rounds until the container need not be frozen longer (default {MAX_DOWNTIME:g})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--max-rounds",
+        type=move_arguments.rounds,
+        default=MAX_ROUNDS,
+        metavar="N",
+        help=f"freeze the container after N rounds at the latest (default {MAX_ROUNDS})",
+    )
+    parser.add_argument(
+        "--on-divergence", choices=[str(choice) for choice in OnDivergence], default=OnDivergence.SWITCH_OVER,
+        help="what to do when the container writes memory faster than it can be sent (default switch-over)",
+    )  # fmt: skip
+    parser.add_argument(
         "--timeout", type=move_arguments.seconds, default=FREEZE_TIMEOUT, metavar="SECONDS",
         help=f"roll back when the container has been frozen this long (default {FREEZE_TIMEOUT:.0f})",
     )  # fmt: skip
@@ -30,8 +50,15 @@ def run(args: argparse.Namespace) -> int:
 
     if twice := {name for name in args.id if args.id.count(name) > 1}:
         raise UsageError(f"container {min(twice)} is named twice")
-    wanted = [move_arguments.wanted(args, name, timeout=args.timeout) for name in args.id]
+    wanted = [_wanted(args, name) for name in args.id]
     return _several(args, wanted) if len(wanted) > 1 else _one(args, wanted[0])
+
+
+def _wanted(args: argparse.Namespace, container_id: str) -> "MigrationSpec":
+    return dataclasses.replace(
+        move_arguments.wanted(args, container_id, timeout=args.timeout), mode=MigrationMode(args.mode),
+        max_downtime=args.max_downtime, max_rounds=args.max_rounds, on_divergence=OnDivergence(args.on_divergence),
+    )  # fmt: skip
 
 
 def _one(args: argparse.Namespace, wanted: "MigrationSpec") -> int:

@@ -10,13 +10,13 @@ from migrate import faults
 from migrate.errors import DeadlineExceeded, MigrateError
 from migrate.events import Reporter, RoundDone
 from migrate.limits import ROUND_TIMEOUT
-from migrate.memory import convergence, layout, tracker
+from migrate.memory import convergence, layout, lazy_support, tracker
 from migrate.memory.convergence import Round, Verdict
 from migrate.memory.layout import Range
 from migrate.memory.precopy import PreCopy
 from migrate.model import MigrationMode, MigrationSpec, OnDivergence
 from migrate.phases import Phase
-from migrate.wire import protocol
+from migrate.wire import protocol, replies
 from migrate.wire.memory_stream import MemoryStream
 from migrate.wire.peer import Peer
 from runtime.state.record import State
@@ -49,8 +49,12 @@ def choose(wanted: MigrationSpec, on_disk: str) -> tuple[MigrationMode, str]:
 class MovingMemory:
     """The memory of one container on its way. A context manager: leaving it ends everything."""
 
-    def __init__(self, peer: Peer, reporter: Reporter, state: State, wanted: MigrationSpec, size: int) -> None:
-        """`size`: an estimate of the memory of all processes, in bytes."""
+    def __init__(
+        self, peer: Peer, reporter: Reporter, state: State, wanted: MigrationSpec, size: int, remapped: bool
+    ) -> None:
+        """`size`: an estimate of the memory of all processes, in bytes; `remapped`: they have a user namespace."""
+        self._init, self._remapped = state.pid, remapped
+        self.lazy_problem = ""
         self._peer, self._reporter, self._wanted, self._size = peer, reporter, wanted, size
         self._stream = MemoryStream(peer.send_memory)
         self._memory = PreCopy(state.pid, self._put)
@@ -74,7 +78,7 @@ class MovingMemory:
 
         Raises MigrateError for a program that writes too fast if the user wants that, and connection errors.
         """
-        self._peer.call(protocol.MemoryBegin(self._size))
+        self.lazy_problem = self._lazy_problem(self._peer.call(protocol.MemoryBegin(self._size)))
         left = self._memory.scan()
         while True:
             with faults.point("round", len(self._rounds)):
@@ -106,6 +110,12 @@ class MovingMemory:
             if time.monotonic() - self._shown >= _PROGRESS_INTERVAL:
                 self._shown = time.monotonic()
                 self._reporter.progress(Phase.PRE_COPY, self._done, self._total)
+
+    def _lazy_problem(self, target: replies.MemoryReady) -> str:
+        """Return why the restore has to wait until all memory is in place, "" if it need not."""
+        if self._remapped and not target.remapped:
+            return "it has a user namespace, and vm.unprivileged_userfaultfd is 0 at the target"
+        return target.lazy_problem or lazy_support.shared_by_fork(self._init)
 
     def _fixed(self) -> float:
         return convergence.fixed_gap(self._size, self._memory.processes)

@@ -166,8 +166,13 @@ class Move:
             self._log.record(Phase.PRE_COPY)
             self._reporter.phase(Phase.PRE_COPY, f"memory of {self._wanted.id}")
             size = process_scan.memory_bytes(self._state.pid)
-            self._memory = MovingMemory(self._peer, self._reporter, self._state, self._wanted, size)
+            self._memory = MovingMemory(
+                self._peer, self._reporter, self._state, self._wanted, size, "user" in self._spec.namespaces
+            )
             self._memory.send_rounds()
+            if self._memory.lazy_problem:
+                words = f"{self._wanted.id} is resumed when all memory is in place: {self._memory.lazy_problem}"
+                self._reporter.warn(words)
             self._clock.step("pre-copy")
 
     def _switchover(self) -> Switchover:

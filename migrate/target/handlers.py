@@ -21,6 +21,7 @@ from migrate.errors import ProtocolError
 from migrate.files import receivers
 from migrate.files.trees import Owner
 from migrate.limits import FROZEN_SILENCE, SEED_SILENCE
+from migrate.memory import lazy_support
 from migrate.phases import Phase
 from migrate.target import image_cleanup, memory, settle
 from migrate.target import tmpfs as target_tmpfs
@@ -270,12 +271,12 @@ class Ready(InRoom):
     stages = frozenset({Stage.READY})
     idle_timeout = SEED_SILENCE
 
-    def memory_begin(self, _call: protocol.MemoryBegin) -> Done:
+    def memory_begin(self, _call: protocol.MemoryBegin) -> replies.MemoryReady:
         """Make a store for the container's memory."""
         if self._room.memory is not None:
             raise ProtocolError("MemoryBegin came twice")
         self._room.memory = ArrivingMemory(self._room.images.path)
-        return Done()
+        return replies.MemoryReady(lazy_support.problem(), lazy_support.is_for_everybody())
 
     def memory_sync(self, _call: protocol.MemorySync) -> Done:
         if self._room.memory is not None:

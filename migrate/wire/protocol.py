@@ -45,6 +45,7 @@ from migrate.wire.replies import (
     Done,
     Failure,
     FilesSeen,
+    MemoryReady,
     Opened,
     PortsChecked,
     Prepared,
@@ -235,7 +236,7 @@ class Prepare(Call[Prepared]):
 
 
 @dataclass(frozen=True)
-class MemoryBegin(Call[Done]):
+class MemoryBegin(Call[MemoryReady]):
     """MEMORY frames follow, with the memory of the running container: some `expected` bytes of it."""
 
     expected: Annotated[int, Range(0, _MEMORY)]

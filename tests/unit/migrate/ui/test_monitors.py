@@ -93,8 +93,8 @@ def test_live(width: int) -> None:
     assert "after round 1: 2.0 MiB left, written at" in drawn
     assert "[host2] says [/]" in drawn
     live.emit(events[-1])
-    assert "expected 118 ms" in out.getvalue().replace("\n", " ")
+    assert "(expected 118" in out.getvalue()
     live.emit(events[0])  # of the next container
     live._screen.refresh()
     live.close()
-    assert out.getvalue().endswith("\x1b[?25h") or "\x1b[?25h" in out.getvalue()[-40:], "the cursor stays hidden"
+    assert out.getvalue().rpartition("\x1b[?25")[2].startswith("h"), "the cursor stays hidden"

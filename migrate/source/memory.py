@@ -102,6 +102,12 @@ class MovingMemory:
                 self._diverged()
                 return
 
+    def _lazy_problem(self, target: replies.MemoryReady) -> str:
+        """Return why the restore has to wait until all memory is in place, "" if it need not."""
+        if self._remapped and not target.remapped:
+            return "it has a user namespace, and vm.unprivileged_userfaultfd is 0 at the target"
+        return target.lazy_problem or lazy_support.shared_by_fork(self._init)
+
     def _put(self, body: bytes) -> None:
         """Send a body, and report progress in a round."""
         self._stream.put(body)
@@ -110,12 +116,6 @@ class MovingMemory:
             if time.monotonic() - self._shown >= _PROGRESS_INTERVAL:
                 self._shown = time.monotonic()
                 self._reporter.progress(Phase.PRE_COPY, self._done, self._total)
-
-    def _lazy_problem(self, target: replies.MemoryReady) -> str:
-        """Return why the restore has to wait until all memory is in place, "" if it need not."""
-        if self._remapped and not target.remapped:
-            return "it has a user namespace, and vm.unprivileged_userfaultfd is 0 at the target"
-        return target.lazy_problem or lazy_support.shared_by_fork(self._init)
 
     def _fixed(self) -> float:
         return convergence.fixed_gap(self._size, self._memory.processes)

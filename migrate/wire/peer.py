@@ -17,11 +17,12 @@ import paramiko
 
 from migrate.errors import DeadlineExceeded, HostError, MigrateError, ProtocolError
 from migrate.limits import AGENT_SILENCE, CALL_TIMEOUT, SEND_TIMEOUT
-from migrate.wire import frames, protocol, ssh
+from migrate.wire import bulk, frames, protocol, ssh
 from migrate.wire.agent_zip import AgentZip
 from migrate.wire.bootstrap import start_agent
 from migrate.wire.channel import Channel, is_connected, last_line, line
 from migrate.wire.frames import FrameDecoder, FrameType
+from migrate.wire.native import Buffer
 from migrate.wire.protocol import Call
 
 PULSES = 100  # that may come at once, and PULSES_PER_SECOND all the time
@@ -135,11 +136,11 @@ class Peer:
 
     def send_pages(self, data: bytes) -> None:
         """Relay a piece of CRIU's page stream (at most frames.CHUNK bytes)."""
-        self._send(frames.header(FrameType.PAGES, len(data)) + data)
+        self._send(frames.header(FrameType.PAGES, len(data)), data)
 
     def send_data(self, data: bytes) -> None:
         """Send the next bytes of the image that was named last."""
-        self._send(frames.header(FrameType.DATA, len(data)) + data)
+        self._send(frames.header(FrameType.DATA, len(data)), data)
 
     def send_memory(self, body: bytes) -> None:
         """Send a piece of the container's memory (memory/layout.py)."""
@@ -172,15 +173,15 @@ class Peer:
         """Return whether the agent does not even send pulses."""
         return time.monotonic() - self._heard > AGENT_SILENCE
 
-    def _send(self, data: bytes) -> None:
+    def _send(self, *parts: Buffer) -> None:
         try:
             with self._send_lock:
                 if self._sending:
                     raise HostError(f"{self.name}: a message to it was cut short")
                 self._sending = True
-                self._channel.sendall(data)
+                bulk.send(self._channel, *parts)
                 self._sending = False
-                self.bytes_sent += len(data)
+                self.bytes_sent += sum(map(len, parts))
         except TimeoutError:
             raise DeadlineExceeded(f"{self.name}: the host takes no data") from None
         except (OSError, EOFError, paramiko.SSHException) as error:
@@ -295,7 +296,7 @@ def connect(host: str, *, root: str, agent: AgentZip | None = None) -> Peer:
 
     Raises HostError (cannot log in), TargetError (logged in, but the agent cannot run), DeadlineExceeded.
     """
-    agent = agent or AgentZip.build()
+    agent = agent or AgentZip.load()
     client = ssh.login(host)
     try:
         return _start(host, client, agent, root, shared=False)

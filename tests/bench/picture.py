@@ -1,4 +1,7 @@
-"""The table of moves as a picture (SVG): a bar for each gap, on a logarithmic scale. Pure."""
+"""The table of moves as a picture (SVG): a bar for each gap, on a logarithmic scale. Pure.
+
+Beside our gap stands its ratio to the baseline that comes closest.
+"""
 
 import math
 from collections.abc import Sequence
@@ -29,7 +32,7 @@ def _text(x: float, y: float, words: str, more: str = "") -> str:
 def _bar(y: float, row: Row) -> list[str]:
     assert row.gap is not None
     width = position(row.gap) - _LEFT
-    said = seconds(row.gap) + (f"  ({min(row.ratios.values()):.2f} x)" if row.ratios else "")
+    said = seconds(row.gap) + (f"  ({max(row.ratios.values()):.2f} x)" if row.ratios else "")
     return [
         f'<rect x="{_LEFT}" y="{y:.1f}" width="{max(width, 1):.1f}" height="{_BAR - 1}" fill="{_COLOURS[row.way]}"/>',
         _text(_LEFT + width + 5, y + _BAR - 2, said, ' font-weight="bold"' if row.ratios else ""),

@@ -83,7 +83,7 @@ def test_the_picture_is_well_formed_and_has_a_bar_for_each_gap() -> None:
     widths = [float(bar.get("width", "")) for bar in bars]
     assert widths[0] < widths[2] < widths[1]
     said = [text.text for text in svg.iter(f"{name}text")]
-    assert "300 ms  (0.05 x)" in said
+    assert "300 ms  (0.20 x)" in said
     assert any("A & B <C>" in (text or "") for text in said)
     assert all(0 <= float(text.get("x", "")) < 900 for text in svg.iter(f"{name}text"))
 

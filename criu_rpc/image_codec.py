@@ -19,7 +19,8 @@ protobuf's C library and 68 ms without it (criu 4, least of 15). It is called wh
 
 An image file is 8 bytes of magic numbers, then entries: a length (4 bytes, little endian) and a message.
 (criu/tty.c, criu/mount-v2.c, compel/arch/x86/src/lib/infect.c; images/core-x86.proto, images/fdinfo.proto,
-images/tty.proto, images/inventory.proto, images/sk-inet.proto, images/mnt.proto)
+images/tty.proto, images/inventory.proto, images/sk-inet.proto, images/mnt.proto, images/pagemap.proto,
+images/mm.proto, images/vma.proto)
 """
 
 import errno
@@ -48,6 +49,12 @@ _FILE_INET = 4
 _SK_FAMILY, _SK_PROTOCOL, _SK_STATE, _SK_PORTS, _SK_ADDRESSES = 3, 5, 6, (7, 8), (11, 12)
 _CLOSE, _LISTEN = 7, 10
 _MAPPED = bytes(10) + b"\xff\xff"  # an IPv4 address in an IPv6 socket
+
+# Of pagemap_entry, mm_entry and vma_entry.
+_PAGEMAP, _MAPPINGS = "pagemap-", "mm-"
+_PAGES_AT, _PAGES_COMPAT, _PAGES_FLAGS, _PAGES = 1, 2, 4, 5
+_MM_VMAS = 14
+_VMA_START, _VMA_END, _VMA_FLAGS, _VMA_STATUS = 1, 2, 6, 7
 
 # Of core_entry, thread_info_x86 and user_x86_regs_entry.
 _CORES = "core-"
@@ -179,6 +186,34 @@ def connections(images: int) -> list[tuple[_End, _End]]:
             ]
             found[ends[0], ends[1]] = None
     return list(found)
+
+
+def address_spaces(images: int) -> list[int]:
+    """Return the pids, in the container, of the dumped processes that have memory."""
+    names = (name.removeprefix(_MAPPINGS).removesuffix(".img") for name in os.listdir(images)
+             if name.startswith(_MAPPINGS))  # fmt: skip
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
+def page_map(images: int, pid: int) -> Iterator[tuple[int, int, int]]:
+    """Yield what the dump has of a process's memory: address, number of pages, flags (criu/include/pagemap.h)."""
+    entries = _entries(_read(images, f"{_PAGEMAP}{pid}.img"))
+    next(entries, None)  # pagemap_head
+    for entry in entries:
+        found = {number: value for number, _, value in _fields(entry) if isinstance(value, int)}
+        pages = found.get(_PAGES) or found.get(_PAGES_COMPAT, 0)
+        yield found.get(_PAGES_AT, 0), pages, found.get(_PAGES_FLAGS, 0)
+
+
+def mappings(images: int, pid: int) -> list[tuple[int, int, int, int]]:
+    """Return a process's mappings: start, end, flags (mmap(2)), status (criu/include/image.h)."""
+    found = []
+    for entry in _entries(_read(images, f"{_MAPPINGS}{pid}.img")):
+        for number, _, value in _fields(entry):
+            if number == _MM_VMAS and isinstance(value, bytes):
+                vma = _fields(value)
+                found.append(tuple(_value(vma, field) for field in (_VMA_START, _VMA_END, _VMA_FLAGS, _VMA_STATUS)))
+    return [(start, end, flags, status) for start, end, flags, status in found]
 
 
 def _address(sk: list[_Field], number: int) -> bytes:

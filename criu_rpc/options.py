@@ -79,6 +79,9 @@ class DumpOptions(_Common):
     `seize_timeout` is how long CRIU tries to stop all threads, in seconds (criu/seize.c; CRIU's own default is 10).
 
     `status_fd` gets a null byte when a lazy dump's page server is ready; it is a number in the CRIU process.
+
+    With `lazy_pages`, CRIU ignores a page server of the request (criu/cr-service.c). `config_file` is then a file that
+    names `page_server_fd` (`page_server_config`): what cannot be lazy goes there.
     """
 
     pid: int
@@ -87,6 +90,7 @@ class DumpOptions(_Common):
     page_server_fd: int | None = None
     page_server: tuple[str, int] | None = None
     lazy_pages: bool = False
+    config_file: str | None = None
     tcp_skip_in_flight: bool = False
     status_fd: int | None = None
     parent_img: str | None = None
@@ -102,7 +106,7 @@ class DumpOptions(_Common):
         ):  # fmt: skip
             if getattr(self, name):
                 setattr(opts, name, True)
-        for name in ("parent_img", "status_fd"):
+        for name in ("parent_img", "status_fd", "config_file"):
             if getattr(self, name) is not None:
                 setattr(opts, name, getattr(self, name))
         if self.seize_timeout is not None:
@@ -112,7 +116,7 @@ class DumpOptions(_Common):
             opts.irmap_scan_paths.extend(self.irmap_scan_paths)
         if self.page_server is not None:
             opts.ps.address, opts.ps.port = self.page_server
-        if self.page_server_fd is not None:
+        if self.page_server_fd is not None and not self.lazy_pages:
             opts.ps.fd = self.page_server_fd
             opts.ps.port = 0
 
@@ -120,6 +124,11 @@ class DumpOptions(_Common):
     def inherited(self) -> tuple[int, ...]:
         """Descriptors that the CRIU process must inherit."""
         return tuple(fd for fd in (self.page_server_fd, self.status_fd) if fd is not None)
+
+
+def page_server_config(fd: int) -> str:
+    """Return the text of a configuration file that has CRIU send pages to the descriptor `fd` of its process."""
+    return f"page-server\nps-socket {fd}\n"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@
 CONTAINER_LOCK_TIMEOUT = 5.0  # for another verb that works on the container
 FINGERPRINT_TIMEOUT = 600.0  # for the target to read a root file system
 CONFIRM_TIMEOUT = 10.0  # while the container is frozen
+ROUND_TIMEOUT = 6 * 3600.0  # for a round of memory to be sent, and for the target to store it
 RESUME_TIMEOUT = 30.0  # for the target to resume the container, which has been killed at the source
 ANSWER_GRACE = 2.0  # for the target to report itself what exceeded the deadline
 SEED_TIMEOUT = 6 * 3600.0  # for files that are sent while the container runs
@@ -18,6 +19,7 @@ MONITOR_TIMEOUT = 10.0  # for the monitor of a container that has left
 ASKING_STOP_TIMEOUT = 10.0  # for the process that asks about a move in doubt
 ASKING_LOCK_TIMEOUT = 1.0  # for the container, in that process
 DISCARD_TIMEOUT = 600.0  # for the target to remove what aborted moves have left
+CANCEL_TIMEOUT = 60.0  # for a move to roll back, whose target may not answer
 PASSING_PATIENCE = 2.0  # for what passes by itself, such as a connection that is about to be accepted
 
 # The target.

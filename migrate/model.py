@@ -19,10 +19,23 @@ def check_migration_id(value: str) -> str:
     return value
 
 
-class MigrationMode(enum.StrEnum):
-    """How memory is transferred. More modes come with pre-copy and post-copy."""
+MAX_DOWNTIME = 0.3  # default limit, in seconds, for the gap that rounds of memory aim at
+MAX_ROUNDS = 30
 
-    STOP_AND_COPY = "stop-and-copy"
+
+class MigrationMode(enum.StrEnum):
+    """How memory is transferred."""
+
+    AUTO = "auto"  # pre-copy where it is possible
+    STOP_AND_COPY = "stop-and-copy"  # all of it while the container is frozen
+    PRE_COPY = "pre-copy"  # in rounds while the container runs, and what is left while it is frozen
+
+
+class OnDivergence(enum.StrEnum):
+    """What to do with a program that writes its memory faster than it can be sent."""
+
+    SWITCH_OVER = "switch-over"  # freeze it anyway
+    ABORT = "abort"
 
 
 @dataclass(frozen=True)
@@ -30,15 +43,19 @@ class MigrationSpec:
     """One move: container `id` to `host` ([USER@]NAME as ssh knows it).
 
     `allow`: rules of validate that are lifted. `timeout`: the longest time, in seconds, that the container may be
-    frozen; after it the move is rolled back and the container resumes at the source. `net`: the value of --net,
-    "bridge=NAME", the bridge at the target. `tcp_close`: close the container's TCP connections. `volumes`: what to do
-    with each bind mount, by its destination (preflight.volumes.parse).
+    frozen; after it the move is rolled back and the container resumes at the source. `max_downtime`: seconds that the
+    rounds of memory aim at, `max_rounds` of them at most. `net`: the value of --net, "bridge=NAME", the bridge at the
+    target. `tcp_close`: close the container's TCP connections. `volumes`: what to do with each bind mount, by its
+    destination (preflight.volumes.parse).
     """
 
     id: str
     host: str
     allow: frozenset[str] = frozenset()
-    mode: MigrationMode = MigrationMode.STOP_AND_COPY
+    mode: MigrationMode = MigrationMode.AUTO
+    max_downtime: float = MAX_DOWNTIME
+    max_rounds: int = MAX_ROUNDS
+    on_divergence: OnDivergence = OnDivergence.SWITCH_OVER
     timeout: float = FREEZE_TIMEOUT
     net: str | None = None
     tcp_close: bool = False

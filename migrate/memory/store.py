@@ -159,5 +159,10 @@ class Pages:
             zero &= zero - 1
         return bytes(data)
 
+    def run(self, space: int, address: int, pages: int) -> Iterator[bytes]:
+        """Yield the data of pages in a row, piece by piece. Raises TargetError."""
+        for start, count in layout.split([(address, address + pages * PAGE)]):
+            yield self.read(space, start, count)
+
     def close(self) -> None:
         os.close(self.data)

@@ -20,6 +20,7 @@ from criu_rpc.errors import CriuError, DeadlineExceeded
 from migrate.disk import free_bytes
 from migrate.errors import ProtocolError
 from migrate.limits import FACTS_TIMEOUT
+from migrate.memory import meminfo
 from migrate.paths import DATA
 from migrate.preflight import limits
 from migrate.wire import protocol
@@ -65,6 +66,7 @@ def gather(query: FactsQuery) -> HostFacts:
         id_in_use=bool(query.id) and _is_in_use(query),
         missing=tuple(path for path in query.paths if not os.path.exists(path)),
         images_free=free_bytes(DATA),
+        memory_free=meminfo.available(),
         bridge_problem=bridge_problem,
         address_problem=address_problem,
         rsync=shutil.which("rsync") is not None,

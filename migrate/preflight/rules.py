@@ -172,6 +172,7 @@ RULES: dict[str, Rule] = {
     "foreign-data": Rule("move the data away at the target; --volume PATH=shared to use them, or PATH=/NEW/PATH"),
     "file-differs": Rule("install the same file at the target; --volume PATH=copy to send this host's"),
     "no-space": Rule("free space at the target"),
+    "no-memory": Rule("free memory at the target, or move to a host that has more", allowable=True),
     "rsync": Rule("install rsync on both hosts (apt-get install rsync)"),
 }
 

@@ -37,11 +37,13 @@ def target_blockers(
     needed: int,
     *,
     send_rootfs: bool,
+    memory: int = 0,
     joined: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Blocker]:
     """Return the reasons not to move to this target, by the facts of both hosts.
 
-    `needed`: bytes that it must have room for; `joined`: see runtime.checkpoint.options.joined.
+    `needed`: bytes that it must have room for on its disk; `memory`: bytes of the container's memory; `joined`: see
+    runtime.checkpoint.options.joined.
     """
     found: list[Blocker] = []
     name = target.name
@@ -92,6 +94,9 @@ def target_blockers(
                 f"has {target.images_free >> 20} MiB free, {needed >> 20} MiB are needed",
             )
         )
+    if target.memory_free < memory:
+        text = f"has {target.memory_free >> 20} MiB of memory available, the container has {memory >> 20} MiB"
+        found.append(Blocker("no-memory", name, text))
     if send_rootfs and not (source.rsync and target.rsync):
         found.append(
             Blocker(
@@ -122,9 +127,10 @@ def check_target(peer: "Peer", store: Store, state: State, spec: Spec, plan: Pla
     net = spec.network.text() if spec.network is not None else ""
     query = FactsQuery(state.id, state.created, str(store.root), external_paths(spec), source.cpuinfo, net)
     target = dataclasses.replace(hostfacts.ask(peer, query), name=peer.name)
-    needed = process_scan.memory_bytes(state.pid) + SPARE_BYTES if state.status is Status.RUNNING else 0
-    needed += fingerprints.size(Path(state.rootfs))
-    found = target_blockers(source, target, state, needed, send_rootfs=True, joined=criu_options.joined(spec))
+    memory = process_scan.memory_bytes(state.pid) if state.status is Status.RUNNING else 0
+    needed = (memory and memory + SPARE_BYTES) + fingerprints.size(Path(state.rootfs))
+    joined = criu_options.joined(spec)
+    found = target_blockers(source, target, state, needed, send_rootfs=True, memory=memory, joined=joined)
     other = [there for there in target.overlay if there not in source.overlay] if source.overlay else []
     if other and any(mount.type == "overlay" for mount in spec.mounts):
         text = f"has {', '.join(other)}, unlike this host: the defaults of overlay mounts would change"

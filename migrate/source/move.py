@@ -1,6 +1,7 @@
 """The source's side of a move. Who may die when, and what happens then, is told in phases.py."""
 
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -11,6 +12,8 @@ from migrate.events import Monitor, Report
 from migrate.files import marks
 from migrate.files.trees import Owner, Tree
 from migrate.interrupts import uninterruptible
+from migrate.journal import journal
+from migrate.journal.under_way import UnderWay
 from migrate.limits import (
     ANSWER_GRACE,
     CONFIRM_TIMEOUT,
@@ -19,16 +22,18 @@ from migrate.limits import (
     PASSING_PATIENCE,
     RESUME_TIMEOUT,
 )
-from migrate.model import MigrationSpec
+from migrate.model import MigrationMode, MigrationSpec
 from migrate.phases import OPEN, Phase
 from migrate.preflight import processes as process_scan
 from migrate.preflight.container import wait_settled
-from migrate.source import leftovers
+from migrate.source import leftovers, memory
+from migrate.source.memory import MovingMemory
 from migrate.source.ready import Preflight, Ready
 from migrate.source.seeding import ROOTFS, Seeding
 from migrate.source.settle import clean_source, clean_target, save_log, settle
 from migrate.source.switchover import Aftermath, Frozen, Switchover
 from migrate.wire import protocol, replies
+from migrate.wire.peer import Session
 from runtime.checkpoint import options as criu_options
 from runtime.state.record import State
 from runtime.state.store import Store
@@ -36,14 +41,20 @@ from runtime.state.store import Store
 MOST_HINTS = 8
 
 
-def move(store: Store, wanted: MigrationSpec, monitor: Monitor) -> Report:
-    """Move a container. Raises Blocked and connection errors before anything is touched, MoveFailed after."""
-    preflight = Preflight(store, wanted, monitor)
+def move(store: Store, wanted: MigrationSpec, monitor: Monitor, session: Session | None = None) -> Report:
+    """Move a container, over the connection of `session` if there is one.
+
+    Raises Blocked and connection errors before anything is touched, MoveFailed after.
+    """
+    migration = journal.new_migration_id()
+    under_way = UnderWay(monitor, migration, id=wanted.id, root=store.root, target=wanted.host)
+    preflight = Preflight(store, wanted, under_way, migration, session)
     with (
         preflight.reporter.naming_errors(),
         store.lock(wanted.id, CONTAINER_LOCK_TIMEOUT),
+        under_way,
         preflight.run() as ready,
-        Move(ready) as begun,
+        Move(ready, under_way.require_wanted) as begun,
     ):
         return begun.run()
 
@@ -55,12 +66,16 @@ class Move:
     MoveFailed that says where the container is.
     """
 
-    def __init__(self, ready: Ready) -> None:
+    def __init__(self, ready: Ready, require_wanted: Callable[[], None] = lambda: None) -> None:
+        """`require_wanted` raises an error if the move is to be cancelled; it is the last check before COMMITTED."""
+        self._require_wanted = require_wanted
         self._store, self._wanted, self._plan, self._digest = ready.store, ready.wanted, ready.plan, ready.digest
         self._state, self._spec, self._peer, self._log = ready.state, ready.spec, ready.peer, ready.log
         self._reporter, self._clock = ready.reporter, ready.clock
         self._seeding = Seeding(ready.peer, ready.reporter, ready.state, ready.spec, ready.log.entry.migration)
         self._aftermath = Aftermath()
+        self._memory: MovingMemory | None = None
+        self._mode, self._why = MigrationMode.STOP_AND_COPY, ""
 
     def __enter__(self) -> Self:
         return self
@@ -72,11 +87,14 @@ class Move:
             if error is not None and not isinstance(error, MoveFailed):
                 raise self._failed(error) from error
         finally:
+            if self._memory is not None:
+                self._memory.__exit__(None, None, None)
             self._seeding.close()
 
     def run(self) -> Report:
         """Bring the move to its end. Raises MoveFailed, or what stopped it: leaving the `with` then rolls back."""
-        self._seed()
+        on_disk = self._seed()
+        self._pre_copy(on_disk)
         with self._switchover() as switchover, switchover.undone_by_failure(self._aftermath):
             frozen = self._stop_and_copy(switchover)
             self._confirm(frozen)
@@ -86,15 +104,19 @@ class Move:
                 return self._finish(resumed_at - frozen.at, switchover.dropped_watches())
 
     @faults.point("seed")
-    def _seed(self) -> None:
-        """Send the bundle and the trees, and have the target make everything around the container."""
+    def _seed(self) -> str:
+        """Send the bundle and the trees, and have the target make everything around the container.
+
+        Return why the target cannot keep images in memory, or "".
+        """
         self._log.record(Phase.SEED)
         self._reporter.phase(Phase.SEED, "root file system")
         leftovers.discard(self._peer, self._log, self._reporter)
         place = self._open_bundle()
         self._send_trees(place)
-        self._prepare(place)
+        on_disk = self._prepare(place)
         self._clock.step("seed")
+        return on_disk
 
     def _open_bundle(self) -> replies.Opened:
         """Ask the target where the bundle and each tree go, and which of them it has already."""
@@ -116,8 +138,11 @@ class Move:
         if not place.complete and self._digest:
             self._peer.call(protocol.BundleSent(self._digest), FINGERPRINT_TIMEOUT)
 
-    def _prepare(self, place: replies.Opened) -> None:
-        """Have the target make cgroup, network, monitor and a waiting CRIU; send the contents of tmpfs mounts."""
+    def _prepare(self, place: replies.Opened) -> str:
+        """Have the target make cgroup, network, monitor and a waiting CRIU; send the contents of tmpfs mounts.
+
+        Return why the target cannot keep images in memory, or "".
+        """
         state = self._state
         carried = protocol.Carried(self._spec.annotations, state.created, _hints(state, place.bundle), state.resources)
         mounts = [view.mounted for view in self._seeding.open_tmpfs()]
@@ -130,6 +155,25 @@ class Move:
             words = f"until {state.id} runs there its memory is on the disk of {self._wanted.host}"
             self._reporter.warn(f"{words}: {ready.on_disk}")
         self._seeding.tmpfs(ready.tmpfs, ready.cgroup)
+        return ready.on_disk
+
+    @faults.point("pre-copy")
+    def _pre_copy(self, on_disk: str) -> None:
+        """Send memory while the container runs, unless all of it goes in the freeze."""
+        self._mode, self._why = memory.choose(self._wanted, on_disk)
+        self._reporter.mode(self._mode, self._why)
+        if self._mode is MigrationMode.PRE_COPY:
+            self._log.record(Phase.PRE_COPY)
+            self._reporter.phase(Phase.PRE_COPY, f"memory of {self._wanted.id}")
+            size = process_scan.memory_bytes(self._state.pid)
+            self._memory = MovingMemory(
+                self._peer, self._reporter, self._state, self._wanted, size, "user" in self._spec.namespaces
+            )
+            self._memory.send_rounds()
+            if self._memory.lazy_problem:
+                words = f"{self._wanted.id} is resumed when all memory is in place: {self._memory.lazy_problem}"
+                self._reporter.warn(words)
+            self._clock.step("pre-copy")
 
     def _switchover(self) -> Switchover:
         return Switchover(
@@ -140,6 +184,7 @@ class Move:
             timeout=self._wanted.timeout,
             tcp_close=self._wanted.tcp_close,
             carried=self._seeding.carried,
+            lazy=self._memory is not None,
         )
 
     @faults.point("stop-and-copy")
@@ -162,9 +207,13 @@ class Move:
         switchover.close_gate()
         wait_settled(self._state, wanted.allow, PASSING_PATIENCE)
         self._peer.limit(wanted.timeout)
-        frozen = switchover.freeze(
-            lambda: self._seeding.on_frozen(wanted.timeout), skip_in_flight="tcp-backlog" in wanted.allow
-        )
+
+        def on_frozen() -> None:
+            if self._memory is not None:
+                self._memory.send_last()
+            self._seeding.on_frozen(wanted.timeout)
+
+        frozen = switchover.freeze(on_frozen, skip_in_flight="tcp-backlog" in wanted.allow)
         self._clock.step("start criu", until=frozen.at)
         self._clock.step("dump")
         return frozen
@@ -177,6 +226,10 @@ class Move:
         images = switchover.send_images(frozen.deadline)
         self._peer.answer(frozen.left())
         self._clock.step("images")
+        if self._memory is not None:
+            end = self._memory.complete(frozen.lazy, frozen.left())
+            self._peer.call(end, frozen.left())
+            self._clock.step("memory")
         if files_there is not None:
             files_there()
             self._clock.step("files")
@@ -185,7 +238,7 @@ class Move:
     def _restore(self, frozen: Frozen, images: int) -> None:
         """Have the target restore the tree and hold it."""
         left = frozen.left()
-        restore = protocol.Restore(images, left, self._seeding.roots())
+        restore = protocol.Restore(images, left, roots=self._seeding.roots())
         with faults.point("ask-restore"):
             self._peer.post(restore)
         self._peer.answer(left + ANSWER_GRACE)
@@ -200,6 +253,7 @@ class Move:
     def _commit(self, frozen: Frozen) -> dict[str, list[str]]:
         """Pass the point of no return. Return what `marks.leave` needs once the container is gone."""
         leaving = self._seeding.leaving()
+        self._require_wanted()
         frozen.dump.require_frozen()  # if CRIU was killed, the container may have run on
         self._log.record(Phase.COMMITTED, leaving=leaving)
         self._clock.step("commit")
@@ -234,18 +288,22 @@ class Move:
         self._reporter.phase(Phase.RESUMED, f"{wanted.id} runs at {wanted.host}; cleaning up")
         leftover = clean_source(self._store, self._state, self._peer)
         self._clock.step("clean-up")
+        rounds = tuple(self._memory.reported) if self._memory is not None else ()
         report = Report(
             id=wanted.id,
             migration=move.migration,
             source=move.source,
             target=wanted.host,
-            mode=str(wanted.mode),
+            mode=str(self._mode),
             workload="TARGET",
             downtime_s=downtime,
             total_s=self._clock.total(),
             bytes_sent=sum(item.bytes_sent for item in self._seeding.passes) + self._peer.bytes_sent,
             phases=self._clock.steps,
             passes=tuple(self._seeding.passes),
+            mode_reason=self._why,
+            rounds=rounds,
+            expected_gap_s=rounds[-1].expected_gap if rounds else None,
         )
         self._reporter.emit(report)
         if leftover is not None:

@@ -17,9 +17,11 @@ from typing import Self
 
 from criu_rpc.client import Criu
 from criu_rpc.errors import CriuError, Error, SwrkDied
+from criu_rpc.options import page_server_config
 from migrate import faults
 from migrate.errors import DeadlineExceeded
 from migrate.interrupts import uninterruptible
+from migrate.memory.layout import Range
 from migrate.preflight import watches
 from migrate.source import tar_images
 from migrate.source.ending import end_source
@@ -34,6 +36,8 @@ from runtime.linux import syscalls
 from runtime.spec.config import Spec
 from runtime.state.record import State
 
+_CONFIG = "criu.conf"
+
 
 @dataclass
 class Aftermath:
@@ -45,13 +49,17 @@ class Aftermath:
 
 @dataclass(frozen=True)
 class Frozen:
-    """A container at `post-dump`: frozen, its images complete. It was frozen at `at` (time.monotonic())."""
+    """A container at `post-dump`: frozen, its images complete. It was frozen at `at` (time.monotonic()).
+
+    `lazy`: memory that exists and was not sent with the pages: pid in the container -> ranges of addresses.
+    """
 
     id: str
     dump: Dump
     at: float
     timeout: float
     pages: protocol.PagesEnd
+    lazy: dict[int, list[Range]]
 
     @property
     def deadline(self) -> float:
@@ -82,15 +90,17 @@ class Switchover:
         timeout: float,
         tcp_close: bool = False,
         carried: tuple[str, ...] = (),
+        lazy: bool = False,
     ) -> None:
         """Start what can be started before the freeze, which may last `timeout` seconds.
 
-        `carried`: mount points whose contents are sent separately, not in the images.
+        `carried`: mount points whose contents are sent separately, not in the images. `lazy`: so is all memory that a
+        restore need not wait for; `Frozen.lazy` lists it.
         """
         self._state, self._spec, self._peer, self._timeout = state, spec, peer, timeout
         self._relay = PageRelay(Criu().version(), peer.send_pages, on_bytes)
         self._images = syscalls.detached_tmpfs(mode=0o700)  # and CRIU's log
-        self._tcp_close, self._carried = tcp_close, carried
+        self._tcp_close, self._carried, self._lazy = tcp_close, carried, lazy
         self._watched = watches.names(state.pid)
         self._gate = contextlib.ExitStack()  # opened after the thaw: opening takes 15 ms
         self._until_dump = contextlib.ExitStack()  # closes the guard, unless a dump has taken it over
@@ -136,6 +146,8 @@ class Switchover:
             images_dir_fd=self._images,
             work_dir_fd=self._images,
             page_server_fd=self._relay.criu_end.fileno(),
+            lazy_pages=self._lazy,
+            config_file=self._page_server_config() if self._lazy else None,
             tcp_skip_in_flight=skip_in_flight,
             irmap_scan_paths=self._watched,
         )
@@ -160,7 +172,14 @@ class Switchover:
         except (CriuError, DeadlineExceeded) as error:
             raise self._relay.failure or error from None
         pages = self._relay.finish(max(0.0, frozen_at + self._timeout - time.monotonic()))
-        return Frozen(self._state.id, dump, frozen_at, self._timeout, pages)
+        return Frozen(self._state.id, dump, frozen_at, self._timeout, pages, self._relay.lazy)
+
+    def _page_server_config(self) -> str:
+        """Write a configuration file for CRIU beside its images, and return its path."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+        with open(os.open(_CONFIG, flags, 0o600, dir_fd=self._images), "w") as file:
+            file.write(page_server_config(self._relay.criu_end.fileno()))
+        return f"/proc/{os.getpid()}/fd/{self._images}/{_CONFIG}"
 
     @faults.point("send-images")
     def send_images(self, deadline: float) -> int:

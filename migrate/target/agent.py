@@ -18,7 +18,7 @@ from criu_rpc.errors import Error
 from migrate.disk import explained
 from migrate.errors import Interrupted, MigrateError, ProtocolError
 from migrate.paths import COMMAND_LINE
-from migrate.target.handlers import Connected, Handler, Images, Pages
+from migrate.target.handlers import Connected, Handler, Images, InRoom, Pages
 from migrate.wire import frames, protocol, records
 from migrate.wire.frames import FrameDecoder, FrameType
 from migrate.wire.order import STREAMED, Progress, method_of
@@ -72,8 +72,12 @@ class Agent:
         elif kind not in STREAMED:
             raise ProtocolError(f"a {kind.name} frame came from the source")
         elif self._progress.admit_frame(kind):
-            assert isinstance(self._handler, Pages | Images)
-            self._handler.stream(payload)
+            if kind is FrameType.MEMORY:
+                assert isinstance(self._handler, InRoom)
+                self._handler.memory(payload)
+            else:
+                assert isinstance(self._handler, Pages | Images)
+                self._handler.stream(payload)
 
     def _call(self, payload: bytes) -> None:
         """Carry one call out: the table of order.py is the allow-list, and the only check of the order."""

@@ -21,12 +21,14 @@ from migrate.errors import ProtocolError
 from migrate.files import receivers
 from migrate.files.trees import Owner
 from migrate.limits import FROZEN_SILENCE, SEED_SILENCE
+from migrate.memory import lazy_support
 from migrate.phases import Phase
-from migrate.target import image_cleanup, settle
+from migrate.target import image_cleanup, memory, settle
 from migrate.target import tmpfs as target_tmpfs
 from migrate.target import trees as tree_store
 from migrate.target.images import ReceivedImages, ReceivedPages
 from migrate.target.incoming import Incoming, open_store, require_new
+from migrate.target.memory import ArrivingMemory
 from migrate.wire import protocol, records, replies
 from migrate.wire.order import Stage
 from migrate.wire.questions import HostFacts
@@ -192,6 +194,7 @@ class Room:
     ) -> None:  # fmt: skip
         self.incoming, self.images, self.tmpfs, self.limits = incoming, images, tmpfs, limits
         self.restoring, self.timeout = restoring, timeout
+        self.memory: ArrivingMemory | None = None
         self._is_stopped = False
 
     @classmethod
@@ -231,11 +234,13 @@ class Room:
     def undo(self) -> None:
         """Undo the whole move. Raises DeadlineExceeded."""
         self.stop()
+        if self.memory is not None:
+            self.memory.close()
         self.images.remove()
         self.incoming.undo()
 
 
-class _InRoom(Handler):
+class InRoom(Handler):
     """All is made that a restore needs."""
 
     def __init__(self, room: Room) -> None:
@@ -250,15 +255,33 @@ class _InRoom(Handler):
     def activity(self) -> int:
         return receivers.activity(self._room.incoming.migration)
 
+    def memory(self, body: bytes) -> None:
+        """Take a piece of the container's memory. Raises ProtocolError."""
+        if self._room.memory is None:
+            raise ProtocolError("a MEMORY frame came without MemoryBegin")
+        self._room.memory.add(body)
+
     def undo(self) -> None:
         self._room.undo()
 
 
-class Ready(_InRoom):
+class Ready(InRoom):
     """The source is about to freeze the container; tmpfs mounts are sent meanwhile."""
 
     stages = frozenset({Stage.READY})
     idle_timeout = SEED_SILENCE
+
+    def memory_begin(self, _call: protocol.MemoryBegin) -> replies.MemoryReady:
+        """Make a store for the container's memory."""
+        if self._room.memory is not None:
+            raise ProtocolError("MemoryBegin came twice")
+        self._room.memory = ArrivingMemory(self._room.images.path)
+        return replies.MemoryReady(lazy_support.problem(), lazy_support.is_for_everybody())
+
+    def memory_sync(self, _call: protocol.MemorySync) -> Done:
+        if self._room.memory is not None:
+            self._room.memory.sync()
+        return Done()
 
     def pages_begin(self, _call: protocol.PagesBegin) -> Done:
         self._room.incoming.log.record(Phase.STOP_AND_COPY)
@@ -266,7 +289,7 @@ class Ready(_InRoom):
         return Done()
 
 
-class Pages(_InRoom):
+class Pages(InRoom):
     """Memory pages come, and go to a page server."""
 
     stages = frozenset({Stage.PAGES})
@@ -290,7 +313,7 @@ class Pages(_InRoom):
         super().undo()
 
 
-class Images(_InRoom):
+class Images(InRoom):
     """The other images come."""
 
     stages = frozenset({Stage.IMAGES, Stage.IMAGE})
@@ -305,6 +328,14 @@ class Images(_InRoom):
     def image_end(self, call: protocol.ImageEnd) -> None:
         self._room.images.end(call.size, call.digest)
 
+    def memory_end(self, call: protocol.MemoryEnd) -> Done:
+        """Complete the store, and check that nothing is missing in it."""
+        if self._room.memory is None:
+            raise ProtocolError("MemoryEnd came without MemoryBegin")
+        self._room.memory.end(call.size, call.digest)
+        memory.check(self._room.images.path)
+        return Done()
+
     def restore(self, call: protocol.Restore) -> replies.Restored:
         """Restore and hold, in the time of the call. The container's init, which has not run, is in the reply."""
         room = self._room
@@ -315,6 +346,8 @@ class Images(_InRoom):
         for place, root in call.roots.items():
             root.give(room.tmpfs[place])
         target_tmpfs.narrow(room.limits)
+        if room.memory is not None:
+            memory.materialize(room.images.path)
         pid = room.restoring.restore(call.timeout)
         room.images.hold()
         room.incoming.log.record(Phase.PREPARED, durable=False)
@@ -322,7 +355,7 @@ class Images(_InRoom):
         return replies.Restored(pid)
 
 
-class Held(_InRoom):
+class Held(InRoom):
     """The container is restored, and has not run."""
 
     stages = frozenset({Stage.HELD})
@@ -347,7 +380,7 @@ class Held(_InRoom):
             self._room.images.leave()
 
 
-class Running(_InRoom):
+class Running(InRoom):
     """The container runs here."""
 
     stages = frozenset({Stage.RUNNING})

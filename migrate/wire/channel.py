@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import paramiko
 
 from migrate.limits import CALL_TIMEOUT
+from migrate.wire import bulk
 
 STDERR_LIMIT = 16 << 20  # bytes that are looked at
 
@@ -18,7 +19,7 @@ class Channel:
 
     def sendall(self, data: bytes) -> None:
         with lost_as_os_error():
-            self._channel.sendall(data)
+            bulk.send(self._channel, data)
 
     def recv(self, size: int) -> bytes:
         return self._channel.recv(size)

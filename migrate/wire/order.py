@@ -59,6 +59,9 @@ ORDER: dict[type[Call[Any]], Step] = {
     protocol.BundleSent: _step(Stage.SEEDING),
     protocol.TreesSent: _step(Stage.SEEDING),
     protocol.Prepare: _step(Stage.SEEDING, then=Stage.READY),
+    protocol.MemoryBegin: _step(Stage.READY),
+    protocol.MemorySync: _step(Stage.READY),
+    protocol.MemoryEnd: _step(Stage.IMAGES),
     protocol.PagesBegin: _step(Stage.READY, then=Stage.PAGES),
     protocol.PagesEnd: _step(Stage.PAGES, then=Stage.IMAGES),
     protocol.Image: _step(Stage.IMAGES, then=Stage.IMAGE),
@@ -69,7 +72,11 @@ ORDER: dict[type[Call[Any]], Step] = {
     protocol.History: _step(Stage.RUNNING),
     protocol.Abort: _step(*_UNDECIDED, then=Stage.ABORTED),
 }
-STREAMED = {FrameType.PAGES: Stage.PAGES, FrameType.DATA: Stage.IMAGE}
+STREAMED = {
+    FrameType.PAGES: frozenset({Stage.PAGES}),
+    FrameType.DATA: frozenset({Stage.IMAGE}),
+    FrameType.MEMORY: frozenset({Stage.READY, Stage.PAGES, Stage.IMAGES, Stage.IMAGE}),
+}
 _IGNORED = (protocol.Image, protocol.ImageEnd)
 
 
@@ -96,7 +103,7 @@ class Progress:
         """The same for a frame that is not a call."""
         if self.stage is Stage.FAILED and kind in STREAMED:
             return False
-        if STREAMED.get(kind) is not self.stage:
+        if self.stage not in STREAMED.get(kind, ()):
             raise ProtocolError(f"a {kind.name} frame is out of order: the conversation is at {self.stage}")
         return True
 

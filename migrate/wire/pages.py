@@ -20,6 +20,7 @@ from collections.abc import Callable
 from criu_rpc.errors import Error
 from migrate.errors import DeadlineExceeded, ProtocolError
 from migrate.limits import PAGES_CLOSE_TIMEOUT
+from migrate.memory.layout import Range
 from migrate.wire import frames, protocol
 
 _BUFFER = 64 << 20  # bytes that CRIU may be ahead of the connection
@@ -28,7 +29,8 @@ _RECORD_4_2 = struct.Struct("=I4xQQQ")
 _RECORD_BEFORE = struct.Struct("=IIQQ")
 _ADD, _HOLE, _OPEN2, _PARENT, _ADD_F = 1, 2, 4, 5, 6
 _CLOSE, _FORCE_CLOSE = 0x1023, 0x1024
-_PRESENT = 1 << 2
+_LAZY, _PRESENT = 1 << 1, 1 << 2
+_KIND_BITS, _PROCESS = 8, 1  # of `image`: the memory of the process with this pid
 _NO_PARENT = b"\0"
 _STATUS_OK = struct.pack("=i", 0)
 
@@ -44,6 +46,7 @@ class PageStream:
     def __init__(self, version: tuple[int, ...]) -> None:
         self._format = _RECORD_4_2 if has_wide_records(version) else _RECORD_BEFORE
         self._record = b""
+        self.lazy: dict[int, list[Range]] = {}  # pages that exist and do not come: pid in the container -> ranges
         self._pages_left = 0  # bytes of pages before the next record
         self._page = resource.getpagesize()
 
@@ -64,10 +67,12 @@ class PageStream:
                 self._record = b""
         return answers
 
-    def _take(self, word: int, pages: int, _address: int, _image: int) -> bytes:
+    def _take(self, word: int, pages: int, address: int, image: int) -> bytes:
         command, flags = word & 0xFFFF, word >> 16
         if command == _ADD or (command == _ADD_F and flags & _PRESENT):
             self._pages_left = pages * self._page
+        elif command == _ADD_F and flags & _LAZY and image & (1 << _KIND_BITS) - 1 == _PROCESS:
+            self.lazy.setdefault(image >> _KIND_BITS, []).append((address, address + pages * self._page))
         elif command == _OPEN2:
             return _NO_PARENT
         elif command in (_PARENT, _CLOSE, _FORCE_CLOSE):
@@ -95,6 +100,11 @@ class PageRelay:
         self._size = 0
         self.failure: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="page-relay", daemon=True)
+
+    @property
+    def lazy(self) -> dict[int, list[Range]]:
+        """What exists and does not come in the stream (PageStream.lazy); complete after `finish`."""
+        return self._stream.lazy
 
     def start(self) -> None:
         self._thread.start()

@@ -7,12 +7,14 @@ A connection carries frames (frames.py), both ways: a type (1 byte), a length (4
     FAILURE  target -> source  JSON: a Failure instead of the reply
     PAGES    source -> target  the next bytes of CRIU's page-server stream
     DATA     source -> target  the next bytes of the image that the last Image named
+    MEMORY   source -> target  a piece of the container's memory (memory/layout.py)
     PULSE    target -> source  every few seconds, so that a dead connection shows at the target as well: a decimal
                                number that changes as long as a process there receives files
 
 Order of a move: Hello, Facts, CheckPorts, CheckTrees, CheckFiles, OpenBundle, [rsync over channels of its own,
-BundleSent for a rootfs, TreesSent for what may change and what comes beside], Prepare, PagesBegin, PAGES..., PagesEnd,
-(Image, DATA..., ImageEnd)*, [rsync], Restore (prepared, held), Confirm (still held), Resume (resumed), History. Abort
+BundleSent for a rootfs, TreesSent for what may change and what comes beside], Prepare, [MemoryBegin, MEMORY... and
+MemorySync in rounds], PagesBegin, PAGES... [and MEMORY...], PagesEnd, (Image, DATA..., ImageEnd)*, [MEMORY...,
+MemoryEnd], [rsync], Restore (prepared, held), Confirm (still held), Resume (resumed), History. Abort
 at any point before Resume; a lost connection there means the same. Image and ImageEnd have no reply: their failure is
 Restore's. `order.py` has all of this as a table.
 
@@ -43,6 +45,7 @@ from migrate.wire.replies import (
     Done,
     Failure,
     FilesSeen,
+    MemoryReady,
     Opened,
     PortsChecked,
     Prepared,
@@ -233,6 +236,26 @@ class Prepare(Call[Prepared]):
 
 
 @dataclass(frozen=True)
+class MemoryBegin(Call[MemoryReady]):
+    """MEMORY frames follow, with the memory of the running container: some `expected` bytes of it."""
+
+    expected: Annotated[int, Range(0, _MEMORY)]
+
+
+@dataclass(frozen=True)
+class MemorySync(Call[Done]):
+    """Has the target stored all memory that was sent so far?"""
+
+
+@dataclass(frozen=True)
+class MemoryEnd(Call[Done]):
+    """That was all memory: `size` bytes of frames with this CRC-32, which protects against faults in pymigrate."""
+
+    size: Annotated[int, Range(0, 1 << 62)]
+    digest: Annotated[int, Range(0, (1 << 32) - 1)]
+
+
+@dataclass(frozen=True)
 class PagesBegin(Call[Done]):
     """Start a page server; PAGES frames follow."""
 
@@ -273,11 +296,13 @@ class ImageEnd(Call[None]):
 class Restore(Call[Restored]):
     """All `count` images are there: restore within `timeout` seconds, and hold before anything runs.
 
-    `roots` has the attributes of the root of each tmpfs of Prepare, by its place in the container.
+    `roots` has the attributes of the root of each tmpfs of Prepare, by its place in the container. With `lazy` the
+    restore does not wait for the memory that came in MEMORY frames.
     """
 
     count: int
     timeout: Timeout = FREEZE_TIMEOUT
+    lazy: bool = False
     roots: dict[str, Root] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -335,6 +360,7 @@ CALLS: dict[int, dict[str, type[Call[Any]]]] = {
         cls.__name__: cls
         for cls in (
             Hello, Facts, Discard, OpenBundle, BundleSent, CheckTrees, CheckFiles, CheckPorts, TreesSent, Prepare,
+            MemoryBegin, MemorySync, MemoryEnd,
             PagesBegin, PagesEnd, Image, ImageEnd, Restore, Confirm, Resume, History, Abort, Settle,
         )
     }

@@ -53,6 +53,7 @@ class HostFacts:
     id_in_use: bool = False
     missing: tuple[str, ...] = ()
     images_free: int = 0
+    memory_free: int = 0
     rsync: bool = False
     bridge_problem: str = ""  # why the network that was asked for cannot be had here
     address_problem: str = ""  # which of its addresses is in use here

@@ -95,6 +95,17 @@ class Prepared:
 
 
 @dataclass(frozen=True)
+class MemoryReady:
+    """The target takes memory.
+
+    `lazy_problem`: why it cannot restore before memory is in place, or ""; `remapped`: it can do so in user namespaces.
+    """
+
+    lazy_problem: str
+    remapped: bool
+
+
+@dataclass(frozen=True)
 class Restored:
     """The container's init at the target; nothing of the container has run yet."""
 

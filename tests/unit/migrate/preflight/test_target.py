@@ -12,14 +12,16 @@ from migrate.wire import records
 from migrate.wire.questions import FactsQuery, HostFacts
 from runtime.state.record import State
 
-SOURCE = HostFacts(name="host1", machine="x86_64", bits=64, criu="4.2.1", images_free=1 << 40, rsync=True)
+SOURCE = HostFacts(
+    name="host1", machine="x86_64", bits=64, criu="4.2.1", images_free=1 << 40, memory_free=1 << 40, rsync=True
+)
 STATE = State(id="web", bundle="/b", rootfs="/b/rootfs", created="", log_path="")
 
 
 def rules(**changes: Any) -> list[str]:
     target = dataclasses.replace(SOURCE, name="host2", **changes)
     joined = {"network": "/run/netns/web"}
-    found = target_blockers(SOURCE, target, STATE, 1 << 30, send_rootfs=True, joined=joined)
+    found = target_blockers(SOURCE, target, STATE, 1 << 30, send_rootfs=True, memory=1 << 28, joined=joined)
     return [blocker.rule for blocker in found]
 
 
@@ -41,6 +43,7 @@ def test_a_twin_is_a_fit_target() -> None:
         ({"missing": ("/srv/data",)}, "missing-source"),
         ({"missing": ("/run/netns/web",)}, "joined-namespace"),
         ({"images_free": 1 << 20}, "no-space"),
+        ({"memory_free": (1 << 28) - 1}, "no-memory"),
         ({"rsync": False}, "rsync"),
     ],
 )

@@ -1,0 +1,64 @@
+"""Whether memory can come into a restored container after it has been resumed, and whether that is wise."""
+
+import contextlib
+import ctypes
+import fcntl
+import os
+import struct
+
+from runtime.linux import processes
+
+_SYS_USERFAULTFD = {"x86_64": 323, "aarch64": 282}
+_UFFDIO_API, _API = 0xC018AA3F, 0xAA
+_EVENTS = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 6  # FORK, REMAP, REMOVE, UNMAP: what CRIU asks for
+_UNPRIVILEGED = "/proc/sys/vm/unprivileged_userfaultfd"
+_SHARED = 64 << 20  # bytes that processes may share by fork before an eager restore is better
+
+
+def problem() -> str:
+    """Return why this host cannot restore lazily, "" if it can."""
+    number = _SYS_USERFAULTFD.get(os.uname().machine)
+    if number is None:
+        return "pymigrate does not know userfaultfd on this processor"
+    fd = int(ctypes.CDLL(None, use_errno=True).syscall(number, os.O_CLOEXEC | os.O_NONBLOCK))
+    if fd < 0:
+        return f"userfaultfd cannot be used: {os.strerror(ctypes.get_errno())}"
+    try:
+        fcntl.ioctl(fd, _UFFDIO_API, bytearray(struct.pack("=QQQ", _API, _EVENTS, 0)))
+    except OSError as error:
+        return f"userfaultfd does not report events: {error.strerror}"
+    finally:
+        os.close(fd)
+    return ""
+
+
+def is_for_everybody() -> bool:
+    """Return whether processes in a user namespace may use userfaultfd: CRIU makes one in there."""
+    try:
+        with open(_UNPRIVILEGED) as file:
+            return file.read().strip() == "1"
+    except OSError:
+        return False
+
+
+def shared_by_fork(init: int) -> str:
+    """Return why lazily restored memory would take much more room than it takes now, "" if it would not.
+
+    Processes that were forked share pages that none of them has written. A lazy restore gives each its own copy.
+    """
+    total = shared = 0
+    for pid in processes.descendants(init):
+        with contextlib.suppress(OSError):
+            fields = _rollup(pid)
+            total += fields.get("Anonymous", 0)
+            shared += fields.get("Anonymous", 0) - fields.get("Pss_Anon", 0)
+    if shared > max(_SHARED, total // 10):
+        return f"its processes share {shared >> 20} MiB of memory since they were forked"
+    return ""
+
+
+def _rollup(pid: int) -> dict[str, int]:
+    """Return the sums over all mappings of a process, in bytes. Raises OSError."""
+    with open(f"/proc/{pid}/smaps_rollup") as file:
+        lines = [line.split() for line in file][1:]
+    return {name.rstrip(":"): int(value) << 10 for name, value, *_ in lines}

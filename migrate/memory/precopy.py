@@ -1,0 +1,172 @@
+"""Send the memory of a running container in rounds: all of it first, then what was written meanwhile.
+
+    with PreCopy(init, send) as memory:
+        memory.scan(); memory.send()      a round, while the container runs
+        ...
+        memory.send_frozen()              right after the freeze: what was written since the last scan
+        memory.complete(lazy)             what CRIU lists as lazy and the target does not have
+
+What CRIU lists of the frozen tree is the truth. A page that it does not list does not exist; one that it lists, and
+that was not sent since it was written last, is sent by `complete`. So mappings and processes that are new, and
+processes that cannot be tracked, only cost time.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Mapping
+from types import TracebackType
+from typing import Self
+
+from migrate.memory import address_space, layout
+from migrate.memory.layout import Range
+from migrate.memory.reader import Reader
+from migrate.memory.tracker import Gone, Tracker, TrackingFailed
+from runtime.linux import processes
+
+
+class _Space:
+    """The memory of one process of the container. `number` is its pid in there."""
+
+    def __init__(self, pid: int, number: int, start_time: int | None) -> None:
+        """Raises OSError when the process has exited."""
+        self.pid, self.number, self.start_time = pid, number, start_time
+        self.sent: list[Range] = []  # what the target has
+        self.left: list[Range] = []  # what was written since it was sent
+        self.tracker: Tracker | None = None
+        self.problem = ""
+        try:
+            self.tracker = Tracker(pid)
+        except TrackingFailed as error:
+            self.problem = str(error)
+        try:
+            self.memory = address_space.open_memory(pid)  # last: after execve(2) the tracker reports that it is gone
+        except OSError:
+            if self.tracker is not None:
+                self.tracker.close()
+            raise
+
+    def scan(self) -> None:
+        """Note what was written since the last scan. Raises Gone."""
+        if self.tracker is not None:
+            self._note(self.tracker.scan())
+
+    def scan_frozen(self) -> None:
+        """The same when the process is frozen. Raises Gone."""
+        if self.tracker is not None:
+            self._note(self.tracker.written())
+
+    def _note(self, written: list[Range]) -> None:
+        self.left = layout.unite([*self.left, *written])
+        self.sent = layout.subtract(self.sent, written)
+
+    def send(self, ranges: Iterable[Range], send: Callable[[bytes], None]) -> int:
+        """Send ranges, and return how many bytes of memory that was."""
+        reader = Reader(self.memory, self.number)
+        for body in reader.bodies(ranges):
+            send(body)
+        self.sent = layout.unite([*self.sent, *reader.read])
+        return layout.size(reader.read)
+
+    def close(self) -> None:
+        os.close(self.memory)
+        if self.tracker is not None:
+            self.tracker.close()
+
+
+class PreCopy:
+    """The memory of a container, whose init is `init`. `send` takes the bodies of frames (layout.py)."""
+
+    def __init__(self, init: int, send: Callable[[bytes], None]) -> None:
+        self._init, self._send = init, send
+        self._spaces: dict[int, _Space] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for space in self._spaces.values():
+            space.close()
+        self._spaces.clear()
+
+    @property
+    def left(self) -> int:
+        """Bytes that were written since they were sent, as of the last scan."""
+        return sum(layout.size(space.left) for space in self._spaces.values())
+
+    @property
+    def processes(self) -> int:
+        return len(self._spaces)
+
+    @property
+    def untracked(self) -> list[str]:
+        """The processes whose memory goes in the freeze, and why, in words."""
+        return [f"process {space.pid}: {space.problem}" for space in self._spaces.values() if space.problem]
+
+    def scan(self) -> int:
+        """Find the processes, and what they have written. Return the bytes that are left to send."""
+        self._find()
+        for space in list(self._spaces.values()):
+            try:
+                space.scan()
+            except Gone:
+                self._forget(space)
+                self._find()  # it may have executed another program
+        return self.left
+
+    def send(self) -> int:
+        """Send what is left, and return how many bytes of memory that was."""
+        sent = 0
+        for space in self._spaces.values():
+            left, space.left = space.left, []
+            sent += space.send(left, self._send)
+        return sent
+
+    def send_frozen(self) -> int:
+        """The container is frozen: send what was written since the last scan. Return how many bytes that was."""
+        self._find(new=False)
+        for space in list(self._spaces.values()):
+            try:
+                space.scan_frozen()
+            except Gone:
+                self._forget(space)
+        return self.send()
+
+    def complete(self, lazy: Mapping[int, list[Range]]) -> int:
+        """Send what of `lazy` the target does not have. Return how many bytes that was.
+
+        `lazy` is what CRIU has found in the frozen container: pid in there -> ranges of pages.
+        """
+        sent = 0
+        spaces = {space.number: space for space in self._spaces.values()}
+        if lazy.keys() - spaces.keys():
+            self._find()
+            spaces = {space.number: space for space in self._spaces.values()}
+        for number, ranges in lazy.items():
+            space = spaces.get(number)
+            if space is not None:
+                sent += space.send(layout.subtract(layout.unite(ranges), space.sent), self._send)
+        return sent
+
+    def _find(self, *, new: bool = True) -> None:
+        """Find processes that have exited, and if `new`, those that are new."""
+        found = processes.descendants(self._init)
+        for space in list(self._spaces.values()):
+            if space.pid not in found or processes.start_time(space.pid) != space.start_time:
+                self._forget(space)
+        for pid in sorted(found - self._spaces.keys()) if new else ():
+            with contextlib.suppress(OSError, StopIteration):
+                self._spaces[pid] = _Space(pid, _number(pid), processes.start_time(pid))
+
+    def _forget(self, space: _Space) -> None:
+        """Have the target drop a space: the number may be given to another process."""
+        del self._spaces[space.pid]
+        space.close()
+        self._send(layout.head(space.number, []))
+
+
+def _number(pid: int) -> int:
+    """Return the pid of a process in its own pid namespace. Raises OSError, IndexError."""
+    with open(f"/proc/{pid}/status") as status:
+        return int(next(line for line in status if line.startswith("NSpid:")).split()[-1])

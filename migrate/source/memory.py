@@ -1,0 +1,166 @@
+"""The source's side of memory that travels while the container runs: choose the mode, send rounds, then the rest."""
+
+import threading
+import time
+from collections.abc import Mapping
+from typing import Self
+
+from criu_rpc.errors import Error
+from migrate import faults
+from migrate.errors import DeadlineExceeded, MigrateError
+from migrate.events import Reporter, RoundDone
+from migrate.limits import ROUND_TIMEOUT
+from migrate.memory import convergence, layout, lazy_support, tracker
+from migrate.memory.convergence import Round, Verdict
+from migrate.memory.layout import Range
+from migrate.memory.precopy import PreCopy
+from migrate.model import MigrationMode, MigrationSpec, OnDivergence
+from migrate.phases import Phase
+from migrate.wire import protocol, replies
+from migrate.wire.memory_stream import MemoryStream
+from migrate.wire.peer import Peer
+from runtime.state.record import State
+
+_PROGRESS_INTERVAL = 0.1  # seconds
+
+
+def require_possible(wanted: MigrationSpec) -> None:
+    """Raise MigrateError if this host cannot send memory in the mode that the user has asked for."""
+    problem = tracker.support() if wanted.mode is MigrationMode.PRE_COPY else ""
+    if problem:
+        raise MigrateError(f"--mode {wanted.mode}: {problem}", remedy="--mode auto or --mode stop-and-copy")
+
+
+def choose(wanted: MigrationSpec, on_disk: str) -> tuple[MigrationMode, str]:
+    """Return the mode of a move and the reason for it. `on_disk`: why the target cannot keep images in memory, or "".
+
+    Raises MigrateError when the mode that the user has asked for is impossible.
+    """
+    if wanted.mode is not MigrationMode.AUTO and not on_disk:
+        return wanted.mode, "as asked for"
+    problem = tracker.support() or on_disk
+    if problem and wanted.mode is MigrationMode.PRE_COPY:
+        raise MigrateError(f"--mode {wanted.mode}: {wanted.host}: {problem}", remedy="--mode stop-and-copy")
+    if problem:
+        return MigrationMode.STOP_AND_COPY, problem
+    return MigrationMode.PRE_COPY, "writes can be tracked"
+
+
+class MovingMemory:
+    """The memory of one container on its way. A context manager: leaving it ends everything."""
+
+    def __init__(
+        self, peer: Peer, reporter: Reporter, state: State, wanted: MigrationSpec, size: int, remapped: bool
+    ) -> None:
+        """`size`: an estimate of the memory of all processes, in bytes; `remapped`: they have a user namespace."""
+        self._init, self._remapped = state.pid, remapped
+        self.lazy_problem = ""
+        self._peer, self._reporter, self._wanted, self._size = peer, reporter, wanted, size
+        self._stream = MemoryStream(peer.send_memory)
+        self._memory = PreCopy(state.pid, self._put)
+        self.reported: list[RoundDone] = []
+        self._done, self._total, self._shown = 0, 0, 0.0  # bytes of the present round; when they were reported
+        self._rounds: list[Round] = []
+        self._last = threading.Thread(target=self._send_frozen, name="last-pages", daemon=True)
+        self._failure: Exception | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stream.close()
+        if self._last.is_alive():
+            self._last.join()
+        self._memory.__exit__(None, None, None)
+
+    def send_rounds(self) -> None:
+        """Send memory in rounds, until the gap would be short enough, or does not get shorter.
+
+        Raises MigrateError for a program that writes too fast if the user wants that, and connection errors.
+        """
+        self.lazy_problem = self._lazy_problem(self._peer.call(protocol.MemoryBegin(self._size)))
+        left = self._memory.scan()
+        while True:
+            with faults.point("round", len(self._rounds)):
+                begun, sent_before = time.monotonic(), self._stream.size
+                self._done, self._total = 0, left
+                read = self._memory.send()
+                self._total = 0
+                self._stream.flush(ROUND_TIMEOUT)
+                self._peer.call(protocol.MemorySync(), ROUND_TIMEOUT)
+                seconds = time.monotonic() - begun
+                left = self._memory.scan()
+            self._rounds.append(Round(read, seconds, left))
+            self._report(self._stream.size - sent_before)
+            verdict = convergence.judge(
+                self._rounds, fixed=self._fixed(), max_downtime=self._wanted.max_downtime,
+                max_rounds=self._wanted.max_rounds,
+            )  # fmt: skip
+            if verdict is Verdict.SWITCH:
+                return
+            if verdict is Verdict.DIVERGED:
+                self._diverged()
+                return
+
+    def _lazy_problem(self, target: replies.MemoryReady) -> str:
+        """Return why the restore has to wait until all memory is in place, "" if it need not."""
+        if self._remapped and not target.remapped:
+            return "it has a user namespace, and vm.unprivileged_userfaultfd is 0 at the target"
+        return target.lazy_problem or lazy_support.shared_by_fork(self._init)
+
+    def _put(self, body: bytes) -> None:
+        """Send a body, and report progress in a round."""
+        self._stream.put(body)
+        if self._total:
+            self._done += layout.covered(body)
+            if time.monotonic() - self._shown >= _PROGRESS_INTERVAL:
+                self._shown = time.monotonic()
+                self._reporter.progress(Phase.PRE_COPY, self._done, self._total)
+
+    def _fixed(self) -> float:
+        return convergence.fixed_gap(self._size, self._memory.processes)
+
+    def _report(self, sent: int) -> None:
+        last = self._rounds[-1]
+        done = self._reporter.round_done(
+            len(self._rounds), bytes_read=last.read, bytes_sent=sent, seconds=last.seconds, left=last.left,
+            dirty_rate=last.dirty_rate, bandwidth=convergence.bandwidth(self._rounds),
+            expected_gap=convergence.expected_gap(self._rounds, self._fixed()),
+        )  # fmt: skip
+        self.reported.append(done)
+
+    def _diverged(self) -> None:
+        gap = convergence.expected_gap(self._rounds, self._fixed())
+        words = (
+            f"{self._wanted.id} writes {self._rounds[-1].dirty_rate / (1 << 20):.0f} MiB/s of its memory: "
+            f"the gap will be about {gap:.1f} s, more than --max-downtime {self._wanted.max_downtime:g}"
+        )
+        if self._wanted.on_divergence is OnDivergence.ABORT:
+            raise MigrateError(words, remedy="allow a longer --max-downtime, or --on-divergence switch-over")
+        self._reporter.warn(words)
+
+    def send_last(self) -> None:
+        """The container is frozen: send what it has written since the last round, on a thread of its own."""
+        self._last.start()
+
+    def _send_frozen(self) -> None:
+        try:
+            with faults.point("last-pages"):
+                self._memory.send_frozen()
+        except (Error, OSError) as error:
+            self._failure = error
+
+    def complete(self, lazy: Mapping[int, list[Range]], timeout: float) -> protocol.MemoryEnd:
+        """Send what CRIU lists in `lazy` and the target lacks, within `timeout` seconds. Return the end of the stream.
+
+        Raises DeadlineExceeded and connection errors.
+        """
+        deadline = time.monotonic() + timeout
+        self._last.join(timeout)
+        if self._last.is_alive():
+            raise DeadlineExceeded("the last pages of memory were not sent in time")
+        if self._failure is not None:
+            raise self._failure
+        self._memory.complete(lazy)
+        self._stream.flush(max(0.0, deadline - time.monotonic()))
+        return self._stream.end()

@@ -1,0 +1,118 @@
+"""The memory of a container that arrives: the store is filled while the container still runs at the source.
+
+What CRIU's page maps list as lazy must be in the store before the container is restored, page by page: `check`. It then
+comes into the restored processes by the page handler (lazy), or as CRIU's own images (`materialize`).
+"""
+
+import os
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from criu_rpc import pagemap
+from migrate.disk import FULL
+from migrate.errors import TargetError
+from migrate.memory import store
+from migrate.memory.layout import PAGE
+from migrate.memory.store import Pages, Store
+from migrate.target import image_places
+
+
+class ArrivingMemory:
+    """The store of one move in the directory of its images."""
+
+    def __init__(self, images: Path) -> None:
+        """Make an empty store, which may fill the memory that is free for images. Raises OSError."""
+        space = os.statvfs(images)
+        self._images = images
+        self._store = Store(images, space.f_bavail * space.f_frsize)
+        self._size = self._digest = 0
+        self._failure: OSError | None = None
+
+    def add(self, body: bytes) -> None:
+        """Take the body of a MEMORY frame. A failure to keep it is raised by `sync`. Raises ProtocolError."""
+        self._size += len(body)
+        self._digest = zlib.crc32(body, self._digest)
+        if self._failure is None:
+            try:
+                self._store.add(body)
+            except OSError as error:
+                error.filename = str(self._images)
+                self._failure = error
+
+    def sync(self) -> None:
+        """Raise the failure of any piece so far."""
+        if self._failure is not None:
+            if self._failure.errno in FULL:
+                raise image_places.full(self._images, PAGE)
+            raise self._failure
+
+    def end(self, size: int, digest: int) -> None:
+        """Everything has come. Raises TargetError if it is damaged, OSError."""
+        self.sync()
+        if (self._size, self._digest) != (size, digest):
+            raise TargetError("the container's memory arrived damaged")
+        self._store.finish()
+        self._store.close()
+
+    def close(self) -> None:
+        self._store.close()
+
+
+def check(images: Path) -> None:
+    """Raise TargetError unless the store has every page that CRIU's page maps list as lazy."""
+    pages = Pages.open(images)
+    try:
+        for name, space, entries in _maps(images):
+            lazy = [(entry.address, entry.address + entry.pages * PAGE) for entry in pagemap.lazy(entries)]
+            for start, end in pages.missing(space, lazy):
+                raise TargetError(f"{name}: memory at {start:#x} to {end:#x} of process {space} has not come")
+    finally:
+        pages.close()
+
+
+def _maps(images: Path) -> Iterator[tuple[str, int, list[pagemap.Entry]]]:
+    """Yield the page maps of all processes: name of the image, pid in the container, entries."""
+    fd = os.open(images, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for name, space in pagemap.names(fd):
+            yield name, space, pagemap.read(fd, name).entries
+    finally:
+        os.close(fd)
+
+
+def materialize(images: Path) -> None:
+    """Turn lazy pages into ordinary ones of CRIU's images, which then need no store. Raises TargetError, OSError."""
+    pages = Pages.open(images)
+    fd = os.open(images, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for name, space in list(pagemap.names(fd)):
+            _materialize(fd, name, space, pages)
+    finally:
+        os.close(fd)
+        pages.close()
+    for name in (store.DATA, store.INDEX):
+        os.unlink(images / name)
+
+
+def _materialize(directory: int, name: str, space: int, pages: Pages) -> None:
+    """Write the pages of one process anew: those that its image has, and those of the store, in order."""
+    found = pagemap.read(directory, name)
+    if not any(True for _ in pagemap.lazy(found.entries)):
+        return
+    data = f"pages-{found.pages_id}.img"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    reading = os.open(data, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+    with open(reading, "rb") as old, open(os.open(f"{data}.new", flags, 0o600, dir_fd=directory), "wb") as new:
+        for entry in found.entries:
+            if entry.flags & pagemap.PRESENT:
+                new.write(old.read(entry.pages * PAGE))
+            elif entry.flags & pagemap.LAZY:
+                for piece in pages.run(space, entry.address, entry.pages):
+                    new.write(piece)
+    os.rename(f"{data}.new", data, src_dir_fd=directory, dst_dir_fd=directory)
+    entries = [
+        entry._replace(flags=entry.flags | pagemap.PRESENT) if entry.flags & pagemap.LAZY else entry
+        for entry in found.entries
+    ]
+    pagemap.write(directory, name, pagemap.Pagemap(found.pages_id, entries))

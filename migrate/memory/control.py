@@ -23,15 +23,18 @@ class Word(enum.IntEnum):
     AGENT = 6  # the connection to the agent
     NOTE = 7  # the locked file in the container's directory
     CLOSING = 8  # a userfaultfd whose end is being logged, and that is closed then
-    COMMAND = 9  # of the agent, being worked on
-    RESUMED = 10  # the container runs
-    TOTAL = 11  # bytes that were missing at first
-    LEFT = 12  # bytes that are missing
-    OVER = 13  # there is nothing left to do
+    STANDBY = 9  # the pidfd of the standby
+    COMMAND = 10  # of the agent, being worked on
+    RESUMED = 11  # the container runs
+    TOTAL = 12  # bytes that were missing at first
+    LEFT = 13  # bytes that are missing
+    OVER = 14  # there is nothing left to do
 
 
-_DESCRIPTORS = (Word.LOG, Word.DATA, Word.INDEX, Word.DONE, Word.LISTENING, Word.CRIU, Word.AGENT, Word.NOTE,
-                Word.CLOSING)  # fmt: skip
+_DESCRIPTORS = (
+    Word.LOG, Word.DATA, Word.INDEX, Word.DONE, Word.LISTENING, Word.CRIU, Word.AGENT, Word.NOTE, Word.CLOSING,
+    Word.STANDBY,
+)  # fmt: skip
 
 
 class Control:

@@ -17,7 +17,6 @@ import contextlib
 import enum
 import os
 import struct
-from collections.abc import Iterator
 from typing import Self
 
 from migrate.memory import uffd
@@ -68,11 +67,15 @@ class EventLog:
             os.close(fd)
             raise
 
-    def close(self) -> None:
-        """Unmap the log and close its file."""
+    def unmap(self) -> None:
+        """Unmap the log, and leave its file open."""
         self._words.release()
         self._view.release()
         uffd.unmap(self._address, self._size)
+
+    def close(self) -> None:
+        """Unmap the log and close its file."""
+        self.unmap()
         os.close(self.fd)
 
     @property

@@ -45,10 +45,10 @@ def _areas(images: int, pid: int) -> Iterator[Range]:
     """Yield the mappings that can be lazy, in order."""
     last = 0
     for start, end, flags, status in mappings.read(images, pid):
-        _require(last <= start < end <= _TOP and not (start | end) % PAGE, f"the mappings of process {pid}")
-        last = end
         kernel = status & (mappings.VDSO | mappings.VVAR | mappings.VSYSCALL)
         if flags & _MUST == _MUST and not flags & _MUST_NOT and not kernel:
+            _require(last <= start < end <= _TOP and not (start | end) % PAGE, f"the mappings of process {pid}")
+            last = end
             yield start, end
 
 

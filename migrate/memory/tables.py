@@ -214,7 +214,8 @@ class Tables:
 
     def add(self, fd: int) -> None:
         """The descriptor of process `pid` has come. A process without missing memory gets an empty table."""
-        self.open[fd] = self.initial.pop(self.pid, None) or Table(self.pid, Pieces(), Pieces())
+        empty = Table(self.pid, Pieces(), Pieces())
+        self.open[fd] = self.initial.pop(self.pid, empty)
         self.pid = 0
 
     def apply(self, fd: int, event: int, first: int, second: int, third: int) -> list[Piece]:

@@ -10,6 +10,7 @@ import errno
 import os
 import select
 import socket
+import stat
 import time
 from pathlib import Path
 
@@ -20,12 +21,15 @@ from migrate.memory import lazy_ranges, uffd
 from migrate.memory.control import NONE, Control, Word
 from migrate.memory.event_log import EventLog, Kind
 from migrate.memory.filler import Filler
-from migrate.memory.store import DATA, INDEX, Pages
+from migrate.memory.layout import PAGE
+from migrate.memory.store import INDEX, Pages
 from migrate.memory.tables import Table, Tables
 from migrate.memory.uffd import Outcome
+from runtime.state import lazy
 
 LOAD, RESUMED = b"l", b"r"  # what the agent says
 READY, LOADED, FAILED = b"s", b"k", b"e"  # what it hears; FAILED with a text
+SOCKET = "lazy-pages.socket"  # beside the images, where CRIU looks for it
 
 _BURST = 64  # events of one address space that are read before faults are served
 _NOTE_PERIOD = 0.25
@@ -44,9 +48,8 @@ class Worker:
         self._tables = Tables({})
         self._filler: Filler | None = None
         self._poll = select.poll()
-        for word in (Word.AGENT, Word.LISTENING):
-            if control[word] != NONE:
-                self._poll.register(control[word], select.POLLIN)
+        if control[Word.AGENT] != NONE:
+            self._poll.register(control[Word.AGENT], select.POLLIN)
         if control[Word.LOG] != NONE:
             self._take_up()
         if control[Word.COMMAND]:
@@ -63,15 +66,18 @@ class Worker:
                 os.close(closing)
         control[Word.CLOSING] = NONE
         size = os.fstat(control[Word.DONE]).st_size
-        done = uffd.view(uffd.map_shared(control[Word.DONE], size), size) if size else memoryview(bytearray())
+        done = uffd.view(uffd.map_shared(control[Word.DONE], size), size)
         index = os.pread(control[Word.INDEX], os.fstat(control[Word.INDEX]).st_size, 0)
         self._filler = Filler(Pages.parse(control[Word.DATA], index), done, self._tables)
         if control[Word.RESUMED]:
             self._filler.start_freeing()
-        if control[Word.CRIU] == NONE and not self._tables.finished:
-            control[Word.CRIU] = _accepted(control[Word.LISTENING])
+        if control[Word.CRIU] == NONE and control[Word.LISTENING] != NONE:
+            control[Word.CRIU] = _accepted()
         if control[Word.CRIU] != NONE:
             self._poll.register(control[Word.CRIU], select.POLLIN)
+            self._stop_listening()
+        elif control[Word.LISTENING] != NONE:
+            self._poll.register(control[Word.LISTENING], select.POLLIN)
         for fd in self._tables.open:
             self._poll.register(fd, select.POLLIN)
             uffd.wake_all(fd)  # faults that were read and not served are reported again
@@ -119,7 +125,7 @@ class Worker:
         control = self._control
         if control[Word.AGENT] in ready:
             self._hear()
-        if control[Word.LISTENING] in ready and self._log is not None:
+        if control[Word.LISTENING] in ready:
             self._accept()
         if control[Word.CRIU] in ready:
             self._read_criu()
@@ -188,13 +194,15 @@ class Worker:
             ranges = [(start, end) for start, end, _ in table.missing]
             for start, end in pages.missing(space, ranges):
                 raise TargetError(f"the store lacks {end - start} bytes of process {space} at {start:#x}")
+        numbers = [block.number for blocks in pages.blocks.values() for block in blocks.values()]
         control = self._control
         control[Word.DATA] = pages.data
         control[Word.INDEX] = os.open(self._images / INDEX, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         control[Word.DONE] = os.memfd_create("pymigrate-page-blocks", os.MFD_CLOEXEC)
-        os.ftruncate(control[Word.DONE], 1 + max((b.number for s in pages.blocks.values() for b in s.values()), default=-1))
+        os.ftruncate(control[Word.DONE], 1 + max(numbers, default=0))
         control[Word.TOTAL] = sum(table.missing.size for table in tables.initial.values())
         control[Word.LEFT] = control[Word.TOTAL]
+        write_note(control)
         log = EventLog.create(tables)
         log.unmap()
         control[Word.LOG] = log.fd
@@ -212,14 +220,15 @@ class Worker:
             return
         finally:
             listening.detach()
+        self._poll.unregister(control[Word.LISTENING])
         self._poll.register(control[Word.CRIU], select.POLLIN)
         self._stop_listening()
 
     def _stop_listening(self) -> None:
         fd = self._control[Word.LISTENING]
-        self._poll.unregister(fd)
-        self._control[Word.LISTENING] = NONE
-        os.close(fd)
+        if fd != NONE:
+            self._control[Word.LISTENING] = NONE
+            os.close(fd)
 
     def _read_criu(self) -> None:
         log, tables, fd = self._rotated(), self._tables, self._control[Word.CRIU]
@@ -268,7 +277,7 @@ class Worker:
                 return
             event, number, gone = found
             if event == uffd.PAGEFAULT:
-                self._faults[fd, number & -lazy_ranges.PAGE] = None
+                self._faults[fd, number & -PAGE] = None
             elif event == uffd.FORK:
                 self._filler.add(self._tables.open[number])
                 self._poll.register(number, select.POLLIN)
@@ -348,27 +357,23 @@ def write_note(control: Control) -> None:
     """Write into the note how many bytes are left, of how many, and the process group of the page handler."""
     if control[Word.NOTE] != NONE:
         with contextlib.suppress(OSError):  # a full file system: only the figure is old
-            os.pwrite(control[Word.NOTE], b"%20d %20d %10d\n" % (control[Word.LEFT], control[Word.TOTAL], os.getpgrp()), 0)
+            os.pwrite(control[Word.NOTE], lazy.describe(control[Word.LEFT], control[Word.TOTAL], os.getpgrp()), 0)
 
 
-def _accepted(listening: int) -> int:
-    """Return the connection that a worker has accepted and could not note; NONE if there is none."""
+def _accepted() -> int:
+    """Return the connection of CRIU's that a killed worker has accepted and not noted; NONE if there is none."""
     for name in os.listdir("/proc/self/fd"):
-        fd = int(name)
         try:
-            sock = socket.socket(fileno=os.dup(fd))
-        except OSError:
-            continue
-        with sock:
-            try:
-                place = sock.getsockname()
-                is_ours = isinstance(place, str) and place.endswith(SOCKET)
-                if is_ours and fd != listening and not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-                    return fd
-            except OSError:
+            if not stat.S_ISSOCK(os.fstat(int(name)).st_mode):
                 continue
+        except OSError:
+            continue  # the descriptor that listed the directory
+        sock = socket.socket(fileno=int(name))
+        try:
+            place = sock.getsockname()
+            is_criu = sock.family == socket.AF_UNIX and isinstance(place, str) and place.endswith(SOCKET)
+            if is_criu and not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                return int(name)
+        finally:
+            sock.detach()
     return NONE
-
-
-SOCKET = "lazy-pages.socket"  # the name that CRIU knows
-__all__ = ["DATA", "FAILED", "LOAD", "LOADED", "READY", "RESUMED", "SOCKET", "Worker", "write_note"]

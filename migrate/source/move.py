@@ -175,6 +175,11 @@ class Move:
                 self._reporter.warn(words)
             self._clock.step("pre-copy")
 
+    @property
+    def _is_lazy(self) -> bool:
+        """Whether the target resumes the container before its memory is in place."""
+        return self._memory is not None and not self._memory.lazy_problem
+
     def _switchover(self) -> Switchover:
         return Switchover(
             self._state,
@@ -239,7 +244,7 @@ class Move:
     def _restore(self, frozen: Frozen, images: int) -> None:
         """Have the target restore the tree and hold it."""
         left = frozen.left()
-        restore = protocol.Restore(images, left, roots=self._seeding.roots())
+        restore = protocol.Restore(images, left, self._is_lazy, self._seeding.roots())
         with faults.point("ask-restore"):
             self._peer.post(restore)
         self._peer.answer(left + ANSWER_GRACE)

@@ -107,10 +107,9 @@ class Threads:
             others = regions[number + 1 :] + self.regions
             change = self.random.choice(["move", "unmap", "remove", "nothing"])
             if change == "move":
-                places = [at for at in range(0, 56 - count) if self._is_free(at, count, [*others, (start, count)])]
+                places = [at for at in range(56 - count) if self._is_free(at, count, [*others, (start, count)])]
                 if not places:
-                    continue_at = [(start, count)]
-                    self.regions += continue_at
+                    self.regions.append((start, count))
                     continue
                 to = self.random.choice(places)
                 moved = {page: self.model.pop(page) for page in range(start, start + count) if page in self.model}

@@ -62,6 +62,7 @@ CONNECT_TIMEOUT = 15.0  # unless ssh_config says otherwise
 SSH_CONFIG_TIMEOUT = 15.0  # Match exec runs commands, CanonicalizeHostname asks the DNS
 KRL_TIMEOUT = 15.0  # for ssh-keygen to look into a list of revoked keys
 PAGES_CLOSE_TIMEOUT = 60.0  # for the thread that relays pages to end
+CARRIER_CLOSE_TIMEOUT = 60.0  # for the thread that sends memory to end
 AGENT_START_TIMEOUT = 30.0  # from the log-in to the agent's first words
 CALL_TIMEOUT = 30.0  # for the answer to a call that does not say otherwise
 SEND_TIMEOUT = 60.0  # in which the target must take some of what is sent

@@ -94,6 +94,8 @@ class MovingMemory:
                 self._peer.call(protocol.MemorySync(), ROUND_TIMEOUT)
                 seconds = time.monotonic() - begun
                 left = self._memory.scan()
+            if not self._rounds:
+                self._warn_of_untracked()
             self._rounds.append(Round(read, seconds, left))
             self._report(self._carrier.sent - sent_before)
             verdict = convergence.judge(
@@ -111,6 +113,11 @@ class MovingMemory:
         if self._remapped and not target.remapped:
             return "it has a user namespace, and vm.unprivileged_userfaultfd is 0 at the target"
         return target.lazy_problem or lazy_support.shared_by_fork(self._init)
+
+    def _warn_of_untracked(self) -> None:
+        if found := self._memory.untracked:
+            more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+            self._reporter.warn(f"writes of {found[0]}{more} cannot be tracked: its memory is sent in the freeze")
 
     def _put(self, body: bytes) -> None:
         """Send a body, and report progress in a round."""

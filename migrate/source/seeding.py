@@ -166,8 +166,13 @@ class Seeding:
             view.close()
         for view in self._views:
             tree = Tree(f"tmpfs {view.mounted.place}", view.path, places[view.mounted.place])
-            self._growing.append(_Growing(tree, view=view, cgroup=cgroup))
-            self._passes(self._growing[-1])
+            item = _Growing(tree, view=view, cgroup=cgroup)
+            self._growing.append(item)
+            if view.is_empty:
+                item.look = item.scan()
+            if item.look is None or item.look.entries.keys() > {b"."}:
+                item.look = None
+                self._passes(item)
 
     def _constant(self, tree: Tree, renewed: bool) -> None:
         """Send a tree that does not change, once. An overlay's work directory is sent empty: the kernel fills it.
@@ -254,9 +259,10 @@ class Seeding:
     @faults.point("start-last-pass")
     def start_last_pass(self) -> None:
         """Start the rsyncs of the last pass and wait until they have connected, shortly before the freeze."""
-        for item in self._growing[:MOST_WAITING]:
+        sent = [item for item in self._growing if item.passes]  # what was empty is likely to stay so
+        for item in sent[:MOST_WAITING]:
             item.rsync = self._waiting(item)
-        for item in self._growing[:MOST_WAITING]:
+        for item in sent[:MOST_WAITING]:
             if item.rsync is not None:
                 item.rsync.connected(SEED_CONNECT_TIMEOUT)
 
@@ -269,12 +275,14 @@ class Seeding:
 
     def _scan_all(self) -> None:
         try:
+            tmpfs.verify(self._views, self._state, self._spec)
             for item in self._growing:
-                item.note(self._init)
+                if item.passes:
+                    item.note(self._init)
                 item.now = item.scan(lambda: self._until)
                 if item.view is not None and item.view.overflowed:
                     item.mapped |= {entry[0] for entry in item.now.entries.values()}
-        except OSError as error:
+        except (OSError, MigrateError) as error:
             self._scan_failure = error
 
     def send_last_pass(self, timeout: float) -> Callable[[], None] | None:
@@ -289,10 +297,10 @@ class Seeding:
             self._scanner.join(timeout)
             if self._scanner.is_alive():
                 raise DeadlineExceeded("the scan for changes in the trees did not end in time")
+        if isinstance(self._scan_failure, MigrateError):
+            raise self._scan_failure
         if self._scan_failure is not None:
             raise MigrateError(f"a tree cannot be read: {self._scan_failure}")
-        for view in self._views:
-            view.verify(self._state, self._spec)
         pool = ThreadPoolExecutor(max(1, min(len(self._growing), MOST_WAITING)), thread_name_prefix="last-pass")
         futures = [pool.submit(self._last, item, deadline) for item in self._growing]
         pool.shutdown(wait=False)
@@ -309,14 +317,16 @@ class Seeding:
         now = item.now if item.tree.single else tree_scan.again(item.tree.source, item.now, lambda: deadline)
         new = now.entries.keys() - item.look.entries.keys()  # the scan beside the dump has seen some of CRIU's as well
         item.remapped = tuple(name for name in new if _LINK_REMAP.fullmatch(name))
-        if item.rsync is None:
-            item.rsync = self._waiting(item)
         # A file that CRIU has given another name is sent with all its names, or the target would have a separate file.
         linked = {now.entries[name][0] for name in item.remapped}
         names = now.since(item.look, item.mapped | linked)
         if item.view is not None:
             # With the root's name rsync would compare every file in it. `roots` carries what the root must have.
             names = [name for name in names if name != b"."]
+        if not names and not item.passes:
+            return  # it was empty, and is
+        if item.rsync is None:
+            item.rsync = self._waiting(item)
         self._listed(item, item.rsync, names, deadline, living=False)
 
     @faults.point("leaving")

@@ -30,7 +30,9 @@ def end(process: "subprocess.Popen[str]") -> tuple[int, dict[str, Any]]:
     return process.returncode, json.loads(output.splitlines()[-1])
 
 
-@pytest.mark.parametrize("point", ["check-target", "send-ahead", "criu pre-dump", "send-images", "ask-restore"])
+@pytest.mark.parametrize(
+    "point", ["check-target", "send-ahead", "round", "criu pre-dump", "send-images", "ask-restore"]
+)
 def test_before_the_point_of_no_return_the_container_stays(lab: Lab, point: str) -> None:
     lab.run()
     before = lab.wait_count("host1", 1)

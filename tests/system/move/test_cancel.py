@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.hosts import driver
+from tests.support.hosts import KILL_AGENT, driver
 from tests.system.conftest import Lab
 
 LIMIT = 2.0  # seconds
@@ -68,6 +68,23 @@ def test_a_request_counts_even_if_its_signal_is_lost(lab: Lab) -> None:
     assert "it runs here: cancelled by `pymigrate cancel`" in said
     assert end(process)[0] == 10
     lab.wait_count("host1", before)
+
+
+def test_the_container_runs_at_once_even_if_the_target_does_not_answer(lab: Lab) -> None:
+    lab.run()
+    before = lab.wait_count("host1", 1)
+    process = begun(lab, "send-images")
+    agent = KILL_AGENT.removeprefix("kill -9 ")
+    lab.sh("host2", f"kill -STOP {agent}")
+    try:
+        canceller = lab.start("host1", "pymigrate", "cancel", "web")
+        lab.wait_count("host1", before + 5)
+        assert canceller.poll() is None
+    finally:
+        lab.sh("host2", f"kill -CONT {agent}")
+    assert "it runs here: cancelled" in canceller.communicate(timeout=90)[0]
+    assert end(process)[0] == 10
+    assert lab.leftovers("host2") == ""
 
 
 def test_after_the_point_of_no_return_it_is_too_late(lab: Lab) -> None:

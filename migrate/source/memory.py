@@ -16,8 +16,8 @@ from migrate.memory.layout import Range
 from migrate.memory.precopy import PreCopy
 from migrate.model import MigrationMode, MigrationSpec, OnDivergence
 from migrate.phases import Phase
-from migrate.wire import protocol, replies
-from migrate.wire.memory_stream import MemoryStream
+from migrate.wire import codec, protocol, replies
+from migrate.wire.carrier import Carrier
 from migrate.wire.peer import Peer
 from runtime.state.record import State
 
@@ -56,7 +56,10 @@ class MovingMemory:
         self._init, self._remapped = state.pid, remapped
         self.lazy_problem = ""
         self._peer, self._reporter, self._wanted, self._size = peer, reporter, wanted, size
-        self._stream = MemoryStream(peer.send_memory)
+        self._carrier = Carrier(
+            peer.send_memory, digest=peer.digest, compress=codec.settle(wanted.compress, peer.offers, wanted.host),
+            limit=wanted.bandwidth_limit,
+        )  # fmt: skip
         self._memory = PreCopy(state.pid, self._put)
         self.reported: list[RoundDone] = []
         self._done, self._total, self._shown = 0, 0, 0.0  # bytes of the present round; when they were reported
@@ -68,7 +71,7 @@ class MovingMemory:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stream.close()
+        self._carrier.close()
         if self._last.is_alive():
             self._last.join()
         self._memory.__exit__(None, None, None)
@@ -78,20 +81,21 @@ class MovingMemory:
 
         Raises MigrateError for a program that writes too fast if the user wants that, and connection errors.
         """
-        self.lazy_problem = self._lazy_problem(self._peer.call(protocol.MemoryBegin(self._size)))
+        begin = protocol.MemoryBegin(self._size, self._peer.digest)
+        self.lazy_problem = self._lazy_problem(self._peer.call(begin))
         left = self._memory.scan()
         while True:
             with faults.point("round", len(self._rounds)):
-                begun, sent_before = time.monotonic(), self._stream.size
+                begun, sent_before = time.monotonic(), self._carrier.sent
                 self._done, self._total = 0, left
                 read = self._memory.send()
                 self._total = 0
-                self._stream.flush(ROUND_TIMEOUT)
+                self._carrier.flush(ROUND_TIMEOUT)
                 self._peer.call(protocol.MemorySync(), ROUND_TIMEOUT)
                 seconds = time.monotonic() - begun
                 left = self._memory.scan()
             self._rounds.append(Round(read, seconds, left))
-            self._report(self._stream.size - sent_before)
+            self._report(self._carrier.sent - sent_before)
             verdict = convergence.judge(
                 self._rounds, fixed=self._fixed(), max_downtime=self._wanted.max_downtime,
                 max_rounds=self._wanted.max_rounds,
@@ -110,7 +114,7 @@ class MovingMemory:
 
     def _put(self, body: bytes) -> None:
         """Send a body, and report progress in a round."""
-        self._stream.put(body)
+        self._carrier.put(body)
         if self._total:
             self._done += layout.covered(body)
             if time.monotonic() - self._shown >= _PROGRESS_INTERVAL:
@@ -140,7 +144,11 @@ class MovingMemory:
         self._reporter.warn(words)
 
     def send_last(self) -> None:
-        """The container is frozen: send what it has written since the last round, on a thread of its own."""
+        """The container is frozen: send what it has written since the last round, on a thread of its own.
+
+        The bandwidth limit does not hold for it.
+        """
+        self._carrier.lift_limit()
         self._last.start()
 
     def _send_frozen(self) -> None:
@@ -162,5 +170,5 @@ class MovingMemory:
         if self._failure is not None:
             raise self._failure
         self._memory.complete(lazy)
-        self._stream.flush(max(0.0, deadline - time.monotonic()))
-        return self._stream.end()
+        self._carrier.flush(max(0.0, deadline - time.monotonic()))
+        return protocol.MemoryEnd(self._carrier.size, self._carrier.digest())

@@ -32,7 +32,7 @@ from migrate.source.ready import Preflight, Ready
 from migrate.source.seeding import ROOTFS, Seeding
 from migrate.source.settle import clean_source, clean_target, save_log, settle
 from migrate.source.switchover import Aftermath, Frozen, Switchover
-from migrate.wire import protocol, replies
+from migrate.wire import codec, protocol, replies
 from migrate.wire.peer import Session
 from runtime.checkpoint import options as criu_options
 from runtime.state.record import State
@@ -175,6 +175,11 @@ class Move:
                 self._reporter.warn(words)
             self._clock.step("pre-copy")
 
+    @property
+    def _is_lazy(self) -> bool:
+        """Whether the target resumes the container before its memory is in place."""
+        return self._memory is not None and not self._memory.lazy_problem
+
     def _switchover(self) -> Switchover:
         return Switchover(
             self._state,
@@ -185,6 +190,7 @@ class Move:
             tcp_close=self._wanted.tcp_close,
             carried=self._seeding.carried,
             lazy=self._memory is not None,
+            compress=codec.settle(self._wanted.compress, self._peer.offers, self._wanted.host),
         )
 
     @faults.point("stop-and-copy")
@@ -201,7 +207,7 @@ class Move:
     def _freeze(self, switchover: Switchover) -> Frozen:
         """Start what the last pass needs, then dump the container while its pages stream to the target."""
         wanted = self._wanted
-        self._peer.call(protocol.PagesBegin())
+        self._peer.call(protocol.PagesBegin(self._peer.digest))
         self._seeding.start_last_pass()
         self._clock.step("prepare")
         switchover.close_gate()
@@ -238,7 +244,7 @@ class Move:
     def _restore(self, frozen: Frozen, images: int) -> None:
         """Have the target restore the tree and hold it."""
         left = frozen.left()
-        restore = protocol.Restore(images, left, roots=self._seeding.roots())
+        restore = protocol.Restore(images, left, self._is_lazy, self._seeding.roots())
         with faults.point("ask-restore"):
             self._peer.post(restore)
         self._peer.answer(left + ANSWER_GRACE)

@@ -22,10 +22,12 @@ from migrate import faults
 from migrate.errors import DeadlineExceeded
 from migrate.interrupts import uninterruptible
 from migrate.memory.layout import Range
+from migrate.model import Compression
 from migrate.preflight import watches
 from migrate.source import tar_images
 from migrate.source.ending import end_source
 from migrate.wire import frames, protocol
+from migrate.wire.carrier import Carrier
 from migrate.wire.pages import PageRelay
 from migrate.wire.peer import Peer
 from runtime.checkpoint import options as criu_options
@@ -91,6 +93,7 @@ class Switchover:
         tcp_close: bool = False,
         carried: tuple[str, ...] = (),
         lazy: bool = False,
+        compress: Compression = Compression.NONE,
     ) -> None:
         """Start what can be started before the freeze, which may last `timeout` seconds.
 
@@ -98,7 +101,8 @@ class Switchover:
         restore need not wait for; `Frozen.lazy` lists it.
         """
         self._state, self._spec, self._peer, self._timeout = state, spec, peer, timeout
-        self._relay = PageRelay(Criu().version(), peer.send_pages, on_bytes)
+        self._carrier = Carrier(peer.send_pages, digest=peer.digest, compress=compress)
+        self._relay = PageRelay(Criu().version(), self._carrier, on_bytes)
         self._images = syscalls.detached_tmpfs(mode=0o700)  # and CRIU's log
         self._tcp_close, self._carried, self._lazy = tcp_close, carried, lazy
         self._watched = watches.names(state.pid)

@@ -5,9 +5,9 @@ A connection carries frames (frames.py), both ways: a type (1 byte), a length (4
     CALL     source -> target  JSON {"call": NAME, "args": {...}}: one of the calls below, nothing else
     REPLY    target -> source  JSON: the reply to the oldest unanswered call
     FAILURE  target -> source  JSON: a Failure instead of the reply
-    PAGES    source -> target  the next bytes of CRIU's page-server stream
+    PAGES    source -> target  the next bytes of CRIU's page-server stream (codec.py)
     DATA     source -> target  the next bytes of the image that the last Image named
-    MEMORY   source -> target  a piece of the container's memory (memory/layout.py)
+    MEMORY   source -> target  a piece of the container's memory (codec.py)
     PULSE    target -> source  every few seconds, so that a dead connection shows at the target as well: a decimal
                                number that changes as long as a process there receives files
 
@@ -60,6 +60,7 @@ VERSION = 2
 
 _IMAGE_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}\.img")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_WIRE_DIGEST = re.compile(r"[0-9a-f]{8}|[0-9a-f]{32}")
 _MEMORY = 1 << 50
 _FROZEN = Range(0, MAX_FREEZE_TIMEOUT)
 
@@ -80,6 +81,10 @@ def _check_timeout(value: float) -> None:
 
 def _check_digest(value: str) -> None:
     _check(_DIGEST.fullmatch(value) is not None, f"{value[:80]!r} is not a SHA-256")
+
+
+def _check_wire_digest(value: str) -> None:
+    _check(_WIRE_DIGEST.fullmatch(value) is not None, f"{value[:80]!r} is not a digest")
 
 
 R = TypeVar("R")
@@ -237,9 +242,13 @@ class Prepare(Call[Prepared]):
 
 @dataclass(frozen=True)
 class MemoryBegin(Call[MemoryReady]):
-    """MEMORY frames follow, with the memory of the running container: some `expected` bytes of it."""
+    """MEMORY frames follow, with the memory of the running container: some `expected` bytes of it.
+
+    `digest` is the name of a digest (digests.py) of all bodies.
+    """
 
     expected: Annotated[int, Range(0, _MEMORY)]
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -249,26 +258,31 @@ class MemorySync(Call[Done]):
 
 @dataclass(frozen=True)
 class MemoryEnd(Call[Done]):
-    """That was all memory: `size` bytes of frames with this CRC-32, which protects against faults in pymigrate."""
+    """That was all memory: bodies of `size` bytes with this digest."""
 
     size: Annotated[int, Range(0, 1 << 62)]
-    digest: Annotated[int, Range(0, (1 << 32) - 1)]
+    digest: str
+
+    def __post_init__(self) -> None:
+        _check_wire_digest(self.digest)
 
 
 @dataclass(frozen=True)
 class PagesBegin(Call[Done]):
-    """Start a page server; PAGES frames follow."""
+    """Start a page server; PAGES frames follow. `digest` is the name of a digest (digests.py) of the stream."""
+
+    digest: str
 
 
 @dataclass(frozen=True)
 class PagesEnd(Call[Done]):
-    """No more pages: `size` bytes with this SHA-256 were sent."""
+    """No more pages: `size` bytes with this digest were sent."""
 
     size: int
     digest: str
 
     def __post_init__(self) -> None:
-        _check_digest(self.digest)
+        _check_wire_digest(self.digest)
 
 
 @dataclass(frozen=True)

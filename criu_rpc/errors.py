@@ -24,6 +24,7 @@ Error (failure)
     |   +-- ProtocolError                  the protocol does not allow a message that came over the wire
     +-- NoSpace (no-space)
     +-- Interrupted (interrupted)          Ctrl-C or SIGTERM
+    |   +-- Cancelled                      `pymigrate cancel`, which stops one move and no other
     +-- DemoFailed (failure)               the demo checked something that does not hold
     +-- SnapshotError (invalid)            a directory that is not a snapshot, or a damaged one
     +-- MoveFailed                         a move that had begun; says where the container is now

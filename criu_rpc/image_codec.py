@@ -42,7 +42,8 @@ _MOUNT_DELETED, _MOUNT_KEY = 16, 18  # of mnt_entry
 
 # Of inventory_entry, file_entry and inet_sk_entry.
 _INVENTORY = "inventory.img"
-_DUMP_ID = 13
+_LOCK_METHOD, _DUMP_ID = 11, 13
+_NO_LOCK = 2  # NETWORK_LOCK_SKIP (criu/include/cr_options.h)
 _FILE_INET = 4
 _SK_FAMILY, _SK_PROTOCOL, _SK_STATE, _SK_PORTS, _SK_ADDRESSES = 3, 5, 6, (7, 8), (11, 12)
 _CLOSE, _LISTEN = 7, 10
@@ -165,6 +166,22 @@ def _replaced(message: bytes, number: int, change: Callable[[bytes], bytes]) -> 
     """Return a message with its field `number`, itself a message, changed by `change`."""
     fields = pb.fields(message)
     return pb.encode([(n, k, change(v) if n == number and isinstance(v, bytes) else v) for n, k, v in fields])
+
+
+def forget_lock(images: int) -> None:
+    """Have a restore not remove the lock of the network, because it is into a new network, which has none.
+
+    CRIU would load nftables to find that out, while the restored processes wait (12 ms). Do nothing before CRIU 4.1:
+    3.17 does not know a network without a lock.
+    """
+    data = pb.read(images, _INVENTORY)
+    entries = [(entry, pb.fields(entry)) for entry in pb.entries(data, 4)]
+    if any(pb.value_bytes(fields, _DUMP_ID) for _, fields in entries):
+        unlocked = [
+            pb.encode([(n, kind, _NO_LOCK if n == _LOCK_METHOD else value) for n, kind, value in fields])
+            for _, fields in entries
+        ]
+        pb.write(images, _INVENTORY, data[:4], unlocked)
 
 
 def dump_id(images: int) -> str:

@@ -32,6 +32,10 @@ class Interrupted(MigrateError):
     kind = "interrupted"
 
 
+class Cancelled(Interrupted):
+    """`pymigrate cancel` asked for the end of this move, and of no other."""
+
+
 class SnapshotError(MigrateError):
     kind = "invalid"
 

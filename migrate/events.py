@@ -111,6 +111,9 @@ class Report(Event):
     bytes_sent: int
     phases: dict[str, float] = field(default_factory=dict)
     passes: tuple[PassDone, ...] = ()
+    mode_reason: str = ""
+    rounds: tuple[RoundDone, ...] = ()
+    expected_gap_s: float | None = None
 
 
 class Monitor(Protocol):
@@ -140,8 +143,8 @@ class Reporter:
     def phase(self, phase: str, text: str) -> None:
         self.emit(PhaseStarted(phase, text, id=self._id, migration=self._migration))
 
-    def progress(self, phase: str, done: int) -> None:
-        self.emit(Progress(phase, done, id=self._id, migration=self._migration))
+    def progress(self, phase: str, done: int, total: int | None = None) -> None:
+        self.emit(Progress(phase, done, total, id=self._id, migration=self._migration))
 
     def warn(self, message: str) -> None:
         self.emit(Warned(message, id=self._id, migration=self._migration))
@@ -149,9 +152,11 @@ class Reporter:
     def mode(self, mode: str, reason: str) -> None:
         self.emit(ModeChosen(mode, reason, id=self._id, migration=self._migration))
 
-    def round_done(self, number: int, **figures: Any) -> None:
-        """Emit the end of a round; `figures` are the other fields of RoundDone."""
-        self.emit(RoundDone(number, **figures, id=self._id, migration=self._migration))
+    def round_done(self, number: int, **figures: Any) -> RoundDone:
+        """Emit the end of a round, and return it for the report. `figures` are the other fields of RoundDone."""
+        done = RoundDone(number, **figures, id=self._id, migration=self._migration)
+        self.emit(done)
+        return done
 
     def pass_done(
         self, tree: str, number: int, *, frozen: bool, bytes_sent: int, files: int, seconds: float

@@ -19,6 +19,7 @@ MONITOR_TIMEOUT = 10.0  # for the monitor of a container that has left
 ASKING_STOP_TIMEOUT = 10.0  # for the process that asks about a move in doubt
 ASKING_LOCK_TIMEOUT = 1.0  # for the container, in that process
 DISCARD_TIMEOUT = 600.0  # for the target to remove what aborted moves have left
+CANCEL_TIMEOUT = 60.0  # for a move to roll back, whose target may not answer
 PASSING_PATIENCE = 2.0  # for what passes by itself, such as a connection that is about to be accepted
 
 # The target.

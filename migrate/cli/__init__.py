@@ -27,6 +27,7 @@ VERBS: dict[str, str] = {
     "validate": "list every reason why a container cannot move",
     "snapshot": "save, show or restore a snapshot of a running container",
     "recover": "finish a move whose outcome is unknown, or repair a container after an interrupted dump",
+    "cancel": "cancel a move that is under way: the container stays here",
     "migrations": "list the moves that this host took part in; --clean removes what they left behind",
     "demo": "move a Redis server to another host and back, and check that nothing is lost",
     "lab": "make hosts on this machine to try moves between",
@@ -51,7 +52,7 @@ VERBS: dict[str, str] = {
     "features": "print the features of this runtime, as JSON",
 }
 # The others are OCI verbs.
-_WITH_ARGPARSE = frozenset(("move", "validate", "snapshot", "recover", "migrations", "demo", "lab", "logs"))
+_WITH_ARGPARSE = frozenset(("move", "validate", "snapshot", "recover", "cancel", "migrations", "demo", "lab", "logs"))
 
 _GLOBAL = (
     Flag("root", f"state directory (default for root: {DEFAULT_ROOT})", "str", metavar="DIR"),

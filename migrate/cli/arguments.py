@@ -27,7 +27,8 @@ def parse(command: ModuleType, program: str, text: str, argv: list[str], glob: V
     """Return the arguments of a verb, together with the global options. Raises UsageError."""
     parser = _Parser(prog=program, description=text[0].upper() + text[1:] + ".")
     command.add_arguments(parser)
-    args = parser.parse_args(argv, argparse.Namespace(debug=glob.debug, json=glob.json))
+    read = parser.parse_intermixed_args if getattr(command, "INTERMIXED", False) else parser.parse_args
+    args = read(argv, argparse.Namespace(debug=glob.debug, json=glob.json))
     glob.json = args.json
     args.root, args.log, args.log_format = glob.root, glob.log, glob.log_format
     return args

@@ -6,7 +6,7 @@ EXIT_CODES: dict[str, tuple[int, str]] = {
     "usage": (2, "invalid command line"),
     "blocked": (3, "the container cannot move; every reason is listed"),
     "not-found": (4, "no such container or snapshot"),
-    "conflict": (5, "the id is in use, or the container's status does not allow it"),
+    "conflict": (5, "the id is in use, or the status of the container or of its move does not allow it"),
     "invalid": (6, "a bundle, config.json, id or snapshot is malformed"),
     "host": (7, "the other host is unknown, unreachable, refuses the log-in or has a wrong host key"),
     "target": (8, "the other host lacks python3 or criu, or its agent failed"),
@@ -18,7 +18,7 @@ EXIT_CODES: dict[str, tuple[int, str]] = {
     "deadline": (14, "a deadline passed"),
     "moved": (15, "`attach`: the container was moved to another host"),
     "lost": (16, "the container is lost: its move ended it at the source, and it cannot be restored at the target"),
-    "interrupted": (130, "Ctrl-C or SIGTERM; what had begun was undone (for a move that had begun: 10)"),
+    "interrupted": (130, "Ctrl-C, SIGTERM or `cancel`; what had begun was undone (for a move that had begun: 10)"),
 }
 
 

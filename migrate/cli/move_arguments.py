@@ -40,12 +40,12 @@ def rounds(text: str) -> int:
     return value
 
 
-def wanted(args: argparse.Namespace, timeout: float = FREEZE_TIMEOUT) -> "MigrationSpec":
-    """Return the move that a command line asks for. Raises UsageError."""
+def wanted(args: argparse.Namespace, container_id: str, timeout: float = FREEZE_TIMEOUT) -> "MigrationSpec":
+    """Return the move of one container that a command line asks for. Raises UsageError."""
     from migrate.model import MigrationSpec
     from migrate.preflight.volumes import parse
 
     return MigrationSpec(
-        args.id, args.host or "", frozenset(args.allow), timeout=timeout, net=args.net, tcp_close=args.tcp_close,
+        container_id, args.host or "", frozenset(args.allow), timeout=timeout, net=args.net, tcp_close=args.tcp_close,
         volumes=parse(args.volume),
     )  # fmt: skip

@@ -1,14 +1,23 @@
-"""pymigrate move ID HOST: move a running container to another host."""
+"""pymigrate move ID... HOST: move running containers to another host."""
 
 import argparse
 import dataclasses
+import json
+from typing import TYPE_CHECKING
 
 from migrate.cli import move_arguments
 from migrate.model import FREEZE_TIMEOUT, MAX_DOWNTIME, MAX_ROUNDS, MigrationMode, OnDivergence
 
+if TYPE_CHECKING:
+    from migrate.model import MigrationSpec
+    from migrate.source.several import Outcome
+
+INTERMIXED = True  # options may stand between the containers
+_KINDS = {"lost": "lost", "in-doubt": "in doubt", "moved-dirty": "moved, but the clean-up is incomplete"}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("id", help="the container")
+    parser.add_argument("id", nargs="+", help="the container, or several")
     parser.add_argument("host", help="[USER@]HOST, as ssh knows it")
     move_arguments.add_arguments(parser)
     parser.add_argument(
@@ -37,17 +46,70 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from migrate.errors import UsageError
+
+    if twice := {name for name in args.id if args.id.count(name) > 1}:
+        raise UsageError(f"container {min(twice)} is named twice")
+    wanted = [
+        dataclasses.replace(
+            move_arguments.wanted(args, name, timeout=args.timeout), mode=MigrationMode(args.mode),
+            max_downtime=args.max_downtime, max_rounds=args.max_rounds, on_divergence=OnDivergence(args.on_divergence),
+        )
+        for name in args.id
+    ]  # fmt: skip
+    return _several(args, wanted) if len(wanted) > 1 else _one(args, wanted[0])
+
+
+def _one(args: argparse.Namespace, wanted: "MigrationSpec") -> int:
     from migrate.source.move import move
     from migrate.ui import monitor
     from runtime.state.store import Store
 
-    wanted = dataclasses.replace(
-        move_arguments.wanted(args, timeout=args.timeout), mode=MigrationMode(args.mode),
-        max_downtime=args.max_downtime, max_rounds=args.max_rounds, on_divergence=OnDivergence(args.on_divergence),
-    )  # fmt: skip
     display = monitor(as_json=args.json)
     try:
         move(Store(args.root), wanted, display)
     finally:
         display.close()
     return 0
+
+
+def _several(args: argparse.Namespace, wanted: "list[MigrationSpec]") -> int:
+    """Report each failure when it happens, and in the end what has become of each container."""
+    from criu_rpc.errors import Error
+    from migrate.cli.error_report import report
+    from migrate.cli.exit_codes import exit_code
+    from migrate.cli.flags import Values
+    from migrate.source.several import Outcome, move_all
+    from migrate.ui import monitor
+    from runtime.state.store import Store
+
+    display, outcome = monitor(as_json=args.json, several=True), Outcome()
+
+    def failed(error: Error) -> None:
+        display.close()
+        report(error, Values(log=args.log, log_format=args.log_format, json=args.json))
+
+    try:
+        move_all(Store(args.root), wanted, display, outcome, failed)
+    finally:
+        display.close()
+        if outcome.moved or outcome.failed:
+            _summarize(args, outcome)
+    return exit_code(outcome.kind)
+
+
+def _summarize(args: argparse.Namespace, outcome: "Outcome") -> None:
+    """Say which containers were moved, which were not and why, and which were not tried."""
+    from migrate.cli.error_report import printable
+
+    if args.json:
+        failed = {name: {"kind": error.kind, "workload": error.workload} for name, error in outcome.failed.items()}
+        fields = {"target": args.host, "moved": outcome.moved, "failed": failed, "not_tried": outcome.untried}
+        print(json.dumps({"event": "summary", **fields}), flush=True)
+        return
+    number = f"{len(outcome.moved)} of {len(args.id)} containers moved to {args.host}"
+    print(printable(f"{number}: {', '.join(outcome.moved)}" if outcome.moved else number))
+    for name, error in outcome.failed.items():
+        print(printable(f"{name}: {_KINDS.get(error.kind, 'not moved')} ({error.kind})"))
+    if outcome.untried:
+        print(printable(f"not tried: {', '.join(outcome.untried)}"))

@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
     from runtime.state.status import Status
     from runtime.state.store import Store
 
-    wanted = move_arguments.wanted(args)
+    wanted = move_arguments.wanted(args, args.id)
     check_allowed(wanted.allow)
     store = Store(args.root)
     state = store.load(wanted.id)

@@ -49,6 +49,13 @@ def head(space: int, words: Sequence[int]) -> bytes:
     return _HEAD.pack(space, len(words)) + array.array("Q", words).tobytes()
 
 
+def covered(body: bytes) -> int:
+    """Return how many bytes of memory a body that `head` has begun stands for, with its zeros."""
+    _, count = _HEAD.unpack_from(body)
+    words = memoryview(body)[_HEAD.size : _HEAD.size + 8 * count].cast("Q")
+    return sum((word & _COUNT) + 1 for word in words) * PAGE
+
+
 def parse(body: bytes | memoryview) -> tuple[int, list[tuple[int, int, bool]], memoryview]:
     """Return the space, the runs as (address, pages, is zero), and their data. Raises ProtocolError."""
     view = memoryview(body)

@@ -8,17 +8,20 @@ from typing import Self
 from criu_rpc.errors import Error
 from migrate import faults
 from migrate.errors import DeadlineExceeded, MigrateError
-from migrate.events import Reporter
+from migrate.events import Reporter, RoundDone
 from migrate.limits import ROUND_TIMEOUT
-from migrate.memory import convergence, lazy_support, tracker
+from migrate.memory import convergence, layout, lazy_support, tracker
 from migrate.memory.convergence import Round, Verdict
 from migrate.memory.layout import Range
 from migrate.memory.precopy import PreCopy
 from migrate.model import MigrationMode, MigrationSpec, OnDivergence
+from migrate.phases import Phase
 from migrate.wire import codec, protocol, replies
 from migrate.wire.carrier import Carrier
 from migrate.wire.peer import Peer
 from runtime.state.record import State
+
+_PROGRESS_INTERVAL = 0.1  # seconds
 
 
 def require_possible(wanted: MigrationSpec) -> None:
@@ -57,7 +60,9 @@ class MovingMemory:
             peer.send_memory, digest=peer.digest, compress=codec.settle(wanted.compress, peer.offers, wanted.host),
             limit=wanted.bandwidth_limit,
         )  # fmt: skip
-        self._memory = PreCopy(state.pid, self._carrier.put)
+        self._memory = PreCopy(state.pid, self._put)
+        self.reported: list[RoundDone] = []
+        self._done, self._total, self._shown = 0, 0, 0.0  # bytes of the present round; when they were reported
         self._rounds: list[Round] = []
         self._last = threading.Thread(target=self._send_frozen, name="last-pages", daemon=True)
         self._failure: Exception | None = None
@@ -82,7 +87,9 @@ class MovingMemory:
         while True:
             with faults.point("round", len(self._rounds)):
                 begun, sent_before = time.monotonic(), self._carrier.sent
+                self._done, self._total = 0, left
                 read = self._memory.send()
+                self._total = 0
                 self._carrier.flush(ROUND_TIMEOUT)
                 self._peer.call(protocol.MemorySync(), ROUND_TIMEOUT)
                 seconds = time.monotonic() - begun
@@ -105,16 +112,26 @@ class MovingMemory:
             return "it has a user namespace, and vm.unprivileged_userfaultfd is 0 at the target"
         return target.lazy_problem or lazy_support.shared_by_fork(self._init)
 
+    def _put(self, body: bytes) -> None:
+        """Send a body, and report progress in a round."""
+        self._carrier.put(body)
+        if self._total:
+            self._done += layout.covered(body)
+            if time.monotonic() - self._shown >= _PROGRESS_INTERVAL:
+                self._shown = time.monotonic()
+                self._reporter.progress(Phase.PRE_COPY, self._done, self._total)
+
     def _fixed(self) -> float:
         return convergence.fixed_gap(self._size, self._memory.processes)
 
     def _report(self, sent: int) -> None:
         last = self._rounds[-1]
-        self._reporter.round_done(
+        done = self._reporter.round_done(
             len(self._rounds), bytes_read=last.read, bytes_sent=sent, seconds=last.seconds, left=last.left,
             dirty_rate=last.dirty_rate, bandwidth=convergence.bandwidth(self._rounds),
             expected_gap=convergence.expected_gap(self._rounds, self._fixed()),
         )  # fmt: skip
+        self.reported.append(done)
 
     def _diverged(self) -> None:
         gap = convergence.expected_gap(self._rounds, self._fixed())

@@ -1,6 +1,7 @@
 """The source's side of a move. Who may die when, and what happens then, is told in phases.py."""
 
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -11,6 +12,8 @@ from migrate.events import Monitor, Report
 from migrate.files import marks
 from migrate.files.trees import Owner, Tree
 from migrate.interrupts import uninterruptible
+from migrate.journal import journal
+from migrate.journal.under_way import UnderWay
 from migrate.limits import (
     ANSWER_GRACE,
     CONFIRM_TIMEOUT,
@@ -30,6 +33,7 @@ from migrate.source.seeding import ROOTFS, Seeding
 from migrate.source.settle import clean_source, clean_target, save_log, settle
 from migrate.source.switchover import Aftermath, Frozen, Switchover
 from migrate.wire import codec, protocol, replies
+from migrate.wire.peer import Session
 from runtime.checkpoint import options as criu_options
 from runtime.state.record import State
 from runtime.state.store import Store
@@ -37,14 +41,20 @@ from runtime.state.store import Store
 MOST_HINTS = 8
 
 
-def move(store: Store, wanted: MigrationSpec, monitor: Monitor) -> Report:
-    """Move a container. Raises Blocked and connection errors before anything is touched, MoveFailed after."""
-    preflight = Preflight(store, wanted, monitor)
+def move(store: Store, wanted: MigrationSpec, monitor: Monitor, session: Session | None = None) -> Report:
+    """Move a container, over the connection of `session` if there is one.
+
+    Raises Blocked and connection errors before anything is touched, MoveFailed after.
+    """
+    migration = journal.new_migration_id()
+    under_way = UnderWay(monitor, migration, id=wanted.id, root=store.root, target=wanted.host)
+    preflight = Preflight(store, wanted, under_way, migration, session)
     with (
         preflight.reporter.naming_errors(),
         store.lock(wanted.id, CONTAINER_LOCK_TIMEOUT),
+        under_way,
         preflight.run() as ready,
-        Move(ready) as begun,
+        Move(ready, under_way.require_wanted) as begun,
     ):
         return begun.run()
 
@@ -56,14 +66,16 @@ class Move:
     MoveFailed that says where the container is.
     """
 
-    def __init__(self, ready: Ready) -> None:
+    def __init__(self, ready: Ready, require_wanted: Callable[[], None] = lambda: None) -> None:
+        """`require_wanted` raises an error if the move is to be cancelled; it is the last check before COMMITTED."""
+        self._require_wanted = require_wanted
         self._store, self._wanted, self._plan, self._digest = ready.store, ready.wanted, ready.plan, ready.digest
         self._state, self._spec, self._peer, self._log = ready.state, ready.spec, ready.peer, ready.log
         self._reporter, self._clock = ready.reporter, ready.clock
         self._seeding = Seeding(ready.peer, ready.reporter, ready.state, ready.spec, ready.log.entry.migration)
         self._aftermath = Aftermath()
         self._memory: MovingMemory | None = None
-        self._mode = MigrationMode.STOP_AND_COPY
+        self._mode, self._why = MigrationMode.STOP_AND_COPY, ""
 
     def __enter__(self) -> Self:
         return self
@@ -148,8 +160,8 @@ class Move:
     @faults.point("pre-copy")
     def _pre_copy(self, on_disk: str) -> None:
         """Send memory while the container runs, unless all of it goes in the freeze."""
-        self._mode, reason = memory.choose(self._wanted, on_disk)
-        self._reporter.mode(self._mode, reason)
+        self._mode, self._why = memory.choose(self._wanted, on_disk)
+        self._reporter.mode(self._mode, self._why)
         if self._mode is MigrationMode.PRE_COPY:
             self._log.record(Phase.PRE_COPY)
             self._reporter.phase(Phase.PRE_COPY, f"memory of {self._wanted.id}")
@@ -242,6 +254,7 @@ class Move:
     def _commit(self, frozen: Frozen) -> dict[str, list[str]]:
         """Pass the point of no return. Return what `marks.leave` needs once the container is gone."""
         leaving = self._seeding.leaving()
+        self._require_wanted()
         frozen.dump.require_frozen()  # if CRIU was killed, the container may have run on
         self._log.record(Phase.COMMITTED, leaving=leaving)
         self._clock.step("commit")
@@ -276,6 +289,7 @@ class Move:
         self._reporter.phase(Phase.RESUMED, f"{wanted.id} runs at {wanted.host}; cleaning up")
         leftover = clean_source(self._store, self._state, self._peer)
         self._clock.step("clean-up")
+        rounds = tuple(self._memory.reported) if self._memory is not None else ()
         report = Report(
             id=wanted.id,
             migration=move.migration,
@@ -288,6 +302,9 @@ class Move:
             bytes_sent=sum(item.bytes_sent for item in self._seeding.passes) + self._peer.bytes_sent,
             phases=self._clock.steps,
             passes=tuple(self._seeding.passes),
+            mode_reason=self._why,
+            rounds=rounds,
+            expected_gap_s=rounds[-1].expected_gap if rounds else None,
         )
         self._reporter.emit(report)
         if leftover is not None:

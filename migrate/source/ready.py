@@ -9,7 +9,6 @@ from migrate import faults
 from migrate.errors import MigrateError
 from migrate.events import Monitor, Reporter
 from migrate.files.fingerprint import fingerprint
-from migrate.journal import journal
 from migrate.journal.journal import Journal
 from migrate.journal.undecided import frozen_tree, undecided
 from migrate.limits import PASSING_PATIENCE
@@ -23,7 +22,7 @@ from migrate.preflight.volumes import Plan
 from migrate.source import memory
 from migrate.source.clock import Clock
 from migrate.wire import codec
-from migrate.wire.peer import Peer, connect
+from migrate.wire.peer import Peer, Session, connect
 from runtime.freeze import mend
 from runtime.spec import config as spec_config
 from runtime.spec.config import Spec
@@ -59,12 +58,17 @@ class Ready:
 
 
 class Preflight:
-    """The checks of one move of one container to one host. The caller holds the container's lock."""
+    """The checks of one move of one container to one host. The caller holds the container's lock.
 
-    def __init__(self, store: Store, wanted: MigrationSpec, monitor: Monitor) -> None:
-        self._store, self._wanted, self._clock = store, wanted, Clock()
-        self._migration = journal.new_migration_id()
-        self.reporter = Reporter(monitor, wanted.id, self._migration)
+    `session`: the connection to use, if there is one for several moves.
+    """
+
+    def __init__(
+        self, store: Store, wanted: MigrationSpec, monitor: Monitor, migration: str, session: Session | None = None
+    ) -> None:
+        self._store, self._wanted, self._clock, self._session = store, wanted, Clock(), session
+        self._migration = migration
+        self.reporter = Reporter(monitor, wanted.id, migration)
 
     def run(self) -> Ready:
         """Check the container, connect to the target, and check that. Raises Blocked and connection errors."""
@@ -77,7 +81,7 @@ class Preflight:
         plan = volumes.plan(state, spec, wanted.volumes)
         memory.require_possible(wanted)
         blockers = container_blockers(state, spec, tcp_close=wanted.tcp_close, patience=PASSING_PATIENCE)
-        peer = connect(wanted.host, root=str(store.root))
+        peer = self._session.peer(store.root) if self._session else connect(wanted.host, root=store.root)
         try:
             return self._check_target(peer, state, spec, plan, blockers)
         except BaseException:

@@ -5,8 +5,11 @@ import sys
 from migrate.events import Monitor
 
 
-def monitor(*, as_json: bool) -> Monitor:
-    """Return a monitor: JSON lines if asked for, a live display on a terminal, plain lines otherwise."""
+def monitor(*, as_json: bool, several: bool = False) -> Monitor:
+    """Return a monitor: JSON lines if asked for, a live display on a terminal, plain lines otherwise.
+
+    `several`: lines name the container, because several are moved.
+    """
     if as_json:
         from migrate.ui.lines import JsonLines
 
@@ -14,7 +17,7 @@ def monitor(*, as_json: bool) -> Monitor:
     if sys.stdout.isatty():
         from migrate.ui.live import Live
 
-        return Live()
+        return Live(several=several)
     from migrate.ui.lines import PlainLines
 
-    return PlainLines(sys.stdout)
+    return PlainLines(sys.stdout, several=several)

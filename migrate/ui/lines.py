@@ -5,8 +5,9 @@ import json
 import time
 from typing import Any, TextIO
 
-from migrate.events import Event, PassDone, PhaseStarted, Progress, Report, Warned
+from migrate.events import Event, ModeChosen, PassDone, PhaseStarted, Progress, Report, RoundDone, Warned
 from migrate.ui import text
+from migrate.ui.pace import Pace
 
 _INTERVAL = 1.0  # seconds between two progress lines of one phase
 
@@ -14,38 +15,47 @@ _INTERVAL = 1.0  # seconds between two progress lines of one phase
 class PlainLines:
     """One line for each phase, at most one progress line a second, and the timeline at the end."""
 
-    def __init__(self, out: TextIO) -> None:
+    def __init__(self, out: TextIO, *, several: bool = False) -> None:
         self._out, self._start, self._last = out, time.monotonic(), 0.0
+        self._several, self._name, self._pace = several, "", Pace()
 
     def emit(self, event: Event) -> None:
         now = time.monotonic()
+        self._name = f"{event.id}: " if self._several else ""
         match event:
             case PhaseStarted():
                 self._last = now
+                self._pace.restart()
                 self._line(now, f"{event.phase}: {event.text}")
             case Progress():
                 if now - self._last >= _INTERVAL:
                     self._last = now
-                    of = f" of {text.size(event.total)}" if event.total else ""
-                    self._line(now, f"{event.phase}: {text.size(event.done)}{of}")
+                    self._line(now, f"{event.phase}: {text.progress(event, self._pace.of(event))}")
             case Warned():
                 self._line(now, f"warning: {event.message}")
             case PassDone():
                 self._line(now, text.one_pass(event))
+            case ModeChosen():
+                self._line(now, text.mode(event))
+            case RoundDone():
+                self._last = now
+                self._pace.restart()
+                self._line(now, text.one_round(event))
             case Report():
                 for line in text.timeline(event):
                     self._line(now, f"  {line}")
+                self._name = ""  # the summary names it
                 self._line(now, text.summary(event))
 
     def close(self) -> None:
         self._out.flush()
 
     def _line(self, now: float, line: str) -> None:
-        print(f"{now - self._start:8.3f}  {line}", file=self._out, flush=True)
+        print(f"{now - self._start:8.3f}  {self._name}{line}", file=self._out, flush=True)
 
 
 class JsonLines:
-    """One object a line: {"event": "phase" | "progress" | "warning" | "pass" | "report", "id", "migration", ...}.
+    """One object a line: {"event", "id", "migration", ...}, where "event" is the `event` of a class in events.py.
 
     The last one is the report.
     """

@@ -1,6 +1,10 @@
-"""The live display on a terminal: phase, bytes, rate and elapsed time in one line that is redrawn."""
+"""The live display on a terminal: phase, bytes, rate and elapsed time in a line that is redrawn.
 
-from rich.console import Console
+Under it, while memory is sent in rounds: what is left, how fast the program writes, and the gap to expect.
+"""
+
+from rich.console import Console, Group
+from rich.live import Live as Redrawn
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -11,50 +15,72 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
-from migrate.events import Event, PassDone, PhaseStarted, Report, Warned
+from migrate.events import Event, ModeChosen, PassDone, PhaseStarted, Report, RoundDone, Warned
 from migrate.events import Progress as ProgressEvent
 from migrate.ui import text
 
 
 class Live:
-    """A progress display made with rich; the timeline follows at the end."""
+    """A progress display made with rich; the timeline follows at the end.
 
-    def __init__(self) -> None:
-        self._console = Console()
+    `several`: it names the container, and begins again after the end of a move.
+    """
+
+    def __init__(self, *, several: bool = False, console: Console | None = None) -> None:
+        self._several = several
+        self._console = console or Console()
         self._progress = Progress(
             TextColumn("[bold]{task.fields[phase]:<14}"),
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=16),
             DownloadColumn(binary_units=True),
             TransferSpeedColumn(),
             TimeElapsedColumn(),
             console=self._console,
-            transient=True,
-            refresh_per_second=8,
         )
-        self._progress.start()
+        self._detail = Text(style="dim", no_wrap=True, overflow="ellipsis")
+        self._screen = Redrawn(
+            Group(self._progress, self._detail), console=self._console, transient=True, refresh_per_second=8
+        )
+        self._screen.start()
         self._task: TaskID | None = None
 
     def emit(self, event: Event) -> None:
         match event:
             case PhaseStarted():
-                if self._task is not None:
-                    self._progress.remove_task(self._task)
-                self._task = self._progress.add_task(event.text, total=None, phase=event.phase)
+                self._begin(event)
             case ProgressEvent():
                 if self._task is not None:
                     self._progress.update(self._task, completed=event.done, total=event.total)
             case Warned():
-                self._console.print(f"[yellow]warning:[/] {event.message}", highlight=False)
+                self._print(f"warning: {event.message}", style="yellow")
             case PassDone():
-                self._console.print(f"  {text.one_pass(event)}", highlight=False, markup=False)
+                self._print(f"  {text.one_pass(event)}")
+            case ModeChosen():
+                self._print(f"  {text.mode(event)}")
+            case RoundDone():
+                self._print(f"  {text.one_round(event)}")
+                self._detail.plain = text.outlook(event)
             case Report():
                 self.close()
                 self._show(event)
 
     def close(self) -> None:
-        self._progress.stop()
+        self._screen.stop()
+
+    def _begin(self, event: PhaseStarted) -> None:
+        if self._task is not None:
+            self._progress.remove_task(self._task)
+        words = f"{event.id}: {event.text}" if self._several else event.text
+        self._task = self._progress.add_task(words, total=None, phase=event.phase)
+        self._detail.plain = ""
+        self._screen.start()  # unless it is there already
+
+    def _print(self, line: str, style: str | None = None) -> None:
+        """Print a line above the display. Messages quote the other host, so brackets are no markup."""
+        self._console.print(line, style=style, highlight=False, markup=False)
 
     def _show(self, report: Report) -> None:
         table = Table(box=None, show_header=False, padding=(0, 2))
@@ -62,4 +88,4 @@ class Live:
         for name, seconds in report.phases.items():
             table.add_row(name, "━" * max(1, round(30 * seconds / longest)), text.duration(seconds))
         self._console.print(table)
-        self._console.print(f"[bold green]{text.summary(report)}", highlight=False)
+        self._print(text.summary(report), style="bold green")

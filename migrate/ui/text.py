@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from migrate.events import PassDone, Report
+from migrate.events import ModeChosen, PassDone, Progress, Report, RoundDone
 
 
 def size(count: float) -> str:
@@ -27,6 +27,37 @@ def age(seconds: float) -> str:
     return f"{max(0.0, seconds):.0f} s"
 
 
+def rate(bytes_per_second: float) -> str:
+    """1536 -> "1.5 KiB/s"."""
+    return f"{size(bytes_per_second)}/s"
+
+
+def progress(event: Progress, speed: float) -> str:
+    """Return "1.0 MiB of 4.0 MiB, 3.0 MiB left, 1.0 MiB/s"."""
+    of = f" of {size(event.total)}, {size(max(0, event.total - event.done))} left" if event.total else ""
+    return f"{size(event.done)}{of}, {rate(speed)}"
+
+
+def mode(chosen: ModeChosen) -> str:
+    """Return one line: how memory travels, and why."""
+    return f"memory: {chosen.mode}, {chosen.reason}"
+
+
+def one_round(done: RoundDone) -> str:
+    """Return one line: what a round over memory has sent, what is left, and the gap that would follow."""
+    sent = f"{size(done.bytes_read)} in {duration(done.seconds)}"
+    if done.bytes_sent < done.bytes_read:
+        sent += f" ({size(done.bytes_sent)} sent)"
+    written = f"{size(done.left)} left, written at {rate(done.dirty_rate)}"
+    return f"round {done.number}: {sent}, {written}; expected gap {duration(done.expected_gap)}"
+
+
+def outlook(done: RoundDone) -> str:
+    """Return one line: what a freeze would mean after this round."""
+    written = f"{size(done.left)} left, written at {rate(done.dirty_rate)}, sent at {rate(done.bandwidth)}"
+    return f"after round {done.number}: {written}; expected gap {duration(done.expected_gap)}"
+
+
 def one_pass(done: PassDone) -> str:
     """Return one line: what a pass over a tree has sent."""
     when = ", frozen" if done.frozen else ""
@@ -42,9 +73,10 @@ def timeline(report: Report) -> list[str]:
 
 def summary(report: Report) -> str:
     """Return one line: what moved where, and for how long it was frozen."""
+    expected = f" (expected {duration(report.expected_gap_s)})" if report.expected_gap_s is not None else ""
     return (
         f"{report.id}: {report.source} -> {report.target} in {duration(report.total_s)}, "
-        f"downtime {duration(report.downtime_s)}, {size(report.bytes_sent)} sent"
+        f"downtime {duration(report.downtime_s)}{expected}, {size(report.bytes_sent)} sent"
     )
 
 

@@ -94,13 +94,23 @@ def _within_window(take: Callable[[paramiko.Channel, paramiko.Message], None]) -
 
 
 class _Transport(paramiko.Transport):
-    """Ends when a host sends more than a channel's window. paramiko's own transport would buffer it all."""
+    """Ends when a host sends more than a channel's window. paramiko's own transport would buffer it all.
+
+    It acknowledges a global request at once. sshd sends one with its host keys after the log-in. Until that is
+    acknowledged, Nagle's algorithm in sshd's kernel keeps back the answer to the first channel: for 40 ms, because an
+    acknowledgement is delayed as long.
+    """
 
     _channel_handler_table = {
         **paramiko.Transport._channel_handler_table,  # type: ignore[attr-defined]
         MSG_CHANNEL_DATA: _within_window(paramiko.Channel._feed),  # type: ignore[attr-defined]
         MSG_CHANNEL_EXTENDED_DATA: _within_window(paramiko.Channel._feed_extended),  # type: ignore[attr-defined]
     }
+
+    def _parse_global_request(self, message: paramiko.Message) -> None:
+        if isinstance(self.sock, socket.socket):
+            self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+        super()._parse_global_request(message)  # type: ignore[misc]
 
 
 class _Verify(paramiko.MissingHostKeyPolicy):

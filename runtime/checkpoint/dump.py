@@ -9,8 +9,10 @@ import os
 
 from criu_rpc.client import Criu
 from criu_rpc.errors import CriuError
+from criu_rpc.image_codec import forget_lock
 from runtime.cgroups.cgroup import Cgroup
 from runtime.checkpoint import supplement
+from runtime.checkpoint.options import is_own_network
 from runtime.errors import ContainerError, DeadlineExceeded
 from runtime.freeze import mend, monitor_hold, network_lock
 from runtime.freeze.guard import Guard
@@ -102,6 +104,8 @@ class Dump:
         CriuError.
         """
         supplement.save(images, self._state, self._cgroup)
+        if is_own_network(self._spec):
+            forget_lock(images)
         self._hold = monitor_hold.complete(self._state, images)
         if not self._options.leave_running:
             network_lock.prepare(self._state, self._spec, images, keep=keep)

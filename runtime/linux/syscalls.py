@@ -68,6 +68,7 @@ _SYS = {
     "ppc64le": (203, 271, 273, 274, 354, 355, 356, 358, 361),
     "s390x": (217, 280, 282, 283, 343, 345, 346, 348, 351),
 }
+IN_MOVED_TO, IN_DELETE = 0x80, 0x200
 _SOL_SOCKET, _SO_GET_FILTER = 1, 26
 _PROC_SUPER_MAGIC = 0x9FA0
 _FSOPEN_CLOEXEC = 1
@@ -196,6 +197,18 @@ def fanotify_mark(fd: int, flags: int, mask: int, path: str | os.PathLike[str]) 
     """fanotify_mark(2): watch `path` for the events in `mask`; `flags` give the kind and scope of the mark."""
     arguments = (ctypes.c_int(fd), ctypes.c_int(flags | _FAN_MARK_ADD), ctypes.c_uint64(mask), ctypes.c_int(_AT_FDCWD))
     _check(_function("fanotify_mark")(*arguments, _bytes(path)), f"fanotify_mark {os.fspath(path)}")
+
+
+def inotify(path: str | os.PathLike[str], mask: int) -> int:
+    """inotify(7): return a non-blocking descriptor that is readable once an event of `mask` has happened at `path`."""
+    fd = _check(_function("inotify_init1")(ctypes.c_int(os.O_CLOEXEC | os.O_NONBLOCK)), "inotify_init1")
+    try:
+        watched = _function("inotify_add_watch")(ctypes.c_int(fd), _bytes(path), ctypes.c_uint32(mask))
+        _check(watched, f"inotify_add_watch {os.fspath(path)}")
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
 
 
 def pivot_root(new: str, old: str) -> None:

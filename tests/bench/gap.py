@@ -1,4 +1,4 @@
-"""One move in one line: `python -m tests.bench.gap [-n ROUNDS] MIB RATE [ARGUMENT-OF-MOVE...]`.
+"""One move in one line: `python -m tests.bench.gap [-n ROUNDS] [--link LINK] MIB RATE [ARGUMENT-OF-MOVE...]`.
 
 A container holds MIB of memory and writes RATE MiB/s of it. The line has the gap that its program saw, the sum of its
 gaps in the ten seconds after, the total, words of its memory that were wrong, and what the move itself reports.
@@ -9,10 +9,9 @@ import os
 import tempfile
 from pathlib import Path
 
-from tests.bench import writer
+from tests.bench import links, writer
 from tests.bench.measure import Load, Run, measure, put_bundles
 from tests.bench.ways import Ours
-from tests.system.conftest import Lab
 
 
 def line(run: Run) -> str:
@@ -30,18 +29,15 @@ def line(run: Run) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-n", "--rounds", type=int, default=1)
+    parser.add_argument("--link", choices=[link.key for link in links.LINKS], default="unshaped")
     parser.add_argument("memory", type=int, metavar="MIB")
     parser.add_argument("dirty", type=float, metavar="RATE")
     wanted, more = parser.parse_known_args()
-    lab = Lab(f"gap-{os.getpid()}")
-    try:
-        lab.up()
-        with tempfile.TemporaryDirectory() as directory:
-            put_bundles(lab, writer.build(Path(directory)), Load(wanted.memory, wanted.dirty))
+    link = next(link for link in links.LINKS if link.key == wanted.link)
+    with tempfile.TemporaryDirectory() as directory, links.lab(f"gap-{os.getpid()}", link) as lab:
+        put_bundles(lab, writer.build(Path(directory)), Load(wanted.memory, wanted.dirty))
         for _ in range(wanted.rounds):
             print(line(measure(lab, Ours(lab, tuple(more)))), flush=True)
-    finally:
-        lab.lab("down")
 
 
 if __name__ == "__main__":

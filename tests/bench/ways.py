@@ -64,12 +64,20 @@ class Way(abc.ABC):
         """Move the container; return what the tool itself reports of it, {} if it reports nothing."""
 
     @abc.abstractmethod
+    def save(self) -> None:
+        """Save the container at the source to a snapshot in memory; it ends."""
+
+    @abc.abstractmethod
+    def restore(self) -> None:
+        """Restore the container at the source from its snapshot."""
+
+    @abc.abstractmethod
     def log(self, host: str) -> str:
         """Return what the program has written, as far as that host knows."""
 
     @abc.abstractmethod
-    def check(self) -> None:
-        """Have the program at the target check all its memory: send it SIGUSR1."""
+    def check(self, host: str) -> None:
+        """Have the program at a host check all its memory: send it SIGUSR1."""
 
     @abc.abstractmethod
     def remove(self) -> None:
@@ -94,50 +102,63 @@ class Ours(Way):
         report["warnings"] = [event["message"] for event in parsed if event["event"] == "warning"]
         return report
 
+    def save(self) -> None:
+        self.call(SOURCE, "pymigrate", "snapshot", "save", "--stop", NAME, IMAGES)
+        self.call(SOURCE, "pymigrate", "delete", "-f", NAME)
+
+    def restore(self) -> None:
+        self.call(SOURCE, "pymigrate", "snapshot", "restore", IMAGES)
+
     def log(self, host: str) -> str:
         return self.call(host, "pymigrate", "logs", NAME)
 
-    def check(self) -> None:
-        self.call(TARGET, "pymigrate", "kill", NAME, "USR1")
+    def check(self, host: str) -> None:
+        self.call(host, "pymigrate", "kill", NAME, "USR1")
 
     def remove(self) -> None:
         for host in (SOURCE, TARGET):
-            self.hosts.sh(host, f"pymigrate delete -f {NAME} 2>&1; rm -rf /var/lib/pymigrate/*", check=False)
+            self.hosts.sh(host, f"pymigrate delete -f {NAME} 2>&1; rm -rf {IMAGES} /var/lib/pymigrate/*", check=False)
 
 
 class Runc(Way):
-    """runc checkpoint, a copy over ssh, runc restore; images in memory at both ends, the bundle at both."""
-
     key, title = "two", "runc, two ssh"
     text = "runc checkpoint && tar | ssh tar && ssh runc restore"
-    _SEND = (
-        f"tar -C {IMAGES} -cf - . | ssh {TARGET} tar -C {IMAGES} -xf - && ssh {TARGET} {{restore}}"
-    )  # fmt: skip
 
     def __init__(self, hosts: Hosts) -> None:
         super().__init__(hosts)
-        # What pymigrate takes: the distribution's criu does not work with every kernel.
-        self._path = f"PATH={os.path.dirname(swrk.find())}:$PATH"
+        # What pymigrate takes, because the distribution's criu does not work with every kernel.
+        path = f"PATH={os.path.dirname(swrk.find())}:$PATH"
+        images = f"--image-path {IMAGES} --work-path {DIRECTORY}"
+        self._checkpoint = f"{path} runc checkpoint {images} {NAME}"
+        # ssh would wait for the container as long as that has its stdout.
+        self._restore = f"{path} runc restore -d -b {BUNDLE} {images} {NAME} < /dev/null > {LOG} 2>&1"
 
     def start(self) -> None:
-        # CRIU cannot dump a file of the host as stdout.
-        self.hosts.sh(
-            SOURCE, f"mkdir -p {IMAGES}; runc run -d -b {BUNDLE} {NAME} < /dev/null 2>&1 | cat > {LOG} 2>&1 &"
-        )
+        run = f"runc run -d -b {BUNDLE} {NAME} < /dev/null 2>&1"
+        # CRIU cannot dump a file of the host as stdout, but it can dump a pipe.
+        self.hosts.sh(SOURCE, f"mkdir -p {IMAGES}; : > {LOG}; {run} | cat > {LOG} 2>&1 &")
         self.hosts.sh(TARGET, f"mkdir -p {IMAGES}")
 
+    def send(self) -> str:
+        """Return the shell command that sends the images and restores the container there."""
+        copy = f"tar -C {IMAGES} -cf - . | ssh {TARGET} tar -C {IMAGES} -xf -"
+        return f"{copy} && ssh {TARGET} '{self._restore}'"
+
     def move(self) -> dict[str, Any]:
-        images = f"--image-path {IMAGES} --work-path {DIRECTORY}"
-        restore = f"'{self._path} runc restore -d -b {BUNDLE} {images} {NAME} < /dev/null > {LOG} 2>&1'"
-        checkpoint = f"{self._path} runc checkpoint {images} {NAME}"
-        self.call(SOURCE, "sh", "-c", f"{checkpoint} && {self._SEND.format(restore=restore)}")
+        self.call(SOURCE, "sh", "-c", f"{self._checkpoint} && {self.send()}")
         return {}
+
+    def save(self) -> None:
+        self.call(SOURCE, "sh", "-c", self._checkpoint)
+
+    def restore(self) -> None:
+        self.call(SOURCE, "sh", "-c", self._restore)
 
     def log(self, host: str) -> str:
         return self.call(host, "cat", LOG)
 
-    def check(self) -> None:
-        self.call(TARGET, "runc", "kill", NAME, "USR1")
+    def check(self, host: str) -> None:
+        self.call(host, "runc", "kill", NAME, "USR1")
 
     def remove(self) -> None:
         for host in (SOURCE, TARGET):
@@ -147,9 +168,10 @@ class Runc(Way):
 class RuncOnce(Runc):
     key, title = "one", "runc, one ssh"
     text = "runc checkpoint && tar | ssh -c aes128-gcm@openssh.com 'tar && runc restore'"
-    _SEND = (
-        f"tar -C {IMAGES} -cf - . | ssh -c aes128-gcm@openssh.com {TARGET} 'tar -C {IMAGES} -xf - && '{{restore}}"
-    )  # fmt: skip
+
+    def send(self) -> str:
+        unpack = f"tar -C {IMAGES} -xf -"
+        return f"tar -C {IMAGES} -cf - . | ssh -c aes128-gcm@openssh.com {TARGET} '{unpack} && {self._restore}'"
 
 
 WAYS: tuple[type[Way], ...] = (Ours, Runc, RuncOnce)

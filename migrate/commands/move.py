@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 from migrate.cli import move_arguments
-from migrate.model import FREEZE_TIMEOUT, MAX_DOWNTIME, MAX_ROUNDS, MigrationMode, OnDivergence
+from migrate.model import FREEZE_TIMEOUT, MAX_DOWNTIME, MAX_ROUNDS, Compression, MigrationMode, OnDivergence
 
 if TYPE_CHECKING:
     from migrate.model import MigrationSpec
@@ -40,6 +40,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what to do when the container writes memory faster than it can be sent (default switch-over)",
     )  # fmt: skip
     parser.add_argument(
+        "--compress", choices=[str(choice) for choice in Compression], default=Compression.AUTO,
+        help="compress memory on its way (auto: where that saves time)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--bandwidth-limit", type=move_arguments.rate, metavar="RATE",
+        help="send no more than RATE bytes per second (as 500K, 50M, 1G) while the container runs",
+    )  # fmt: skip
+    parser.add_argument(
         "--timeout", type=move_arguments.seconds, default=FREEZE_TIMEOUT, metavar="SECONDS",
         help=f"roll back when the container has been frozen this long (default {FREEZE_TIMEOUT:.0f})",
     )  # fmt: skip
@@ -54,6 +62,7 @@ def run(args: argparse.Namespace) -> int:
         dataclasses.replace(
             move_arguments.wanted(args, name, timeout=args.timeout), mode=MigrationMode(args.mode),
             max_downtime=args.max_downtime, max_rounds=args.max_rounds, on_divergence=OnDivergence(args.on_divergence),
+            compress=Compression(args.compress), bandwidth_limit=args.bandwidth_limit,
         )
         for name in args.id
     ]  # fmt: skip

@@ -34,6 +34,13 @@ SEED_SILENCE = 6 * 3600.0  # of the source while it sends files
 FROZEN_SILENCE = 30.0  # beyond the limit for the freeze: the source has to end the container, too
 IMAGES_LOCK_TIMEOUT = 5.0  # for another process that has a move's images
 
+# The page handler.
+HANDLER_START_TIMEOUT = 10.0
+HANDLER_LOAD_TIMEOUT = 20.0  # for it to read the images
+HANDLER_EXIT_TIMEOUT = 5.0  # for killed ones
+HANDLER_RETRY = 0.001  # for a thread of the container to wake, before its memory can be filled
+HANDLER_PAUSE = 0.05  # where the container has no memory left, or the handler no descriptors
+
 # Snapshots.
 LOG_TIMEOUT = 2.0  # for a container's last output to reach its log
 

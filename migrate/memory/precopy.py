@@ -17,17 +17,18 @@ from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Self
 
-from migrate.memory import address_space, layout
+from migrate.memory import address_space, layout, tracker
 from migrate.memory.layout import Range
 from migrate.memory.reader import Reader
-from migrate.memory.tracker import Gone, Tracker, TrackingFailed
+from migrate.memory.tracker import Tracker
+from migrate.memory.tracking import Gone, TrackingFailed
 from runtime.linux import processes
 
 
 class _Space:
     """The memory of one process of the container. `number` is its pid in there."""
 
-    def __init__(self, pid: int, number: int, start_time: int | None) -> None:
+    def __init__(self, pid: int, number: int, start_time: int | None, init: int) -> None:
         """Raises OSError when the process has exited."""
         self.pid, self.number, self.start_time = pid, number, start_time
         self.sent: list[Range] = []  # what the target has
@@ -35,7 +36,7 @@ class _Space:
         self.tracker: Tracker | None = None
         self.problem = ""
         try:
-            self.tracker = Tracker(pid)
+            self.tracker = tracker.track(pid, init)
         except TrackingFailed as error:
             self.problem = str(error)
         try:
@@ -157,7 +158,7 @@ class PreCopy:
                 self._forget(space)
         for pid in sorted(found - self._spaces.keys()) if new else ():
             with contextlib.suppress(OSError, StopIteration):
-                self._spaces[pid] = _Space(pid, _number(pid), processes.start_time(pid))
+                self._spaces[pid] = _Space(pid, _number(pid), processes.start_time(pid), self._init)
 
     def _forget(self, space: _Space) -> None:
         """Have the target drop a space: the number may be given to another process."""

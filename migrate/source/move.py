@@ -104,7 +104,7 @@ class Move:
             with uninterruptible():
                 leaving = self._commit(frozen)
                 resumed_at = self._hand_over(switchover, frozen, leaving)
-                return self._finish(resumed_at - frozen.at, switchover.dropped_watches())
+                return self._finish(resumed_at - frozen.at, switchover)
 
     @faults.point("seed")
     def _seed(self) -> str:
@@ -178,6 +178,11 @@ class Move:
                 self._reporter.warn(words)
             self._clock.step("pre-copy")
 
+    @property
+    def _is_lazy(self) -> bool:
+        """Whether the target resumes the container before its memory is in place."""
+        return self._memory is not None and not self._memory.lazy_problem
+
     def _switchover(self) -> Switchover:
         return Switchover(
             self._state,
@@ -242,7 +247,7 @@ class Move:
     def _restore(self, frozen: Frozen, images: int) -> None:
         """Have the target restore the tree and hold it."""
         left = frozen.left()
-        restore = protocol.Restore(images, left, roots=self._seeding.roots())
+        restore = protocol.Restore(images, left, self._is_lazy, self._seeding.roots())
         with faults.point("ask-restore"):
             self._peer.post(restore)
         self._peer.answer(left + ANSWER_GRACE)
@@ -268,8 +273,9 @@ class Move:
         """End the container here, then have the target resume it. Return when that was (time.monotonic())."""
         state, log = self._state, self._log
         switchover.kill_source(
-            frozen, lambda: log.record(Phase.COMMITTED, durable=False, killed=True), self._reporter.warn
-        )
+            frozen, lambda: log.record(Phase.COMMITTED, durable=False, killed=True), self._reporter.warn,
+            shares_files=bool(self._plan.needed),
+        )  # fmt: skip
         self._clock.step("source ends")
         try:
             self._peer.call(protocol.Resume(), RESUME_TIMEOUT)
@@ -281,16 +287,16 @@ class Move:
         marks.leave(leaving, Owner(state.id, state.created, self._store.root), log.entry.migration)
         return resumed_at
 
-    def _finish(self, downtime: float, dropped: int) -> Report:
+    def _finish(self, downtime: float, switchover: Switchover) -> Report:
         """The container runs at the target: journal that, clean up here, report."""
         wanted, move = self._wanted, self._log.entry
         if self._log.phase is not Phase.RESUMED:
             self._log.record(Phase.RESUMED)
-        if dropped:
+        if dropped := switchover.dropped_watches():
             words = f"{dropped} inotify or fanotify descriptor{'s' if dropped > 1 else ''} had events waiting"
             self._reporter.warn(f"{words} when {wanted.id} was frozen: they are lost, later ones are not")
         self._reporter.phase(Phase.RESUMED, f"{wanted.id} runs at {wanted.host}; cleaning up")
-        leftover = clean_source(self._store, self._state, self._peer)
+        leftover = clean_source(self._store, self._state, self._peer, switchover.reap)
         self._clock.step("clean-up")
         rounds = tuple(self._memory.reported) if self._memory is not None else ()
         report = Report(

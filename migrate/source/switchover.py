@@ -110,6 +110,7 @@ class Switchover:
         self._until_dump = contextlib.ExitStack()  # closes the guard, unless a dump has taken it over
         self._guard = self._until_dump.enter_context(contextlib.closing(Guard(state)))
         self._thaw: Callable[[], None] = lambda: None
+        self._reap: Callable[[], None] = lambda: None
         self._damage = ""
 
     def __enter__(self) -> Self:
@@ -204,9 +205,22 @@ class Switchover:
                 self._peer.post(protocol.ImageEnd(size, seen.hexdigest()))
         return len(names)
 
-    def kill_source(self, frozen: Frozen, on_killed: Callable[[], None], warn: Callable[[str], None]) -> None:
-        """End the frozen tree. `on_killed` is called as soon as its end is certain. Raises DeadlineExceeded."""
-        end_source(self._state, self._spec, lambda: frozen.dump.kill(self._peer.name, on_killed), warn)
+    def kill_source(
+        self, frozen: Frozen, on_killed: Callable[[], None], warn: Callable[[str], None], *, shares_files: bool
+    ) -> None:
+        """End the frozen tree. `on_killed` is called as soon as its end is certain, and then this need not wait for it.
+
+        It waits, as `reap` does, where the last acts of an exit concern others: in a network that is not the
+        container's own, and if the target has the same files (`shares_files`), which closing them may still write to.
+        Raises DeadlineExceeded.
+        """
+        wait = shares_files or not self._spec.is_new("network")
+        self._reap = frozen.dump.reap
+        end_source(self._state, self._spec, lambda: frozen.dump.kill(self._peer.name, on_killed, wait=wait), warn)
+
+    def reap(self) -> None:
+        """Wait until none of the killed processes exists. Raises DeadlineExceeded."""
+        self._reap()
 
     def roll_back(self) -> None:
         """Thaw the tree, which then runs as before. Harmless when it is not frozen."""

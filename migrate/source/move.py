@@ -72,7 +72,10 @@ class Move:
         self._store, self._wanted, self._plan, self._digest = ready.store, ready.wanted, ready.plan, ready.digest
         self._state, self._spec, self._peer, self._log = ready.state, ready.spec, ready.peer, ready.log
         self._reporter, self._clock = ready.reporter, ready.clock
-        self._seeding = Seeding(ready.peer, ready.reporter, ready.state, ready.spec, ready.log.entry.migration)
+        self._seeding = Seeding(
+            ready.peer, ready.reporter, ready.state, ready.spec, ready.log.entry.migration,
+            ready.wanted.bandwidth_limit,
+        )  # fmt: skip
         self._aftermath = Aftermath()
         self._memory: MovingMemory | None = None
         self._mode, self._why = MigrationMode.STOP_AND_COPY, ""

@@ -255,7 +255,7 @@ class InRoom(Handler):
     def activity(self) -> int:
         return receivers.activity(self._room.incoming.migration)
 
-    def memory(self, payload: bytes) -> None:
+    def memory(self, payload: memoryview) -> None:
         """Take a piece of the container's memory. Raises ProtocolError."""
         if self._room.memory is None:
             raise ProtocolError("a MEMORY frame came without MemoryBegin")
@@ -298,7 +298,7 @@ class Pages(InRoom):
         super().__init__(room)
         self._pages = pages
 
-    def stream(self, payload: bytes) -> None:
+    def stream(self, payload: memoryview) -> None:
         """A piece of the page stream. A dead server shows at PagesEnd."""
         self._pages.feed(payload)
 
@@ -321,7 +321,7 @@ class Images(InRoom):
     def image(self, call: protocol.Image) -> None:
         self._room.images.begin(call.name)
 
-    def stream(self, payload: bytes) -> None:
+    def stream(self, payload: memoryview) -> None:
         """A piece of the image."""
         self._room.images.write(payload)
 

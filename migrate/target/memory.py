@@ -41,7 +41,7 @@ class ArrivingMemory:
         if not self.lazy_problem:
             self._handler = PageHandler.start(images, Path(restoring.memory_note))
 
-    def add(self, payload: bytes) -> None:
+    def add(self, payload: memoryview) -> None:
         """Take the payload of a MEMORY frame. A failure to keep it is raised by `sync`. Raises ProtocolError."""
         body = self._unpacker.unpack(payload)
         self._size += len(body)

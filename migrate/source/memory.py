@@ -10,12 +10,14 @@ from migrate import faults
 from migrate.errors import DeadlineExceeded, MigrateError
 from migrate.events import Reporter, RoundDone
 from migrate.limits import ROUND_TIMEOUT
-from migrate.memory import convergence, layout, lazy_support, tracker
+from migrate.memory import convergence, forecast, layout, lazy_support, tracker
 from migrate.memory.convergence import Round, Verdict
+from migrate.memory.forecast import Load, Past
 from migrate.memory.layout import Range
 from migrate.memory.precopy import PreCopy
 from migrate.model import MigrationMode, MigrationSpec, OnDivergence
 from migrate.phases import Phase
+from migrate.source import history
 from migrate.wire import protocol, replies
 from migrate.wire.memory_stream import MemoryStream
 from migrate.wire.peer import Peer
@@ -61,6 +63,8 @@ class MovingMemory:
         self.reported: list[RoundDone] = []
         self._done, self._total, self._shown = 0, 0, 0.0  # bytes of the present round; when they were reported
         self._rounds: list[Round] = []
+        self._scale = forecast.scale(forecast.like(history.past(wanted.host), wanted.host))
+        self._rest = 0
         self._last = threading.Thread(target=self._send_frozen, name="last-pages", daemon=True)
         self._failure: Exception | None = None
 
@@ -80,6 +84,7 @@ class MovingMemory:
         """
         self.lazy_problem = self._lazy_problem(self._peer.call(protocol.MemoryBegin(self._size)))
         left = self._memory.scan()
+        self._rest = self._memory.rest
         while True:
             with faults.point("round", len(self._rounds)):
                 begun, sent_before = time.monotonic(), self._stream.size
@@ -117,8 +122,21 @@ class MovingMemory:
                 self._shown = time.monotonic()
                 self._reporter.progress(Phase.PRE_COPY, self._done, self._total)
 
+    def _load(self) -> Load:
+        return Load(self._size, self._memory.processes, self._peer.round_trip, bool(self.lazy_problem))
+
     def _fixed(self) -> float:
-        return convergence.fixed_gap(self._size, self._memory.processes)
+        """Return the seconds of the gap that another round does not shorten."""
+        return self._load().fixed() * self._scale.middle + self._rest / convergence.bandwidth(self._rounds)
+
+    def measured(self, gap: float, total: float) -> Past:
+        """Return what the next prediction can learn: this move had a gap, and took `total` seconds until its end."""
+        rounds = sum(one.seconds for one in self._rounds)
+        sending = (self._rounds[-1].left + self._rest) / convergence.bandwidth(self._rounds)
+        expected = self.reported[-1].expected_gap
+        return Past(
+            self._wanted.host, self._load(), max(0.0, gap - sending), max(0.0, total - rounds - gap), expected, gap
+        )
 
     def _report(self, sent: int) -> None:
         last = self._rounds[-1]

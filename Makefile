@@ -10,7 +10,8 @@ help:
 	@echo "make test-vm   only the tests between two virtual machines; DEBIAN=12 for Debian 12 in them"
 	@echo "make test      set up this machine, check the code and run the tests that the commit's hash draws"
 	@echo "make test-all  the same with all tests"
-	@echo "make bench     what a container's life costs, beside runc and crun, moves of real services and of files in a tmpfs"
+	@echo "make bench     what a container's life costs, beside runc and crun, moves of real services and of files in a tmpfs,"
+	@echo "               and moves as memory grows, beside runc and ssh (three hours; docs/memory.md)"
 	@echo "make lint      only check the code"
 	@echo "make setup     only set up this machine"
 	@echo "make clean     remove what was made in this directory"
@@ -54,6 +55,7 @@ bench: setup-vm
 	@$(PYTHON) tests/bench/lifecycle.py
 	@$(PYTHON) -m tests.bench.services
 	@$(PYTHON) -m tests.bench.tmpfs
+	@$(PYTHON) -m tests.bench.memory --output docs
 
 test-vm: setup-vm
 	$(PYTHON) -m pytest -q -m vm

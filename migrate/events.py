@@ -116,6 +116,11 @@ class Report(Event):
     expected_gap_s: float | None = None
 
 
+SHOWN: dict[str, type[Event]] = {
+    cls.event: cls for cls in (PhaseStarted, ModeChosen, RoundDone, Progress, PassDone, Warned)
+}  # what another process can follow, by kind; the report says it all again
+
+
 class Monitor(Protocol):
     """Takes events; must not block or fail. `close` puts the terminal back as it was."""
 

@@ -31,8 +31,16 @@ RESTORE_TIMEOUT = 120.0  # for a restore that nobody waits for in a freeze
 OLD_AGENT_TIMEOUT = 20.0
 SETTLE_LOCK_TIMEOUT = 60.0  # for another process that settles the same move
 SEED_SILENCE = 6 * 3600.0  # of the source while it sends files
+TRIAL_SILENCE = 60.0  # of the source in a trial of the connection
 FROZEN_SILENCE = 30.0  # beyond the limit for the freeze: the source has to end the container, too
 IMAGES_LOCK_TIMEOUT = 5.0  # for another process that has a move's images
+
+# The page handler.
+HANDLER_START_TIMEOUT = 10.0
+HANDLER_LOAD_TIMEOUT = 20.0  # for it to read the images
+HANDLER_EXIT_TIMEOUT = 5.0  # for killed ones
+HANDLER_RETRY = 0.001  # for a thread of the container to wake, before its memory can be filled
+HANDLER_PAUSE = 0.05  # where the container has no memory left, or the handler no descriptors
 
 # Snapshots.
 LOG_TIMEOUT = 2.0  # for a container's last output to reach its log
@@ -55,6 +63,7 @@ CONNECT_TIMEOUT = 15.0  # unless ssh_config says otherwise
 SSH_CONFIG_TIMEOUT = 15.0  # Match exec runs commands, CanonicalizeHostname asks the DNS
 KRL_TIMEOUT = 15.0  # for ssh-keygen to look into a list of revoked keys
 PAGES_CLOSE_TIMEOUT = 60.0  # for the thread that relays pages to end
+CARRIER_CLOSE_TIMEOUT = 60.0  # for the thread that sends memory to end
 AGENT_START_TIMEOUT = 30.0  # from the log-in to the agent's first words
 CALL_TIMEOUT = 30.0  # for the answer to a call that does not say otherwise
 SEND_TIMEOUT = 60.0  # in which the target must take some of what is sent

@@ -38,6 +38,14 @@ class OnDivergence(enum.StrEnum):
     ABORT = "abort"
 
 
+class Compression(enum.StrEnum):
+    """Whether memory is compressed on its way."""
+
+    AUTO = "auto"  # where that saves time
+    ZSTD = "zstd"
+    NONE = "none"
+
+
 @dataclass(frozen=True)
 class MigrationSpec:
     """One move: container `id` to `host` ([USER@]NAME as ssh knows it).
@@ -45,8 +53,9 @@ class MigrationSpec:
     `allow`: rules of validate that are lifted. `timeout`: the longest time, in seconds, that the container may be
     frozen; after it the move is rolled back and the container resumes at the source. `max_downtime`: seconds that the
     rounds of memory aim at, `max_rounds` of them at most. `net`: the value of --net, "bridge=NAME", the bridge at the
-    target. `tcp_close`: close the container's TCP connections. `volumes`: what to do with each bind mount, by its
-    destination (preflight.volumes.parse).
+    target. `tcp_close`: close the container's TCP connections. `compress` is about memory. `bandwidth_limit`: bytes per
+    second while the container runs. `volumes`: what to do with each bind mount, by its destination
+    (preflight.volumes.parse).
     """
 
     id: str
@@ -59,4 +68,6 @@ class MigrationSpec:
     timeout: float = FREEZE_TIMEOUT
     net: str | None = None
     tcp_close: bool = False
+    compress: Compression = Compression.AUTO
+    bandwidth_limit: float | None = None
     volumes: Mapping[str, str] = field(default_factory=dict)

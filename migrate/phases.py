@@ -11,9 +11,10 @@ COMMITTED in the source's journal is the one point of no return.
     COMMITTED      kills it                                 still holds the restored tree
     RESUMED        removes what is left of it               resumes the restored tree
 
-Two invariants hold whichever process dies. The container never runs twice, because the target resumes it only after
-all its processes are gone at the source. It is never lost, because from PREPARED on the target keeps the images until
-it runs. They are in the target's memory at first: a power cut of the target within a second after COMMITTED loses it.
+Two invariants hold whichever process dies. The container never runs twice, because the target resumes it only when
+none of its processes can run again at the source: each was sent SIGKILL while it was stopped (runtime/checkpoint/
+dump.py, Dump.kill). It is never lost, because from PREPARED on the target keeps the images until it runs. They are in
+the target's memory at first: a power cut of the target within a second after COMMITTED loses it.
 
 Before COMMITTED:
 - Any failure at the source (an exception, Ctrl-C, a deadline): the move rolls back. CRIU undoes its dump and thaws the

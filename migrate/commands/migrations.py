@@ -1,4 +1,7 @@
-"""pymigrate migrations: list the moves that this host took part in, newest last, and what they left behind."""
+"""pymigrate migrations: list the moves that this host took part in, newest last, and what they left behind.
+
+With --watch: follow the moves out of this host that are under way.
+"""
 
 import argparse
 import json
@@ -14,6 +17,10 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--id", help="only moves of this container")
+    parser.add_argument(
+        "--watch", nargs="?", const="", metavar="ID",
+        help="follow the moves out of this host that are under way, or that of one container, to their end",
+    )  # fmt: skip
     parser.add_argument(
         "--clean",
         action="store_true",
@@ -31,6 +38,10 @@ def run(args: argparse.Namespace) -> int:
 
     if args.force and not args.clean:
         raise UsageError("--force needs --clean")
+    if args.watch is not None:
+        if args.clean or args.id:
+            raise UsageError("--watch goes with neither --clean nor --id", remedy="--watch ID follows one container")
+        return _watch(args)
     images = image_cleanup.left(args.id)
     files = [mark for mark in places.leftovers() if args.id in (None, mark.id)]
     if args.clean:
@@ -48,6 +59,28 @@ def run(args: argparse.Namespace) -> int:
         print(f"pymigrate: warning: {journal}", file=sys.stderr)
         if journal.remedy:
             print(f"  {journal.remedy}", file=sys.stderr)
+    return 0
+
+
+def _watch(args: argparse.Namespace) -> int:
+    from migrate.cli.error_report import printable
+    from migrate.source import follow
+    from migrate.ui import monitor
+    from runtime.state.store import Store
+
+    display = monitor(as_json=args.json, several=True)
+
+    def ended(end: follow.End) -> None:
+        if args.json:
+            print(json.dumps(end.plain()), flush=True)
+        else:
+            display.close()
+            print(printable(end.words()), flush=True)
+
+    try:
+        follow.follow(Store(args.root), args.watch or None, display, ended)
+    finally:
+        display.close()
     return 0
 
 

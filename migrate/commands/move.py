@@ -1,6 +1,7 @@
 """pymigrate move ID... HOST: move running containers to another host."""
 
 import argparse
+import contextlib
 import dataclasses
 import json
 from typing import TYPE_CHECKING
@@ -9,8 +10,11 @@ from migrate.cli import move_arguments
 from migrate.model import FREEZE_TIMEOUT, MAX_DOWNTIME, MAX_ROUNDS, MigrationMode, OnDivergence
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from migrate.model import MigrationSpec
     from migrate.source.several import Outcome
+    from migrate.ui.page import Recorder
 
 INTERMIXED = True  # options may stand between the containers
 _KINDS = {"lost": "lost", "in-doubt": "in doubt", "moved-dirty": "moved, but the clean-up is incomplete"}
@@ -43,6 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--timeout", type=move_arguments.seconds, default=FREEZE_TIMEOUT, metavar="SECONDS",
         help=f"roll back when the container has been frozen this long (default {FREEZE_TIMEOUT:.0f})",
     )  # fmt: skip
+    parser.add_argument(
+        "--report", metavar="FILE", help="afterwards write a page about the move (FILE.html), or its picture (FILE.svg)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -50,49 +57,70 @@ def run(args: argparse.Namespace) -> int:
 
     if twice := {name for name in args.id if args.id.count(name) > 1}:
         raise UsageError(f"container {min(twice)} is named twice")
-    wanted = [
-        dataclasses.replace(
-            move_arguments.wanted(args, name, timeout=args.timeout), mode=MigrationMode(args.mode),
-            max_downtime=args.max_downtime, max_rounds=args.max_rounds, on_divergence=OnDivergence(args.on_divergence),
-        )
-        for name in args.id
-    ]  # fmt: skip
-    return _several(args, wanted) if len(wanted) > 1 else _one(args, wanted[0])
+    wanted = [_wanted(args, name) for name in args.id]
+    with _recorded(args) as recorder:
+        return _several(args, wanted, recorder) if len(wanted) > 1 else _one(args, wanted[0], recorder)
 
 
-def _one(args: argparse.Namespace, wanted: "MigrationSpec") -> int:
+@contextlib.contextmanager
+def _recorded(args: argparse.Namespace) -> "Iterator[Recorder]":
+    """Yield the monitor of the moves, and write the report afterwards. A report that fails is only a warning."""
+    from criu_rpc.errors import Error
+    from migrate.ui import monitor, page
+    from runtime import notices
+
+    path = page.check_place(args.report) if args.report is not None else None
+    recorder = page.Recorder(monitor(as_json=args.json, several=len(args.id) > 1))
+    try:
+        yield recorder
+    except Error as error:
+        if len(args.id) == 1:
+            recorder.failed(args.id[0], error)
+        raise
+    finally:
+        recorder.close()
+        if path is not None:
+            try:
+                page.write(path, recorder)
+            except (Error, OSError) as problem:
+                notices.warn(f"the report is not written: {getattr(problem, 'strerror', None) or problem}: {path}")
+
+
+def _wanted(args: argparse.Namespace, container_id: str) -> "MigrationSpec":
+    return dataclasses.replace(
+        move_arguments.wanted(args, container_id, timeout=args.timeout), mode=MigrationMode(args.mode),
+        max_downtime=args.max_downtime, max_rounds=args.max_rounds, on_divergence=OnDivergence(args.on_divergence),
+    )  # fmt: skip
+
+
+def _one(args: argparse.Namespace, wanted: "MigrationSpec", recorder: "Recorder") -> int:
     from migrate.source.move import move
-    from migrate.ui import monitor
     from runtime.state.store import Store
 
-    display = monitor(as_json=args.json)
-    try:
-        move(Store(args.root), wanted, display)
-    finally:
-        display.close()
+    move(Store(args.root), wanted, recorder)
     return 0
 
 
-def _several(args: argparse.Namespace, wanted: "list[MigrationSpec]") -> int:
+def _several(args: argparse.Namespace, wanted: "list[MigrationSpec]", recorder: "Recorder") -> int:
     """Report each failure when it happens, and in the end what has become of each container."""
     from criu_rpc.errors import Error
     from migrate.cli.error_report import report
     from migrate.cli.exit_codes import exit_code
     from migrate.cli.flags import Values
     from migrate.source.several import Outcome, move_all
-    from migrate.ui import monitor
     from runtime.state.store import Store
 
-    display, outcome = monitor(as_json=args.json, several=True), Outcome()
+    outcome = Outcome()
 
-    def failed(error: Error) -> None:
-        display.close()
+    def failed(container_id: str, error: Error) -> None:
+        recorder.failed(container_id, error)
+        recorder.close()
         report(error, Values(log=args.log, log_format=args.log_format, json=args.json))
 
     try:
-        move_all(Store(args.root), wanted, display, outcome, failed)
+        move_all(Store(args.root), wanted, recorder, outcome, failed)
     finally:
-        display.close()
+        recorder.close()
         if outcome.moved or outcome.failed:
             _summarize(args, outcome)
     return exit_code(outcome.kind)

@@ -171,49 +171,55 @@ class Mover:
 
 
 class Watch:
-    """Waits until a move has shown progress, or has ended. A context manager: leaving it ends the watch."""
+    """Waits until something has happened to the moves of this host. A context manager: leaving it ends the watch."""
 
-    def __init__(self, mover: Mover) -> None:
-        self._mover = mover
-        self._pidfd = processes.open_process(mover.pid, mover.started)
+    def __init__(self) -> None:
+        self._pidfds: dict[tuple[int, int], int] = {}
+        self._poll = select.poll()
         try:
             self._changes = syscalls.inotify(MOVING, syscalls.IN_MOVED_TO | syscalls.IN_DELETE)
         except OSError as error:
-            self._close(self._pidfd)
             raise MigrateError(f"{MOVING}: cannot be watched: {error.strerror}") from None
-        self._poll = select.poll()
-        for fd in (self._changes, self._pidfd):
-            if fd is not None:
-                self._poll.register(fd, select.POLLIN)
+        self._poll.register(self._changes, select.POLLIN)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._close(self._changes)
-        self._close(self._pidfd)
-
-    def wait(self, timeout: float) -> bool:
-        """Wait for progress or the end, at most `timeout` seconds. Return whether the move is still under way."""
-        if not self._mover.is_under_way():
-            return False
-        self._poll.poll(timeout * 1000)
-        with contextlib.suppress(BlockingIOError):
-            os.read(self._changes, 1 << 16)
-        return self._mover.is_under_way()
-
-    def wait_end(self, timeout: float) -> bool:
-        """Wait until the move has ended, at most `timeout` seconds. Return whether it has."""
-        deadline = time.monotonic() + timeout
-        while self.wait(max(0.0, deadline - time.monotonic())):
-            if time.monotonic() > deadline:
-                return False
-        return True
-
-    @staticmethod
-    def _close(fd: int | None) -> None:
-        if fd is not None:
+        for fd in (self._changes, *self._pidfds.values()):
             os.close(fd)
+
+    def add(self, mover: Mover) -> None:
+        """Notice when the process of this move exits."""
+        process = mover.pid, mover.started
+        if process not in self._pidfds and (pidfd := processes.open_process(*process)) is not None:
+            self._pidfds[process] = pidfd
+            self._poll.register(pidfd, select.POLLIN)
+
+    @property
+    def has_processes(self) -> bool:
+        """Whether a process that was added has not exited."""
+        return bool(self._pidfds)
+
+    def wait(self, timeout: float) -> None:
+        """Wait until a move shows progress or ends, or a process exits, at most `timeout` seconds."""
+        ready = {fd for fd, _ in self._poll.poll(timeout * 1000)}
+        if self._changes in ready:
+            os.read(self._changes, 1 << 16)
+        for process, pidfd in list(self._pidfds.items()):
+            if pidfd in ready:
+                self._poll.unregister(pidfd)
+                os.close(self._pidfds.pop(process))
+
+    def wait_end(self, mover: Mover, timeout: float) -> bool:
+        """Wait until a move has ended, at most `timeout` seconds. Return whether it has."""
+        self.add(mover)
+        deadline = time.monotonic() + timeout
+        while mover.is_under_way():
+            if (left := deadline - time.monotonic()) <= 0:
+                return False
+            self.wait(left)
+        return True
 
 
 def movers(root: str, container_id: str | None = None) -> list[Mover]:

@@ -22,11 +22,15 @@ class Verdict(enum.Enum):
 
 @dataclass(frozen=True)
 class Round:
-    """One round: `read` bytes of memory were sent in `seconds`, after which `left` bytes are to be sent again."""
+    """One round: `read` bytes of memory were sent in `seconds`, after which `left` bytes are to be sent again.
+
+    `held`: seconds of these in which a bandwidth limit had nothing sent. It does not hold in the freeze.
+    """
 
     read: int
     seconds: float
     left: int
+    held: float = 0.0
 
     @property
     def dirty_rate(self) -> float:
@@ -40,9 +44,14 @@ def bandwidth(rounds: Sequence[Round]) -> float:
     return max(_SLOWEST, largest.read / max(largest.seconds, 1e-6))
 
 
+def frozen_bandwidth(rounds: Sequence[Round]) -> float:
+    """Return the same for the freeze, in which no limit holds."""
+    return bandwidth([Round(item.read, item.seconds - item.held, item.left) for item in rounds])
+
+
 def expected_gap(rounds: Sequence[Round], fixed: float) -> float:
     """Return the gap if the container were frozen now, in seconds."""
-    return fixed + rounds[-1].left / bandwidth(rounds)
+    return fixed + rounds[-1].left / frozen_bandwidth(rounds)
 
 
 def judge(rounds: Sequence[Round], *, fixed: float, max_downtime: float, max_rounds: int) -> Verdict:

@@ -5,7 +5,7 @@ seccomp filter is suspended, and registers and signal mask are restored. A proce
 some 20 us more for each thread. Only a thread that is about to return to user space can be used; one that does not stop
 in time (frozen, or waiting for a disk) makes `Injection` fail without a trace in the process.
 
-All calls must be made by one thread, because ptrace(2) knows tracers by thread.
+All calls must be made by one thread, which `stopping.apart` makes for them.
 """
 
 import contextlib
@@ -16,13 +16,11 @@ import time
 from types import TracebackType
 from typing import Self
 
-_LIBC = ctypes.CDLL(None, use_errno=True)
-_LIBC.ptrace.restype = ctypes.c_long
-_LIBC.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
-_CONT, _SINGLESTEP, _GETREGS, _SETREGS, _DETACH = 7, 9, 12, 13, 17
-_SEIZE, _INTERRUPT, _GETSIGMASK, _SETSIGMASK = 0x4206, 0x4207, 0x420A, 0x420B
+from migrate.memory.stopping import StopFailed, Stopped, ptrace, wait
+
+_SINGLESTEP, _GETREGS, _SETREGS, _GETSIGMASK, _SETSIGMASK = 9, 12, 13, 0x420A, 0x420B
 _SUSPEND_SECCOMP = 1 << 21
-_WALL, _STOP_EVENT, _SIGTRAP = 0x40000000, 128, 5
+_SIGTRAP = 5
 _TIMEOUT = 0.2  # seconds for all threads to stop
 _STEPS = 16
 _SYSCALL = b"\x0f\x05"
@@ -56,7 +54,7 @@ class Injection:
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
-        self._stopped: list[int] = []  # threads
+        self._stopped = Stopped(pid, _TIMEOUT, _SUSPEND_SECCOMP)
         self._signals: list[int] = []  # to be sent again
         self._saved = _Registers()
         self._mask = ctypes.create_string_buffer(8)
@@ -67,14 +65,14 @@ class Injection:
         if not is_possible():
             raise InjectionFailed("only known for x86-64")
         try:
-            self._stop_all()
-            _ptrace(_GETREGS, self._pid, 0, ctypes.addressof(self._saved))
+            self._stopped.__enter__()
+            ptrace(_GETREGS, self._pid, 0, ctypes.addressof(self._saved))
             if self._saved.cs != _CS_64:
                 raise InjectionFailed("is not a 64-bit program")
             self._at = _system_call(self._pid)
-            _ptrace(_GETSIGMASK, self._pid, 8, ctypes.addressof(self._mask))
-            _ptrace(_SETSIGMASK, self._pid, 8, ctypes.addressof(ctypes.create_string_buffer(_ALL_SIGNALS, 8)))
-        except (OSError, InjectionFailed) as error:
+            ptrace(_GETSIGMASK, self._pid, 8, ctypes.addressof(self._mask))
+            ptrace(_SETSIGMASK, self._pid, 8, ctypes.addressof(ctypes.create_string_buffer(_ALL_SIGNALS, 8)))
+        except (OSError, StopFailed, InjectionFailed) as error:
             self._release()
             raise InjectionFailed(str(error)) from None
         return self
@@ -86,7 +84,7 @@ class Injection:
             (_SETREGS, 0, ctypes.addressof(self._saved)), (_SETSIGMASK, 8, ctypes.addressof(self._mask)),
         ):  # fmt: skip
             with contextlib.suppress(OSError):  # it was killed
-                _ptrace(request, self._pid, size, value)
+                ptrace(request, self._pid, size, value)
         self._release()
 
     def call(self, number: int, *arguments: int) -> int:
@@ -95,68 +93,32 @@ class Injection:
         registers.rip, registers.rax, registers.orig_rax = self._at, number, ctypes.c_ulong(-1).value
         for name, value in zip(("rdi", "rsi", "rdx", "r10", "r8", "r9"), arguments, strict=False):
             setattr(registers, name, value)
-        _ptrace(_SETREGS, self._pid, 0, ctypes.addressof(registers))
+        ptrace(_SETREGS, self._pid, 0, ctypes.addressof(registers))
         for _ in range(_STEPS):
-            _ptrace(_SINGLESTEP, self._pid)
-            status = _wait(self._pid, time.monotonic() + _TIMEOUT)
+            ptrace(_SINGLESTEP, self._pid)
+            status = self._wait()
             if status >> 8 == _SIGTRAP:
                 break
             self._signals.append(os.WSTOPSIG(status))  # SIGSTOP, which cannot be blocked
         else:
             raise InjectionFailed("does not run a system call")
-        _ptrace(_GETREGS, self._pid, 0, ctypes.addressof(registers))
+        ptrace(_GETREGS, self._pid, 0, ctypes.addressof(registers))
         value = ctypes.c_long(registers.rax).value
         if -4096 < value < 0:
             raise OSError(-value, os.strerror(-value))
         return value
 
-    def _stop_all(self) -> None:
-        """Stop every thread, the first one first. Raises OSError, InjectionFailed."""
-        deadline = time.monotonic() + _TIMEOUT
-        self._stop(self._pid, deadline)
-        while new := [int(name) for name in os.listdir(f"/proc/{self._pid}/task") if int(name) not in self._stopped]:
-            for thread in new:
-                try:
-                    self._stop(thread, deadline)
-                except ProcessLookupError:
-                    continue  # it has exited
-            if time.monotonic() > deadline:
-                raise InjectionFailed("its threads do not stop")
-
-    def _stop(self, thread: int, deadline: float) -> None:
-        _ptrace(_SEIZE, thread, 0, _SUSPEND_SECCOMP)
-        self._stopped.append(thread)
-        _ptrace(_INTERRUPT, thread)
-        while (status := _wait(thread, deadline)) >> 16 != _STOP_EVENT:
-            _ptrace(_CONT, thread, 0, os.WSTOPSIG(status))  # it was about to take a signal
+    def _wait(self) -> int:
+        try:
+            return wait(self._pid, time.monotonic() + _TIMEOUT)
+        except StopFailed as error:
+            raise InjectionFailed(str(error)) from None
 
     def _release(self) -> None:
-        for thread in reversed(self._stopped):
-            with contextlib.suppress(OSError):  # it has exited, or does not stop: it is released when this thread ends
-                _ptrace(_DETACH, thread)
-        self._stopped.clear()
+        self._stopped.__exit__(None, None, None)
         for number in self._signals:
             with contextlib.suppress(ProcessLookupError):  # it was killed
                 os.kill(self._pid, number)
-
-
-def _ptrace(request: int, pid: int, address: int = 0, data: int = 0) -> None:
-    if _LIBC.ptrace(request, pid, address, data) < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"{os.strerror(number)} (ptrace {request:#x})")
-
-
-def _wait(thread: int, deadline: float) -> int:
-    """Return the status of a thread that stops before the deadline (time.monotonic()). Raises InjectionFailed."""
-    while True:
-        found, status = os.waitpid(thread, _WALL | os.WNOHANG)
-        if found and os.WIFSTOPPED(status):
-            return status
-        if found:
-            raise InjectionFailed("has exited")
-        if time.monotonic() > deadline:
-            raise InjectionFailed("does not stop")
-        time.sleep(0)
 
 
 def _system_call(pid: int) -> int:

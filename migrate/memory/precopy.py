@@ -12,22 +12,24 @@ processes that cannot be tracked, only cost time.
 """
 
 import contextlib
+import itertools
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Self
 
-from migrate.memory import address_space, layout
+from migrate.memory import address_space, layout, tracker
 from migrate.memory.layout import Range
 from migrate.memory.reader import Reader
-from migrate.memory.tracker import Gone, Tracker, TrackingFailed
+from migrate.memory.tracker import Tracker
+from migrate.memory.tracking import Gone, TrackingFailed
 from runtime.linux import processes
 
 
 class _Space:
     """The memory of one process of the container. `number` is its pid in there."""
 
-    def __init__(self, pid: int, number: int, start_time: int | None) -> None:
+    def __init__(self, pid: int, number: int, start_time: int | None, init: int) -> None:
         """Raises OSError when the process has exited."""
         self.pid, self.number, self.start_time = pid, number, start_time
         self.sent: list[Range] = []  # what the target has
@@ -35,7 +37,7 @@ class _Space:
         self.tracker: Tracker | None = None
         self.problem = ""
         try:
-            self.tracker = Tracker(pid)
+            self.tracker = tracker.track(pid, init)
         except TrackingFailed as error:
             self.problem = str(error)
         try:
@@ -133,6 +135,20 @@ class PreCopy:
             sent += space.send(left, self._send)
         return sent
 
+    def skip(self) -> None:
+        """Do not send what is left, as if the target had it."""
+        for space in self._spaces.values():
+            space.left = []
+
+    def sample(self, most: int) -> Iterator[bytes]:
+        """Yield bodies with some `most` bytes of what is left, from places all over it. Nothing counts as sent."""
+        step = max(1, round(self.left / most))
+        for space in self._spaces.values():
+            runs = itertools.islice(layout.split(space.left), 0, None, step)
+            yield from Reader(space.memory, space.number).bodies(
+                (address, address + pages * layout.PAGE) for address, pages in runs
+            )
+
     def send_frozen(self) -> int:
         """The container is frozen: send what was written since the last scan. Return how many bytes that was."""
         self._find(new=False)
@@ -167,7 +183,7 @@ class PreCopy:
                 self._forget(space)
         for pid in sorted(found - self._spaces.keys()) if new else ():
             with contextlib.suppress(OSError, StopIteration):
-                self._spaces[pid] = _Space(pid, _number(pid), processes.start_time(pid))
+                self._spaces[pid] = _Space(pid, _number(pid), processes.start_time(pid), self._init)
 
     def _forget(self, space: _Space) -> None:
         """Have the target drop a space: the number may be given to another process."""

@@ -114,12 +114,16 @@ class Pages:
         data = os.open(images / DATA, mode | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             with open(os.open(images / INDEX, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:
-                index = file.read()
-            if len(index) % _ENTRY.size:
-                raise TargetError(f"{images / INDEX}: is malformed")
+                return cls.parse(data, file.read())
         except BaseException:
             os.close(data)
             raise
+
+    @classmethod
+    def parse(cls, data: int, index: bytes) -> Self:
+        """Return the store with the descriptor `data` and this index. Raises TargetError."""
+        if len(index) % _ENTRY.size:
+            raise TargetError(f"{INDEX}: is malformed")
         blocks: dict[int, dict[int, Block]] = {}
         for number, (space, _, address, present, zero) in enumerate(_ENTRY.iter_unpack(index)):
             if space:

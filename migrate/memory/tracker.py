@@ -1,153 +1,50 @@
-"""Which pages of a process were written: userfaultfd's asynchronous write protection, from outside.
+"""What tracks the writes of a process, by the best way that the kernel has.
 
-A userfaultfd(2) is made inside the process (injection.py) and taken out of it by pidfd_getfd(2). Its private anonymous
-mappings are registered from here. PAGEMAP_SCAN (Linux 6.7) then reports what was written, and protects it again in the
-same step. A write to a protected page costs the program some 1.2 us once in each round, and is not seen by it.
-
-What is mapped since the last scan is not registered: PAGEMAP_SCAN reports its pages as written, and the next scan
-registers it. mremap(2) can carry protected pages to an address that is not registered: `scan` reports everything in
-mappings that are new to it. (include/uapi/linux/{userfaultfd,fs}.h; Documentation/admin-guide/mm/pagemap.rst)
+Userfaultfd's write protection (write_protection.py) never stops the program; soft-dirty bits (soft_dirty.py) are what
+older kernels have, and processes that no system call can be injected into.
 """
 
-import ctypes
-import errno
-import fcntl
-import os
-import struct
-from collections.abc import Sequence
+from typing import Protocol
 
-from migrate.memory import address_space, layout
-from migrate.memory.injection import Injection, InjectionFailed
+from migrate.memory import soft_dirty, write_protection
 from migrate.memory.layout import Range
-from runtime.linux import syscalls
-
-_SYS_CLOSE, _SYS_USERFAULTFD = 3, 323  # of x86-64
-_USER_MODE_ONLY = 1
-_UFFDIO_API, _UFFDIO_REGISTER, _PAGEMAP_SCAN = 0xC018AA3F, 0xC020AA00, 0xC0606610
-_API, _FEATURES = 0xAA, 1 << 15 | 1 << 13 | 1  # WP_ASYNC, WP_UNPOPULATED, PAGEFAULT_FLAG_WP
-_REGISTER_WP = 2
-_WP_MATCHING, _CHECK_WPASYNC = 1, 2
-_WPALLOWED, _WRITTEN, _PRESENT, _SWAPPED = 1, 2, 8, 16
-_SCAN = struct.Struct("=12Q")
-_REGIONS = 16384  # that one call reports
+from migrate.memory.soft_dirty import SoftDirty
+from migrate.memory.tracking import TrackingFailed
+from migrate.memory.write_protection import WriteProtection
 
 
-class TrackingFailed(Exception):
-    """Writes of a process cannot be tracked; `str` says why."""
-
-
-class Gone(Exception):
-    """The address space does not exist any longer: the process has exited, or has executed another program."""
-
-
-class Tracker:
+class Tracker(Protocol):
     """The writes of one process."""
 
-    def __init__(self, pid: int) -> None:
-        """Begin to track. Raises TrackingFailed; the process is unchanged then."""
-        self.pid = pid
-        self._regions = (ctypes.c_uint64 * (3 * _REGIONS))()
-        self._uffd = self._pagemap = -1
-        try:
-            self._uffd = _userfaultfd(pid)
-            fcntl.ioctl(self._uffd, _UFFDIO_API, bytearray(struct.pack("=QQQ", _API, _FEATURES, 0)))
-            self._pagemap = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
-        except (OSError, InjectionFailed) as error:
-            self.close()
-            raise TrackingFailed(str(error)) from None
-
     def scan(self) -> list[Range]:
-        """Return the pages written since the last scan, at first all that exist, and protect them. Raises Gone."""
-        try:
-            mappings = layout.unite(address_space.anonymous(self.pid))
-            new = self._report(mappings, 0, _WPALLOWED, inverted=_WPALLOWED)
-            self._register(mappings)
-            return layout.unite(new + self._report(mappings, _WP_MATCHING, _WRITTEN))
-        except OSError:
-            raise Gone from None
+        """Return the pages written since the last scan, at first all that exist. Raises Gone."""
 
     def written(self) -> list[Range]:
         """Return the same of a frozen process, and change nothing. Raises Gone."""
-        try:
-            mappings = layout.unite(address_space.anonymous(self.pid))
-            new = self._report(mappings, 0, _WPALLOWED, inverted=_WPALLOWED)
-            return layout.unite(new + self._report(mappings, 0, _WRITTEN))
-        except OSError:
-            raise Gone from None
-
-    def _register(self, mappings: Sequence[Range]) -> None:
-        for start, end in mappings:
-            try:
-                fcntl.ioctl(
-                    self._uffd, _UFFDIO_REGISTER, bytearray(struct.pack("=QQQQ", start, end - start, _REGISTER_WP, 0))
-                )
-            except OSError as error:
-                if error.errno == errno.ESRCH:
-                    raise
-                # Unmapped meanwhile, or of a kind that cannot be registered: its pages count as written.
-
-    def _report(self, mappings: Sequence[Range], flags: int, mask: int, *, inverted: int = 0) -> list[Range]:
-        """Return pages with memory in them that match a mask of PAGEMAP_SCAN. Raises OSError."""
-        found: list[Range] = []
-        regions, place = self._regions, ctypes.addressof(self._regions)
-        for start, end in mappings:
-            while start < end:
-                fields = (flags, start, end, 0, place, _REGIONS, 0, inverted, mask, _PRESENT | _SWAPPED, 0)
-                request = bytearray(_SCAN.pack(_SCAN.size, *fields))
-                count = fcntl.ioctl(self._pagemap, _PAGEMAP_SCAN, request)
-                found += [(regions[3 * i], regions[3 * i + 1]) for i in range(count)]
-                start = _SCAN.unpack(request)[4]
-                if not start:
-                    raise ProcessLookupError(errno.ESRCH, "the address space is gone")
-        return found
 
     def close(self) -> None:
-        """End tracking, which takes 17 ms for each GiB of a process that lives."""
-        for fd in (self._uffd, self._pagemap):
-            if fd >= 0:
-                os.close(fd)
-        self._uffd = self._pagemap = -1
+        """End tracking."""
 
 
-def _userfaultfd(pid: int) -> int:
-    """Make a userfaultfd in a process and take it out. Raises OSError, InjectionFailed."""
-    pidfd = os.pidfd_open(pid)
+def track(pid: int, init: int) -> Tracker:
+    """Begin to track a process of the container whose init is `init`. Raises TrackingFailed; it is unchanged then."""
     try:
-        with Injection(pid) as process:
-            inside = process.call(_SYS_USERFAULTFD, os.O_CLOEXEC | os.O_NONBLOCK | _USER_MODE_ONLY)
-            try:
-                return syscalls.pidfd_getfd(pidfd, inside)
-            finally:
-                process.call(_SYS_CLOSE, inside)
-    finally:
-        os.close(pidfd)
+        return WriteProtection(pid)
+    except TrackingFailed as error:
+        if soft_dirty.support():
+            raise
+        try:
+            return SoftDirty(pid, init)
+        except TrackingFailed as other:
+            raise TrackingFailed(f"{error}; {other}") from None
 
 
 def support() -> str:
     """Return why this kernel cannot track writes, "" if it can."""
-    if not _is_known():
-        return "this processor is not supported"
-    uffd = -1
-    try:
-        uffd = _own_userfaultfd()
-        fcntl.ioctl(uffd, _UFFDIO_API, bytearray(struct.pack("=QQQ", _API, _FEATURES, 0)))
-    except OSError:
-        return "the kernel's userfaultfd cannot track writes (Linux 6.7 and later can)"
-    finally:
-        if uffd >= 0:
-            os.close(uffd)
-    return ""
+    problem = write_protection.support()
+    return problem and soft_dirty.support() and f"{problem}; {soft_dirty.support()}"
 
 
-def _is_known() -> bool:
-    from migrate.memory import injection
-
-    return injection.is_possible() and os.sysconf("SC_PAGE_SIZE") == layout.PAGE
-
-
-def _own_userfaultfd() -> int:
-    libc = ctypes.CDLL(None, use_errno=True)
-    fd = int(libc.syscall(_SYS_USERFAULTFD, os.O_CLOEXEC | os.O_NONBLOCK | _USER_MODE_ONLY))
-    if fd < 0:
-        raise OSError(ctypes.get_errno(), "userfaultfd")
-    return fd
+def name() -> str:
+    """Return the way in which this kernel tracks writes, in words."""
+    return "soft-dirty bits" if write_protection.support() else "userfaultfd"

@@ -23,7 +23,7 @@ from migrate.limits import FACTS_TIMEOUT
 from migrate.memory import meminfo
 from migrate.paths import DATA
 from migrate.preflight import limits
-from migrate.wire import protocol
+from migrate.wire import codec, protocol
 from migrate.wire.questions import FactsQuery, HostFacts
 from runtime.errors import ContainerError
 from runtime.linux.capabilities import NUMBERS, names, permitted
@@ -36,7 +36,9 @@ if TYPE_CHECKING:
 
 def ask(peer: "Peer", query: FactsQuery) -> HostFacts:
     """Return the facts of the host at the other end. Raises MigrateError."""
-    return peer.call(protocol.Facts(query), FACTS_TIMEOUT)
+    facts = peer.call(protocol.Facts(query), FACTS_TIMEOUT)
+    peer.offers = facts.offers
+    return facts
 
 
 def gather(query: FactsQuery) -> HostFacts:
@@ -74,6 +76,7 @@ def gather(query: FactsQuery) -> HostFacts:
         any_uid=can_carry_any_uid(),
         limits=limits.own(),
         capabilities=tuple(names(permitted())),
+        offers=codec.offers(),
     )
 
 

@@ -37,9 +37,9 @@ def cancel(store: Store, container_id: str) -> str:
     entry = journal.load(mover.migration)
     if entry is not None and entry.phase in _DECIDED:
         raise _too_late(entry)
-    with Watch(mover) as watch:
+    with Watch() as watch:
         mover.cancel()
-        if not watch.wait_end(CANCEL_TIMEOUT):
+        if not watch.wait_end(mover, CANCEL_TIMEOUT):
             raise _unanswered(mover)
     return _outcome(store, mover)
 

@@ -13,9 +13,10 @@ from runtime.state.record import State
 
 
 def end_source(state: State, spec: Spec | None, kill: Callable[[], None], warn: Callable[[str], None]) -> None:
-    """End the container here: when this returns, none of its processes exists. May be repeated.
+    """End the container here: when this returns, none of its processes runs again. May be repeated.
 
-    `spec` is None if it cannot be read. `kill` kills the processes and waits for their end; its errors are raised.
+    `spec` is None if it cannot be read. `kill` kills the processes; their end must be certain when it returns. In a
+    network that others use too, they must also have exited. Its errors are raised.
     """
     # 1. Mark an engine's bundle, so that the engine does not start the container here again.
     try:

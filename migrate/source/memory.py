@@ -18,8 +18,8 @@ from migrate.memory.precopy import PreCopy
 from migrate.model import MigrationMode, MigrationSpec, OnDivergence
 from migrate.phases import Phase
 from migrate.source import history
-from migrate.wire import protocol, replies
-from migrate.wire.memory_stream import MemoryStream
+from migrate.wire import codec, protocol, replies
+from migrate.wire.carrier import Carrier
 from migrate.wire.peer import Peer
 from runtime.state.record import State
 
@@ -48,6 +48,16 @@ def choose(wanted: MigrationSpec, on_disk: str) -> tuple[MigrationMode, str]:
     return MigrationMode.PRE_COPY, "writes can be tracked"
 
 
+def lazy_problem(target: replies.MemoryReady, init: int, remapped: bool) -> str:
+    """Return why the restore of a container has to wait until all memory is in place, "" if it need not.
+
+    `remapped`: it has a user namespace.
+    """
+    if remapped and not target.remapped:
+        return "it has a user namespace, and vm.unprivileged_userfaultfd is 0 at the target"
+    return target.lazy_problem or lazy_support.shared_by_fork(init)
+
+
 class MovingMemory:
     """The memory of one container on its way. A context manager: leaving it ends everything."""
 
@@ -58,7 +68,10 @@ class MovingMemory:
         self._init, self._remapped = state.pid, remapped
         self.lazy_problem = ""
         self._peer, self._reporter, self._wanted, self._size = peer, reporter, wanted, size
-        self._stream = MemoryStream(peer.send_memory)
+        self._carrier = Carrier(
+            peer.send_memory, digest=peer.digest, compress=codec.settle(wanted.compress, peer.offers, wanted.host),
+            limit=wanted.bandwidth_limit,
+        )  # fmt: skip
         self._memory = PreCopy(state.pid, self._put)
         self.reported: list[RoundDone] = []
         self._done, self._total, self._shown = 0, 0, 0.0  # bytes of the present round; when they were reported
@@ -72,7 +85,7 @@ class MovingMemory:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stream.close()
+        self._carrier.close()
         if self._last.is_alive():
             self._last.join()
         self._memory.__exit__(None, None, None)
@@ -82,21 +95,22 @@ class MovingMemory:
 
         Raises MigrateError for a program that writes too fast if the user wants that, and connection errors.
         """
-        self.lazy_problem = self._lazy_problem(self._peer.call(protocol.MemoryBegin(self._size)))
+        begin = protocol.MemoryBegin(self._size, self._peer.digest)
+        self.lazy_problem = lazy_problem(self._peer.call(begin), self._init, self._remapped)
         left = self._memory.scan()
         self._rest = self._memory.rest
         while True:
             with faults.point("round", len(self._rounds)):
-                begun, sent_before = time.monotonic(), self._stream.size
+                begun, sent_before, held_before = time.monotonic(), self._carrier.sent, self._carrier.held
                 self._done, self._total = 0, left
                 read = self._memory.send()
                 self._total = 0
-                self._stream.flush(ROUND_TIMEOUT)
+                self._carrier.flush(ROUND_TIMEOUT)
                 self._peer.call(protocol.MemorySync(), ROUND_TIMEOUT)
                 seconds = time.monotonic() - begun
                 left = self._memory.scan()
-            self._rounds.append(Round(read, seconds, left))
-            self._report(self._stream.size - sent_before)
+            self._rounds.append(Round(read, seconds, left, self._carrier.held - held_before))
+            self._report(self._carrier.sent - sent_before)
             verdict = convergence.judge(
                 self._rounds, fixed=self._fixed(), max_downtime=self._wanted.max_downtime,
                 max_rounds=self._wanted.max_rounds,
@@ -107,15 +121,9 @@ class MovingMemory:
                 self._diverged()
                 return
 
-    def _lazy_problem(self, target: replies.MemoryReady) -> str:
-        """Return why the restore has to wait until all memory is in place, "" if it need not."""
-        if self._remapped and not target.remapped:
-            return "it has a user namespace, and vm.unprivileged_userfaultfd is 0 at the target"
-        return target.lazy_problem or lazy_support.shared_by_fork(self._init)
-
     def _put(self, body: bytes) -> None:
         """Send a body, and report progress in a round."""
-        self._stream.put(body)
+        self._carrier.put(body)
         if self._total:
             self._done += layout.covered(body)
             if time.monotonic() - self._shown >= _PROGRESS_INTERVAL:
@@ -127,12 +135,12 @@ class MovingMemory:
 
     def _fixed(self) -> float:
         """Return the seconds of the gap that another round does not shorten."""
-        return self._load().fixed() * self._scale.middle + self._rest / convergence.bandwidth(self._rounds)
+        return self._load().fixed() * self._scale.middle + self._rest / convergence.frozen_bandwidth(self._rounds)
 
     def measured(self, gap: float, total: float) -> Past:
         """Return what the next prediction can learn: this move had a gap, and took `total` seconds until its end."""
         rounds = sum(one.seconds for one in self._rounds)
-        sending = (self._rounds[-1].left + self._rest) / convergence.bandwidth(self._rounds)
+        sending = (self._rounds[-1].left + self._rest) / convergence.frozen_bandwidth(self._rounds)
         expected = self.reported[-1].expected_gap
         return Past(
             self._wanted.host, self._load(), max(0.0, gap - sending), max(0.0, total - rounds - gap), expected, gap
@@ -158,7 +166,11 @@ class MovingMemory:
         self._reporter.warn(words)
 
     def send_last(self) -> None:
-        """The container is frozen: send what it has written since the last round, on a thread of its own."""
+        """The container is frozen: send what it has written since the last round, on a thread of its own.
+
+        The bandwidth limit does not hold for it.
+        """
+        self._carrier.lift_limit()
         self._last.start()
 
     def _send_frozen(self) -> None:
@@ -180,5 +192,5 @@ class MovingMemory:
         if self._failure is not None:
             raise self._failure
         self._memory.complete(lazy)
-        self._stream.flush(max(0.0, deadline - time.monotonic()))
-        return self._stream.end()
+        self._carrier.flush(max(0.0, deadline - time.monotonic()))
+        return protocol.MemoryEnd(self._carrier.size, self._carrier.digest())

@@ -32,7 +32,7 @@ from migrate.source.ready import Preflight, Ready
 from migrate.source.seeding import ROOTFS, Seeding
 from migrate.source.settle import clean_source, clean_target, save_log, settle
 from migrate.source.switchover import Aftermath, Frozen, Switchover
-from migrate.wire import protocol, replies
+from migrate.wire import codec, protocol, replies
 from migrate.wire.peer import Session
 from runtime.checkpoint import options as criu_options
 from runtime.state.record import State
@@ -101,7 +101,7 @@ class Move:
             with uninterruptible():
                 leaving = self._commit(frozen)
                 resumed_at = self._hand_over(switchover, frozen, leaving)
-                return self._finish(resumed_at - frozen.at, switchover.dropped_watches())
+                return self._finish(resumed_at - frozen.at, switchover)
 
     @faults.point("seed")
     def _seed(self) -> str:
@@ -185,6 +185,7 @@ class Move:
             tcp_close=self._wanted.tcp_close,
             carried=self._seeding.carried,
             lazy=self._memory is not None,
+            compress=codec.settle(self._wanted.compress, self._peer.offers, self._wanted.host),
         )
 
     @faults.point("stop-and-copy")
@@ -201,7 +202,7 @@ class Move:
     def _freeze(self, switchover: Switchover) -> Frozen:
         """Start what the last pass needs, then dump the container while its pages stream to the target."""
         wanted = self._wanted
-        self._peer.call(protocol.PagesBegin())
+        self._peer.call(protocol.PagesBegin(self._peer.digest))
         self._seeding.start_last_pass()
         self._clock.step("prepare")
         switchover.close_gate()
@@ -264,8 +265,9 @@ class Move:
         """End the container here, then have the target resume it. Return when that was (time.monotonic())."""
         state, log = self._state, self._log
         switchover.kill_source(
-            frozen, lambda: log.record(Phase.COMMITTED, durable=False, killed=True), self._reporter.warn
-        )
+            frozen, lambda: log.record(Phase.COMMITTED, durable=False, killed=True), self._reporter.warn,
+            shares_files=bool(self._plan.needed),
+        )  # fmt: skip
         self._clock.step("source ends")
         try:
             self._peer.call(protocol.Resume(), RESUME_TIMEOUT)
@@ -277,16 +279,16 @@ class Move:
         marks.leave(leaving, Owner(state.id, state.created, self._store.root), log.entry.migration)
         return resumed_at
 
-    def _finish(self, downtime: float, dropped: int) -> Report:
+    def _finish(self, downtime: float, switchover: Switchover) -> Report:
         """The container runs at the target: journal that, clean up here, report."""
         wanted, move = self._wanted, self._log.entry
         if self._log.phase is not Phase.RESUMED:
             self._log.record(Phase.RESUMED, **self._figures(downtime))
-        if dropped:
+        if dropped := switchover.dropped_watches():
             words = f"{dropped} inotify or fanotify descriptor{'s' if dropped > 1 else ''} had events waiting"
             self._reporter.warn(f"{words} when {wanted.id} was frozen: they are lost, later ones are not")
         self._reporter.phase(Phase.RESUMED, f"{wanted.id} runs at {wanted.host}; cleaning up")
-        leftover = clean_source(self._store, self._state, self._peer)
+        leftover = clean_source(self._store, self._state, self._peer, switchover.reap)
         self._clock.step("clean-up")
         rounds = tuple(self._memory.reported) if self._memory is not None else ()
         report = Report(

@@ -21,6 +21,7 @@ from migrate.preflight.target import preflight
 from migrate.preflight.volumes import Plan
 from migrate.source import memory
 from migrate.source.clock import Clock
+from migrate.wire import codec
 from migrate.wire.peer import Peer, Session, connect
 from runtime.freeze import mend
 from runtime.spec import config as spec_config
@@ -102,6 +103,7 @@ class Preflight:
         spec = plan.spec(spec_config.elsewhere(spec, wanted.net))
         with faults.point("check-target"):
             plan = preflight(peer, store, state, spec, wanted.allow, blockers, plan)
+        codec.settle(wanted.compress, peer.offers, wanted.host)  # or refuse, before anything is sent
         if words := landlock.warning(wanted.id, landlock.suspects(state.pid, spec)):
             self.reporter.warn(words)
         self._clock.step("preflight")

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from criu_rpc.errors import Error
@@ -133,9 +134,15 @@ def clean_target(peer: Peer, log: Journal) -> bool:
         return False
 
 
-def clean_source(store: Store, state: State, peer: Peer | None) -> Exception | None:
-    """Send the container's log after it, and remove what is left of it here. Return what went wrong, if anything."""
+def clean_source(
+    store: Store, state: State, peer: Peer | None, reap: Callable[[], None] = lambda: None
+) -> Exception | None:
+    """Send the container's log after it, and remove what is left of it here. Return what went wrong, if anything.
+
+    `reap` waits for the end of its processes, if that was not done before. Its errors are returned.
+    """
     try:
+        reap()
         delete.wait_monitor(state, MONITOR_TIMEOUT)
         if peer is not None:
             with contextlib.suppress(Error):

@@ -40,7 +40,7 @@ def move_all(
     wanted: Sequence[MigrationSpec],
     monitor: Monitor,
     outcome: Outcome,
-    on_failure: Callable[[Error], object],
+    on_failure: Callable[[str, Error], object],
 ) -> None:
     """Move containers, all to the same host. Keep `outcome` up to date, and call `on_failure` for each failed move.
 
@@ -58,7 +58,7 @@ def move_all(
             except (Error, OSError) as caught:
                 error = explained(caught) if isinstance(caught, OSError) else caught
                 outcome.failed[spec.id] = error
-                on_failure(error)
+                on_failure(spec.id, error)
                 if _stops(error):
                     return
                 if not isinstance(error, Blocked):

@@ -22,10 +22,12 @@ from migrate import faults
 from migrate.errors import DeadlineExceeded
 from migrate.interrupts import uninterruptible
 from migrate.memory.layout import Range
+from migrate.model import Compression
 from migrate.preflight import watches
 from migrate.source import tar_images
 from migrate.source.ending import end_source
 from migrate.wire import frames, protocol
+from migrate.wire.carrier import Carrier
 from migrate.wire.pages import PageRelay
 from migrate.wire.peer import Peer
 from runtime.checkpoint import options as criu_options
@@ -91,6 +93,7 @@ class Switchover:
         tcp_close: bool = False,
         carried: tuple[str, ...] = (),
         lazy: bool = False,
+        compress: Compression = Compression.NONE,
     ) -> None:
         """Start what can be started before the freeze, which may last `timeout` seconds.
 
@@ -98,7 +101,8 @@ class Switchover:
         restore need not wait for; `Frozen.lazy` lists it.
         """
         self._state, self._spec, self._peer, self._timeout = state, spec, peer, timeout
-        self._relay = PageRelay(Criu().version(), peer.send_pages, on_bytes)
+        self._carrier = Carrier(peer.send_pages, digest=peer.digest, compress=compress)
+        self._relay = PageRelay(Criu().version(), self._carrier, on_bytes)
         self._images = syscalls.detached_tmpfs(mode=0o700)  # and CRIU's log
         self._tcp_close, self._carried, self._lazy = tcp_close, carried, lazy
         self._watched = watches.names(state.pid)
@@ -106,6 +110,7 @@ class Switchover:
         self._until_dump = contextlib.ExitStack()  # closes the guard, unless a dump has taken it over
         self._guard = self._until_dump.enter_context(contextlib.closing(Guard(state)))
         self._thaw: Callable[[], None] = lambda: None
+        self._reap: Callable[[], None] = lambda: None
         self._damage = ""
 
     def __enter__(self) -> Self:
@@ -200,9 +205,22 @@ class Switchover:
                 self._peer.post(protocol.ImageEnd(size, seen.hexdigest()))
         return len(names)
 
-    def kill_source(self, frozen: Frozen, on_killed: Callable[[], None], warn: Callable[[str], None]) -> None:
-        """End the frozen tree. `on_killed` is called as soon as its end is certain. Raises DeadlineExceeded."""
-        end_source(self._state, self._spec, lambda: frozen.dump.kill(self._peer.name, on_killed), warn)
+    def kill_source(
+        self, frozen: Frozen, on_killed: Callable[[], None], warn: Callable[[str], None], *, shares_files: bool
+    ) -> None:
+        """End the frozen tree. `on_killed` is called as soon as its end is certain, and then this need not wait for it.
+
+        It waits, as `reap` does, where the last acts of an exit concern others: in a network that is not the
+        container's own, and if the target has the same files (`shares_files`), which closing them may still write to.
+        Raises DeadlineExceeded.
+        """
+        wait = shares_files or not self._spec.is_new("network")
+        self._reap = frozen.dump.reap
+        end_source(self._state, self._spec, lambda: frozen.dump.kill(self._peer.name, on_killed, wait=wait), warn)
+
+    def reap(self) -> None:
+        """Wait until none of the killed processes exists. Raises DeadlineExceeded."""
+        self._reap()
 
     def roll_back(self) -> None:
         """Thaw the tree, which then runs as before. Harmless when it is not frozen."""

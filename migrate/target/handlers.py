@@ -20,8 +20,7 @@ from migrate.disk import write_atomically
 from migrate.errors import ProtocolError
 from migrate.files import receivers
 from migrate.files.trees import Owner
-from migrate.limits import FROZEN_SILENCE, SEED_SILENCE
-from migrate.memory import lazy_support
+from migrate.limits import FROZEN_SILENCE, SEED_SILENCE, TRIAL_SILENCE
 from migrate.phases import Phase
 from migrate.target import image_cleanup, memory, settle
 from migrate.target import tmpfs as target_tmpfs
@@ -138,6 +137,10 @@ class Greeted(Handler):
         self.next = Seeding(incoming)
         return reply
 
+    def trial_begin(self, _call: protocol.TrialBegin) -> replies.MemoryReady:
+        self.next = Trial(self._store)
+        return memory.ready()
+
     def _owner(self, container_id: str, created: str) -> Owner:
         return Owner(check_id(container_id), created, str(self._store.root))
 
@@ -146,6 +149,28 @@ class Greeted(Handler):
 
     def lost(self) -> None:
         self._later.close()
+
+
+class Trial(Handler):
+    """The source measures the connection. Nothing is kept of what comes."""
+
+    stages = frozenset({Stage.TRIAL})
+    idle_timeout = TRIAL_SILENCE
+
+    def __init__(self, store: Store) -> None:
+        super().__init__()
+        self._store, self._trial = store, memory.Trial()
+
+    def memory(self, payload: bytes) -> None:
+        self._trial.add(payload)
+
+    def memory_sync(self, _call: protocol.MemorySync) -> Done:
+        return Done()
+
+    def trial_end(self, call: protocol.TrialEnd) -> Done:
+        self._trial.end(call.size)
+        self.next = Greeted(self._store)
+        return Done()
 
 
 class Seeding(Handler):
@@ -255,11 +280,11 @@ class InRoom(Handler):
     def activity(self) -> int:
         return receivers.activity(self._room.incoming.migration)
 
-    def memory(self, body: bytes) -> None:
+    def memory(self, payload: bytes) -> None:
         """Take a piece of the container's memory. Raises ProtocolError."""
         if self._room.memory is None:
             raise ProtocolError("a MEMORY frame came without MemoryBegin")
-        self._room.memory.add(body)
+        self._room.memory.add(payload)
 
     def undo(self) -> None:
         self._room.undo()
@@ -271,21 +296,21 @@ class Ready(InRoom):
     stages = frozenset({Stage.READY})
     idle_timeout = SEED_SILENCE
 
-    def memory_begin(self, _call: protocol.MemoryBegin) -> replies.MemoryReady:
+    def memory_begin(self, call: protocol.MemoryBegin) -> replies.MemoryReady:
         """Make a store for the container's memory."""
         if self._room.memory is not None:
             raise ProtocolError("MemoryBegin came twice")
-        self._room.memory = ArrivingMemory(self._room.images.path)
-        return replies.MemoryReady(lazy_support.problem(), lazy_support.is_for_everybody())
+        self._room.memory = ArrivingMemory(self._room.images.path, call.digest)
+        return memory.ready()
 
     def memory_sync(self, _call: protocol.MemorySync) -> Done:
         if self._room.memory is not None:
             self._room.memory.sync()
         return Done()
 
-    def pages_begin(self, _call: protocol.PagesBegin) -> Done:
+    def pages_begin(self, call: protocol.PagesBegin) -> Done:
         self._room.incoming.log.record(Phase.STOP_AND_COPY)
-        self.next = Pages(self._room, ReceivedPages.start(self._room.images.path, self._room.timeout))
+        self.next = Pages(self._room, ReceivedPages.start(self._room.images.path, self._room.timeout, call.digest))
         return Done()
 
 

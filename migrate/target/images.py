@@ -19,6 +19,8 @@ from migrate.target import image_keeper, image_manifest, image_places, tmpfs_arc
 from migrate.target.image_keeper import Keeper
 from migrate.target.image_manifest import Manifest
 from migrate.target.image_places import Kind, NoMemory
+from migrate.wire import digests
+from migrate.wire.codec import Unpacker
 from migrate.wire.frames import MAX_IMAGE
 
 
@@ -258,27 +260,35 @@ def _sync_files(migration: str) -> None:
 class ReceivedPages:
     """Passes the page stream to CRIU's page server through a socketpair."""
 
-    def __init__(self, images: Path, server: PageServer, ours: socket.socket, timeout: float) -> None:
+    def __init__(self, images: Path, server: PageServer, ours: socket.socket, timeout: float, digest: str) -> None:
         self._images, self._server, self._socket, self._timeout = images, server, ours, timeout
-        self._size, self._hash = 0, hashlib.sha256()
+        self._size, self._hash, self._unpacker = 0, digests.new(digest), Unpacker()
         self._broken = False
 
     @classmethod
-    def start(cls, images: Path, timeout: float) -> Self:
-        """Start a page server, which is waited for `timeout` seconds at most."""
+    def start(cls, images: Path, timeout: float, digest: str) -> Self:
+        """Start a page server, which is waited for `timeout` seconds at most. `digest` is a name of digests.py.
+
+        Raises ProtocolError for an unknown digest.
+        """
+        digests.new(digest)
         ours, theirs = socket.socketpair()
         with theirs:
             server = Criu().page_server(images, theirs)
         ours.settimeout(timeout)
-        return cls(images, server, ours, timeout)
+        return cls(images, server, ours, timeout, digest)
 
     def feed(self, payload: bytes) -> None:
-        """Pass a piece on. A server that is dead, or whose disk is full, takes nothing: `finish` says why."""
-        self._size += len(payload)
-        self._hash.update(payload)
+        """Pass a piece on. A server that is dead, or whose disk is full, takes nothing: `finish` says why.
+
+        Raises ProtocolError for a payload that is malformed.
+        """
+        data = self._unpacker.unpack(payload)
+        self._size += len(data)
+        self._hash.update(data)
         if not self._broken:
             try:
-                self._socket.sendall(payload)
+                self._socket.sendall(data)
             except OSError:
                 self._broken = True
 

@@ -5,34 +5,42 @@ comes into the restored processes by the page handler (lazy), or as CRIU's own i
 """
 
 import os
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 from criu_rpc import pagemap
 from migrate.disk import FULL
-from migrate.errors import TargetError
-from migrate.memory import store
+from migrate.errors import ProtocolError, TargetError
+from migrate.memory import layout, lazy_support, store
 from migrate.memory.layout import PAGE
 from migrate.memory.store import Pages, Store
 from migrate.target import image_places
+from migrate.wire import digests
+from migrate.wire.codec import Unpacker
+from migrate.wire.frames import MAX_TRIAL
+from migrate.wire.replies import MemoryReady
 
 
 class ArrivingMemory:
     """The store of one move in the directory of its images."""
 
-    def __init__(self, images: Path) -> None:
-        """Make an empty store, which may fill the memory that is free for images. Raises OSError."""
+    def __init__(self, images: Path, digest: str) -> None:
+        """Make an empty store, which may fill the memory that is free for images. `digest` is a name of digests.py.
+
+        Raises ProtocolError for an unknown digest, OSError.
+        """
+        self._digest, self._unpacker = digests.new(digest), Unpacker()
         space = os.statvfs(images)
         self._images = images
         self._store = Store(images, space.f_bavail * space.f_frsize)
-        self._size = self._digest = 0
+        self._size = 0
         self._failure: OSError | None = None
 
-    def add(self, body: bytes) -> None:
-        """Take the body of a MEMORY frame. A failure to keep it is raised by `sync`. Raises ProtocolError."""
+    def add(self, payload: bytes) -> None:
+        """Take the payload of a MEMORY frame. A failure to keep it is raised by `sync`. Raises ProtocolError."""
+        body = self._unpacker.unpack(payload)
         self._size += len(body)
-        self._digest = zlib.crc32(body, self._digest)
+        self._digest.update(body)
         if self._failure is None:
             try:
                 self._store.add(body)
@@ -47,16 +55,41 @@ class ArrivingMemory:
                 raise image_places.full(self._images, PAGE)
             raise self._failure
 
-    def end(self, size: int, digest: int) -> None:
+    def end(self, size: int, digest: str) -> None:
         """Everything has come. Raises TargetError if it is damaged, OSError."""
         self.sync()
-        if (self._size, self._digest) != (size, digest):
+        if (self._size, self._digest.hexdigest()) != (size, digest):
             raise TargetError("the container's memory arrived damaged")
         self._store.finish()
         self._store.close()
 
     def close(self) -> None:
         self._store.close()
+
+
+class Trial:
+    """Memory that comes only to measure how fast it comes: it is looked at like other memory, and not kept."""
+
+    def __init__(self) -> None:
+        self._unpacker, self._size = Unpacker(), 0
+
+    def add(self, payload: bytes) -> None:
+        """Take the payload of a MEMORY frame. Raises ProtocolError, also when more comes than a trial may send."""
+        body = self._unpacker.unpack(payload)
+        layout.parse(body)
+        self._size += len(body)
+        if self._size > MAX_TRIAL:
+            raise ProtocolError(f"a trial sends more than {MAX_TRIAL} bytes")
+
+    def end(self, size: int) -> None:
+        """Raise TargetError unless `size` bytes of bodies have come."""
+        if size != self._size:
+            raise TargetError("the memory of a trial arrived damaged")
+
+
+def ready() -> MemoryReady:
+    """Return how this host can restore memory that is sent ahead."""
+    return MemoryReady(lazy_support.problem(), lazy_support.is_for_everybody())
 
 
 def check(images: Path) -> None:

@@ -25,7 +25,7 @@ from migrate.ui import text
 class Live:
     """A progress display made with rich; the timeline follows at the end.
 
-    `several`: it names the container, and begins again after the end of a move.
+    `several`: it names the containers, has a line for each, and begins again after the end of a move.
     """
 
     def __init__(self, *, several: bool = False, console: Console | None = None) -> None:
@@ -45,23 +45,25 @@ class Live:
             Group(self._progress, self._detail), console=self._console, transient=True, refresh_per_second=8
         )
         self._screen.start()
-        self._task: TaskID | None = None
+        self._tasks: dict[str, TaskID] = {}  # by move
 
     def emit(self, event: Event) -> None:
+        name = f"{event.id}: " if self._several else ""
         match event:
             case PhaseStarted():
                 self._begin(event)
             case ProgressEvent():
-                if self._task is not None:
-                    self._progress.update(self._task, completed=event.done, total=event.total)
+                if event.migration not in self._tasks:
+                    self._begin(PhaseStarted(event.phase, "", id=event.id, migration=event.migration))
+                self._progress.update(self._tasks[event.migration], completed=event.done, total=event.total)
             case Warned():
-                self._print(f"warning: {event.message}", style="yellow")
+                self._print(f"warning: {name}{event.message}", style="yellow")
             case PassDone():
-                self._print(f"  {text.one_pass(event)}")
+                self._print(f"  {name}{text.one_pass(event)}")
             case ModeChosen():
-                self._print(f"  {text.mode(event)}")
+                self._print(f"  {name}{text.mode(event)}")
             case RoundDone():
-                self._print(f"  {text.one_round(event)}")
+                self._print(f"  {name}{text.one_round(event)}")
                 self._detail.plain = text.outlook(event)
             case Report():
                 self.close()
@@ -69,12 +71,14 @@ class Live:
 
     def close(self) -> None:
         self._screen.stop()
+        for migration in list(self._tasks):
+            self._progress.remove_task(self._tasks.pop(migration))
 
     def _begin(self, event: PhaseStarted) -> None:
-        if self._task is not None:
-            self._progress.remove_task(self._task)
+        if (task := self._tasks.pop(event.migration, None)) is not None:
+            self._progress.remove_task(task)
         words = f"{event.id}: {event.text}" if self._several else event.text
-        self._task = self._progress.add_task(words, total=None, phase=event.phase)
+        self._tasks[event.migration] = self._progress.add_task(words, total=None, phase=event.phase)
         self._detail.plain = ""
         self._screen.start()  # unless it is there already
 

@@ -19,6 +19,11 @@ def duration(seconds: float) -> str:
     return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.2f} s"
 
 
+def precise(seconds: float) -> str:
+    """0.0123 -> "12.3 ms", 3.2 -> "3.20 s"."""
+    return f"{seconds * 1000:.1f} ms" if seconds < 1 else f"{seconds:.2f} s"
+
+
 def age(seconds: float) -> str:
     """90 -> "1 min", 200000 -> "2 d"; never less than 0."""
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):

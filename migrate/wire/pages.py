@@ -10,11 +10,11 @@ image}, and after an ADD with the flag PRESENT that many pages. `pages` is a u32
 """
 
 import contextlib
-import hashlib
 import resource
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable
 
 from criu_rpc.errors import Error
@@ -22,6 +22,7 @@ from migrate.errors import DeadlineExceeded, ProtocolError
 from migrate.limits import PAGES_CLOSE_TIMEOUT
 from migrate.memory.layout import Range
 from migrate.wire import frames, protocol
+from migrate.wire.carrier import Carrier
 
 _BUFFER = 64 << 20  # bytes that CRIU may be ahead of the connection
 _SO_SNDBUFFORCE = 32
@@ -83,21 +84,17 @@ class PageStream:
 
 
 class PageRelay:
-    """Relays the page stream of one dump to `send` on its own thread, counting and hashing.
+    """Relays the page stream of one dump to `carrier`, on its own thread.
 
     CRIU gets `criu_end`. `on_bytes` is called with the number of bytes sent so far.
     """
 
-    def __init__(
-        self, version: tuple[int, ...], send: Callable[[bytes], None], on_bytes: Callable[[int], None]
-    ) -> None:
+    def __init__(self, version: tuple[int, ...], carrier: Carrier, on_bytes: Callable[[int], None]) -> None:
         self._stream = PageStream(version)
-        self._send, self._on_bytes = send, on_bytes
+        self._carrier, self._on_bytes = carrier, on_bytes
         self._ours, self.criu_end = socket.socketpair()
         with contextlib.suppress(PermissionError):
             self.criu_end.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _BUFFER)
-        self._hash = hashlib.sha256()
-        self._size = 0
         self.failure: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="page-relay", daemon=True)
 
@@ -114,10 +111,8 @@ class PageRelay:
             while data := self._ours.recv(frames.CHUNK):
                 if answers := self._stream.feed(data):
                     self._ours.sendall(answers)
-                self._hash.update(data)
-                self._size += len(data)
-                self._send(data)
-                self._on_bytes(self._size)
+                self._carrier.put(data)
+                self._on_bytes(self._carrier.size)
         except (Error, OSError) as error:
             self.failure = error
             with contextlib.suppress(OSError):
@@ -125,17 +120,20 @@ class PageRelay:
 
     def finish(self, timeout: float) -> protocol.PagesEnd:
         """Wait until everything is sent, and return its size and digest. Raises the error that stopped the stream."""
+        deadline = time.monotonic() + timeout
         self._thread.join(timeout)
         if self._thread.is_alive():
             raise DeadlineExceeded("the memory pages were not sent in time")
         if self.failure is not None:
             raise self.failure
-        return protocol.PagesEnd(self._size, self._hash.hexdigest())
+        self._carrier.flush(max(0.0, deadline - time.monotonic()))
+        return protocol.PagesEnd(self._carrier.size, self._carrier.digest())
 
     def close(self) -> None:
         """End the stream in any state."""
         with contextlib.suppress(OSError):
             self._ours.shutdown(socket.SHUT_RDWR)
+        self._carrier.close()
         if self._thread.is_alive():
             self._thread.join(PAGES_CLOSE_TIMEOUT)
         self._ours.close()

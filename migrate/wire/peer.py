@@ -18,7 +18,7 @@ import paramiko
 
 from migrate.errors import DeadlineExceeded, HostError, MigrateError, ProtocolError
 from migrate.limits import AGENT_SILENCE, CALL_TIMEOUT, SEND_TIMEOUT
-from migrate.wire import bulk, frames, protocol, ssh
+from migrate.wire import bulk, digests, frames, protocol, ssh
 from migrate.wire.agent_zip import AgentZip
 from migrate.wire.bootstrap import start_agent
 from migrate.wire.channel import Channel, is_connected, last_line, line
@@ -64,6 +64,7 @@ class Peer:
         self._posted = self._answered = 0  # calls that have an answer, and answers that have come
         self._sending = False  # true for good when a message was cut short
         self.bytes_sent = 0
+        self.offers: tuple[str, ...] = ()  # HostFacts.offers, once the facts are known
         self.round_trip = math.inf  # seconds of the fastest call
         self._reader = threading.Thread(target=self._read, name=f"peer-{name}", daemon=True)
 
@@ -85,6 +86,11 @@ class Peer:
         version = self.call(protocol.Hello(protocol.VERSION, root)).version
         if version != protocol.VERSION:
             raise ProtocolError(f"{self.name}: the agent speaks protocol {version}, not {protocol.VERSION}")
+
+    @property
+    def digest(self) -> str:
+        """The name of the digest that both hosts compute."""
+        return digests.agree(self.offers)
 
     def limit(self, timeout: float = SEND_TIMEOUT) -> None:
         """From now on, sending fails when the target takes nothing for `timeout` seconds."""
@@ -138,17 +144,17 @@ class Peer:
             line(failure.remedy) if failure.remedy else None,
         )
 
-    def send_pages(self, data: bytes) -> None:
-        """Relay a piece of CRIU's page stream (at most frames.CHUNK bytes)."""
-        self._send(frames.header(FrameType.PAGES, len(data)), data)
+    def send_pages(self, payload: tuple[Buffer, ...]) -> None:
+        """Send the parts of one payload with a piece of CRIU's page stream (codec.py)."""
+        self._send(frames.header(FrameType.PAGES, sum(map(len, payload))), *payload)
 
     def send_data(self, data: bytes) -> None:
         """Send the next bytes of the image that was named last."""
         self._send(frames.header(FrameType.DATA, len(data)), data)
 
-    def send_memory(self, body: bytes) -> None:
-        """Send a piece of the container's memory (memory/layout.py)."""
-        self._send(frames.header(FrameType.MEMORY, len(body)) + body)
+    def send_memory(self, payload: tuple[Buffer, ...]) -> None:
+        """Send the parts of one payload with a piece of the container's memory (codec.py)."""
+        self._send(frames.header(FrameType.MEMORY, sum(map(len, payload))), *payload)
 
     def open_channel(self, command: str) -> Channel:
         """Run `command` at the target on a channel of its own over the same connection."""

@@ -5,9 +5,9 @@ A connection carries frames (frames.py), both ways: a type (1 byte), a length (4
     CALL     source -> target  JSON {"call": NAME, "args": {...}}: one of the calls below, nothing else
     REPLY    target -> source  JSON: the reply to the oldest unanswered call
     FAILURE  target -> source  JSON: a Failure instead of the reply
-    PAGES    source -> target  the next bytes of CRIU's page-server stream
+    PAGES    source -> target  the next bytes of CRIU's page-server stream (codec.py)
     DATA     source -> target  the next bytes of the image that the last Image named
-    MEMORY   source -> target  a piece of the container's memory (memory/layout.py)
+    MEMORY   source -> target  a piece of the container's memory (codec.py)
     PULSE    target -> source  every few seconds, so that a dead connection shows at the target as well: a decimal
                                number that changes as long as a process there receives files
 
@@ -17,6 +17,7 @@ MemorySync in rounds], PagesBegin, PAGES... [and MEMORY...], PagesEnd, (Image, D
 MemoryEnd], [rsync], Restore (prepared, held), Confirm (still held), Resume (resumed), History. Abort
 at any point before Resume; a lost connection there means the same. Image and ImageEnd have no reply: their failure is
 Restore's. `order.py` has all of this as a table.
+A plan of a move asks the questions of one, then sends TrialBegin, MEMORY... and MemorySync, TrialEnd, and hangs up.
 
 Versions: Hello carries the only number, and it stands for the shape of every call and every reply: CALLS lists the
 calls of each version, and a call names its reply. One number suffices because a connection is between two versions
@@ -38,7 +39,7 @@ from migrate.errors import MigrateError, ProtocolError
 from migrate.files.trees import MAX_TREES, Mounted, Needed, Root, Tree
 from migrate.model import FREEZE_TIMEOUT, MAX_FREEZE_TIMEOUT, check_migration_id
 from migrate.wire import records
-from migrate.wire.frames import MAX_CALL, MAX_IMAGE, FrameType, header
+from migrate.wire.frames import MAX_CALL, MAX_IMAGE, MAX_TRIAL, FrameType, header
 from migrate.wire.questions import MAX_FILES, MAX_PORTS, Bound, FactsQuery, HostFacts, Seen
 from migrate.wire.records import Json, Most, Range
 from migrate.wire.replies import (
@@ -60,6 +61,7 @@ VERSION = 2
 
 _IMAGE_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}\.img")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_WIRE_DIGEST = re.compile(r"[0-9a-f]{8}|[0-9a-f]{32}")
 _MEMORY = 1 << 50
 _FROZEN = Range(0, MAX_FREEZE_TIMEOUT)
 
@@ -80,6 +82,10 @@ def _check_timeout(value: float) -> None:
 
 def _check_digest(value: str) -> None:
     _check(_DIGEST.fullmatch(value) is not None, f"{value[:80]!r} is not a SHA-256")
+
+
+def _check_wire_digest(value: str) -> None:
+    _check(_WIRE_DIGEST.fullmatch(value) is not None, f"{value[:80]!r} is not a digest")
 
 
 R = TypeVar("R")
@@ -236,39 +242,60 @@ class Prepare(Call[Prepared]):
 
 
 @dataclass(frozen=True)
+class TrialBegin(Call[MemoryReady]):
+    """MEMORY frames follow that the target throws away: the source measures how fast it can send memory."""
+
+
+@dataclass(frozen=True)
+class TrialEnd(Call[Done]):
+    """That was all: the bodies of the frames had `size` bytes."""
+
+    size: Annotated[int, Range(0, MAX_TRIAL)]
+
+
+@dataclass(frozen=True)
 class MemoryBegin(Call[MemoryReady]):
-    """MEMORY frames follow, with the memory of the running container: some `expected` bytes of it."""
+    """MEMORY frames follow, with the memory of the running container: some `expected` bytes of it.
+
+    `digest` is the name of a digest (digests.py) of all bodies.
+    """
 
     expected: Annotated[int, Range(0, _MEMORY)]
+    digest: str
 
 
 @dataclass(frozen=True)
 class MemorySync(Call[Done]):
-    """Has the target stored all memory that was sent so far?"""
+    """Has the target taken all memory that was sent so far?"""
 
 
 @dataclass(frozen=True)
 class MemoryEnd(Call[Done]):
-    """That was all memory: `size` bytes of frames with this CRC-32, which protects against faults in pymigrate."""
+    """That was all memory: bodies of `size` bytes with this digest."""
 
     size: Annotated[int, Range(0, 1 << 62)]
-    digest: Annotated[int, Range(0, (1 << 32) - 1)]
+    digest: str
+
+    def __post_init__(self) -> None:
+        _check_wire_digest(self.digest)
 
 
 @dataclass(frozen=True)
 class PagesBegin(Call[Done]):
-    """Start a page server; PAGES frames follow."""
+    """Start a page server; PAGES frames follow. `digest` is the name of a digest (digests.py) of the stream."""
+
+    digest: str
 
 
 @dataclass(frozen=True)
 class PagesEnd(Call[Done]):
-    """No more pages: `size` bytes with this SHA-256 were sent."""
+    """No more pages: `size` bytes with this digest were sent."""
 
     size: int
     digest: str
 
     def __post_init__(self) -> None:
-        _check_digest(self.digest)
+        _check_wire_digest(self.digest)
 
 
 @dataclass(frozen=True)
@@ -360,7 +387,7 @@ CALLS: dict[int, dict[str, type[Call[Any]]]] = {
         cls.__name__: cls
         for cls in (
             Hello, Facts, Discard, OpenBundle, BundleSent, CheckTrees, CheckFiles, CheckPorts, TreesSent, Prepare,
-            MemoryBegin, MemorySync, MemoryEnd,
+            TrialBegin, TrialEnd, MemoryBegin, MemorySync, MemoryEnd,
             PagesBegin, PagesEnd, Image, ImageEnd, Restore, Confirm, Resume, History, Abort, Settle,
         )
     }

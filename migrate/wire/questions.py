@@ -61,6 +61,7 @@ class HostFacts:
     any_uid: bool = False  # CAP_SYS_RESOURCE, without which CRIU cannot dump processes of other users
     limits: tuple[str, ...] = ()  # the highest hard limits of what is restored here without that (limits.own)
     capabilities: tuple[str, ...] = ()  # those that root has here
+    offers: tuple[str, ...] = ()  # the digests (wire/digests.py) and compressions (wire/codec.py) that it computes
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from criu_rpc.image_codec import forget_lock
 from runtime.cgroups.cgroup import Cgroup
 from runtime.checkpoint import supplement
 from runtime.checkpoint.options import is_own_network
-from runtime.errors import ContainerError, DeadlineExceeded
+from runtime.errors import ContainerError, DeadlineExceeded, StateError
 from runtime.freeze import mend, monitor_hold, network_lock
 from runtime.freeze.guard import Guard
 from runtime.lifecycle import control
@@ -55,7 +55,7 @@ class Dump:
         self._cgroup = Cgroup.of(state)
         self._hold: monitor_hold.Hold | None = None
         self._session: DumpSession | None = None
-        self._guarded = self._locked = self._over = False
+        self._guarded = self._locked = self._killed = self._over = False
         self._shared = not spec.is_new("network")  # other containers may have locks there
         self._others = network_lock.locks(state.pid) if self._shared else []
         self._guard = guard or Guard(state)
@@ -123,20 +123,70 @@ class Dump:
         self._session.finish()
         self._close()
 
-    def kill(self, host: str | None = None, on_killed: Callable[[], None] = lambda: None) -> None:
-        """Kill the frozen container: when this returns, none of its processes exists.
+    def kill(self, host: str | None = None, on_killed: Callable[[], None] = lambda: None, *, wait: bool = True) -> None:
+        """Kill the frozen container. None of its processes executes another instruction of its program.
 
-        It is killed before CRIU is answered, so that it cannot run again even if CRIU or this process dies now.
-        Attached clients learn that it has moved to `host`. `on_killed` is called once its death is certain. Raises
-        DeadlineExceeded.
+        CRIU holds every thread of it stopped, and the kernel marks a process as ending while SIGKILL is sent. Whatever
+        makes its threads continue later (CRIU's answer or its death, a thaw of the cgroup), they only exit. Every
+        process is sent a signal of its own, because init takes the others with it only when it exits. Init comes first:
+        if this process is killed on the way, nothing of the container remains.
+
+        Attached clients learn that it has moved to `host`. `on_killed` is called once its death is certain. The exit
+        takes 50 ms for each GiB of memory; with `wait`, `reap` waits for it. Raises DeadlineExceeded.
         """
         if host is not None and self._hold is not None:
             self._hold.moved(host)
-        try:
-            signals.pidfd_send_signal(self._init, signals.SIGKILL)
-        except ProcessLookupError:
-            pass  # it is dead already
+        self._killed = True
+        self._send_kill()
         on_killed()
+        if wait:
+            self.reap()
+
+    def _send_kill(self) -> None:
+        """Send SIGKILL to every process of the container."""
+        members = self._open_members()
+        try:
+            for pidfd in (self._init, *members):
+                try:
+                    signals.pidfd_send_signal(pidfd, signals.SIGKILL)
+                except ProcessLookupError:
+                    pass  # it is dead already
+        finally:
+            for pidfd in members:
+                os.close(pidfd)
+
+    def _open_members(self) -> list[int]:
+        """Return pidfds of all processes of the container: those CRIU has stopped, and any other in its cgroup."""
+        held: dict[int, int] = {}
+        dead: set[int] = set()
+        while True:
+            members = processes.descendants(self._state.pid) | self._in_cgroup()
+            # A pid that is listed after its pidfd was opened belongs to that process, or the process is dead.
+            for pid in held.keys() - members:
+                os.close(held.pop(pid))
+            new = members - held.keys() - dead
+            if not new:
+                return list(held.values())
+            for pid in new:
+                try:
+                    held[pid] = os.pidfd_open(pid)
+                except ProcessLookupError:
+                    dead.add(pid)
+
+    def _in_cgroup(self) -> set[int]:
+        try:
+            self._cgroup.require_own()
+        except StateError:
+            return set()  # its paths are damaged
+        return set(self._cgroup.pids())
+
+    def reap(self) -> None:
+        """Wait until none of the processes of a killed container exists. Harmless when the dump is over.
+
+        Raises DeadlineExceeded.
+        """
+        if self._over:
+            return
         try:
             if self._session is not None:
                 self._session.finish()
@@ -145,12 +195,21 @@ class Dump:
         if self._cgroup.frozen:  # by the guard: a process in the freezer does not die
             self._cgroup.signal(signals.SIGKILL)
             self._cgroup.thaw()
-        if not processes.wait_exit(self._init, DEATH_TIMEOUT):
-            raise DeadlineExceeded(f"container {self._state.id}: its processes did not exit within {DEATH_TIMEOUT:g} s")
-        self._close()
+        try:
+            if not processes.wait_exit(self._init, DEATH_TIMEOUT):
+                raise DeadlineExceeded(
+                    f"container {self._state.id}: its processes did not exit within {DEATH_TIMEOUT:g} s"
+                )
+        finally:
+            self._close()
 
     def roll_back(self) -> None:
-        """Resume the container as before. Harmless when the dump is over. Raises ContainerError: see mend.repair."""
+        """Resume the container as before, or `reap` it if it was killed. Harmless when the dump is over.
+
+        Raises ContainerError (see mend.repair), DeadlineExceeded.
+        """
+        if self._killed:
+            self.reap()
         if self._over:
             return
         if self._hold is not None:

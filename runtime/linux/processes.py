@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _PF_EXITING = 0x4
+_OOM_NEVER = -1000
 
 
 def fork(how: Callable[[], int] = os.fork) -> int:
@@ -172,6 +173,28 @@ def container_pids(init_pid: int) -> list[int]:
             except OSError:
                 continue
     return sorted(found)
+
+
+def outlive_shortage() -> None:
+    """Lower this process's OOM score as far as the kernel permits, so that it is killed last when memory runs out.
+
+    Without CAP_SYS_RESOURCE the kernel rejects values below the lowest that a privileged process has set for this one
+    or its ancestors (proc(5), oom_score_adj), and does not show that value; hence the binary search.
+    """
+    try:
+        fd = os.open("/proc/self/oom_score_adj", os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return
+    wanted = lowest = _OOM_NEVER
+    known = int(os.read(fd, 16))
+    while lowest < known:
+        try:
+            os.write(fd, b"%d" % wanted)
+            known = wanted
+        except OSError:
+            lowest = wanted + 1
+        wanted = (lowest + known) // 2
+    os.close(fd)
 
 
 def boot_id() -> str:

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
     from runtime.cgroups.cgroup import Cgroup
 
-_OOM_NEVER = -1000
-
 
 class Monitor:
     """A started monitor; `pid` is 0 if the caller monitors the container itself."""
@@ -148,29 +146,6 @@ def _fork(cgroup: Cgroup, birthplace: int) -> int:
         return pid
 
 
-def _outlive_shortage() -> None:
-    """Lower this process's OOM score as far as the kernel permits, so that it is killed last when memory runs out.
-
-    Without CAP_SYS_RESOURCE the kernel rejects values below the lowest that a privileged process has set for this one
-    or its ancestors (proc(5), oom_score_adj), and does not show that value; hence the binary search. The container was
-    forked before, and keeps the score of its config.json or of its caller.
-    """
-    try:
-        fd = os.open("/proc/self/oom_score_adj", os.O_RDWR | os.O_CLOEXEC)
-    except OSError:
-        return
-    wanted = lowest = _OOM_NEVER
-    known = int(os.read(fd, 16))
-    while lowest < known:
-        try:
-            os.write(fd, b"%d" % wanted)
-            known = wanted
-        except OSError:
-            lowest = wanted + 1
-        wanted = (lowest + known) // 2
-    os.close(fd)
-
-
 def _await_end(child: int, control: socket.socket) -> None:
     """Wait until a child has exited, or the starter has closed the control socket.
 
@@ -213,7 +188,7 @@ def _run(
         first = os.fork()
         if first == 0:
             child(False)
-        _outlive_shortage()
+        processes.outlive_shortage()
         if not fresh:
             _await_end(first, control)
         if cgroup.unit is None:  # else the caller asks systemd, because it has a D-Bus connection already

@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from migrate.disk import write_atomically
 from tests.bench import links, writer
 from tests.bench.links import LINKS, Link
 from tests.bench.machine import check_memory, machine
@@ -109,8 +108,8 @@ def said(part: str, record: dict[str, Any]) -> str:
 
 def save(result: Result, directory: Path) -> None:
     """Write the figures and the picture."""
-    write_atomically(directory / "bench-memory.json", (json.dumps(result, indent=1) + "\n").encode())
-    write_atomically(directory / "bench-memory.svg", draw(result).encode())
+    (directory / "bench-memory.json").write_text(json.dumps(result, indent=1) + "\n")
+    (directory / "bench-memory.svg").write_text(draw(result))
 
 
 def main() -> None:

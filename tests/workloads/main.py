@@ -8,13 +8,14 @@ import groups
 import harness
 import ipc
 import memory
+import motion
 import processes
 import sandboxes
 import sockets
 import timers
 import watches
 
-MODULES = (files, groups, ipc, memory, processes, sandboxes, sockets, timers, watches)
+MODULES = (files, groups, ipc, memory, motion, processes, sandboxes, sockets, timers, watches)
 
 if __name__ == "__main__":
     harness.run(sys.argv[1:] or list(harness.KINDS))

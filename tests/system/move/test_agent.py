@@ -3,6 +3,7 @@
 import hashlib
 import json
 import subprocess
+import zlib
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from tests.system.conftest import Lab
 
 MIGRATION = "20261124T093000-0123456789abcdef"
 CARRIED = protocol.Carried({}, "", [], {})
+PLAIN = b"\0"  # the form of a payload
 CLOSE = (0x1024).to_bytes(4, "little") + bytes(28)  # a page server's last command
 AGENT = ["python3", "-c", "import sys; from migrate.target.agent import main; sys.exit(main())"]
 
@@ -23,8 +25,9 @@ def data(payload: bytes, kind: FrameType = FrameType.DATA) -> bytes:
 
 def pages() -> list[bytes]:
     """A stream without pages."""
-    end = protocol.PagesEnd(len(CLOSE), hashlib.sha256(CLOSE).hexdigest())
-    return [protocol.encode_call(protocol.PagesBegin()), data(CLOSE, FrameType.PAGES), protocol.encode_call(end)]
+    end = protocol.PagesEnd(len(CLOSE), f"{zlib.crc32(CLOSE):08x}")
+    begin = protocol.encode_call(protocol.PagesBegin("crc32"))
+    return [begin, data(PLAIN + CLOSE, FrameType.PAGES), protocol.encode_call(end)]
 
 
 def image(name: str, payload: bytes, *, digest: str = "", size: int = -1) -> list[bytes]:
@@ -85,8 +88,8 @@ def test_damaged_image_is_refused_before_anything_is_restored(
 def test_damaged_pages_are_refused(lab: Lab, opening: list[bytes]) -> None:
     """What the source has sent before it hears of that is ignored."""
     answers, code = converse(
-        lab, *opening, protocol.encode_call(protocol.PagesBegin()), data(CLOSE, FrameType.PAGES),
-        protocol.encode_call(protocol.PagesEnd(len(CLOSE), hashlib.sha256(b"other").hexdigest())),
+        lab, *opening, protocol.encode_call(protocol.PagesBegin("crc32")), data(PLAIN + CLOSE, FrameType.PAGES),
+        protocol.encode_call(protocol.PagesEnd(len(CLOSE), "0" * 8)),
         *image("core-1.img", b"right"), protocol.encode_call(protocol.Abort()),
     )  # fmt: skip
     assert [answer["frame"] for answer in answers[-2:]] == ["FAILURE", "REPLY"]
@@ -111,7 +114,7 @@ def test_images_that_criu_does_not_understand(lab: Lab, opening: list[bytes]) ->
 @pytest.mark.parametrize(
     "call",
     [
-        protocol.Prepare(CARRIED, []), protocol.PagesBegin(), protocol.Restore(0), protocol.Resume(),
+        protocol.Prepare(CARRIED, []), protocol.PagesBegin("crc32"), protocol.Restore(0), protocol.Resume(),
         protocol.History(""), protocol.Image("a.img"), protocol.ImageEnd(1, "0" * 64), protocol.Confirm(),
         protocol.Hello(protocol.VERSION, "/run/opencontainer/containers"),
     ],

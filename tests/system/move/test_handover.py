@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.hosts import driver, in_agent
+from tests.support.hosts import COUNT, driver, in_agent
 from tests.system.conftest import Lab
 from tests.system.move.test_move import assert_soon_clean, assert_still_here
 
@@ -58,6 +58,48 @@ def test_agent_dies_after_the_source_has_given_up(lab: Lab) -> None:
     lab.wait_count("host2", start)
     assert lab.ids("host1") == []
     assert lab.images("host2") == []
+
+
+_ALL_DYING = """
+seen = []
+def look(line):
+    import json
+    from runtime.linux import processes
+    if not line.get("killed"):
+        with open("/run/opencontainer/containers/web/state.json") as file:
+            seen.extend(processes.container_pids(json.load(file)["pid"]))
+    else:
+        assert len(seen) >= 4, seen  # and usleep at times
+        assert all(map(processes.is_dying, seen)), [pid for pid in seen if not processes.is_dying(pid)]
+"""
+
+
+def test_no_process_can_run_again_when_the_end_is_journaled(lab: Lab) -> None:
+    """The target may resume the container from there on, although its processes take a while to exit here."""
+    lab.run(script=f"sleep 1000 & (sleep 1000 & exec sleep 1000) & {COUNT}")
+    start = lab.wait_count("host1", 1)
+    code, event = driven_move(lab, "journal committed", before="look(value)", body=_ALL_DYING)
+    assert (code, event["workload"]) == (0, "TARGET"), event
+    lab.wait_count("host2", start)
+
+
+def test_processes_that_do_not_exit_are_reported_and_the_container_runs_at_the_target(lab: Lab) -> None:
+    lab.run()
+    start = lab.wait_count("host1", 1)
+    body = """
+def stuck():
+    from runtime.checkpoint import dump
+    wait = dump.processes.wait_exit
+    def once(pidfd, timeout):
+        dump.processes.wait_exit = wait
+        return False
+    dump.processes.wait_exit = once
+"""
+    code, event = driven_move(lab, "kill", after="stuck()", body=body)
+    assert code != 0
+    assert (event["event"], event["workload"]) == ("error", "TARGET"), event
+    assert "did not exit within" in event["message"]
+    lab.wait_count("host2", start)
 
 
 # The restored tree lives without CRIU, and its monitor has not killed it yet: a moment of every agent's death.

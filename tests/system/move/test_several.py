@@ -157,3 +157,29 @@ faults.at("hand-over", before=kill)
     done = lab.on("host1", lab.python, "-c", "import sys" + kill + verb("--json", "move", "a", "b", "c", "host2"))
     assert events(done.stdout)[-1]["moved"] == ["a", "b", "c"]
     assert_at(lab, three, host1="", host2="abc")
+
+
+def test_another_terminal_follows_moves_to_their_end(lab: Lab, three: dict[str, int]) -> None:
+    process = waiting(lab)
+    watching = lab.start("host1", "pymigrate", "--json", "migrations", "--watch")
+    one = lab.start("host1", "pymigrate", "migrations", "--watch", "b")
+    assert watching.stdout is not None
+    first = json.loads(watching.stdout.readline())
+    assert (first["event"], first["id"], first["phase"]) == ("phase", "b", "seed")
+    assert one.stdout is not None
+    assert one.stdout.readline().endswith("b: seed: root file system\n")
+    lab.on("host1", "pymigrate", "cancel", "b")
+    rest, errors = watching.communicate(timeout=90)
+    assert (watching.returncode, errors) == (0, "")
+    ends = [event for event in events(rest) if event["event"] == "end"]
+    assert [(event["id"], event["phase"], event["workload"]) for event in ends] == [
+        ("b", "aborted", "SOURCE"), ("c", "resumed", "TARGET"),
+    ]  # fmt: skip
+    assert one.communicate(timeout=90)[0].splitlines()[-1] == (
+        "b: was not moved to host2: cancelled by `pymigrate cancel`"
+    )
+    process.communicate(timeout=90)
+    for argv in (("--watch",), ("--watch", "a")):
+        done = lab.on("host1", "pymigrate", "migrations", *argv, check=False)
+        assert (done.returncode, done.stdout) == (4, "")
+        assert "is under way" in done.stderr

@@ -75,10 +75,10 @@ def test_a_move_is_found_while_it_lasts(place: Path) -> None:
         assert (mover.migration, mover.id, mover.target, mover.pid) == (FIRST, "web", "host2", process.pid)
         assert mover.progress()["phase"]["text"] == "root file system"
         assert movers("/root", "other") == movers("/elsewhere") == []
-        with Watch(mover) as watch:
-            assert not watch.wait_end(0.01)
+        with Watch() as watch:
+            assert not watch.wait_end(mover, 0.01)
             process.communicate("\n", timeout=10)
-            assert watch.wait_end(10)
+            assert watch.wait_end(mover, 10)
         assert movers("/root") == []
         assert os.listdir(place) == []
 
@@ -108,9 +108,9 @@ def test_what_a_killed_process_leaves_is_not_a_move(place: Path) -> None:
     with moving(place, FIRST, "web") as process:
         assert says(process) == "moves"
         mover = one()
-        with Watch(mover) as watch:
+        with Watch() as watch:
             process.send_signal(signal.SIGKILL)
-            assert watch.wait_end(10)
+            assert watch.wait_end(mover, 10)
         process.wait(10)
         assert movers("/root") == []
         mover.cancel()

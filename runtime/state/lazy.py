@@ -1,0 +1,101 @@
+"""The note of a container whose memory is not all in place: the page handler (migrate/memory/handler.py) fills it.
+
+The handler's processes hold the note's lock while they live, and remove the note when all memory is in place. A note
+without a lock means that all of them were killed: what was missing then reads as zeros, so the container is damaged.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+
+from runtime.errors import Conflict
+from runtime.light.records import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from runtime.state.record import State
+
+NOTE = "memory-left"  # in the container's directory
+
+
+class Left(Record):
+    """Bytes of memory that are not in place, of how many; `group` is the process group of the page handler."""
+
+    left: int
+    total: int
+    group: int
+    is_damaged: bool
+
+    def __str__(self) -> str:
+        if self.is_damaged:
+            return "memory: damaged, because its page handler was killed"
+        return f"memory: {-(-self.left >> 20)} MiB left"
+
+    def plain(self) -> dict[str, Any]:
+        """Return what JSON shows of it."""
+        return {"left": self.left, "total": self.total, "damaged": self.is_damaged}
+
+
+def describe(left: int, total: int, group: int) -> bytes:
+    """Return the contents of a note; they always have the same size."""
+    return b"%20d %20d %10d\n" % (left, total, group)
+
+
+def note(state: State) -> str:
+    """Return the path of a container's note."""
+    return os.path.join(state.directory, NOTE)
+
+
+def left(state: State) -> Left | None:
+    """Return what is missing of a container's memory; None if nothing is."""
+    return read(note(state)) if state.pid else None
+
+
+def read(path: str) -> Left | None:
+    """Return what a note says; None if there is none."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        is_damaged = _try_lock(fd)
+        if is_damaged and not os.fstat(fd).st_nlink:  # it was removed meanwhile, because all is in place
+            return None
+        fields = os.read(fd, 128).split()
+        numbers = [int(field) for field in fields] if len(fields) == 3 else [0, 0, 0]
+        return Left(left=numbers[0], total=numbers[1], group=numbers[2], is_damaged=is_damaged)
+    except ValueError:
+        return Left(left=0, total=0, group=0, is_damaged=is_damaged)
+    finally:
+        os.close(fd)
+
+
+def _try_lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def require_whole(state: State, verb: str, patience: float) -> None:
+    """Wait up to `patience` seconds for the rest of the memory; raise Conflict if it is not in place by then."""
+    import select
+    import time
+
+    deadline = time.monotonic() + patience
+    while (found := left(state)) is not None:
+        if found.is_damaged:
+            raise Conflict(
+                f"cannot {verb} container {state.id}: its memory is damaged, because its page handler was killed",
+                remedy=f"`pymigrate delete --force {state.id}`, and start it again",
+            )
+        if time.monotonic() >= deadline:
+            raise Conflict(
+                f"cannot {verb} container {state.id}: {-(-found.left >> 20)} MiB of its memory are not in place yet",
+                remedy="try again when `pymigrate list` shows no memory left",
+            )
+        select.select([], [], [], 0.02)

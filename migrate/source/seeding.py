@@ -95,9 +95,13 @@ def _options(tree: Tree) -> tuple[str, ...]:
 class Seeding:
     """The trees of one move. A context manager: leaving it ends every rsync."""
 
-    def __init__(self, peer: Peer, reporter: Reporter, state: State, spec: Spec, migration: str) -> None:
+    def __init__(
+        self, peer: Peer, reporter: Reporter, state: State, spec: Spec, migration: str, limit: int | None = None
+    ) -> None:
+        """`limit`: bytes per second while the container runs."""
         self._peer, self._reporter, self._state, self._spec, self._init = peer, reporter, state, spec, state.pid
         self._migration = migration
+        self._limit = (f"--bwlimit={limit / 1024:.2f}K",) if limit is not None else ()  # a K of rsync is 1024 bytes
         self._growing: list[_Growing] = []
         self._trees: list[Tree] = []
         self._views: list[View] = []
@@ -180,7 +184,7 @@ class Seeding:
         Compare the contents of what an earlier move has left there, because a power cut may have damaged files whose
         size and time are right.
         """
-        options = (*_options(tree), "--exclude=/*") if tree.empty else _options(tree)
+        options = (*_options(tree), *self._limit, *(("--exclude=/*",) if tree.empty else ()))
         options = (*options, "--checksum") if renewed else options
         if tree.single:
             with Rsync(
@@ -212,7 +216,7 @@ class Seeding:
                 item.look = earlier  # the last pass sends these as well
                 return
             before = size
-            with self._waiting(item) as rsync:
+            with self._waiting(item, *self._limit) as rsync:
                 self._listed(item, rsync, names, _soon(), living=True)
             item.look = item.look.with_names(names)  # rsync may have seen a file that was gone before and after
         if item.look is None:
@@ -223,14 +227,14 @@ class Seeding:
 
     def _whole(self, item: _Growing) -> SentTree:
         if item.tree.single:
-            with self._waiting(item) as rsync:
+            with self._waiting(item, *self._limit) as rsync:
                 assert item.look is not None
                 return self._listed(item, rsync, list(item.look.entries), _soon(), living=True)
         # A program may have set the time of a changed file back to the time that an older copy has.
         contents = ("--checksum",) if item.renewed else ()
         sent = send_tree(
             self._peer, item.base, item.there, on_progress=self._progress, deadline=_soon(),
-            options=(*item.options, *contents), living=True, guarded=item.view is None,
+            options=(*item.options, *self._limit, *contents), living=True, guarded=item.view is None,
             within=receivers.within(self._migration, item.cgroup),
         )  # fmt: skip
         item.passes += 1
@@ -240,10 +244,10 @@ class Seeding:
         item.look = item.look.with_names(sent.names)
         return sent
 
-    def _waiting(self, item: _Growing) -> Rsync:
+    def _waiting(self, item: _Growing, *options: str) -> Rsync:
         """Return an rsync that connects and waits for names."""
         return Rsync(
-            self._peer, item.base, item.there, item.options, on_progress=self._progress, names=True,
+            self._peer, item.base, item.there, (*item.options, *options), on_progress=self._progress, names=True,
             guarded=not item.tree.single and item.view is None,
             within=receivers.within(self._migration, item.cgroup),
         )  # fmt: skip

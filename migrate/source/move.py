@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from criu_rpc.errors import Error
 from migrate import faults
@@ -26,7 +26,7 @@ from migrate.model import Compression, MigrationMode, MigrationSpec
 from migrate.phases import OPEN, Phase
 from migrate.preflight import processes as process_scan
 from migrate.preflight.container import wait_settled
-from migrate.source import leftovers, memory
+from migrate.source import history, leftovers, memory
 from migrate.source.memory import MovingMemory
 from migrate.source.ready import Preflight, Ready
 from migrate.source.seeding import ROOTFS, Seeding
@@ -297,7 +297,7 @@ class Move:
         """The container runs at the target: journal that, clean up here, report."""
         wanted, move = self._wanted, self._log.entry
         if self._log.phase is not Phase.RESUMED:
-            self._log.record(Phase.RESUMED)
+            self._log.record(Phase.RESUMED, **self._figures(downtime))
         if dropped := switchover.dropped_watches():
             words = f"{dropped} inotify or fanotify descriptor{'s' if dropped > 1 else ''} had events waiting"
             self._reporter.warn(f"{words} when {wanted.id} was frozen: they are lost, later ones are not")
@@ -331,6 +331,10 @@ class Move:
                 cause=leftover, remedy=f"pymigrate delete --force {wanted.id}",
             )  # fmt: skip
         return report
+
+    def _figures(self, downtime: float) -> dict[str, Any]:
+        """Return what the predictions of later moves learn from, as fields of the journal."""
+        return history.fields(self._memory.measured(downtime, self._clock.total())) if self._memory is not None else {}
 
     def _failed(self, error: BaseException) -> MoveFailed:
         """Roll back if the move has not been committed. Return what to tell the user: where the container is."""

@@ -5,6 +5,8 @@ CONTAINER_LOCK_TIMEOUT = 5.0  # for another verb that works on the container
 FINGERPRINT_TIMEOUT = 600.0  # for the target to read a root file system
 CONFIRM_TIMEOUT = 10.0  # while the container is frozen
 ROUND_TIMEOUT = 6 * 3600.0  # for a round of memory to be sent, and for the target to store it
+INJECTION_TIMEOUT = 5.0  # for a process to be stopped and released; the injector may have to start first
+INJECTOR_EXIT_TIMEOUT = 1.0
 RESUME_TIMEOUT = 30.0  # for the target to resume the container, which has been killed at the source
 ANSWER_GRACE = 2.0  # for the target to report itself what exceeded the deadline
 SEED_TIMEOUT = 6 * 3600.0  # for files that are sent while the container runs
@@ -31,6 +33,7 @@ RESTORE_TIMEOUT = 120.0  # for a restore that nobody waits for in a freeze
 OLD_AGENT_TIMEOUT = 20.0
 SETTLE_LOCK_TIMEOUT = 60.0  # for another process that settles the same move
 SEED_SILENCE = 6 * 3600.0  # of the source while it sends files
+TRIAL_SILENCE = 60.0  # of the source in a trial of the connection
 FROZEN_SILENCE = 30.0  # beyond the limit for the freeze: the source has to end the container, too
 IMAGES_LOCK_TIMEOUT = 5.0  # for another process that has a move's images
 

@@ -12,12 +12,14 @@ processes that cannot be tracked, only cost time.
 """
 
 import contextlib
+import itertools
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Self
 
 from migrate.memory import address_space, layout, tracker
+from migrate.memory.injector import Injector
 from migrate.memory.layout import Range
 from migrate.memory.reader import Reader
 from migrate.memory.tracker import Tracker
@@ -28,7 +30,7 @@ from runtime.linux import processes
 class _Space:
     """The memory of one process of the container. `number` is its pid in there."""
 
-    def __init__(self, pid: int, number: int, start_time: int | None, init: int) -> None:
+    def __init__(self, pid: int, number: int, start_time: int | None, track: Callable[[int], Tracker]) -> None:
         """Raises OSError when the process has exited."""
         self.pid, self.number, self.start_time = pid, number, start_time
         self.sent: list[Range] = []  # what the target has
@@ -36,7 +38,7 @@ class _Space:
         self.tracker: Tracker | None = None
         self.problem = ""
         try:
-            self.tracker = tracker.track(pid, init)
+            self.tracker = track(pid)
         except TrackingFailed as error:
             self.problem = str(error)
         try:
@@ -79,6 +81,7 @@ class PreCopy:
 
     def __init__(self, init: int, send: Callable[[bytes], None]) -> None:
         self._init, self._send = init, send
+        self._injector = Injector()
         self._spaces: dict[int, _Space] = {}
 
     def __enter__(self) -> Self:
@@ -90,11 +93,25 @@ class PreCopy:
         for space in self._spaces.values():
             space.close()
         self._spaces.clear()
+        self._injector.close()
+
+    def _track(self, pid: int) -> Tracker:
+        return tracker.track(pid, self._init, self._injector)
 
     @property
     def left(self) -> int:
         """Bytes that were written since they were sent, as of the last scan."""
         return sum(layout.size(space.left) for space in self._spaces.values())
+
+    @property
+    def rest(self) -> int:
+        """Bytes that go in the freeze whatever was sent before: shared memory, and that of untracked processes."""
+        total = 0
+        for space in self._spaces.values():
+            with contextlib.suppress(OSError):
+                total += address_space.shared(space.pid)
+                total += address_space.resident(space.pid) if space.tracker is None else 0
+        return total
 
     @property
     def processes(self) -> int:
@@ -103,7 +120,7 @@ class PreCopy:
     @property
     def untracked(self) -> list[str]:
         """The processes whose memory goes in the freeze, and why, in words."""
-        return [f"process {space.pid}: {space.problem}" for space in self._spaces.values() if space.problem]
+        return [f"process {space.pid} ({space.problem})" for space in self._spaces.values() if space.problem]
 
     def scan(self) -> int:
         """Find the processes, and what they have written. Return the bytes that are left to send."""
@@ -123,6 +140,20 @@ class PreCopy:
             left, space.left = space.left, []
             sent += space.send(left, self._send)
         return sent
+
+    def skip(self) -> None:
+        """Do not send what is left, as if the target had it."""
+        for space in self._spaces.values():
+            space.left = []
+
+    def sample(self, most: int) -> Iterator[bytes]:
+        """Yield bodies with some `most` bytes of what is left, from places all over it. Nothing counts as sent."""
+        step = max(1, round(self.left / most))
+        for space in self._spaces.values():
+            runs = itertools.islice(layout.split(space.left), 0, None, step)
+            yield from Reader(space.memory, space.number).bodies(
+                (address, address + pages * layout.PAGE) for address, pages in runs
+            )
 
     def send_frozen(self) -> int:
         """The container is frozen: send what was written since the last scan. Return how many bytes that was."""
@@ -158,7 +189,7 @@ class PreCopy:
                 self._forget(space)
         for pid in sorted(found - self._spaces.keys()) if new else ():
             with contextlib.suppress(OSError, StopIteration):
-                self._spaces[pid] = _Space(pid, _number(pid), processes.start_time(pid), self._init)
+                self._spaces[pid] = _Space(pid, _number(pid), processes.start_time(pid), self._track)
 
     def _forget(self, space: _Space) -> None:
         """Have the target drop a space: the number may be given to another process."""

@@ -56,7 +56,7 @@ def fill_store(images: Path) -> int:
                     start = entry.address
                     for address, pages in layout.split([(start, start + size)]):
                         piece = data[at + address - start : at + address - start + pages * PAGE]
-                        is_zero = not any(piece)
+                        is_zero = bytes(piece) == bytes(len(piece))
                         words = [layout.word(address, pages, zero=is_zero)]
                         store.add(layout.head(space, words) + (b"" if is_zero else piece))
                     total += size
@@ -81,6 +81,17 @@ def group_of(group: int) -> list[int]:
             if int(fields[2]) == group and fields[0] not in "ZX":
                 found.append((int(fields[19]), int(name)))
     return [pid for _, pid in sorted(found)]
+
+
+def kill(pid: int, timeout: float = 10) -> None:
+    """Kill a process, and wait until it has exited."""
+    with contextlib.suppress(ProcessLookupError):
+        pidfd = os.pidfd_open(pid)
+        try:
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            assert processes.wait_exit(pidfd, timeout)
+        finally:
+            os.close(pidfd)
 
 
 class Program:
@@ -112,6 +123,7 @@ class Program:
         """Dump and kill it, and make the store; return the bytes in it."""
         self._criu("dump", "-t", self.pid)
         self._started.wait(10)
+        self._logged = self.log.stat().st_size
         return fill_store(self.images)
 
     def restore(self) -> PageHandler:
@@ -121,6 +133,8 @@ class Program:
         handler.load()
         handler.await_loaded()
         pidfile = self.directory / "pid"
+        pidfile.unlink(missing_ok=True)
+        os.truncate(self.log, self._logged)  # an earlier restore may have written
         self._criu("restore", "-d", "--lazy-pages", "--pidfile", pidfile)
         self.pid = int(pidfile.read_text())
         return handler
@@ -156,7 +170,7 @@ class Program:
         if self._started.returncode is None:
             self._started.wait(10)
         if self.handler is not None:
-            self.handler.end()
+            self.handler.await_end()
 
 
 @contextlib.contextmanager

@@ -88,6 +88,7 @@ def _watch(args: argparse.Namespace) -> int:
 def _print_json(
     moves: "list[Entry]", damaged: "list[DamagedJournal]", images: "list[Left]", files: "list[Mark]"
 ) -> None:
+    from migrate.journal import under_way
     from migrate.phases import workload
     from migrate.source import ask_later
 
@@ -97,10 +98,12 @@ def _print_json(
         fields |= {"started": entry.started, "updated": entry.updated}
         left = [mark.path for mark in files if mark.migration == entry.migration]
         described = [_described(item) for item in _of(images, entry.migration)]
-        asks = ask_later.asker(entry.migration) != 0
+        doing = {
+            "under_way": under_way.is_under_way(entry.migration), "asking": ask_later.asker(entry.migration) != 0
+        }  # fmt: skip
         missing = _missing(entry)
         memory = {} if missing is None else {"memory": missing.plain()}
-        print(json.dumps({**fields, "asking": asks, "images": described, "files": left, **memory}))
+        print(json.dumps({**fields, **doing, "images": described, "files": left, **memory}))
     for journal in damaged:
         migration = journal.path.stem
         known = {"id": journal.entry.id, "role": journal.entry.role} if journal.entry is not None else {}
@@ -129,15 +132,6 @@ def _missing(entry: "Entry") -> "Missing | None":
     return lazy.left(state) if state.move == entry.migration else None
 
 
-def _phase(entry: "Entry") -> str:
-    from migrate.source import ask_later
-
-    missing = _missing(entry)
-    if missing is not None:
-        return f"{entry.phase} ({missing})"
-    return f"{entry.phase} (asking)" if ask_later.asker(entry.migration) else entry.phase
-
-
 def _of(images: "list[Left]", migration: str) -> "list[Left]":
     return [item for item in images if item.found.migration == migration]
 
@@ -163,7 +157,7 @@ def _print_table(moves: "list[Entry]", images: "list[Left]", files: "list[Mark]"
             found.source,
             found.target,
             found.role,
-            _phase(found),
+            found.phase + _now(found),
             workload(found.phase, found.role),
             found.started,
         )
@@ -192,6 +186,19 @@ def _print_table(moves: "list[Entry]", images: "list[Left]", files: "list[Mark]"
         paths = [(mark.migration, mark.id, printable(mark.path)) for mark in files]
         for line in table(("FILES OF", "ID", "PATH"), paths):
             print(line)
+
+
+def _now(entry: "Entry") -> str:
+    """Return what a process of this host does for a move, in brackets; "" if there is none."""
+    from migrate.journal import under_way
+    from migrate.source import ask_later
+
+    if under_way.is_under_way(entry.migration):
+        return " (under way)"
+    missing = _missing(entry)
+    if missing is not None:
+        return f" ({missing})"
+    return " (asking)" if ask_later.asker(entry.migration) else ""
 
 
 def _clean_files(files: "list[Mark]") -> None:

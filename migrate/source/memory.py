@@ -46,7 +46,7 @@ def choose(wanted: MigrationSpec, on_disk: str) -> tuple[MigrationMode, str]:
         raise MigrateError(f"--mode {wanted.mode}: {wanted.host}: {problem}", remedy="--mode stop-and-copy")
     if problem:
         return MigrationMode.STOP_AND_COPY, problem
-    return MigrationMode.PRE_COPY, "writes can be tracked"
+    return MigrationMode.PRE_COPY, f"writes are tracked by {tracker.name()}"
 
 
 def may_be_lazy(wanted: MigrationSpec, init: int, spec: Spec) -> bool:

@@ -69,5 +69,5 @@ class MigrationSpec:
     net: str | None = None
     tcp_close: bool = False
     compress: Compression = Compression.AUTO
-    bandwidth_limit: float | None = None
+    bandwidth_limit: int | None = None
     volumes: Mapping[str, str] = field(default_factory=dict)

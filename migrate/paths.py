@@ -26,6 +26,7 @@ MEMORY_IMAGES = IMAGES / "memory"  # a tmpfs, mounted while there is something i
 IMAGES_LOCK = RUN / "images.lock"
 LAB = RUN / "lab"
 MOVING = RUN / "moving"  # a file for each move out of this host that is under way, and one for its progress
+CRIU_CHECKED = RUN / "criu-checked"  # the CRIU that works here
 PACKED_AGENT = RUN / "packed-agent"  # the code of this host, as a target gets it
 PLACE_LOCKS = RUN / "places"
 RECEIVING = RUN / "receiving"  # an entry for each rsync that writes here

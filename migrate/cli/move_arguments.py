@@ -1,12 +1,16 @@
 """The arguments that `move` and `validate` share: they decide whether and how a container can move."""
 
 import argparse
+import re
 from typing import TYPE_CHECKING
 
 from migrate.model import FREEZE_TIMEOUT, MAX_FREEZE_TIMEOUT
 
 if TYPE_CHECKING:
     from migrate.model import MigrationSpec
+
+_RATE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)([KMG]?)", re.IGNORECASE)
+_SLOWEST, _FASTEST = 1 << 10, 1 << 40
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,6 +34,17 @@ def seconds(text: str) -> float:
     if not 0 < value <= MAX_FREEZE_TIMEOUT:
         raise argparse.ArgumentTypeError(f"{text}: must be above 0 and at most {MAX_FREEZE_TIMEOUT:.0f}")
     return value
+
+
+def rate(text: str) -> int:
+    """Return bytes per second, from a number with or without K, M or G: powers of 1024 (an argparse type)."""
+    found = _RATE.fullmatch(text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text}: must be bytes per second, such as 500K, 50M or 1.5G")
+    value = float(found[1]) * 1024 ** ("", "K", "M", "G").index(found[2].upper())
+    if not _SLOWEST <= value <= _FASTEST:
+        raise argparse.ArgumentTypeError(f"{text}: must be between 1K and 1024G; without the option there is no limit")
+    return int(value)
 
 
 def rounds(text: str) -> int:

@@ -7,7 +7,7 @@ import json
 from typing import TYPE_CHECKING
 
 from migrate.cli import move_arguments
-from migrate.model import FREEZE_TIMEOUT, MAX_DOWNTIME, MAX_ROUNDS, MigrationMode, OnDivergence
+from migrate.model import FREEZE_TIMEOUT, MAX_DOWNTIME, MAX_ROUNDS, Compression, MigrationMode, OnDivergence
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,6 +42,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--on-divergence", choices=[str(choice) for choice in OnDivergence], default=OnDivergence.SWITCH_OVER,
         help="what to do when the container writes memory faster than it can be sent (default switch-over)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--compress", choices=[str(choice) for choice in Compression], default=Compression.AUTO,
+        help="compress memory on its way (auto: where that saves time)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--bandwidth-limit", type=move_arguments.rate, metavar="RATE",
+        help="send no more than RATE bytes per second (as 500K, 50M, 1G) while the container runs",
     )  # fmt: skip
     parser.add_argument(
         "--timeout", type=move_arguments.seconds, default=FREEZE_TIMEOUT, metavar="SECONDS",
@@ -97,6 +105,7 @@ def _wanted(args: argparse.Namespace, container_id: str) -> "MigrationSpec":
     return dataclasses.replace(
         move_arguments.wanted(args, container_id, timeout=args.timeout), mode=MigrationMode(args.mode),
         max_downtime=args.max_downtime, max_rounds=args.max_rounds, on_divergence=OnDivergence(args.on_divergence),
+        compress=Compression(args.compress), bandwidth_limit=args.bandwidth_limit,
     )  # fmt: skip
 
 

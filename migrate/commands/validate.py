@@ -34,10 +34,12 @@ def run(args: argparse.Namespace) -> int:
     trees = plan(state, spec, wanted.volumes)
     blockers = container_blockers(state, spec, tcp_close=wanted.tcp_close) + plan_blockers(trees)
     if wanted.host:
+        from migrate.preflight.hostfacts import gather
         from migrate.wire.peer import connect
+        from migrate.wire.questions import FactsQuery
 
         with connect(wanted.host, root=str(args.root)) as peer:
-            blockers += check_target(peer, store, state, there, trees)[0]
+            blockers += check_target(peer, store, state, there, trees, gather(FactsQuery()))[0]
     left = [blocker for blocker in blockers if blocker.rule not in wanted.allow]
     words = landlock.warning(state.id, landlock.suspects(state.pid, spec)) if state.status is Status.RUNNING else ""
     if args.json:

@@ -2,8 +2,9 @@
 
 CRIU would pack all of it while the container is frozen. It is told that such a mount is external; the target makes a
 tmpfs with the same options, which the passes of source/seeding.py fill, and has CRIU bind that in its place. This
-applies only to mounts that the bundle asks for and whose attributes are all known. CRIU carries all others, and small
-ones, for which it is faster.
+applies only to mounts that the bundle asks for, or that mask a directory, and whose attributes are all known. CRIU
+carries all others, and small ones, for which it is faster. An empty one is sent ahead at no cost: CRIU takes 5 ms to
+pack it, and 5 ms to unpack it, while the container is frozen.
 
 Stores to a mapped file need not change its times in a tmpfs. Files that may have been mapped since the first scan are
 therefore compared by contents: mapped files, those open for reading and writing, and those closed after writing.
@@ -16,6 +17,7 @@ import shutil
 import socket
 import struct
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 
 from migrate.errors import MigrateError
@@ -38,7 +40,7 @@ class View:
     """A tmpfs mount, open for reading; it records which files are written to from now on. `close` it."""
 
     def __init__(self, mounted: Mounted, mount: mountinfo.Mount, fd: int) -> None:
-        self.mounted, self._mount, self._fd = mounted, mount, fd
+        self.mounted, self.mount, self._fd = mounted, mount, fd
         self.overflowed = False  # more files were written to than the queue could hold
         try:
             self._closed = syscalls.fanotify_init(syscalls.FAN_REPORT_FID, os.O_RDONLY)
@@ -58,15 +60,11 @@ class View:
 
     @property
     def is_expected(self) -> bool:
-        return mountinfo.device(os.stat(self.path)) == self._mount.device
+        return mountinfo.device(os.stat(self.path)) == self.mount.device
 
-    def verify(self, state: State, spec: Spec) -> None:
-        """Raise MigrateError if the container has changed its mounts meanwhile."""
-        if dict(_suitable(state, spec)).get(self.mounted) != self._mount:
-            raise MigrateError(
-                f"the mounts of container {state.id} at {self.mounted.place} have changed while it was moved",
-                remedy="move it again",
-            )
+    @property
+    def is_empty(self) -> bool:
+        return not os.listdir(self.path)
 
     def stored(self, init_pid: int) -> set[int]:
         """Return the inodes of files whose contents may have changed, or still can, without a change of their times."""
@@ -93,6 +91,17 @@ class View:
         os.close(self._fd)
 
 
+def verify(views: Iterable[View], state: State, spec: Spec) -> None:
+    """Raise MigrateError if the container has changed its mounts since the views were opened."""
+    now = dict(_suitable(state, spec))
+    for view in views:
+        if now.get(view.mounted) != view.mount:
+            raise MigrateError(
+                f"the mounts of container {state.id} at {view.mounted.place} have changed while it was moved",
+                remedy="move it again",
+            )
+
+
 def _inode(record: bytes) -> int | None:
     """Return the inode in an event's record; None if it has no file, which means that the queue overflowed."""
     if len(record) < _HANDLE.size:
@@ -103,20 +112,26 @@ def _inode(record: bytes) -> int | None:
 
 
 def _suitable(state: State, spec: Spec) -> list[tuple[Mounted, mountinfo.Mount]]:
-    """Return the bundle's tmpfs mounts that are mounted once, with no mount over or in them, and private."""
+    """Return the bundle's tmpfs mounts, and those over masked directories, that can be made again elsewhere.
+
+    Each is mounted once, with no mount over or in it, and private.
+    """
     # The root of a user namespace owns the file systems that it mounts, which the target cannot reproduce.
     if "user" in spec.namespaces or not _is_one_namespace(state.pid):
         return []
     mounts, leased = mountinfo.read(state.pid), _leased()
+    asked = [mount.destination for mount in spec.mounts if mount.type == "tmpfs" and not mount.is_bind]
     found = []
-    for mount in spec.mounts:
-        place = os.path.normpath("/" + mount.destination.lstrip("/"))
+    for destination in [*asked, *spec.masked_paths]:
+        place = os.path.normpath("/" + destination.lstrip("/"))
         here = [item for item in mounts if mountinfo.is_below(item.place, place)]
-        if mount.type != "tmpfs" or mount.is_bind or len(here) != 1 or here[0].place != place:
+        if len(here) != 1 or here[0].place != place:
             continue
         item, options = here[0], here[0].options.split(",")
         alone = sum(other.device == item.device for other in mounts) == 1
-        if (item.fstype, item.root, item.is_private) != ("tmpfs", "/", True) or not alone or "rw" not in options:
+        if (item.fstype, item.root, item.is_private) != ("tmpfs", "/", True) or not alone:
+            continue
+        if "rw" not in options and destination not in spec.masked_paths:
             continue
         data = ",".join(option for option in options if option != "rw")
         if are_tmpfs_options(data) and item.device not in leased:
@@ -146,7 +161,10 @@ def _is_one_namespace(init_pid: int) -> bool:
 
 
 def views(state: State, spec: Spec) -> list[View]:
-    """Return views of the mounts that are worth sending ahead. CRIU carries those that cannot be opened or watched."""
+    """Return views of the mounts that are worth sending ahead: large or empty ones.
+
+    CRIU carries those that cannot be opened or watched.
+    """
     if shutil.which("rsync") is None:
         return []
     wanted = [item for item in _suitable(state, spec) if _is_worth_it(f"/proc/{state.pid}/root{item[0].place}", state)]
@@ -161,12 +179,14 @@ def views(state: State, spec: Spec) -> list[View]:
 
 
 def _is_worth_it(path: str, state: State) -> bool:
-    """Return whether a tmpfs is large enough, and the container's memory has room for the copies that rsync makes."""
+    """Return whether a tmpfs is empty; or is large, and the container's memory has room for the copies of rsync."""
     try:
         info = os.statvfs(path)
     except OSError:
         return False
     used = (info.f_blocks - info.f_bfree) * info.f_frsize
+    if not used and info.f_files - info.f_ffree <= 1:  # its root
+        return True
     return bool(info.f_blocks) and used >= SMALL and 2 * used <= _memory_limit(state.cgroup_paths)
 
 

@@ -13,7 +13,7 @@ MAX_TREES = 200
 _FORBIDDEN = ("/proc", "/sys", "/dev", "/run", "/var/run", "/boot", str(DATA))
 _DIGEST = re.compile(r"([0-9a-f]{64})?")
 _OPTIONS = re.compile(
-    r"(?:(?:size|nr_inodes)=[0-9]+[kmgKMG]?|mode=[0-7]{1,4}|[ug]id=[0-9]+|inode(?:32|64)"
+    r"(?:ro|(?:size|nr_inodes)=[0-9]+[kmgKMG]?|mode=[0-7]{1,4}|[ug]id=[0-9]+|inode(?:32|64)"
     r"|huge=(?:never|always|within_size|advise))"
 )
 _HEX = re.compile(r"(?:[0-9a-f]{2})*")

@@ -62,7 +62,8 @@ class UnderWay:
             fcntl.flock(self._fd, fcntl.LOCK_EX)
             UnderWay._current = self
             signal.signal(CANCEL, _cancelled)  # stays: a late request must not end the process
-            self._size = os.write(self._fd, line)
+            self._size = len(line)
+            os.write(self._fd, line)
         except OSError as error:
             self._end()
             raise MigrateError(f"{self._path}: cannot be written: {error.strerror}") from None

@@ -6,7 +6,7 @@ of PIECE bytes of memory, aligned, in which pages that were not asked for count 
 """
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from migrate.memory import layout
 from migrate.memory.layout import PAGE, Range
@@ -80,15 +80,17 @@ def changed(now: Pieces, before: Mapping[int, bytes]) -> list[Range]:
     for piece, entries in now.items():
         known = before.get(piece, _ABSENT)
         if entries != known:
-            pairs = zip(memoryview(entries).cast("Q"), memoryview(known).cast("Q"), strict=True)
-            start = -1
-            for number, (entry, old) in enumerate(pairs):
-                if entry >> _EXISTS and (entry ^ old) & _COUNTS:
-                    if start < 0:
-                        start = number
-                elif start >= 0:
-                    found.append((piece + start * PAGE, piece + number * PAGE))
-                    start = -1
-            if start >= 0:
-                found.append((piece + start * PAGE, piece + PIECE))
+            found += [(piece, piece + PIECE)] if _all_changed(entries, known) else _changed(piece, entries, known)
     return layout.unite(found)
+
+
+def _all_changed(entries: bytes, known: bytes) -> bool:
+    """Return whether every page of a piece exists, and has changed for one reason: the usual case of many changes."""
+    return min(entries[7::ENTRY]) >= 0x40 and (known is _ABSENT or min(entries[6::ENTRY]) >= 0x80)
+
+
+def _changed(piece: int, entries: bytes, known: bytes) -> Iterator[Range]:
+    pairs = zip(memoryview(entries).cast("Q"), memoryview(known).cast("Q"), strict=True)
+    for number, (entry, old) in enumerate(pairs):
+        if entry >> _EXISTS and (entry ^ old) & _COUNTS:
+            yield piece + number * PAGE, piece + (number + 1) * PAGE

@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Self
 
 from migrate.memory import address_space, layout, tracker
+from migrate.memory.injector import Injector
 from migrate.memory.layout import Range
 from migrate.memory.reader import Reader
 from migrate.memory.tracker import Tracker
@@ -29,7 +30,7 @@ from runtime.linux import processes
 class _Space:
     """The memory of one process of the container. `number` is its pid in there."""
 
-    def __init__(self, pid: int, number: int, start_time: int | None, init: int) -> None:
+    def __init__(self, pid: int, number: int, start_time: int | None, track: Callable[[int], Tracker]) -> None:
         """Raises OSError when the process has exited."""
         self.pid, self.number, self.start_time = pid, number, start_time
         self.sent: list[Range] = []  # what the target has
@@ -37,7 +38,7 @@ class _Space:
         self.tracker: Tracker | None = None
         self.problem = ""
         try:
-            self.tracker = tracker.track(pid, init)
+            self.tracker = track(pid)
         except TrackingFailed as error:
             self.problem = str(error)
         try:
@@ -80,6 +81,7 @@ class PreCopy:
 
     def __init__(self, init: int, send: Callable[[bytes], None]) -> None:
         self._init, self._send = init, send
+        self._injector = Injector()
         self._spaces: dict[int, _Space] = {}
 
     def __enter__(self) -> Self:
@@ -91,6 +93,10 @@ class PreCopy:
         for space in self._spaces.values():
             space.close()
         self._spaces.clear()
+        self._injector.close()
+
+    def _track(self, pid: int) -> Tracker:
+        return tracker.track(pid, self._init, self._injector)
 
     @property
     def left(self) -> int:
@@ -114,7 +120,7 @@ class PreCopy:
     @property
     def untracked(self) -> list[str]:
         """The processes whose memory goes in the freeze, and why, in words."""
-        return [f"process {space.pid}: {space.problem}" for space in self._spaces.values() if space.problem]
+        return [f"process {space.pid} ({space.problem})" for space in self._spaces.values() if space.problem]
 
     def scan(self) -> int:
         """Find the processes, and what they have written. Return the bytes that are left to send."""
@@ -183,7 +189,7 @@ class PreCopy:
                 self._forget(space)
         for pid in sorted(found - self._spaces.keys()) if new else ():
             with contextlib.suppress(OSError, StopIteration):
-                self._spaces[pid] = _Space(pid, _number(pid), processes.start_time(pid), self._init)
+                self._spaces[pid] = _Space(pid, _number(pid), processes.start_time(pid), self._track)
 
     def _forget(self, space: _Space) -> None:
         """Have the target drop a space: the number may be given to another process."""

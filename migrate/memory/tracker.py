@@ -7,6 +7,7 @@ older kernels have, and processes that no system call can be injected into.
 from typing import Protocol
 
 from migrate.memory import soft_dirty, write_protection
+from migrate.memory.injector import Injector
 from migrate.memory.layout import Range
 from migrate.memory.soft_dirty import SoftDirty
 from migrate.memory.tracking import TrackingFailed
@@ -26,10 +27,10 @@ class Tracker(Protocol):
         """End tracking."""
 
 
-def track(pid: int, init: int) -> Tracker:
+def track(pid: int, init: int, injector: Injector) -> Tracker:
     """Begin to track a process of the container whose init is `init`. Raises TrackingFailed; it is unchanged then."""
     try:
-        return WriteProtection(pid)
+        return WriteProtection(pid, injector)
     except TrackingFailed as error:
         if soft_dirty.support():
             raise

@@ -1,6 +1,6 @@
 """Which pages of a process were written: userfaultfd's asynchronous write protection, from outside.
 
-A userfaultfd(2) is made inside the process (injection.py) and taken out of it by pidfd_getfd(2). Its private anonymous
+A userfaultfd(2) is made inside the process (injector.py) and taken out of it by pidfd_getfd(2). Its private anonymous
 mappings are registered from here. PAGEMAP_SCAN (Linux 6.7) then reports what was written, and protects it again in the
 same step. A write to a protected page costs the program some 1.2 us once in each round, and is not seen by it.
 
@@ -16,13 +16,12 @@ import os
 import struct
 from collections.abc import Sequence
 
-from migrate.memory import address_space, layout, stopping
-from migrate.memory.injection import Injection, InjectionFailed
+from migrate.memory import address_space, injection, layout
+from migrate.memory.injector import Injector
 from migrate.memory.layout import Range
 from migrate.memory.tracking import Gone, TrackingFailed
-from runtime.linux import syscalls
 
-_SYS_CLOSE, _SYS_USERFAULTFD = 3, 323  # of x86-64
+_SYS_USERFAULTFD = 323  # of x86-64
 _USER_MODE_ONLY = 1
 _UFFDIO_API, _UFFDIO_REGISTER, _PAGEMAP_SCAN = 0xC018AA3F, 0xC020AA00, 0xC0606610
 _API, _FEATURES = 0xAA, 1 << 15 | 1 << 13 | 1  # WP_ASYNC, WP_UNPOPULATED, PAGEFAULT_FLAG_WP
@@ -36,16 +35,16 @@ _REGIONS = 16384  # that one call reports
 class WriteProtection:
     """The writes of one process."""
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, injector: Injector) -> None:
         """Begin to track. Raises TrackingFailed; the process is unchanged then."""
         self.pid = pid
         self._regions = (ctypes.c_uint64 * (3 * _REGIONS))()
         self._uffd = self._pagemap = -1
         try:
-            self._uffd = stopping.apart(lambda: _userfaultfd(pid))
+            self._uffd = injector.userfaultfd(pid)
             fcntl.ioctl(self._uffd, _UFFDIO_API, bytearray(struct.pack("=QQQ", _API, _FEATURES, 0)))
             self._pagemap = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
-        except (OSError, InjectionFailed) as error:
+        except OSError as error:
             self.close()
             raise TrackingFailed(str(error)) from None
 
@@ -102,20 +101,6 @@ class WriteProtection:
         self._uffd = self._pagemap = -1
 
 
-def _userfaultfd(pid: int) -> int:
-    """Make a userfaultfd in a process and take it out. Raises OSError, InjectionFailed."""
-    pidfd = os.pidfd_open(pid)
-    try:
-        with Injection(pid) as process:
-            inside = process.call(_SYS_USERFAULTFD, os.O_CLOEXEC | os.O_NONBLOCK | _USER_MODE_ONLY)
-            try:
-                return syscalls.pidfd_getfd(pidfd, inside)
-            finally:
-                process.call(_SYS_CLOSE, inside)
-    finally:
-        os.close(pidfd)
-
-
 def support() -> str:
     """Return why this kernel cannot track writes, "" if it can."""
     if not _is_known():
@@ -133,8 +118,6 @@ def support() -> str:
 
 
 def _is_known() -> bool:
-    from migrate.memory import injection
-
     return injection.is_possible() and os.sysconf("SC_PAGE_SIZE") == layout.PAGE
 
 

@@ -23,6 +23,7 @@ from migrate.limits import FACTS_TIMEOUT
 from migrate.memory import meminfo
 from migrate.paths import DATA
 from migrate.preflight import limits
+from migrate.preflight.criu_checked import checked_version
 from migrate.wire import codec, protocol
 from migrate.wire.questions import FactsQuery, HostFacts
 from runtime.errors import ContainerError
@@ -48,10 +49,9 @@ def gather(query: FactsQuery) -> HostFacts:
     version, problem, cpu_problem, cpuinfo = "", "", "", ""
     try:
         criu = Criu()
-        version = str(criu.version())
         with _directory() as (path, fd):
+            version = checked_version(criu, fd)
             cpu_problem, cpuinfo = _cpu(criu, query.cpuinfo, path, fd)
-            criu.check(fd)
     except (CriuError, DeadlineExceeded) as error:
         problem = str(error)
     bridge_problem, address_problem = _network(query)
@@ -144,7 +144,7 @@ def _cpu(criu: Criu, theirs: str, directory: Path, fd: int) -> tuple[str, str]:
     try:
         criu.cpuinfo_dump(fd)
         ours = base64.b64encode(image.read_bytes()).decode()
-        if theirs:
+        if theirs and theirs != ours:
             image.write_bytes(base64.b64decode(theirs, validate=True))
             criu.cpuinfo_check(fd)
     except (CriuError, DeadlineExceeded) as error:

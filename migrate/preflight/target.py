@@ -12,7 +12,7 @@ from migrate.files import fingerprint as fingerprints
 from migrate.limits import TREES_TIMEOUT
 from migrate.preflight import hostfacts, limits, open_files, sockets
 from migrate.preflight import processes as process_scan
-from migrate.preflight.hostfacts import can_carry_any_uid, gather
+from migrate.preflight.hostfacts import can_carry_any_uid
 from migrate.preflight.rules import RULES, Blocker, raise_blocked
 from migrate.preflight.volumes import Plan
 from migrate.wire import protocol
@@ -119,9 +119,13 @@ def external_paths(spec: Spec) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*joined, *hooks]))
 
 
-def check_target(peer: "Peer", store: Store, state: State, spec: Spec, plan: Plan) -> tuple[list[Blocker], Plan]:
-    """Compare the target with this host. Return the blockers, and the plan without the trees that the target has."""
-    source = gather(FactsQuery())
+def check_target(
+    peer: "Peer", store: Store, state: State, spec: Spec, plan: Plan, source: HostFacts
+) -> tuple[list[Blocker], Plan]:
+    """Compare the target with this host, the `source`.
+
+    Return the blockers, and the plan without the trees that the target has.
+    """
     if source.criu_problem:
         raise CriuError(f"{source.name}: {source.criu_problem}", remedy="run vagrant/provision.sh here")
     net = spec.network.text() if spec.network is not None else ""
@@ -188,9 +192,13 @@ def plan_blockers(plan: Plan) -> list[Blocker]:
 
 
 def preflight(
-    peer: "Peer", store: Store, state: State, spec: Spec, allow: frozenset[str], blockers: list[Blocker], plan: Plan
-) -> Plan:
-    """Return the plan as checked with the target. Raises Blocked with all reasons not to move, `blockers` included."""
-    found, checked = check_target(peer, store, state, spec, plan)
+    peer: "Peer", store: Store, state: State, spec: Spec, allow: frozenset[str], blockers: list[Blocker], plan: Plan,
+    source: HostFacts,
+) -> Plan:  # fmt: skip
+    """Return the plan as checked with the target. Raises Blocked with all reasons not to move, `blockers` included.
+
+    `source`: the facts of this host.
+    """
+    found, checked = check_target(peer, store, state, spec, plan, source)
     raise_blocked(state, blockers + plan_blockers(plan) + found, allow, peer.name)
     return checked

@@ -67,8 +67,8 @@ def _too_late(entry: Entry, *, left: bool = False) -> TooLate:
 
 def _unanswered(mover: Mover) -> DeadlineExceeded:
     return DeadlineExceeded(
-        f"container {mover.id}: process {mover.pid}, which moves it, has not rolled the move back within "
-        f"{CANCEL_TIMEOUT:g} s; it does so as soon as it can",
+        f"container {mover.id}: process {mover.pid}, which moves it, was asked to cancel that and has not ended within "
+        f"{CANCEL_TIMEOUT:g} s",
         remedy=f"is {mover.target} cut off, or process {mover.pid} stopped? see `pymigrate migrations --id {mover.id}`",
     )
 

@@ -109,6 +109,8 @@ class MovingMemory:
                 self._peer.call(protocol.MemorySync(), ROUND_TIMEOUT)
                 seconds = time.monotonic() - begun
                 left = self._memory.scan()
+            if not self._rounds:
+                self._warn_of_untracked()
             self._rounds.append(Round(read, seconds, left, self._carrier.held - held_before))
             self._report(self._carrier.sent - sent_before)
             verdict = convergence.judge(
@@ -120,6 +122,11 @@ class MovingMemory:
             if verdict is not Verdict.CONTINUE:
                 self._diverged(verdict)
                 return
+
+    def _warn_of_untracked(self) -> None:
+        if found := self._memory.untracked:
+            more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+            self._reporter.warn(f"writes of {found[0]}{more} cannot be tracked: its memory is sent in the freeze")
 
     def _put(self, body: bytes) -> None:
         """Send a body, and report progress in a round."""

@@ -72,7 +72,10 @@ class Move:
         self._store, self._wanted, self._plan, self._digest = ready.store, ready.wanted, ready.plan, ready.digest
         self._state, self._spec, self._peer, self._log = ready.state, ready.spec, ready.peer, ready.log
         self._reporter, self._clock = ready.reporter, ready.clock
-        self._seeding = Seeding(ready.peer, ready.reporter, ready.state, ready.spec, ready.log.entry.migration)
+        self._seeding = Seeding(
+            ready.peer, ready.reporter, ready.state, ready.spec, ready.log.entry.migration,
+            ready.wanted.bandwidth_limit,
+        )  # fmt: skip
         self._aftermath = Aftermath()
         self._memory: MovingMemory | None = None
         self._mode, self._why = MigrationMode.STOP_AND_COPY, ""
@@ -175,6 +178,11 @@ class Move:
                 self._reporter.warn(words)
             self._clock.step("pre-copy")
 
+    @property
+    def _is_lazy(self) -> bool:
+        """Whether the target resumes the container before its memory is in place."""
+        return self._memory is not None and not self._memory.lazy_problem
+
     def _switchover(self) -> Switchover:
         return Switchover(
             self._state,
@@ -239,7 +247,7 @@ class Move:
     def _restore(self, frozen: Frozen, images: int) -> None:
         """Have the target restore the tree and hold it."""
         left = frozen.left()
-        restore = protocol.Restore(images, left, roots=self._seeding.roots())
+        restore = protocol.Restore(images, left, self._is_lazy, self._seeding.roots())
         with faults.point("ask-restore"):
             self._peer.post(restore)
         self._peer.answer(left + ANSWER_GRACE)

@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -17,6 +18,7 @@ from migrate.model import MigrationSpec
 from migrate.phases import Phase
 from migrate.preflight import landlock, volumes
 from migrate.preflight.container import container_blockers
+from migrate.preflight.hostfacts import gather
 from migrate.preflight.rules import Blocker
 from migrate.preflight.target import preflight
 from migrate.preflight.volumes import Plan
@@ -24,6 +26,7 @@ from migrate.source import memory
 from migrate.source.clock import Clock
 from migrate.wire import codec
 from migrate.wire.peer import Peer, Session, connect
+from migrate.wire.questions import FactsQuery, HostFacts
 from runtime.freeze import mend
 from runtime.spec import config as spec_config
 from runtime.spec.config import Spec
@@ -104,13 +107,15 @@ class Preflight:
         self.reporter.phase(Phase.PREFLIGHT, f"checking {wanted.id} and {wanted.host}")
         plan = volumes.plan(state, spec, wanted.volumes)
         memory.require_possible(wanted)
-        blockers = container_blockers(state, spec, tcp_close=wanted.tcp_close, patience=PASSING_PATIENCE)
-        peer = self._session.peer(store.root) if self._session else connect(wanted.host, root=store.root)
-        try:
-            return self._check_target(peer, state, spec, plan, blockers)
-        except BaseException:
-            peer.close()
-            raise
+        with ThreadPoolExecutor(1, "facts") as beside:  # asking CRIU takes as long as the log-in
+            source = beside.submit(gather, FactsQuery())
+            blockers = container_blockers(state, spec, tcp_close=wanted.tcp_close, patience=PASSING_PATIENCE)
+            peer = self._session.peer(store.root) if self._session else connect(wanted.host, root=store.root)
+            try:
+                return self._check_target(peer, state, spec, plan, blockers, source.result())
+            except BaseException:
+                peer.close()
+                raise
 
     def _require_decided(self, state: State) -> None:
         entry = undecided(self._store, state.id, state.created)
@@ -120,13 +125,15 @@ class Preflight:
                 remedy=f"pymigrate recover {state.id}",
             )
 
-    def _check_target(self, peer: Peer, state: State, spec: Spec, plan: Plan, blockers: list[Blocker]) -> Checked:
+    def _check_target(
+        self, peer: Peer, state: State, spec: Spec, plan: Plan, blockers: list[Blocker], source: HostFacts
+    ) -> Checked:
         """Raise Blocked with everything that blocks the move."""
         wanted, store = self._wanted, self._store
         digest = fingerprint(Path(state.rootfs)) if spec.readonly else ""
         spec = plan.spec(spec_config.elsewhere(spec, wanted.net))
         with faults.point("check-target"):
-            plan = preflight(peer, store, state, spec, wanted.allow, blockers, plan)
+            plan = preflight(peer, store, state, spec, wanted.allow, blockers, plan, source)
         codec.settle(wanted.compress, peer.offers, wanted.host)  # or refuse, before anything is sent
         if words := landlock.warning(wanted.id, landlock.suspects(state.pid, spec)):
             self.reporter.warn(words)

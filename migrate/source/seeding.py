@@ -95,9 +95,13 @@ def _options(tree: Tree) -> tuple[str, ...]:
 class Seeding:
     """The trees of one move. A context manager: leaving it ends every rsync."""
 
-    def __init__(self, peer: Peer, reporter: Reporter, state: State, spec: Spec, migration: str) -> None:
+    def __init__(
+        self, peer: Peer, reporter: Reporter, state: State, spec: Spec, migration: str, limit: int | None = None
+    ) -> None:
+        """`limit`: bytes per second while the container runs."""
         self._peer, self._reporter, self._state, self._spec, self._init = peer, reporter, state, spec, state.pid
         self._migration = migration
+        self._limit = (f"--bwlimit={limit / 1024:.2f}K",) if limit is not None else ()  # a K of rsync is 1024 bytes
         self._growing: list[_Growing] = []
         self._trees: list[Tree] = []
         self._views: list[View] = []
@@ -166,8 +170,13 @@ class Seeding:
             view.close()
         for view in self._views:
             tree = Tree(f"tmpfs {view.mounted.place}", view.path, places[view.mounted.place])
-            self._growing.append(_Growing(tree, view=view, cgroup=cgroup))
-            self._passes(self._growing[-1])
+            item = _Growing(tree, view=view, cgroup=cgroup)
+            self._growing.append(item)
+            if view.is_empty:
+                item.look = item.scan()
+            if item.look is None or item.look.entries.keys() > {b"."}:
+                item.look = None
+                self._passes(item)
 
     def _constant(self, tree: Tree, renewed: bool) -> None:
         """Send a tree that does not change, once. An overlay's work directory is sent empty: the kernel fills it.
@@ -175,7 +184,7 @@ class Seeding:
         Compare the contents of what an earlier move has left there, because a power cut may have damaged files whose
         size and time are right.
         """
-        options = (*_options(tree), "--exclude=/*") if tree.empty else _options(tree)
+        options = (*_options(tree), *self._limit, *(("--exclude=/*",) if tree.empty else ()))
         options = (*options, "--checksum") if renewed else options
         if tree.single:
             with Rsync(
@@ -207,7 +216,7 @@ class Seeding:
                 item.look = earlier  # the last pass sends these as well
                 return
             before = size
-            with self._waiting(item) as rsync:
+            with self._waiting(item, *self._limit) as rsync:
                 self._listed(item, rsync, names, _soon(), living=True)
             item.look = item.look.with_names(names)  # rsync may have seen a file that was gone before and after
         if item.look is None:
@@ -218,14 +227,14 @@ class Seeding:
 
     def _whole(self, item: _Growing) -> SentTree:
         if item.tree.single:
-            with self._waiting(item) as rsync:
+            with self._waiting(item, *self._limit) as rsync:
                 assert item.look is not None
                 return self._listed(item, rsync, list(item.look.entries), _soon(), living=True)
         # A program may have set the time of a changed file back to the time that an older copy has.
         contents = ("--checksum",) if item.renewed else ()
         sent = send_tree(
             self._peer, item.base, item.there, on_progress=self._progress, deadline=_soon(),
-            options=(*item.options, *contents), living=True, guarded=item.view is None,
+            options=(*item.options, *self._limit, *contents), living=True, guarded=item.view is None,
             within=receivers.within(self._migration, item.cgroup),
         )  # fmt: skip
         item.passes += 1
@@ -235,10 +244,10 @@ class Seeding:
         item.look = item.look.with_names(sent.names)
         return sent
 
-    def _waiting(self, item: _Growing) -> Rsync:
+    def _waiting(self, item: _Growing, *options: str) -> Rsync:
         """Return an rsync that connects and waits for names."""
         return Rsync(
-            self._peer, item.base, item.there, item.options, on_progress=self._progress, names=True,
+            self._peer, item.base, item.there, (*item.options, *options), on_progress=self._progress, names=True,
             guarded=not item.tree.single and item.view is None,
             within=receivers.within(self._migration, item.cgroup),
         )  # fmt: skip
@@ -254,9 +263,10 @@ class Seeding:
     @faults.point("start-last-pass")
     def start_last_pass(self) -> None:
         """Start the rsyncs of the last pass and wait until they have connected, shortly before the freeze."""
-        for item in self._growing[:MOST_WAITING]:
+        sent = [item for item in self._growing if item.passes]  # what was empty is likely to stay so
+        for item in sent[:MOST_WAITING]:
             item.rsync = self._waiting(item)
-        for item in self._growing[:MOST_WAITING]:
+        for item in sent[:MOST_WAITING]:
             if item.rsync is not None:
                 item.rsync.connected(SEED_CONNECT_TIMEOUT)
 
@@ -269,12 +279,14 @@ class Seeding:
 
     def _scan_all(self) -> None:
         try:
+            tmpfs.verify(self._views, self._state, self._spec)
             for item in self._growing:
-                item.note(self._init)
+                if item.passes:
+                    item.note(self._init)
                 item.now = item.scan(lambda: self._until)
                 if item.view is not None and item.view.overflowed:
                     item.mapped |= {entry[0] for entry in item.now.entries.values()}
-        except OSError as error:
+        except (OSError, MigrateError) as error:
             self._scan_failure = error
 
     def send_last_pass(self, timeout: float) -> Callable[[], None] | None:
@@ -289,10 +301,10 @@ class Seeding:
             self._scanner.join(timeout)
             if self._scanner.is_alive():
                 raise DeadlineExceeded("the scan for changes in the trees did not end in time")
+        if isinstance(self._scan_failure, MigrateError):
+            raise self._scan_failure
         if self._scan_failure is not None:
             raise MigrateError(f"a tree cannot be read: {self._scan_failure}")
-        for view in self._views:
-            view.verify(self._state, self._spec)
         pool = ThreadPoolExecutor(max(1, min(len(self._growing), MOST_WAITING)), thread_name_prefix="last-pass")
         futures = [pool.submit(self._last, item, deadline) for item in self._growing]
         pool.shutdown(wait=False)
@@ -309,14 +321,16 @@ class Seeding:
         now = item.now if item.tree.single else tree_scan.again(item.tree.source, item.now, lambda: deadline)
         new = now.entries.keys() - item.look.entries.keys()  # the scan beside the dump has seen some of CRIU's as well
         item.remapped = tuple(name for name in new if _LINK_REMAP.fullmatch(name))
-        if item.rsync is None:
-            item.rsync = self._waiting(item)
         # A file that CRIU has given another name is sent with all its names, or the target would have a separate file.
         linked = {now.entries[name][0] for name in item.remapped}
         names = now.since(item.look, item.mapped | linked)
         if item.view is not None:
             # With the root's name rsync would compare every file in it. `roots` carries what the root must have.
             names = [name for name in names if name != b"."]
+        if not names and not item.passes:
+            return  # it was empty, and is
+        if item.rsync is None:
+            item.rsync = self._waiting(item)
         self._listed(item, item.rsync, names, deadline, living=False)
 
     @faults.point("leaving")

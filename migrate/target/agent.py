@@ -41,9 +41,9 @@ class Agent:
     def serve(self) -> int:
         """Answer calls until the source hangs up. Return the exit status: 0, or 1 after a violation of the protocol."""
         try:
-            while data := self._read():
-                for kind, payload in self._decoder.feed(data):
-                    self._frame(kind, payload)
+            while size := self._read():
+                if frame := self._decoder.filled(size):
+                    self._frame(*frame)
             return 0
         except ProtocolError as error:
             print(f"pymigrate agent: {error}", file=sys.stderr)
@@ -51,7 +51,8 @@ class Agent:
         finally:
             self._handler.lost()
 
-    def _read(self) -> bytes:
+    def _read(self) -> int:
+        """Read into the decoder, and return how many bytes have come; 0 when the source has hung up."""
         limit = self._handler.idle_timeout
         silent_since = time.monotonic()
         while not select.select([self._reader], [], [], PULSE_INTERVAL)[0]:
@@ -60,15 +61,15 @@ class Agent:
             self._pulse()
         if time.monotonic() - self._pulsed > PULSE_INTERVAL:
             self._pulse()
-        return os.read(self._reader, 1 << 20)
+        return os.readv(self._reader, [self._decoder.room()])
 
     def _pulse(self) -> None:
         self._pulsed = time.monotonic()
         self._write(FrameType.PULSE, b"%d" % self._handler.activity)
 
-    def _frame(self, kind: FrameType, payload: bytes) -> None:
+    def _frame(self, kind: FrameType, payload: memoryview) -> None:
         if kind is FrameType.CALL:
-            self._call(payload)
+            self._call(bytes(payload))
         elif kind not in STREAMED:
             raise ProtocolError(f"a {kind.name} frame came from the source")
         elif self._progress.admit_frame(kind):

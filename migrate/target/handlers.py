@@ -161,7 +161,7 @@ class Trial(Handler):
         super().__init__()
         self._store, self._trial = store, memory.Trial()
 
-    def memory(self, payload: bytes) -> None:
+    def memory(self, payload: memoryview) -> None:
         self._trial.add(payload)
 
     def memory_sync(self, _call: protocol.MemorySync) -> Done:
@@ -255,12 +255,12 @@ class Room:
             if not self._is_stopped:
                 self.restoring.abort()
                 self._is_stopped = True
+                if self.memory is not None:
+                    self.memory.close()
 
     def undo(self) -> None:
         """Undo the whole move. Raises DeadlineExceeded."""
         self.stop()
-        if self.memory is not None:
-            self.memory.close()
         self.images.remove()
         self.incoming.undo()
 
@@ -280,7 +280,7 @@ class InRoom(Handler):
     def activity(self) -> int:
         return receivers.activity(self._room.incoming.migration)
 
-    def memory(self, payload: bytes) -> None:
+    def memory(self, payload: memoryview) -> None:
         """Take a piece of the container's memory. Raises ProtocolError."""
         if self._room.memory is None:
             raise ProtocolError("a MEMORY frame came without MemoryBegin")
@@ -300,7 +300,7 @@ class Ready(InRoom):
         """Make a store for the container's memory."""
         if self._room.memory is not None:
             raise ProtocolError("MemoryBegin came twice")
-        self._room.memory = ArrivingMemory(self._room.images.path, call.digest)
+        self._room.memory = ArrivingMemory(self._room.images.path, call.digest, self._room.restoring)
         return memory.ready()
 
     def memory_sync(self, _call: protocol.MemorySync) -> Done:
@@ -323,7 +323,7 @@ class Pages(InRoom):
         super().__init__(room)
         self._pages = pages
 
-    def stream(self, payload: bytes) -> None:
+    def stream(self, payload: memoryview) -> None:
         """A piece of the page stream. A dead server shows at PagesEnd."""
         self._pages.feed(payload)
 
@@ -346,7 +346,7 @@ class Images(InRoom):
     def image(self, call: protocol.Image) -> None:
         self._room.images.begin(call.name)
 
-    def stream(self, payload: bytes) -> None:
+    def stream(self, payload: memoryview) -> None:
         """A piece of the image."""
         self._room.images.write(payload)
 
@@ -354,11 +354,10 @@ class Images(InRoom):
         self._room.images.end(call.size, call.digest)
 
     def memory_end(self, call: protocol.MemoryEnd) -> Done:
-        """Complete the store, and check that nothing is missing in it."""
+        """Complete the store."""
         if self._room.memory is None:
             raise ProtocolError("MemoryEnd came without MemoryBegin")
         self._room.memory.end(call.size, call.digest)
-        memory.check(self._room.images.path)
         return Done()
 
     def restore(self, call: protocol.Restore) -> replies.Restored:
@@ -372,8 +371,9 @@ class Images(InRoom):
             root.give(room.tmpfs[place])
         target_tmpfs.narrow(room.limits)
         if room.memory is not None:
-            memory.materialize(room.images.path)
-        pid = room.restoring.restore(call.timeout)
+            pid = room.memory.restore(call.timeout, lazily=call.lazy)
+        else:
+            pid = room.restoring.restore(call.timeout)
         room.images.hold()
         room.incoming.log.record(Phase.PREPARED, durable=False)
         self.next = Held(room)
@@ -394,6 +394,8 @@ class Held(InRoom):
         """The container runs from here on, whatever else happens."""
         self._room.images.decided()
         state = self._room.restoring.resume()
+        if self._room.memory is not None:
+            self._room.memory.resumed()
         self.next = Running(self._room)
         self._room.incoming.resumed()
         return replies.Resumed(state.pid)

@@ -99,7 +99,7 @@ class ReceivedImages:
         except OSError as error:
             self._failure = self._failure or error
 
-    def write(self, payload: bytes) -> None:
+    def write(self, payload: memoryview) -> None:
         """The next bytes of the image. Raises ProtocolError when it is too large for an image."""
         self._size += len(payload)
         if self._size > MAX_IMAGE:
@@ -107,9 +107,9 @@ class ReceivedImages:
         self._hash.update(payload)
         if self._fd >= 0 and self._failure is None:
             try:
-                view = memoryview(payload)
-                while view:
-                    view = view[os.write(self._fd, view) :]
+                left = payload
+                while left:
+                    left = left[os.write(self._fd, left) :]
             except OSError as error:
                 error.filename = str(self.path / self._name)
                 self._failure = error
@@ -278,7 +278,7 @@ class ReceivedPages:
         ours.settimeout(timeout)
         return cls(images, server, ours, timeout, digest)
 
-    def feed(self, payload: bytes) -> None:
+    def feed(self, payload: memoryview) -> None:
         """Pass a piece on. A server that is dead, or whose disk is full, takes nothing: `finish` says why.
 
         Raises ProtocolError for a payload that is malformed.

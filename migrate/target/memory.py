@@ -12,6 +12,7 @@ from criu_rpc import pagemap
 from migrate.disk import FULL
 from migrate.errors import ProtocolError, TargetError
 from migrate.memory import layout, lazy_support, store
+from migrate.memory.handler import PageHandler
 from migrate.memory.layout import PAGE
 from migrate.memory.store import Pages, Store
 from migrate.target import image_places
@@ -19,24 +20,30 @@ from migrate.wire import digests
 from migrate.wire.codec import Unpacker
 from migrate.wire.frames import MAX_TRIAL
 from migrate.wire.replies import MemoryReady
+from runtime.checkpoint.restore import Restoring
 
 
 class ArrivingMemory:
-    """The store of one move in the directory of its images."""
+    """The store of one move in the directory of its images, and the page handler that will serve it."""
 
-    def __init__(self, images: Path, digest: str) -> None:
+    def __init__(self, images: Path, digest: str, restoring: Restoring) -> None:
         """Make an empty store, which may fill the memory that is free for images. `digest` is a name of digests.py.
 
         Raises ProtocolError for an unknown digest, OSError.
         """
+        self.lazy_problem = lazy_support.problem()
+        self._handler: PageHandler | None = None
+        self._restoring = restoring
         self._digest, self._unpacker = digests.new(digest), Unpacker()
         space = os.statvfs(images)
         self._images = images
         self._store = Store(images, space.f_bavail * space.f_frsize)
         self._size = 0
         self._failure: OSError | None = None
+        if not self.lazy_problem:
+            self._handler = PageHandler.start(images, Path(restoring.memory_note))
 
-    def add(self, payload: bytes) -> None:
+    def add(self, payload: memoryview) -> None:
         """Take the payload of a MEMORY frame. A failure to keep it is raised by `sync`. Raises ProtocolError."""
         body = self._unpacker.unpack(payload)
         self._size += len(body)
@@ -63,8 +70,46 @@ class ArrivingMemory:
         self._store.finish()
         self._store.close()
 
+    def restore(self, timeout: float, *, lazily: bool) -> int:
+        """Restore the container, held, within `timeout` seconds; return its init's pid. All images must be here.
+
+        With `lazily` memory is filled in by the page handler, later. Raises TargetError when the store lacks some of
+        it, and what Restoring.restore raises.
+        """
+        if lazily and self._handler is not None:
+            return restore_lazily(self._restoring, self._handler, timeout)
+        self._end_handler()
+        check(self._images)
+        materialize(self._images)
+        return self._restoring.restore(timeout)
+
+    def resumed(self) -> None:
+        """The container runs: memory that is missing comes into it by and by, and the store is freed."""
+        if self._handler is not None:
+            self._handler.resumed()
+            self._handler.leave()
+
     def close(self) -> None:
+        """The tree is dead, or there never was one. Raises DeadlineExceeded."""
         self._store.close()
+        self._end_handler()
+
+    def _end_handler(self) -> None:
+        if self._handler is not None:
+            handler, self._handler = self._handler, None
+            handler.end()
+
+
+def restore_lazily(restoring: Restoring, handler: PageHandler, timeout: float) -> int:
+    """Restore a container whose memory `handler` serves from the store beside its images.
+
+    Raises TargetError, DeadlineExceeded, and what Restoring.restore raises.
+    """
+    handler.await_ready()
+    handler.place(restoring.cgroup)
+    handler.load()
+    handler.await_loaded()
+    return restoring.restore(timeout, lazy_pages=True)
 
 
 class Trial:
@@ -73,7 +118,7 @@ class Trial:
     def __init__(self) -> None:
         self._unpacker, self._size = Unpacker(), 0
 
-    def add(self, payload: bytes) -> None:
+    def add(self, payload: memoryview) -> None:
         """Take the payload of a MEMORY frame. Raises ProtocolError, also when more comes than a trial may send."""
         body = self._unpacker.unpack(payload)
         layout.parse(body)

@@ -6,6 +6,7 @@ To have the container run, nothing is removed before it runs, whatever fails.
 import contextlib
 import os
 import signal
+from pathlib import Path
 from typing import Any
 
 from criu_rpc.errors import Error
@@ -15,8 +16,10 @@ from migrate.files.trees import Owner
 from migrate.journal import journal
 from migrate.journal.journal import Entry
 from migrate.limits import OLD_AGENT_TIMEOUT, RESTORE_TIMEOUT, SETTLE_LOCK_TIMEOUT
+from migrate.memory import store as memory_store
+from migrate.memory.handler import PageHandler
 from migrate.phases import FINAL, Phase, workload
-from migrate.target import places, tmpfs_archive
+from migrate.target import memory, places, tmpfs_archive
 from migrate.target import tmpfs as target_tmpfs
 from migrate.target.images import ReceivedImages
 from migrate.target.incoming import Incoming, open_store
@@ -137,14 +140,25 @@ def _restore(entry: Entry, incoming: Incoming, images: ReceivedImages) -> None:
             remedy=f"move or delete that one, then run `pymigrate recover {entry.id}` again",
         )
     restoring = incoming.begin_restore(images, plan)
+    handler = None
+    timeout = max(RESTORE_TIMEOUT, plan.get("timeout", 0.0))  # nothing runs: no reason for haste
     try:
-        restoring.restore(max(RESTORE_TIMEOUT, plan.get("timeout", 0.0)))  # nothing runs: no reason for haste
+        if memory_store.exists(images.path):
+            handler = PageHandler.start(images.path, Path(restoring.memory_note))
+            memory.restore_lazily(restoring, handler, timeout)
+        else:
+            restoring.restore(timeout)
         if incoming.log.phase is not Phase.PREPARED:
             incoming.log.record(Phase.PREPARED)
         restoring.resume()
     except BaseException:
         restoring.abort()
+        if handler is not None:
+            handler.end()
         raise
+    if handler is not None:
+        handler.resumed()
+        handler.leave()
 
 
 def _leave(images: ReceivedImages) -> None:

@@ -32,18 +32,25 @@ def make(migration: str, mounted: list[Mounted]) -> dict[str, str]:
         os.makedirs(path, 0o700)
         try:
             # CRIU sets the other flags when it binds the mount; its images have none for this one.
-            syscalls.mount(item.source, path, "tmpfs", MS_STRICTATIME, item.options)
+            final = mount(item.source, path, item.options)
             space = os.statvfs(path)
             size, inodes = space.f_blocks * space.f_frsize, space.f_files
-            limits[path] = f"size={size},nr_inodes={inodes}"
+            limits[path] = f"size={size},nr_inodes={inodes}{final}"
             _remount(path, f"size={2 * size},nr_inodes={2 * inodes}")
         except OSError as error:
             raise TargetError(f"a tmpfs like that at {item.place} cannot be made here: {error}") from None
     return limits
 
 
+def mount(source: str, path: str, options: str) -> str:
+    """Mount a tmpfs, writable in any case; return ",ro" if it must not be in the end, else "". Raises OSError."""
+    given = options.split(",")
+    syscalls.mount(source, path, "tmpfs", MS_STRICTATIME, ",".join(option for option in given if option != "ro"))
+    return ",ro" if "ro" in given else ""
+
+
 def narrow(limits: dict[str, str]) -> None:
-    """Limit them to the room that the container had, because all has come. Raises OSError."""
+    """Limit them to what the container could do with them, because all has come. Raises OSError."""
     for path, options in limits.items():
         _remount(path, options)
 

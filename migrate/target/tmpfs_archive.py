@@ -20,7 +20,6 @@ from migrate.files.trees import is_tmpfs_option
 from migrate.target import image_manifest
 from migrate.target import tmpfs as target_tmpfs
 from runtime.linux import syscalls
-from runtime.linux.mount_flags import MS_STRICTATIME
 
 INDEX = "pymigrate-tmpfs.img"
 _CHUNK = 1 << 20
@@ -87,10 +86,12 @@ def unpack(migration: str, directory: Path) -> None:
             continue
         try:
             place.mkdir(mode=0o700, parents=True, exist_ok=True)
-            syscalls.mount(source, place, "tmpfs", MS_STRICTATIME, options)
+            final = target_tmpfs.mount(source, str(place), options)
             with open(directory / f"pymigrate-tmpfs-{number}.img", "rb") as archive:
                 argv, null = [*_UNPACK, f"--directory={place}"], subprocess.DEVNULL
                 subprocess.run(argv, stdin=archive, stdout=null, stderr=null, env=tar.environment(), check=True)
+            if final:
+                target_tmpfs.narrow({str(place): options})
         except (OSError, subprocess.CalledProcessError) as error:
             with contextlib.suppress(OSError):
                 syscalls.umount(place, syscalls.MNT_DETACH)

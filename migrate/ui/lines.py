@@ -30,7 +30,7 @@ class PlainLines:
             case Progress():
                 if now - self._last >= _INTERVAL:
                     self._last = now
-                    self._line(now, f"{event.phase}: {text.progress(event, self._pace.of(event))}")
+                    self._line(now, f"{event.phase}: {text.progress(event.done, event.total, self._pace.of(event))}")
             case Warned():
                 self._line(now, f"warning: {event.message}")
             case PassDone():

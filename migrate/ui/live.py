@@ -5,21 +5,20 @@ Under it, while memory is sent in rounds: what is left, how fast the program wri
 
 from rich.console import Console, Group
 from rich.live import Live as Redrawn
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TransferSpeedColumn,
-)
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
 from migrate.events import Event, ModeChosen, PassDone, PhaseStarted, Planned, Report, RoundDone, Warned
 from migrate.events import Progress as ProgressEvent
 from migrate.ui import text
+
+
+class _Bytes(ProgressColumn):
+    """What has been sent, what is left, and how fast it goes."""
+
+    def render(self, task: Task) -> Text:
+        return Text(text.progress(task.completed, task.total, task.speed or 0.0), style="cyan")
 
 
 class Live:
@@ -35,8 +34,7 @@ class Live:
             TextColumn("[bold]{task.fields[phase]:<14}"),
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=16),
-            DownloadColumn(binary_units=True),
-            TransferSpeedColumn(),
+            _Bytes(),
             TimeElapsedColumn(),
             console=self._console,
         )

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from migrate.events import ModeChosen, PassDone, Planned, Progress, Report, RoundDone
+from migrate.events import ModeChosen, PassDone, Planned, Report, RoundDone
 
 
 def size(count: float) -> str:
@@ -37,10 +37,12 @@ def rate(bytes_per_second: float) -> str:
     return f"{size(bytes_per_second)}/s"
 
 
-def progress(event: Progress, speed: float) -> str:
-    """Return "1.0 MiB of 4.0 MiB, 3.0 MiB left, 1.0 MiB/s"."""
-    of = f" of {size(event.total)}, {size(max(0, event.total - event.done))} left" if event.total else ""
-    return f"{size(event.done)}{of}, {rate(speed)}"
+def progress(done: float, total: float | None, speed: float) -> str:
+    """Return "1.0 MiB of 4.0 MiB, 3.0 MiB left, 1.0 MiB/s"; "" before the first byte."""
+    if not done:
+        return ""
+    of = f" of {size(total)}, {size(max(0, total - done))} left" if total else ""
+    return f"{size(done)}{of}" + (f", {rate(speed)}" if speed else "")
 
 
 def mode(chosen: ModeChosen) -> str:
@@ -50,17 +52,16 @@ def mode(chosen: ModeChosen) -> str:
 
 def one_round(done: RoundDone) -> str:
     """Return one line: what a round over memory has sent, what is left, and the gap that would follow."""
-    sent = f"{size(done.bytes_read)} in {duration(done.seconds)}"
-    if done.bytes_sent < done.bytes_read:
-        sent += f" ({size(done.bytes_sent)} sent)"
-    written = f"{size(done.left)} left, written at {rate(done.dirty_rate)}"
-    return f"round {done.number}: {sent}, {written}; expected gap {duration(done.expected_gap)}"
+    compressed = f" ({size(done.bytes_sent)} sent)" if done.bytes_sent < 0.9 * done.bytes_read else ""
+    sent = f"{size(done.bytes_read)}{compressed} in {duration(done.seconds)}"
+    written = f"left {size(done.left)}, written {rate(done.dirty_rate)}"
+    return f"round {done.number}: {sent}, {written}, expected gap {duration(done.expected_gap)}"
 
 
 def outlook(done: RoundDone) -> str:
     """Return one line: what a freeze would mean after this round."""
-    written = f"{size(done.left)} left, written at {rate(done.dirty_rate)}, sent at {rate(done.bandwidth)}"
-    return f"after round {done.number}: {written}; expected gap {duration(done.expected_gap)}"
+    rates = f"written {rate(done.dirty_rate)}, sent {rate(done.bandwidth)}"
+    return f"left {size(done.left)}, {rates}, expected gap {duration(done.expected_gap)} (round {done.number})"
 
 
 def one_pass(done: PassDone) -> str:

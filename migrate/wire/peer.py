@@ -280,7 +280,7 @@ class Session:
 
         Raises HostError (cannot log in), TargetError (logged in, but the agent cannot run), DeadlineExceeded.
         """
-        self._agent = self._agent or AgentZip.build()
+        self._agent = self._agent or AgentZip.load()
         self._left -= 1
         peer = self._started()
         if peer is None or self._client is None:

@@ -5,6 +5,7 @@ What a restore shares with `create` is in lifecycle/provision.py; restore_criu.p
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 
@@ -25,6 +26,7 @@ from runtime.linux import processes
 from runtime.linux.descriptors import Owned
 from runtime.spec.fields import Fields
 from runtime.spec.resources import parse_resources
+from runtime.state import lazy
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from typing import Any, Self
 
     from criu_rpc.client import RestoreSession
+    from runtime.cgroups.cgroup import Cgroup
     from runtime.spec.config import Spec
     from runtime.state.record import State
     from runtime.state.store import Store
@@ -59,6 +62,16 @@ class Restoring:
         """The directory of the cgroup that counts the container's memory, "" if there is none."""
         paths = self._made.cgroup.paths
         return paths.get("memory") or paths.get(UNIFIED, "")
+
+    @property
+    def memory_note(self) -> str:
+        """The file that says how much of the container's memory is not in place (state/lazy.py)."""
+        return lazy.note(self._made.state)
+
+    @property
+    def cgroup(self) -> Cgroup:
+        """The container's cgroup."""
+        return self._made.cgroup
 
     @classmethod
     def prepare(cls, store: Store, spec: Spec, plan: RestorePlan, criu: Criu) -> Self:
@@ -91,9 +104,12 @@ class Restoring:
             raise
         return restoring
 
-    def restore(self, timeout: float, take_terminal: Callable[[int], None] | None = None) -> int:
+    def restore(
+        self, timeout: float, take_terminal: Callable[[int], None] | None = None, *, lazy_pages: bool = False
+    ) -> int:
         """Restore up to `post-restore`, within `timeout` seconds: the tree exists and is held. Returns its init's pid.
 
+        With `lazy_pages` a page handler listens beside the images, for memory that they lack.
         The caller decides how long to hold it. `take_terminal` gets the master of the container's terminal, if it has
         one; without `take_terminal` the monitor gets it. Raises CriuError, DeadlineExceeded, StartFailed (no monitor).
         """
@@ -106,7 +122,7 @@ class Restoring:
             extra = supplement.load(images)
             supplement.prepare(extra, made.cgroup)
             deadline = time.monotonic() + timeout
-            options = self._options(images, work)
+            options = dataclasses.replace(self._options(images, work), lazy_pages=lazy_pages)
             self._session = Criu().restore(options, timeout=timeout, connection=self._criu.take_connection())
             self._set_up_namespaces(deadline)
             masters: list[int] = []

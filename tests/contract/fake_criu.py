@@ -38,6 +38,9 @@ for action, *arguments in json.loads(os.environ["FAKE_CRIU"]):
             file.write("\n".join(arguments) + "\n")
     elif action == "succeed":
         sock.send(answer.SerializeToString())
+    elif action == "version":
+        answer.version.major_number, answer.version.minor_number, answer.version.sublevel = arguments
+        sock.send(answer.SerializeToString())
     elif action == "fail":
         answer.success, answer.cr_errno = False, arguments[0]
         sock.send(answer.SerializeToString())

@@ -18,6 +18,7 @@ from criu_rpc.errors import BadAnswer, CriuNotFound, DeadlineExceeded, RequestFa
 from criu_rpc.logs import error_lines
 from criu_rpc.options import DumpOptions
 from criu_rpc.swrk import PageServer
+from migrate.preflight.criu_checked import checked_version
 
 FAKE = Path(__file__).with_name("fake_criu.py")
 HARMLESS = "(00.01) Error (criu/util.c:1534): rlimit: Can't setup RLIMIT_NOFILE for self: Operation not permitted"
@@ -62,6 +63,33 @@ def test_check_says_why_criu_cannot_work(criu: Criu, directory: int, monkeypatch
     monkeypatch.setenv("FAKE_CRIU", json.dumps([["log", HARMLESS, CAUSE], ["fail", 0]]))
     with pytest.raises(RequestFailed, match="criu failed to check: Can't dump file 5 of that type"):
         criu.check(directory)
+
+
+def test_a_criu_that_works_is_asked_once(
+    criu: Criu, directory: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_CRIU", json.dumps([["version", 4, 2, 1]]))
+    place = tmp_path / "checked"
+    assert checked_version(criu, directory, place) == "4.2.1"
+    monkeypatch.setenv("FAKE_CRIU", json.dumps([["version", 4, 3, 0]]))
+    assert checked_version(criu, directory, place) == "4.2.1"
+    os.utime(criu.path)  # another binary
+    assert checked_version(criu, directory, place) == "4.3"
+    place.write_text("[]")
+    monkeypatch.setenv("FAKE_CRIU", json.dumps([["version", 4, 4, 0]]))
+    assert checked_version(criu, directory, place) == "4.4"
+
+
+def test_a_criu_that_does_not_work_is_asked_again(
+    criu: Criu, directory: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_CRIU", json.dumps([["fail", 0]]))
+    for _ in range(2):
+        with pytest.raises(RequestFailed):
+            checked_version(criu, directory, tmp_path / "checked")
+    assert not (tmp_path / "checked").exists()
+    monkeypatch.setenv("FAKE_CRIU", json.dumps([["version", 4, 2, 1]]))
+    assert checked_version(criu, directory, tmp_path / "checked") == "4.2.1"
 
 
 def test_only_what_is_wanted_is_asked_for(directory: int) -> None:

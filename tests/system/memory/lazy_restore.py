@@ -83,6 +83,17 @@ def group_of(group: int) -> list[int]:
     return [pid for _, pid in sorted(found)]
 
 
+def kill(pid: int, timeout: float = 10) -> None:
+    """Kill a process, and wait until it has exited."""
+    with contextlib.suppress(ProcessLookupError):
+        pidfd = os.pidfd_open(pid)
+        try:
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            assert processes.wait_exit(pidfd, timeout)
+        finally:
+            os.close(pidfd)
+
+
 class Program:
     """The program, its images, and the page handler. `log` is what it writes."""
 
@@ -112,6 +123,7 @@ class Program:
         """Dump and kill it, and make the store; return the bytes in it."""
         self._criu("dump", "-t", self.pid)
         self._started.wait(10)
+        self._logged = self.log.stat().st_size
         return fill_store(self.images)
 
     def restore(self) -> PageHandler:
@@ -121,6 +133,8 @@ class Program:
         handler.load()
         handler.await_loaded()
         pidfile = self.directory / "pid"
+        pidfile.unlink(missing_ok=True)
+        os.truncate(self.log, self._logged)  # an earlier restore may have written
         self._criu("restore", "-d", "--lazy-pages", "--pidfile", pidfile)
         self.pid = int(pidfile.read_text())
         return handler

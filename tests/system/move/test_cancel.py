@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.hosts import driver
+from tests.support.hosts import KILL_AGENT, driver
 from tests.system.conftest import Lab
 
 LIMIT = 2.0  # seconds
@@ -30,7 +30,9 @@ def end(process: "subprocess.Popen[str]") -> tuple[int, dict[str, Any]]:
     return process.returncode, json.loads(output.splitlines()[-1])
 
 
-@pytest.mark.parametrize("point", ["check-target", "send-ahead", "criu pre-dump", "send-images", "ask-restore"])
+@pytest.mark.parametrize(
+    "point", ["check-target", "send-ahead", "round", "criu pre-dump", "send-images", "ask-restore"]
+)
 def test_before_the_point_of_no_return_the_container_stays(lab: Lab, point: str) -> None:
     lab.run()
     before = lab.wait_count("host1", 1)
@@ -66,6 +68,23 @@ def test_a_request_counts_even_if_its_signal_is_lost(lab: Lab) -> None:
     assert "it runs here: cancelled by `pymigrate cancel`" in said
     assert end(process)[0] == 10
     lab.wait_count("host1", before)
+
+
+def test_the_container_runs_at_once_even_if_the_target_does_not_answer(lab: Lab) -> None:
+    lab.run()
+    before = lab.wait_count("host1", 1)
+    process = begun(lab, "send-images")
+    agent = KILL_AGENT.removeprefix("kill -9 ")
+    lab.sh("host2", f"kill -STOP {agent}")
+    try:
+        canceller = lab.start("host1", "pymigrate", "cancel", "web")
+        lab.wait_count("host1", before + 5)
+        assert canceller.poll() is None
+    finally:
+        lab.sh("host2", f"kill -CONT {agent}")
+    assert "it runs here: cancelled" in canceller.communicate(timeout=90)[0]
+    assert end(process)[0] == 10
+    assert lab.leftovers("host2") == ""
 
 
 def test_after_the_point_of_no_return_it_is_too_late(lab: Lab) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from migrate.files import mountinfo, tmpfs
 from runtime.linux import syscalls
-from tests.support.hosts import ABLE, KILL_AGENT, driver
+from tests.support.hosts import ABLE, COUNT, KILL_AGENT, driver
 from tests.support.pybox import write_python_bundle
 from tests.system.conftest import Lab
 
@@ -207,7 +207,7 @@ def cut():
     while [path for path in lab.images("host2") if "incoming/" not in path or path.endswith(".new")]:
         assert time.monotonic() < deadline
     assert lab.sh("host2", "ls /var/lib/pymigrate/incoming/*/pymigrate-tmpfs-0.img") != ""
-    lab.sh("host2", "umount /var/lib/pymigrate/tmpfs/*/0; rm -r /var/lib/pymigrate/tmpfs /run/pymigrate/receiving")
+    lab.sh("host2", "umount /var/lib/pymigrate/tmpfs/*/*; rm -r /var/lib/pymigrate/tmpfs /run/pymigrate/receiving")
     lab.on("host1", "pymigrate", "recover", "web")
     assert told(lab, "host2", 1) == before
     assert (is_clean(lab, "host2"), lab.images("host2")) == (True, [])
@@ -219,6 +219,65 @@ def test_files_of_a_small_one_keep_all_that_they_have(lab: Lab) -> None:
     before = told(lab, "host1", 2)
     assert [item["tree"] for item in move(lab, "host1", "host2")["passes"]] == ["rootfs"]
     assert told(lab, "host2", 3) == before
+
+
+# Which images are sent.
+LOOK = """
+def look():
+    import json
+    from migrate.source import switchover
+    send = switchover.Switchover.send_images
+    def sent(self, *args):
+        with open("/run/names", "w") as file:
+            json.dump(os.listdir(self._images), file)
+        return send(self, *args)
+    switchover.Switchover.send_images = sent
+look()
+"""
+EMPTY = "/tmp /dev/shm /proc/acpi /sys/firmware"
+LATE = f"trap 'mkdir /tmp/in; echo late > /tmp/in/file' USR1; {COUNT}"
+WRITE = """
+def write():
+    import json, pathlib
+    subprocess.run(["pymigrate", "kill", "web", "USR1"], check=True)
+    with open("/run/opencontainer/containers/web/state.json") as file:
+        there = pathlib.Path(f"/proc/{json.load(file)['pid']}/root/tmp/in/file")
+    deadline = time.monotonic() + 60
+    while not there.exists() or not there.stat().st_size:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+"""
+
+
+def empty_mounts(lab: Lab, host: str) -> list[list[str]]:
+    """The options, root and attributes of the mounts at EMPTY, in a host."""
+    text = lab.on(host, "pymigrate", "exec", "web", "cat", "/proc/self/mountinfo").stdout
+    lines = [line.split() for line in text.splitlines() if line.split()[4] in EMPTY.split()]
+    seen = lab.on(host, "pymigrate", "exec", "web", "stat", "-c", "%a %u %g", *EMPTY.split()).stdout.splitlines()
+    # The number of inodes is a default, which `narrow` says.
+    options = [[o for o in line[-1].split(",") if not o.startswith("nr_inodes=")] for line in lines]
+    return [sorted([line[4], line[5], line[3], *rest]) for line, rest in zip(lines, options, strict=True)] + [seen]
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["empty", "written-to-later"])
+def test_empty_ones_and_masked_directories_do_not_go_with_the_images(lab: Lab, late: bool) -> None:
+    lab.run(script=LATE)
+    reached = lab.wait_count("host1", 1)
+    before = empty_mounts(lab, "host1")
+    assert len(before) == 5, before
+    program = driver("start-last-pass", after="write()" if late else "pass", body=WRITE + LOOK)
+    done = lab.on("host1", lab.python, "-c", program)
+    images = json.loads(lab.sh("host1", "cat /run/names"))
+    packed = [name for name in images if name.startswith("tmpfs-")]
+    assert len(packed) <= 2, "more than /dev, and the directory of the hierarchies of cgroups of version 1"
+    assert json.loads(done.stdout.splitlines()[-1])["workload"] == "TARGET"
+    lab.wait_count("host2", reached)
+    assert sorted(empty_mounts(lab, "host2")[:4]) == sorted(before[:4])
+    assert empty_mounts(lab, "host2")[4] == before[4]
+    assert lab.on("host2", "pymigrate", "exec", "web", "find", "/tmp", "-type", "f").stdout == (
+        "/tmp/in/file\n" if late else ""
+    )
+    assert is_clean(lab, "host2")
 
 
 def test_a_move_that_fails_leaves_a_tmpfs_as_it_was(lab: Lab) -> None:

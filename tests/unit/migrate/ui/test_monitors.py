@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from migrate.events import Event, Report, Reporter
+from migrate.events import Event, Progress, Report, Reporter
 from migrate.ui import text
 from migrate.ui.lines import JsonLines, PlainLines
 from migrate.ui.live import Live
@@ -56,17 +56,18 @@ def test_plain_lines(several: bool) -> None:
     assert shown[:3] == [
         f"{name}pre-copy: memory of web",
         f"{name}memory: pre-copy, writes can be tracked",
-        f"{name}round 1: 64.0 MiB in 250 ms (48.0 MiB sent), 2.0 MiB left, written at 8.0 MiB/s; expected gap 118 ms",
+        f"{name}round 1: 64.0 MiB (48.0 MiB sent) in 250 ms, left 2.0 MiB, written 8.0 MiB/s, expected gap 118 ms",
     ]
     assert shown[-1] == "web: host1 -> host2 in 900 ms, downtime 121 ms (expected 118 ms), 50.0 MiB sent"
 
 
 def test_progress_has_rate_and_rest() -> None:
-    [progress] = [event for event in Events().all if event.event == "progress"]
+    [progress] = [event for event in Events().all if isinstance(event, Progress)]
     now = [10.0]
     pace = Pace(lambda: now[0])
     now[0] = 10.5
-    assert text.progress(progress, pace.of(progress)) == "16.0 MiB of 64.0 MiB, 48.0 MiB left, 32.0 MiB/s"  # type: ignore[arg-type]
+    shown = text.progress(progress.done, progress.total, pace.of(progress))
+    assert shown == "16.0 MiB of 64.0 MiB, 48.0 MiB left, 32.0 MiB/s"
 
 
 def test_json() -> None:
@@ -90,7 +91,7 @@ def test_live(width: int) -> None:
         live.emit(event)
     live._screen.refresh()
     drawn = out.getvalue()
-    assert "after round 1: 2.0 MiB left, written at" in drawn
+    assert "left 2.0 MiB, written 8.0 MiB/s" in drawn
     assert "[host2] says [/]" in drawn
     live.emit(events[-1])
     assert "(expected 118" in out.getvalue()

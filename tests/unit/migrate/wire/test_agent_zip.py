@@ -30,9 +30,8 @@ def code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the agent is kept; the directory of a test lies below /tmp, which others can write to."""
-    monkeypatch.setattr("runtime.linux.trusted.open_directory", lambda path: agent_zip.os.open(path, 0))
+def kept(tmp_path: Path) -> Path:
+    """Where the agent is kept."""
     return tmp_path / "packed-agent"
 
 

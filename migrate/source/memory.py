@@ -90,6 +90,16 @@ class MovingMemory:
             self._last.join()
         self._memory.__exit__(None, None, None)
 
+    @property
+    def compresses(self) -> bool:
+        """Return whether memory is compressed on its way."""
+        return self._carrier.compresses
+
+    @property
+    def carried_bytes(self) -> tuple[int, int]:
+        """Return the bytes of memory so far, before and after compression."""
+        return self._carrier.size, self._carrier.sent
+
     def send_rounds(self) -> None:
         """Send memory in rounds, until the gap would be short enough, or does not get shorter.
 

@@ -253,6 +253,8 @@ class Room:
             receivers.end(self.incoming.migration)
         finally:
             if not self._is_stopped:
+                if self.memory is not None:
+                    self.memory.leave()
                 self.restoring.abort()
                 self._is_stopped = True
                 if self.memory is not None:

@@ -61,7 +61,7 @@ def read(path: str) -> Left | None:
     except OSError:
         return None
     try:
-        is_damaged = _try_lock(fd)
+        is_damaged = not is_locked(fd)
         if is_damaged and not os.fstat(fd).st_nlink:  # it was removed meanwhile, because all is in place
             return None
         fields = os.read(fd, 128).split()
@@ -73,12 +73,14 @@ def read(path: str) -> Left | None:
         os.close(fd)
 
 
-def _try_lock(fd: int) -> bool:
+def is_locked(note: int) -> bool:
+    """Return whether a process of the page handler holds the lock of a note, which this process has opened itself."""
     try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        fcntl.flock(note, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
-        return False
-    return True
+        return True
+    fcntl.flock(note, fcntl.LOCK_UN)
+    return False
 
 
 def require_whole(state: State, verb: str, patience: float) -> None:

@@ -137,8 +137,8 @@ class MovingMemory:
             )  # fmt: skip
             if verdict is Verdict.SWITCH:
                 return
-            if verdict is Verdict.DIVERGED:
-                self._diverged()
+            if verdict is not Verdict.CONTINUE:
+                self._diverged(verdict)
                 return
 
     def _warn_of_untracked(self) -> None:
@@ -180,10 +180,13 @@ class MovingMemory:
         )  # fmt: skip
         self.reported.append(done)
 
-    def _diverged(self) -> None:
+    def _diverged(self, verdict: Verdict) -> None:
+        """Say that the gap will be too long. Raises MigrateError if the user does not want it then."""
         gap = convergence.expected_gap(self._rounds, self._fixed())
+        rate = self._rounds[-1].dirty_rate / (1 << 20)
+        why = f"writes {rate:.0f} MiB/s of its memory" if verdict is Verdict.DIVERGED else "takes long to be restored"
         words = (
-            f"{self._wanted.id} writes {self._rounds[-1].dirty_rate / (1 << 20):.0f} MiB/s of its memory: "
+            f"{self._wanted.id} {why}: "
             f"the gap will be about {gap:.1f} s, more than --max-downtime {self._wanted.max_downtime:g}"
         )
         if self._wanted.on_divergence is OnDivergence.ABORT:

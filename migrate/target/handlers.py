@@ -437,5 +437,5 @@ class Running(InRoom):
         self.tidy()
 
 
-BY_STAGE = {stage: cls for cls in (Connected, Greeted, Seeding, Ready, Pages, Images, Held, Running, Aborted)
+BY_STAGE = {stage: cls for cls in (Connected, Greeted, Trial, Seeding, Ready, Pages, Images, Held, Running, Aborted)
             for stage in cls.stages}  # fmt: skip

@@ -98,7 +98,8 @@ class Report(Event):
     """How a move ended. Times in seconds, sizes in bytes; `phases` maps a step to its duration.
 
     `downtime_s` runs from the freeze (CRIU may seize the first task) to the moment when the target's confirmation that
-    the container runs arrives at the source: one clock, the source's monotonic one.
+    the container runs arrives at the source: one clock, the source's monotonic one. `memory_bytes` of pages and their
+    names became `memory_sent` on the wire by compression.
     """
 
     event = "report"
@@ -114,11 +115,49 @@ class Report(Event):
     mode_reason: str = ""
     rounds: tuple[RoundDone, ...] = ()
     expected_gap_s: float | None = None
+    memory_bytes: int = 0
+    memory_sent: int = 0
 
 
 SHOWN: dict[str, type[Event]] = {
     cls.event: cls for cls in (PhaseStarted, ModeChosen, RoundDone, Progress, PassDone, Warned)
 }  # what another process can follow, by kind; the report says it all again
+
+
+@dataclass(frozen=True)
+class Planned(Event):
+    """How a move would go. Nothing was moved or changed.
+
+    Times in seconds, sizes in bytes, rates in bytes per second. `gap_s` is expected, and is likely to be between
+    `gap_low_s` and `gap_high_s`; `parts` are its parts. `bytes` of memory would be sent in `rounds` rounds and in the
+    gap, and up to `files` of files. `written` are points: the program had written so many bytes after so many seconds,
+    each page once. `dominant` is the largest part, and `advice` says what would halve it. `converges`: memory is
+    sent faster than it is written. `unmeasured`: what is not in the prediction, in words.
+    """
+
+    event = "plan"
+    target: str
+    mode: str
+    reason: str
+    gap_s: float
+    gap_low_s: float
+    gap_high_s: float
+    total_s: float
+    bytes: int
+    files: int
+    rounds: int
+    converges: bool
+    memory: int
+    processes: int
+    written: tuple[tuple[float, int], ...]
+    dirty_rate: float
+    bandwidth: float
+    round_trip_s: float
+    earlier_moves: int
+    parts: dict[str, float]
+    dominant: str
+    advice: str
+    unmeasured: tuple[str, ...] = ()
 
 
 class Monitor(Protocol):

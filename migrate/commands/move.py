@@ -56,6 +56,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"roll back when the container has been frozen this long (default {FREEZE_TIMEOUT:.0f})",
     )  # fmt: skip
     parser.add_argument(
+        "--plan", action="store_true", help="move nothing: measure for two seconds, and say how the move would go"
+    )
+    parser.add_argument(
         "--report", metavar="FILE", help="afterwards write a page about the move (FILE.html), or its picture (FILE.svg)"
     )
 
@@ -66,6 +69,10 @@ def run(args: argparse.Namespace) -> int:
     if twice := {name for name in args.id if args.id.count(name) > 1}:
         raise UsageError(f"container {min(twice)} is named twice")
     wanted = [_wanted(args, name) for name in args.id]
+    if args.plan:
+        if args.report is not None:
+            raise UsageError("--plan moves nothing, so there is nothing for --report to show")
+        return _plan(args, wanted)
     with _recorded(args) as recorder:
         return _several(args, wanted, recorder) if len(wanted) > 1 else _one(args, wanted[0], recorder)
 
@@ -102,11 +109,32 @@ def _wanted(args: argparse.Namespace, container_id: str) -> "MigrationSpec":
     )  # fmt: skip
 
 
-def _one(args: argparse.Namespace, wanted: "MigrationSpec", recorder: "Recorder") -> int:
-    from migrate.source.move import move
+def _plan(args: argparse.Namespace, wanted: "list[MigrationSpec]") -> int:
+    from migrate.source.plan import plan
+    from migrate.ui import monitor
     from runtime.state.store import Store
 
-    move(Store(args.root), wanted, recorder)
+    display = monitor(as_json=args.json, several=len(wanted) > 1)
+    try:
+        for spec in wanted:
+            plan(Store(args.root), spec, display)
+    finally:
+        display.close()
+    return 0
+
+
+def _one(args: argparse.Namespace, wanted: "MigrationSpec", recorder: "Recorder") -> int:
+    from migrate.wire.ahead import Ahead
+    from runtime.state.store import Store
+
+    store = Store(args.root)
+    with contextlib.ExitStack() as connecting:
+        ahead = None
+        if wanted.id in store.ids():
+            ahead = connecting.enter_context(Ahead(wanted.host, store.root))
+        from migrate.source.move import move  # 0.1 s, as long as the agent takes to start
+
+        move(store, wanted, recorder, ahead)
     return 0
 
 

@@ -21,6 +21,7 @@ from migrate.source import history
 from migrate.wire import codec, protocol, replies
 from migrate.wire.carrier import Carrier
 from migrate.wire.peer import Peer
+from runtime.spec.config import Spec
 from runtime.state.record import State
 
 _PROGRESS_INTERVAL = 0.1  # seconds
@@ -45,7 +46,14 @@ def choose(wanted: MigrationSpec, on_disk: str) -> tuple[MigrationMode, str]:
         raise MigrateError(f"--mode {wanted.mode}: {wanted.host}: {problem}", remedy="--mode stop-and-copy")
     if problem:
         return MigrationMode.STOP_AND_COPY, problem
-    return MigrationMode.PRE_COPY, "writes can be tracked"
+    return MigrationMode.PRE_COPY, f"writes are tracked by {tracker.name()}"
+
+
+def may_be_lazy(wanted: MigrationSpec, init: int, spec: Spec) -> bool:
+    """Return whether a container may be restored before its memory is in place, as far as this host knows."""
+    if wanted.mode is MigrationMode.STOP_AND_COPY or "user" in spec.namespaces or tracker.support():
+        return False
+    return not lazy_support.shared_by_fork(init)
 
 
 def lazy_problem(target: replies.MemoryReady, init: int, remapped: bool) -> str:
@@ -129,8 +137,8 @@ class MovingMemory:
             )  # fmt: skip
             if verdict is Verdict.SWITCH:
                 return
-            if verdict is Verdict.DIVERGED:
-                self._diverged()
+            if verdict is not Verdict.CONTINUE:
+                self._diverged(verdict)
                 return
 
     def _warn_of_untracked(self) -> None:
@@ -172,10 +180,13 @@ class MovingMemory:
         )  # fmt: skip
         self.reported.append(done)
 
-    def _diverged(self) -> None:
+    def _diverged(self, verdict: Verdict) -> None:
+        """Say that the gap will be too long. Raises MigrateError if the user does not want it then."""
         gap = convergence.expected_gap(self._rounds, self._fixed())
+        rate = self._rounds[-1].dirty_rate / (1 << 20)
+        why = f"writes {rate:.0f} MiB/s of its memory" if verdict is Verdict.DIVERGED else "takes long to be restored"
         words = (
-            f"{self._wanted.id} writes {self._rounds[-1].dirty_rate / (1 << 20):.0f} MiB/s of its memory: "
+            f"{self._wanted.id} {why}: "
             f"the gap will be about {gap:.1f} s, more than --max-downtime {self._wanted.max_downtime:g}"
         )
         if self._wanted.on_divergence is OnDivergence.ABORT:

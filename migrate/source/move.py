@@ -33,6 +33,7 @@ from migrate.source.seeding import ROOTFS, Seeding
 from migrate.source.settle import clean_source, clean_target, save_log, settle
 from migrate.source.switchover import Aftermath, Frozen, Switchover
 from migrate.wire import codec, protocol, replies
+from migrate.wire.ahead import Ahead
 from migrate.wire.peer import Session
 from runtime.checkpoint import options as criu_options
 from runtime.state.record import State
@@ -41,7 +42,7 @@ from runtime.state.store import Store
 MOST_HINTS = 8
 
 
-def move(store: Store, wanted: MigrationSpec, monitor: Monitor, session: Session | None = None) -> Report:
+def move(store: Store, wanted: MigrationSpec, monitor: Monitor, session: Session | Ahead | None = None) -> Report:
     """Move a container, over the connection of `session` if there is one.
 
     Raises Blocked and connection errors before anything is touched, MoveFailed after.
@@ -151,7 +152,7 @@ class Move:
         mounts = [view.mounted for view in self._seeding.open_tmpfs()]
         prepare = protocol.Prepare(
             carried, list(state.stdio), self._wanted.tcp_close, self._wanted.timeout, mounts,
-            process_scan.memory_bytes(state.pid),
+            process_scan.memory_bytes(state.pid), memory.may_be_lazy(self._wanted, state.pid, self._spec),
         )  # fmt: skip
         ready = self._peer.call(prepare)
         if ready.on_disk:

@@ -86,7 +86,13 @@ class ArrivingMemory:
     def resumed(self) -> None:
         """The container runs: memory that is missing comes into it by and by, and the store is freed."""
         if self._handler is not None:
-            self._handler.resumed()
+            handler, self._handler = self._handler, None
+            handler.resumed()
+            handler.leave()
+
+    def leave(self) -> None:
+        """The restore is about to be aborted: the page handler ends when the tree does."""
+        if self._handler is not None:
             self._handler.leave()
 
     def close(self) -> None:
@@ -97,7 +103,7 @@ class ArrivingMemory:
     def _end_handler(self) -> None:
         if self._handler is not None:
             handler, self._handler = self._handler, None
-            handler.end()
+            handler.await_end()
 
 
 def restore_lazily(restoring: Restoring, handler: PageHandler, timeout: float) -> int:

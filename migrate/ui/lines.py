@@ -5,7 +5,7 @@ import json
 import time
 from typing import Any, TextIO
 
-from migrate.events import Event, ModeChosen, PassDone, PhaseStarted, Progress, Report, RoundDone, Warned
+from migrate.events import Event, ModeChosen, PassDone, PhaseStarted, Planned, Progress, Report, RoundDone, Warned
 from migrate.ui import text
 from migrate.ui.pace import Pace
 
@@ -41,6 +41,9 @@ class PlainLines:
                 self._last = now
                 self._pace.restart()
                 self._line(now, text.one_round(event))
+            case Planned():
+                for line in text.plan(event):
+                    self._line(now, line)
             case Report():
                 for line in text.timeline(event):
                     self._line(now, f"  {line}")

@@ -29,6 +29,7 @@ CARRIER_TIMEOUT = 0.5
 SOCKDIAG_TIMEOUT = 5.0
 
 # Dumps and restores.
+MEMORY_PATIENCE = 5.0  # for the rest of the memory of a container that was restored lazily
 DUMP_TIMEOUT = 600.0  # for runc's `checkpoint` and `restore`
 RESUME_TIMEOUT = 30.0  # for CRIU, once it may resume the tree
 CRIU_UNDO_TIMEOUT = 5.0  # for CRIU to undo a restore

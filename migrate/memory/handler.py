@@ -189,4 +189,3 @@ def _make_note(note: Path) -> int:
         new.unlink(missing_ok=True)
         raise
     return fd
-

@@ -22,6 +22,7 @@ from migrate.wire import codec, protocol, replies
 from migrate.wire.carrier import Carrier
 from migrate.wire.peer import Peer
 from runtime.freeze.throttle import Throttle
+from runtime.spec.config import Spec
 from runtime.state.record import State
 
 _PROGRESS_INTERVAL = 0.1  # seconds
@@ -46,7 +47,14 @@ def choose(wanted: MigrationSpec, on_disk: str) -> tuple[MigrationMode, str]:
         raise MigrateError(f"--mode {wanted.mode}: {wanted.host}: {problem}", remedy="--mode stop-and-copy")
     if problem:
         return MigrationMode.STOP_AND_COPY, problem
-    return MigrationMode.PRE_COPY, "writes can be tracked"
+    return MigrationMode.PRE_COPY, f"writes are tracked by {tracker.name()}"
+
+
+def may_be_lazy(wanted: MigrationSpec, init: int, spec: Spec) -> bool:
+    """Return whether a container may be restored before its memory is in place, as far as this host knows."""
+    if wanted.mode is MigrationMode.STOP_AND_COPY or "user" in spec.namespaces or tracker.support():
+        return False
+    return not lazy_support.shared_by_fork(init)
 
 
 def lazy_problem(target: replies.MemoryReady, init: int, remapped: bool) -> str:

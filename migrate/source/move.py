@@ -154,7 +154,7 @@ class Move:
         mounts = [view.mounted for view in self._seeding.open_tmpfs()]
         prepare = protocol.Prepare(
             carried, list(state.stdio), self._wanted.tcp_close, self._wanted.timeout, mounts,
-            process_scan.memory_bytes(state.pid),
+            process_scan.memory_bytes(state.pid), memory.may_be_lazy(self._wanted, state.pid, self._spec),
         )  # fmt: skip
         ready = self._peer.call(prepare)
         if ready.on_disk:

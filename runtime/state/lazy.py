@@ -11,6 +11,7 @@ import os
 
 from runtime.errors import Conflict
 from runtime.light.records import Record
+from runtime.limits import MEMORY_PATIENCE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from runtime.state.record import State
 
 NOTE = "memory-left"  # in the container's directory
+_PERIOD = 0.02
 
 
 class Left(Record):
@@ -30,13 +32,30 @@ class Left(Record):
     is_damaged: bool
 
     def __str__(self) -> str:
+        return words(self.plain())
+
+    @property
+    def problem(self) -> str:
+        """Why the container cannot be dumped."""
         if self.is_damaged:
-            return "memory: damaged, because its page handler was killed"
-        return f"memory: {-(-self.left >> 20)} MiB left"
+            return "its memory is damaged, because its page handler was killed"
+        return f"{-(-self.left >> 20)} MiB of its memory are not in place yet"
+
+    @property
+    def remedy(self) -> str:
+        """What to do about that."""
+        if self.is_damaged:
+            return "delete the container, and start it again or restore a snapshot"
+        return "try again when `pymigrate list` shows no memory left"
 
     def plain(self) -> dict[str, Any]:
         """Return what JSON shows of it."""
         return {"left": self.left, "total": self.total, "damaged": self.is_damaged}
+
+
+def words(plain: dict[str, Any]) -> str:
+    """Return what tables say, of what JSON shows (Left.plain)."""
+    return "memory: damaged" if plain["damaged"] else f"memory: {-(-plain['left'] >> 20)} MiB left"
 
 
 def describe(left: int, total: int, group: int) -> bytes:
@@ -83,21 +102,25 @@ def is_locked(note: int) -> bool:
     return False
 
 
-def require_whole(state: State, verb: str, patience: float) -> None:
-    """Wait up to `patience` seconds for the rest of the memory; raise Conflict if it is not in place by then."""
+def await_whole(state: State, patience: float) -> Left | None:
+    """Wait up to `patience` seconds for the rest of the memory; return what is missing then, None if nothing is."""
     import select
     import time
 
     deadline = time.monotonic() + patience
-    while (found := left(state)) is not None:
-        if found.is_damaged:
-            raise Conflict(
-                f"cannot {verb} container {state.id}: its memory is damaged, because its page handler was killed",
-                remedy=f"`pymigrate delete --force {state.id}`, and start it again",
-            )
-        if time.monotonic() >= deadline:
-            raise Conflict(
-                f"cannot {verb} container {state.id}: {-(-found.left >> 20)} MiB of its memory are not in place yet",
-                remedy="try again when `pymigrate list` shows no memory left",
-            )
-        select.select([], [], [], 0.02)
+    while (found := left(state)) is not None and not found.is_damaged and time.monotonic() < deadline:
+        select.select([], [], [], _PERIOD)
+    return found
+
+
+def require_whole(state: State, verb: str) -> None:
+    """Wait a while for the rest of the memory. Raises Conflict if it is not in place by then."""
+    found = await_whole(state, MEMORY_PATIENCE)
+    if found is not None:
+        raise Conflict(f"cannot {verb} container {state.id}: {found.problem}", remedy=found.remedy)
+
+
+def shown(state: State) -> dict[str, Any]:
+    """Return what to add to the OCI state of a container: "memory", while some is missing."""
+    found = left(state)
+    return {} if found is None else {"memory": found.plain()}

@@ -70,7 +70,7 @@ CALLS: list[protocol.Call[Any]] = [
     protocol.CheckFiles([Seen("/x", 5, 1 << 62, "ab", DIGEST)]),
     protocol.CheckPorts("", [Bound("tcp", "::", 80, "eth0", reuse_port=True)]),
     protocol.TreesSent(),
-    protocol.Prepare(CARRIED, ["", "pipe:[1]"], True, 5.5, [Mounted("/tmp", "size=5k", "tmpfs")], 1 << 40),
+    protocol.Prepare(CARRIED, ["", "pipe:[1]"], True, 5.5, [Mounted("/tmp", "size=5k", "tmpfs")], 1 << 40, True),
     protocol.TrialBegin(),
     protocol.TrialEnd(64 << 20),
     protocol.MemoryBegin(1 << 30, "xxh3-128"),

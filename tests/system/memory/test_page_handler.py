@@ -18,6 +18,7 @@ from migrate.memory.handler import PageHandler, await_end_of_left
 from migrate.memory.store import DATA, INDEX
 from runtime.errors import Conflict
 from runtime.state import lazy
+from runtime.state.record import State
 from tests.system.memory.lazy_restore import Program, kill, program, wait_for
 
 MIB, THREADS = 48, 3
@@ -170,18 +171,20 @@ def test_a_store_that_lacks_a_page(dumped: Program) -> None:
 
 
 def test_what_a_verb_says_meanwhile(dumped: Program, monkeypatch: pytest.MonkeyPatch) -> None:
-    from runtime.state.record import State
-
     state = State(id="c", bundle="", rootfs="", created="", log_path=str(dumped.note.parent / "log"), pid=dumped.pid)
     assert lazy.left(state) is None
-    lazy.require_whole(state, "move", 0.0)
+    lazy.require_whole(state, "move")
     handler = dumped.restore()
     found = lazy.left(state)
     assert found is not None
     assert 0 < found.left <= found.total
     assert str(found).endswith("MiB left")
+    assert lazy.shown(state) == {"memory": {"left": found.left, "total": found.total, "damaged": False}}
+    monkeypatch.setattr(lazy, "MEMORY_PATIENCE", 0.1)
     with pytest.raises(Conflict, match="are not in place yet"):
-        lazy.require_whole(state, "move", 0.1)
+        lazy.require_whole(state, "move")
     handler.resumed()
-    lazy.require_whole(state, "move", 30.0)
+    monkeypatch.setattr(lazy, "MEMORY_PATIENCE", 30.0)
+    lazy.require_whole(state, "move")
+    assert lazy.shown(state) == {}
     require_right(dumped)

@@ -243,7 +243,7 @@ def test_memory_that_fills_up_rolls_back(lab: Lab) -> None:
     """The container was measured before it grew."""
     lab.run(script=f"x=$(head -c 5000000 /dev/urandom | base64); {COUNT}")
     start = lab.wait_count("host1", 1)
-    small = in_agent("from migrate.target import image_places\nimage_places.room = lambda: 1 << 20")
+    small = in_agent("from migrate.target import image_places\nimage_places.room = lambda **_: 1 << 20")
     measured = "from migrate.preflight import processes as process_scan\nprocess_scan.memory_bytes = lambda pid: 0\n"
     running = lab.start(
         "host1", lab.python, "-c", small + measured + driver(PREPARED), stdin=subprocess.DEVNULL

@@ -85,7 +85,7 @@ class MovingMemory:
         self.reported: list[RoundDone] = []
         self._done, self._total, self._shown = 0, 0, 0.0  # bytes of the present round; when they were reported
         self._rounds: list[Round] = []
-        self._scale = forecast.scale(forecast.like(history.past(wanted.host), wanted.host))
+        self._scale = forecast.Scale()
         self._rest = 0
         self._throttle: Throttle | None = None
         self._last = threading.Thread(target=self._send_frozen, name="last-pages", daemon=True)
@@ -129,6 +129,7 @@ class MovingMemory:
         self._prepare_throttle()
         left = self._memory.scan()
         self._rest = self._memory.rest
+        self._scale = forecast.scale(forecast.like(history.past(), self._wanted.host, self._load()))
         while True:
             with faults.point("round", len(self._rounds)):
                 begun, sent_before, held_before = time.monotonic(), self._carrier.sent, self._carrier.held

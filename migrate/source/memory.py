@@ -9,7 +9,7 @@ from criu_rpc.errors import Error
 from migrate import faults
 from migrate.errors import DeadlineExceeded, MigrateError
 from migrate.events import Reporter, RoundDone
-from migrate.limits import ROUND_TIMEOUT
+from migrate.limits import PAGES_CLOSE_TIMEOUT, ROUND_TIMEOUT
 from migrate.memory import convergence, forecast, layout, lazy_support, tracker
 from migrate.memory.convergence import Round, Verdict
 from migrate.memory.forecast import Load, Past
@@ -98,7 +98,7 @@ class MovingMemory:
         self.unthrottle(last=True)
         self._carrier.close()
         if self._last.is_alive():
-            self._last.join()
+            self._last.join(PAGES_CLOSE_TIMEOUT)
         self._memory.__exit__(None, None, None)
 
     @property

@@ -98,7 +98,8 @@ class Report(Event):
     """How a move ended. Times in seconds, sizes in bytes; `phases` maps a step to its duration.
 
     `downtime_s` runs from the freeze (CRIU may seize the first task) to the moment when the target's confirmation that
-    the container runs arrives at the source: one clock, the source's monotonic one.
+    the container runs arrives at the source: one clock, the source's monotonic one. `memory_bytes` of pages and their
+    names became `memory_sent` on the wire by compression.
     """
 
     event = "report"
@@ -114,6 +115,8 @@ class Report(Event):
     mode_reason: str = ""
     rounds: tuple[RoundDone, ...] = ()
     expected_gap_s: float | None = None
+    memory_bytes: int = 0
+    memory_sent: int = 0
 
 
 SHOWN: dict[str, type[Event]] = {

@@ -33,6 +33,7 @@ RESTORE_TIMEOUT = 120.0  # for a restore that nobody waits for in a freeze
 OLD_AGENT_TIMEOUT = 20.0
 SETTLE_LOCK_TIMEOUT = 60.0  # for another process that settles the same move
 SEED_SILENCE = 6 * 3600.0  # of the source while it sends files
+TRIAL_SILENCE = 60.0  # of the source in a trial of the connection
 FROZEN_SILENCE = 30.0  # beyond the limit for the freeze: the source has to end the container, too
 IMAGES_LOCK_TIMEOUT = 5.0  # for another process that has a move's images
 

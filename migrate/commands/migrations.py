@@ -87,6 +87,7 @@ def _watch(args: argparse.Namespace) -> int:
 def _print_json(
     moves: "list[Entry]", damaged: "list[DamagedJournal]", images: "list[Left]", files: "list[Mark]"
 ) -> None:
+    from migrate.journal import under_way
     from migrate.phases import workload
     from migrate.source import ask_later
 
@@ -96,8 +97,10 @@ def _print_json(
         fields |= {"started": entry.started, "updated": entry.updated}
         left = [mark.path for mark in files if mark.migration == entry.migration]
         described = [_described(item) for item in _of(images, entry.migration)]
-        asks = ask_later.asker(entry.migration) != 0
-        print(json.dumps({**fields, "asking": asks, "images": described, "files": left}))
+        doing = {
+            "under_way": under_way.is_under_way(entry.migration), "asking": ask_later.asker(entry.migration) != 0
+        }  # fmt: skip
+        print(json.dumps({**fields, **doing, "images": described, "files": left}))
     for journal in damaged:
         migration = journal.path.stem
         known = {"id": journal.entry.id, "role": journal.entry.role} if journal.entry is not None else {}
@@ -126,7 +129,6 @@ def _described(item: "Left") -> dict[str, object]:
 def _print_table(moves: "list[Entry]", images: "list[Left]", files: "list[Mark]") -> None:
     from migrate.cli.error_report import printable
     from migrate.phases import workload
-    from migrate.source import ask_later
     from migrate.ui.text import age, size, table
 
     rows = [
@@ -136,7 +138,7 @@ def _print_table(moves: "list[Entry]", images: "list[Left]", files: "list[Mark]"
             found.source,
             found.target,
             found.role,
-            f"{found.phase} (asking)" if ask_later.asker(found.migration) else found.phase,
+            found.phase + _now(found.migration),
             workload(found.phase, found.role),
             found.started,
         )
@@ -165,6 +167,16 @@ def _print_table(moves: "list[Entry]", images: "list[Left]", files: "list[Mark]"
         paths = [(mark.migration, mark.id, printable(mark.path)) for mark in files]
         for line in table(("FILES OF", "ID", "PATH"), paths):
             print(line)
+
+
+def _now(migration: str) -> str:
+    """Return what a process of this host does for a move, in brackets; "" if there is none."""
+    from migrate.journal import under_way
+    from migrate.source import ask_later
+
+    if under_way.is_under_way(migration):
+        return " (under way)"
+    return " (asking)" if ask_later.asker(migration) else ""
 
 
 def _clean_files(files: "list[Mark]") -> None:

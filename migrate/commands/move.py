@@ -103,10 +103,17 @@ def _wanted(args: argparse.Namespace, container_id: str) -> "MigrationSpec":
 
 
 def _one(args: argparse.Namespace, wanted: "MigrationSpec", recorder: "Recorder") -> int:
-    from migrate.source.move import move
+    from migrate.wire.ahead import Ahead
     from runtime.state.store import Store
 
-    move(Store(args.root), wanted, recorder)
+    store = Store(args.root)
+    with contextlib.ExitStack() as connecting:
+        ahead = None
+        if wanted.id in store.ids():
+            ahead = connecting.enter_context(Ahead(wanted.host, store.root))
+        from migrate.source.move import move  # 0.1 s, as long as the agent takes to start
+
+        move(store, wanted, recorder, ahead)
     return 0
 
 

@@ -131,7 +131,7 @@ class Mover:
 
     def cancel(self) -> None:
         """Ask the process to cancel this move, and no other. Harmless if the move has ended."""
-        with self._locked() as fd:
+        with _locked(self.migration) as fd:
             if fd < 0:
                 return
             os.write(fd, _REQUEST)
@@ -154,21 +154,7 @@ class Mover:
         return shown if isinstance(shown, dict) else {}
 
     def is_under_way(self) -> bool:
-        with self._locked() as fd:
-            return fd >= 0
-
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[int]:
-        """Yield a descriptor of the move's file, to append to it; -1 if the move has ended."""
-        try:
-            fd = os.open(MOVING / self.migration, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except OSError:
-            yield -1
-            return
-        try:
-            yield fd if _is_locked(fd) else -1
-        finally:
-            os.close(fd)
+        return is_under_way(self.migration)
 
 
 class Watch:
@@ -255,6 +241,26 @@ def _read(migration: str) -> Mover | None:
         return Mover(migration, **fields)
     except (OSError, ValueError, TypeError):
         return None  # it has ended, or has just begun
+
+
+def is_under_way(migration: str) -> bool:
+    """Return whether a process of this host makes this move out of it."""
+    with _locked(migration) as fd:
+        return fd >= 0
+
+
+@contextlib.contextmanager
+def _locked(migration: str) -> Iterator[int]:
+    """Yield a descriptor of a move's file, to append to it; -1 if the move has ended."""
+    try:
+        fd = os.open(MOVING / migration, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        yield -1
+        return
+    try:
+        yield fd if _is_locked(fd) else -1
+    finally:
+        os.close(fd)
 
 
 def _is_locked(fd: int) -> bool:

@@ -22,6 +22,19 @@ def _anonymous(text: bytes) -> Iterator[Range]:
             yield int(start, 16), int(end, 16)
 
 
+def shared(pid: int) -> int:
+    """Return the bytes of shared memory of a process, each page divided by its users. Raises OSError."""
+    with open(f"/proc/{pid}/smaps_rollup", "rb") as file:
+        found = re.search(rb"Pss_Shmem: *([0-9]+) kB", file.read())
+    return int(found[1]) << 10 if found else 0
+
+
+def resident(pid: int) -> int:
+    """Return the bytes of private anonymous memory of a process. Raises OSError."""
+    with open(f"/proc/{pid}/status", "rb") as file:
+        return sum(int(size) << 10 for size in re.findall(rb"(?:RssAnon|VmSwap):\s*([0-9]+) kB", file.read()))
+
+
 def open_memory(pid: int) -> int:
     """Open the memory of a process, as it is now: after execve(2) the descriptor reads nothing. Raises OSError."""
     return os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)

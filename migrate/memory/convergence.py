@@ -1,7 +1,7 @@
 """When to freeze a container whose memory is sent while it runs: a pure function of the rounds so far.
 
-The gap that would follow is estimated as a fixed part, plus the time for what is left. Another round is worth its time
-while it shortens the gap noticeably. Memory that is written faster than it is sent does not converge.
+The gap that would follow is estimated as a fixed part (forecast.py), plus the time for what is left. Another round is
+worth its time while it shortens the gap noticeably. Memory that is written faster than it is sent does not converge.
 """
 
 import enum
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 _WORTH = 0.010  # seconds by which another round must shorten the gap
 _SHRINKS = 0.85  # of what was left before a round is left after it, at most, as long as the rounds converge
-_ROUND = 0.02  # seconds that even an empty round takes
+ROUND = 0.02  # seconds that even an empty round takes
 _SLOWEST = 1 << 10  # bytes per second: what was never sent has no bandwidth
 
 
@@ -22,11 +22,15 @@ class Verdict(enum.Enum):
 
 @dataclass(frozen=True)
 class Round:
-    """One round: `read` bytes of memory were sent in `seconds`, after which `left` bytes are to be sent again."""
+    """One round: `read` bytes of memory were sent in `seconds`, after which `left` bytes are to be sent again.
+
+    `held`: seconds of these in which a bandwidth limit had nothing sent. It does not hold in the freeze.
+    """
 
     read: int
     seconds: float
     left: int
+    held: float = 0.0
 
     @property
     def dirty_rate(self) -> float:
@@ -40,17 +44,14 @@ def bandwidth(rounds: Sequence[Round]) -> float:
     return max(_SLOWEST, largest.read / max(largest.seconds, 1e-6))
 
 
-def fixed_gap(memory: int, processes: int) -> float:
-    """Return the seconds of a gap that do not depend on what is left, for `memory` bytes in all processes.
-
-    Measured: freeze, images, restore and handover; CRIU pins each page, which takes 80 ms for each GiB.
-    """
-    return 0.09 + 0.003 * processes + 0.08 * memory / (1 << 30)
+def frozen_bandwidth(rounds: Sequence[Round]) -> float:
+    """Return the same for the freeze, in which no limit holds."""
+    return bandwidth([Round(item.read, item.seconds - item.held, item.left) for item in rounds])
 
 
 def expected_gap(rounds: Sequence[Round], fixed: float) -> float:
     """Return the gap if the container were frozen now, in seconds."""
-    return fixed + rounds[-1].left / bandwidth(rounds)
+    return fixed + rounds[-1].left / frozen_bandwidth(rounds)
 
 
 def judge(rounds: Sequence[Round], *, fixed: float, max_downtime: float, max_rounds: int) -> Verdict:
@@ -60,7 +61,7 @@ def judge(rounds: Sequence[Round], *, fixed: float, max_downtime: float, max_rou
     gap, speed = expected_gap(rounds, fixed), bandwidth(rounds)
     last, before = rounds[-1], rounds[-2]
     sending = last.left / speed
-    next_left = min(last.left, last.dirty_rate * (sending + _ROUND))
+    next_left = min(last.left, last.dirty_rate * (sending + ROUND))
     shrinks = last.left < before.left * _SHRINKS
     worth = shrinks and (last.left - next_left) / speed > _WORTH
     if len(rounds) < max_rounds and worth:

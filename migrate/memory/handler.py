@@ -4,17 +4,17 @@
     images have come      load, await_loaded
     CRIU may restore      it connects to the socket beside the images
     container runs        resumed, leave
-    tree is dead          end
+    restore failed        leave, kill the tree, await_end
 
-It needs its starter no longer once the container runs. Without `resumed` it keeps the store as it is, because another
-restore may need it.
+It needs its starter no longer once it is loaded. It is never killed, because a process of the container that is alive
+all the same would then read zeros: it exits when all memory is in place, or all processes are gone. Without `resumed`
+it keeps the store as it is, because another restore may need it.
 """
 
 import contextlib
 import fcntl
 import os
 import select
-import signal
 import socket
 import subprocess
 import time
@@ -35,7 +35,7 @@ _ANSWER = 4096
 class PageHandler:
     """Use `start`."""
 
-    def __init__(self, process: "subprocess.Popen[bytes]", sock: socket.socket, place: Path, note: Path) -> None:
+    def __init__(self, process: "subprocess.Popen[bytes]", sock: socket.socket, place: Path, note: int) -> None:
         self._process, self._socket, self._place, self._note = process, sock, place, note
 
     @classmethod
@@ -57,19 +57,19 @@ class PageHandler:
                 locked = _make_note(note)
                 stack.callback(os.close, locked)
                 failed.callback(note.unlink, missing_ok=True)
+                watched = os.open(note, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+                failed.callback(os.close, watched)
                 passed = [theirs.fileno(), listening.fileno(), locked]
                 if digests is not None:
                     passed.append(_in_memory(digests))
                     stack.callback(os.close, passed[-1])
-                argv = selfexec.command(
-                    "migrate.memory.handler_process", str(images), str(note), *map(str, passed)
-                )  # fmt: skip
+                argv = selfexec.command("migrate.memory.handler_process", str(images), str(note), *map(str, passed))
                 process = subprocess.Popen(
-                    argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=_errors(), pass_fds=passed,
-                    cwd="/", start_new_session=True,
+                    argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                    pass_fds=passed, cwd="/", start_new_session=True,
                 )  # fmt: skip
                 failed.pop_all()
-        return cls(process, ours, place, note)
+        return cls(process, ours, place, watched)
 
     def await_ready(self) -> None:
         """Wait until its processes run. Raises TargetError, DeadlineExceeded."""
@@ -96,20 +96,23 @@ class PageHandler:
         self._say(RESUMED)
 
     def leave(self) -> None:
-        """Leave it to itself."""
+        """Leave it to itself. Harmless when that is done."""
         self._socket.close()
         self._process.poll()
 
-    def end(self) -> None:
-        """The tree is dead: kill it, and remove the note; the store stays. Raises DeadlineExceeded."""
-        try:
-            _kill(self._process.pid)
-            with contextlib.suppress(subprocess.TimeoutExpired):
+    def await_end(self) -> None:
+        """Wait for its end, once it is left to itself and the tree is dead. Raises DeadlineExceeded."""
+        self.leave()
+        if self._note >= 0:
+            try:
+                _await_end(self._note)
                 self._process.wait(HANDLER_EXIT_TIMEOUT)
-            _await_end(self._note)
-        finally:
-            self._socket.close()
-            self._place.unlink(missing_ok=True)
+            except subprocess.TimeoutExpired:
+                raise _overdue() from None
+            finally:
+                os.close(self._note)
+                self._note = -1
+                self._place.unlink(missing_ok=True)
 
     def _say(self, word: bytes) -> None:
         with contextlib.suppress(OSError):  # it has ended: everything is in place, or the note tells
@@ -133,28 +136,32 @@ class PageHandler:
                 raise TargetError("the page handler has ended: its processes were killed")
 
 
-def end_left(note: Path) -> None:
-    """Kill the page handler that a dead process has left, if there is one, after its tree. Raises DeadlineExceeded."""
-    found = lazy.read(str(note))
-    if found is not None and not found.is_damaged and found.group > 1:
-        _kill(found.group)
-    _await_end(note)
+def await_end_of_left(note: Path) -> None:
+    """Wait for the end of a page handler that a dead process has left, whose tree is dead. Raises DeadlineExceeded."""
+    try:
+        fd = os.open(note, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        _await_end(fd)
+        note.unlink(missing_ok=True)
+    finally:
+        os.close(fd)
 
 
-def _kill(group: int) -> None:
-    """Kill both processes at once: the kernel does not let one of them clone another meanwhile."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(group, signal.SIGKILL)
-
-
-def _await_end(note: Path) -> None:
-    """Wait until nobody holds the note's lock, and remove it."""
+def _await_end(note: int) -> None:
+    """Wait until none of its processes holds the note's lock. Raises DeadlineExceeded."""
     deadline = time.monotonic() + HANDLER_EXIT_TIMEOUT
-    while (found := lazy.read(str(note))) is not None and not found.is_damaged:
+    while lazy.is_locked(note):
         if time.monotonic() > deadline:
-            raise DeadlineExceeded(f"the page handler of {note} did not exit within {HANDLER_EXIT_TIMEOUT:g} s")
+            raise _overdue()
         select.select([], [], [], 0.002)
-    note.unlink(missing_ok=True)
+
+
+def _overdue() -> DeadlineExceeded:
+    return DeadlineExceeded(
+        f"the page handler did not exit within {HANDLER_EXIT_TIMEOUT:g} s: it is stopped, or a process is alive"
+    )
 
 
 def _listen(place: Path) -> socket.socket:
@@ -194,7 +201,3 @@ def _in_memory(data: bytes) -> int:
     with open(fd, "wb", closefd=False) as file:
         file.write(data)
     return fd
-
-
-def _errors() -> int:
-    return 2 if os.environ.get("PYMIGRATE_DEBUG") else subprocess.DEVNULL

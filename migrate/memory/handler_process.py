@@ -17,7 +17,6 @@ import os
 import resource
 import select
 import signal
-import sys
 import time
 from pathlib import Path
 from typing import NoReturn
@@ -54,10 +53,7 @@ def main(argv: list[str]) -> NoReturn:
     write_note(control)
     try:
         _pair(control, Path(images), Path(note))
-    except BaseException:  # the other process takes over
-        if os.environ.get("PYMIGRATE_DEBUG"):
-            sys.excepthook(*sys.exc_info())
-    finally:
+    finally:  # whatever is raised here: the other process takes over
         os._exit(1)
 
 

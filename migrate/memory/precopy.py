@@ -12,8 +12,9 @@ processes that cannot be tracked, only cost time.
 """
 
 import contextlib
+import itertools
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Self
 
@@ -103,6 +104,16 @@ class PreCopy:
         return sum(layout.size(space.left) for space in self._spaces.values())
 
     @property
+    def rest(self) -> int:
+        """Bytes that go in the freeze whatever was sent before: shared memory, and that of untracked processes."""
+        total = 0
+        for space in self._spaces.values():
+            with contextlib.suppress(OSError):
+                total += address_space.shared(space.pid)
+                total += address_space.resident(space.pid) if space.tracker is None else 0
+        return total
+
+    @property
     def processes(self) -> int:
         return len(self._spaces)
 
@@ -129,6 +140,20 @@ class PreCopy:
             left, space.left = space.left, []
             sent += space.send(left, self._send)
         return sent
+
+    def skip(self) -> None:
+        """Do not send what is left, as if the target had it."""
+        for space in self._spaces.values():
+            space.left = []
+
+    def sample(self, most: int) -> Iterator[bytes]:
+        """Yield bodies with some `most` bytes of what is left, from places all over it. Nothing counts as sent."""
+        step = max(1, round(self.left / most))
+        for space in self._spaces.values():
+            runs = itertools.islice(layout.split(space.left), 0, None, step)
+            yield from Reader(space.memory, space.number).bodies(
+                (address, address + pages * layout.PAGE) for address, pages in runs
+            )
 
     def send_frozen(self) -> int:
         """The container is frozen: send what was written since the last scan. Return how many bytes that was."""

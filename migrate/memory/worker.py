@@ -111,7 +111,7 @@ class Worker:
             return self._is_ended
         if self._tables.open:
             return False
-        return self._tables.finished or (self._is_alone and self._control[Word.CRIU] == NONE)
+        return self._tables.finished or self._has_failed or (self._is_alone and self._control[Word.CRIU] == NONE)
 
     @property
     def _is_alone(self) -> bool:
@@ -119,15 +119,20 @@ class Worker:
         return self._control[Word.AGENT] == NONE
 
     @property
+    def _has_failed(self) -> bool:
+        """Whether CRIU has ended in the middle of the restore: the processes are dead, or will be killed."""
+        control = self._control
+        return not self._tables.finished and control[Word.LISTENING] == control[Word.CRIU] == NONE
+
+    @property
     def _may_fill(self) -> bool:
         """Whether memory may be filled that no thread waits for: all of it is registered, and the container runs.
 
-        Without an agent nobody says that it runs; a container that does not is killed by CRIU.
+        Without an agent nobody says that it runs. After a failure this finds out when the processes are gone.
         """
-        control = self._control
-        if self._is_alone:
-            return self._tables.finished or control[Word.CRIU] == NONE
-        return self._tables.finished and bool(control[Word.RESUMED])
+        if self._tables.finished:
+            return self._is_alone or bool(self._control[Word.RESUMED])
+        return self._has_failed
 
     def step(self) -> set[int]:
         """Wait for something to do, and do it; return those of the watched descriptors that can be read."""

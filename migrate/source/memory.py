@@ -10,12 +10,14 @@ from migrate import faults
 from migrate.errors import DeadlineExceeded, MigrateError
 from migrate.events import Reporter, RoundDone
 from migrate.limits import ROUND_TIMEOUT
-from migrate.memory import convergence, layout, lazy_support, tracker
+from migrate.memory import convergence, forecast, layout, lazy_support, tracker
 from migrate.memory.convergence import Round, Verdict
+from migrate.memory.forecast import Load, Past
 from migrate.memory.layout import Range
 from migrate.memory.precopy import PreCopy
 from migrate.model import MigrationMode, MigrationSpec, OnDivergence
 from migrate.phases import Phase
+from migrate.source import history
 from migrate.wire import codec, protocol, replies
 from migrate.wire.carrier import Carrier
 from migrate.wire.peer import Peer
@@ -46,6 +48,16 @@ def choose(wanted: MigrationSpec, on_disk: str) -> tuple[MigrationMode, str]:
     return MigrationMode.PRE_COPY, "writes can be tracked"
 
 
+def lazy_problem(target: replies.MemoryReady, init: int, remapped: bool) -> str:
+    """Return why the restore of a container has to wait until all memory is in place, "" if it need not.
+
+    `remapped`: it has a user namespace.
+    """
+    if remapped and not target.remapped:
+        return "it has a user namespace, and vm.unprivileged_userfaultfd is 0 at the target"
+    return target.lazy_problem or lazy_support.shared_by_fork(init)
+
+
 class MovingMemory:
     """The memory of one container on its way. A context manager: leaving it ends everything."""
 
@@ -64,6 +76,8 @@ class MovingMemory:
         self.reported: list[RoundDone] = []
         self._done, self._total, self._shown = 0, 0, 0.0  # bytes of the present round; when they were reported
         self._rounds: list[Round] = []
+        self._scale = forecast.scale(forecast.like(history.past(wanted.host), wanted.host))
+        self._rest = 0
         self._last = threading.Thread(target=self._send_frozen, name="last-pages", daemon=True)
         self._failure: Exception | None = None
 
@@ -76,17 +90,28 @@ class MovingMemory:
             self._last.join()
         self._memory.__exit__(None, None, None)
 
+    @property
+    def compresses(self) -> bool:
+        """Return whether memory is compressed on its way."""
+        return self._carrier.compresses
+
+    @property
+    def carried_bytes(self) -> tuple[int, int]:
+        """Return the bytes of memory so far, before and after compression."""
+        return self._carrier.size, self._carrier.sent
+
     def send_rounds(self) -> None:
         """Send memory in rounds, until the gap would be short enough, or does not get shorter.
 
         Raises MigrateError for a program that writes too fast if the user wants that, and connection errors.
         """
         begin = protocol.MemoryBegin(self._size, self._peer.digest)
-        self.lazy_problem = self._lazy_problem(self._peer.call(begin))
+        self.lazy_problem = lazy_problem(self._peer.call(begin), self._init, self._remapped)
         left = self._memory.scan()
+        self._rest = self._memory.rest
         while True:
             with faults.point("round", len(self._rounds)):
-                begun, sent_before = time.monotonic(), self._carrier.sent
+                begun, sent_before, held_before = time.monotonic(), self._carrier.sent, self._carrier.held
                 self._done, self._total = 0, left
                 read = self._memory.send()
                 self._total = 0
@@ -96,7 +121,7 @@ class MovingMemory:
                 left = self._memory.scan()
             if not self._rounds:
                 self._warn_of_untracked()
-            self._rounds.append(Round(read, seconds, left))
+            self._rounds.append(Round(read, seconds, left, self._carrier.held - held_before))
             self._report(self._carrier.sent - sent_before)
             verdict = convergence.judge(
                 self._rounds, fixed=self._fixed(), max_downtime=self._wanted.max_downtime,
@@ -107,12 +132,6 @@ class MovingMemory:
             if verdict is Verdict.DIVERGED:
                 self._diverged()
                 return
-
-    def _lazy_problem(self, target: replies.MemoryReady) -> str:
-        """Return why the restore has to wait until all memory is in place, "" if it need not."""
-        if self._remapped and not target.remapped:
-            return "it has a user namespace, and vm.unprivileged_userfaultfd is 0 at the target"
-        return target.lazy_problem or lazy_support.shared_by_fork(self._init)
 
     def _warn_of_untracked(self) -> None:
         if found := self._memory.untracked:
@@ -128,8 +147,21 @@ class MovingMemory:
                 self._shown = time.monotonic()
                 self._reporter.progress(Phase.PRE_COPY, self._done, self._total)
 
+    def _load(self) -> Load:
+        return Load(self._size, self._memory.processes, self._peer.round_trip, bool(self.lazy_problem))
+
     def _fixed(self) -> float:
-        return convergence.fixed_gap(self._size, self._memory.processes)
+        """Return the seconds of the gap that another round does not shorten."""
+        return self._load().fixed() * self._scale.middle + self._rest / convergence.frozen_bandwidth(self._rounds)
+
+    def measured(self, gap: float, total: float) -> Past:
+        """Return what the next prediction can learn: this move had a gap, and took `total` seconds until its end."""
+        rounds = sum(one.seconds for one in self._rounds)
+        sending = (self._rounds[-1].left + self._rest) / convergence.frozen_bandwidth(self._rounds)
+        expected = self.reported[-1].expected_gap
+        return Past(
+            self._wanted.host, self._load(), max(0.0, gap - sending), max(0.0, total - rounds - gap), expected, gap
+        )
 
     def _report(self, sent: int) -> None:
         last = self._rounds[-1]

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from criu_rpc.errors import Error
 from migrate import faults
@@ -22,17 +22,18 @@ from migrate.limits import (
     PASSING_PATIENCE,
     RESUME_TIMEOUT,
 )
-from migrate.model import MigrationMode, MigrationSpec
+from migrate.model import Compression, MigrationMode, MigrationSpec
 from migrate.phases import OPEN, Phase
 from migrate.preflight import processes as process_scan
 from migrate.preflight.container import wait_settled
-from migrate.source import leftovers, memory
+from migrate.source import history, leftovers, memory
 from migrate.source.memory import MovingMemory
 from migrate.source.ready import Preflight, Ready
 from migrate.source.seeding import ROOTFS, Seeding
 from migrate.source.settle import clean_source, clean_target, save_log, settle
 from migrate.source.switchover import Aftermath, Frozen, Switchover
 from migrate.wire import codec, protocol, replies
+from migrate.wire.ahead import Ahead
 from migrate.wire.peer import Session
 from runtime.checkpoint import options as criu_options
 from runtime.state.record import State
@@ -41,7 +42,7 @@ from runtime.state.store import Store
 MOST_HINTS = 8
 
 
-def move(store: Store, wanted: MigrationSpec, monitor: Monitor, session: Session | None = None) -> Report:
+def move(store: Store, wanted: MigrationSpec, monitor: Monitor, session: Session | Ahead | None = None) -> Report:
     """Move a container, over the connection of `session` if there is one.
 
     Raises Blocked and connection errors before anything is touched, MoveFailed after.
@@ -193,8 +194,14 @@ class Move:
             tcp_close=self._wanted.tcp_close,
             carried=self._seeding.carried,
             lazy=self._memory is not None,
-            compress=codec.settle(self._wanted.compress, self._peer.offers, self._wanted.host),
+            compress=self._compression(),
         )
+
+    def _compression(self) -> Compression:
+        """Return that of CRIU's page stream: as the memory before it, if there was any, because that knows the link."""
+        if self._memory is not None:
+            return Compression.ZSTD if self._memory.compresses else Compression.NONE
+        return codec.settle(self._wanted.compress, self._peer.offers, self._wanted.host)
 
     @faults.point("stop-and-copy")
     def _stop_and_copy(self, switchover: Switchover) -> Frozen:
@@ -291,7 +298,7 @@ class Move:
         """The container runs at the target: journal that, clean up here, report."""
         wanted, move = self._wanted, self._log.entry
         if self._log.phase is not Phase.RESUMED:
-            self._log.record(Phase.RESUMED)
+            self._log.record(Phase.RESUMED, **self._figures(downtime))
         if dropped := switchover.dropped_watches():
             words = f"{dropped} inotify or fanotify descriptor{'s' if dropped > 1 else ''} had events waiting"
             self._reporter.warn(f"{words} when {wanted.id} was frozen: they are lost, later ones are not")
@@ -299,6 +306,7 @@ class Move:
         leftover = clean_source(self._store, self._state, self._peer, switchover.reap)
         self._clock.step("clean-up")
         rounds = tuple(self._memory.reported) if self._memory is not None else ()
+        before = self._memory.carried_bytes if self._memory is not None else (0, 0)
         report = Report(
             id=wanted.id,
             migration=move.migration,
@@ -314,6 +322,8 @@ class Move:
             mode_reason=self._why,
             rounds=rounds,
             expected_gap_s=rounds[-1].expected_gap if rounds else None,
+            memory_bytes=switchover.carried_bytes[0] + before[0],
+            memory_sent=switchover.carried_bytes[1] + before[1],
         )
         self._reporter.emit(report)
         if leftover is not None:
@@ -322,6 +332,10 @@ class Move:
                 cause=leftover, remedy=f"pymigrate delete --force {wanted.id}",
             )  # fmt: skip
         return report
+
+    def _figures(self, downtime: float) -> dict[str, Any]:
+        """Return what the predictions of later moves learn from, as fields of the journal."""
+        return history.fields(self._memory.measured(downtime, self._clock.total())) if self._memory is not None else {}
 
     def _failed(self, error: BaseException) -> MoveFailed:
         """Roll back if the move has not been committed. Return what to tell the user: where the container is."""

@@ -24,6 +24,7 @@ from migrate.preflight.volumes import Plan
 from migrate.source import memory
 from migrate.source.clock import Clock
 from migrate.wire import codec
+from migrate.wire.ahead import Ahead
 from migrate.wire.peer import Peer, Session, connect
 from migrate.wire.questions import FactsQuery, HostFacts
 from runtime.freeze import mend
@@ -63,11 +64,16 @@ class Ready:
 class Preflight:
     """The checks of one move of one container to one host. The caller holds the container's lock.
 
-    `session`: the connection to use, if there is one for several moves.
+    `session`: where to take the connection from, if one is made for several moves, or ahead of this one.
     """
 
     def __init__(
-        self, store: Store, wanted: MigrationSpec, monitor: Monitor, migration: str, session: Session | None = None
+        self,
+        store: Store,
+        wanted: MigrationSpec,
+        monitor: Monitor,
+        migration: str,
+        session: Session | Ahead | None = None,
     ) -> None:
         self._store, self._wanted, self._clock, self._session = store, wanted, Clock(), session
         self._migration = migration

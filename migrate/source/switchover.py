@@ -230,6 +230,11 @@ class Switchover:
             self._damage = str(error)
         self._gate.close()
 
+    @property
+    def carried_bytes(self) -> tuple[int, int]:
+        """Return the bytes of CRIU's page stream so far, before and after compression."""
+        return self._carrier.size, self._carrier.sent
+
     def dropped_watches(self) -> int:
         """Return how many inotify and fanotify descriptors had unread events: CRIU does not carry those."""
         return self._log().count(b"events will be dropped")

@@ -18,7 +18,7 @@ from criu_rpc.errors import Error
 from migrate.disk import explained
 from migrate.errors import Interrupted, MigrateError, ProtocolError
 from migrate.paths import COMMAND_LINE
-from migrate.target.handlers import Connected, Handler, Images, InRoom, Pages
+from migrate.target.handlers import Connected, Handler, Images, InRoom, Pages, Trial
 from migrate.wire import frames, protocol, records
 from migrate.wire.frames import FrameDecoder, FrameType
 from migrate.wire.order import STREAMED, Progress, method_of
@@ -74,7 +74,7 @@ class Agent:
             raise ProtocolError(f"a {kind.name} frame came from the source")
         elif self._progress.admit_frame(kind):
             if kind is FrameType.MEMORY:
-                assert isinstance(self._handler, InRoom)
+                assert isinstance(self._handler, InRoom | Trial)
                 self._handler.memory(payload)
             else:
                 assert isinstance(self._handler, Pages | Images)

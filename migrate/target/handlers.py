@@ -20,10 +20,9 @@ from migrate.disk import write_atomically
 from migrate.errors import ProtocolError
 from migrate.files import receivers
 from migrate.files.trees import Owner
-from migrate.limits import FROZEN_SILENCE, SEED_SILENCE
-from migrate.memory import lazy_support
+from migrate.limits import FROZEN_SILENCE, SEED_SILENCE, TRIAL_SILENCE
 from migrate.phases import Phase
-from migrate.target import image_cleanup, settle
+from migrate.target import image_cleanup, memory, settle
 from migrate.target import tmpfs as target_tmpfs
 from migrate.target import trees as tree_store
 from migrate.target.images import ReceivedImages, ReceivedPages
@@ -138,6 +137,10 @@ class Greeted(Handler):
         self.next = Seeding(incoming)
         return reply
 
+    def trial_begin(self, _call: protocol.TrialBegin) -> replies.MemoryReady:
+        self.next = Trial(self._store)
+        return memory.ready()
+
     def _owner(self, container_id: str, created: str) -> Owner:
         return Owner(check_id(container_id), created, str(self._store.root))
 
@@ -146,6 +149,28 @@ class Greeted(Handler):
 
     def lost(self) -> None:
         self._later.close()
+
+
+class Trial(Handler):
+    """The source measures the connection. Nothing is kept of what comes."""
+
+    stages = frozenset({Stage.TRIAL})
+    idle_timeout = TRIAL_SILENCE
+
+    def __init__(self, store: Store) -> None:
+        super().__init__()
+        self._store, self._trial = store, memory.Trial()
+
+    def memory(self, payload: memoryview) -> None:
+        self._trial.add(payload)
+
+    def memory_sync(self, _call: protocol.MemorySync) -> Done:
+        return Done()
+
+    def trial_end(self, call: protocol.TrialEnd) -> Done:
+        self._trial.end(call.size)
+        self.next = Greeted(self._store)
+        return Done()
 
 
 class Seeding(Handler):
@@ -228,6 +253,8 @@ class Room:
             receivers.end(self.incoming.migration)
         finally:
             if not self._is_stopped:
+                if self.memory is not None:
+                    self.memory.leave()
                 self.restoring.abort()
                 self._is_stopped = True
                 if self.memory is not None:
@@ -276,7 +303,7 @@ class Ready(InRoom):
         if self._room.memory is not None:
             raise ProtocolError("MemoryBegin came twice")
         self._room.memory = ArrivingMemory(self._room.images.path, call.digest, self._room.restoring)
-        return replies.MemoryReady(self._room.memory.lazy_problem, lazy_support.is_for_everybody())
+        return memory.ready()
 
     def memory_sync(self, _call: protocol.MemorySync) -> Done:
         if self._room.memory is not None:

@@ -10,14 +10,16 @@ from pathlib import Path
 
 from criu_rpc import pagemap
 from migrate.disk import FULL
-from migrate.errors import TargetError
-from migrate.memory import lazy_support, store
+from migrate.errors import ProtocolError, TargetError
+from migrate.memory import layout, lazy_support, store
 from migrate.memory.handler import PageHandler
 from migrate.memory.layout import PAGE
 from migrate.memory.store import Pages, Store
 from migrate.target import image_places
 from migrate.wire import digests
 from migrate.wire.codec import Unpacker
+from migrate.wire.frames import MAX_TRIAL
+from migrate.wire.replies import MemoryReady
 from runtime.checkpoint.restore import Restoring
 
 
@@ -84,7 +86,13 @@ class ArrivingMemory:
     def resumed(self) -> None:
         """The container runs: memory that is missing comes into it by and by, and the store is freed."""
         if self._handler is not None:
-            self._handler.resumed()
+            handler, self._handler = self._handler, None
+            handler.resumed()
+            handler.leave()
+
+    def leave(self) -> None:
+        """The restore is about to be aborted: the page handler ends when the tree does."""
+        if self._handler is not None:
             self._handler.leave()
 
     def close(self) -> None:
@@ -95,7 +103,7 @@ class ArrivingMemory:
     def _end_handler(self) -> None:
         if self._handler is not None:
             handler, self._handler = self._handler, None
-            handler.end()
+            handler.await_end()
 
 
 def restore_lazily(restoring: Restoring, handler: PageHandler, timeout: float) -> int:
@@ -108,6 +116,31 @@ def restore_lazily(restoring: Restoring, handler: PageHandler, timeout: float) -
     handler.load()
     handler.await_loaded()
     return restoring.restore(timeout, lazy_pages=True)
+
+
+class Trial:
+    """Memory that comes only to measure how fast it comes: it is looked at like other memory, and not kept."""
+
+    def __init__(self) -> None:
+        self._unpacker, self._size = Unpacker(), 0
+
+    def add(self, payload: memoryview) -> None:
+        """Take the payload of a MEMORY frame. Raises ProtocolError, also when more comes than a trial may send."""
+        body = self._unpacker.unpack(payload)
+        layout.parse(body)
+        self._size += len(body)
+        if self._size > MAX_TRIAL:
+            raise ProtocolError(f"a trial sends more than {MAX_TRIAL} bytes")
+
+    def end(self, size: int) -> None:
+        """Raise TargetError unless `size` bytes of bodies have come."""
+        if size != self._size:
+            raise TargetError("the memory of a trial arrived damaged")
+
+
+def ready() -> MemoryReady:
+    """Return how this host can restore memory that is sent ahead."""
+    return MemoryReady(lazy_support.problem(), lazy_support.is_for_everybody())
 
 
 def check(images: Path) -> None:

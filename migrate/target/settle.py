@@ -152,9 +152,11 @@ def _restore(entry: Entry, incoming: Incoming, images: ReceivedImages) -> None:
             incoming.log.record(Phase.PREPARED)
         restoring.resume()
     except BaseException:
+        if handler is not None:
+            handler.leave()
         restoring.abort()
         if handler is not None:
-            handler.end()
+            handler.await_end()
         raise
     if handler is not None:
         handler.resumed()

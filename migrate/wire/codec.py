@@ -89,7 +89,7 @@ class Packer:
             if not size or size > len(body) * _WORTH:
                 return _PLAIN_HEAD, body
             return _ZSTD_HEAD.pack(ZSTD, len(body)), memoryview(self._room)[:size]
-        if self._trial.plain < _SAMPLE:
+        if self._sent > _SETTLED and self._trial.plain < _SAMPLE:  # a short stream does not pay for the trial
             self._try(body)
         return _PLAIN_HEAD, body
 

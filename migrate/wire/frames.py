@@ -13,6 +13,7 @@ MAX_DATA = 1 << 20
 MAX_MEMORY = 1 << 20
 MAX_PULSE = 32
 MAX_IMAGE = 1 << 40  # bytes of one image, in as many DATA frames as that takes
+MAX_TRIAL = 256 << 20  # bytes of the bodies of all MEMORY frames of a trial
 CHUNK = 256 << 10  # bytes that this version puts into one PAGES or DATA frame
 _HEADER = struct.Struct(">BI")
 

@@ -21,6 +21,7 @@ class Stage(enum.StrEnum):
 
     CONNECTED = "its start"  # no Hello yet
     GREETED = "hello"  # no move of this connection yet
+    TRIAL = "the trial of the connection"  # TrialBegin: memory that comes is thrown away
     SEEDING = "the files"  # OpenBundle: files come over channels of their own
     READY = "the wait for the freeze"  # Prepare: all is made that a restore needs
     PAGES = "the memory pages"
@@ -55,12 +56,14 @@ ORDER: dict[type[Call[Any]], Step] = {
     protocol.CheckFiles: _step(Stage.GREETED),
     protocol.Discard: _step(Stage.GREETED),
     protocol.Settle: _step(Stage.GREETED),
+    protocol.TrialBegin: _step(Stage.GREETED, then=Stage.TRIAL),
+    protocol.TrialEnd: _step(Stage.TRIAL, then=Stage.GREETED),
     protocol.OpenBundle: _step(Stage.GREETED, then=Stage.SEEDING),
     protocol.BundleSent: _step(Stage.SEEDING),
     protocol.TreesSent: _step(Stage.SEEDING),
     protocol.Prepare: _step(Stage.SEEDING, then=Stage.READY),
     protocol.MemoryBegin: _step(Stage.READY),
-    protocol.MemorySync: _step(Stage.READY),
+    protocol.MemorySync: _step(Stage.READY, Stage.TRIAL),
     protocol.MemoryEnd: _step(Stage.IMAGES),
     protocol.PagesBegin: _step(Stage.READY, then=Stage.PAGES),
     protocol.PagesEnd: _step(Stage.PAGES, then=Stage.IMAGES),
@@ -75,7 +78,7 @@ ORDER: dict[type[Call[Any]], Step] = {
 STREAMED = {
     FrameType.PAGES: frozenset({Stage.PAGES}),
     FrameType.DATA: frozenset({Stage.IMAGE}),
-    FrameType.MEMORY: frozenset({Stage.READY, Stage.PAGES, Stage.IMAGES, Stage.IMAGE}),
+    FrameType.MEMORY: frozenset({Stage.TRIAL, Stage.READY, Stage.PAGES, Stage.IMAGES, Stage.IMAGE}),
 }
 _IGNORED = (protocol.Image, protocol.ImageEnd)
 

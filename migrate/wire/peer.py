@@ -7,6 +7,7 @@ Output of the log-in is skipped up to a banner with a random token.
 
 import collections
 import contextlib
+import math
 import queue
 import threading
 import time
@@ -64,6 +65,7 @@ class Peer:
         self._sending = False  # true for good when a message was cut short
         self.bytes_sent = 0
         self.offers: tuple[str, ...] = ()  # HostFacts.offers, once the facts are known
+        self.round_trip = math.inf  # seconds of the fastest call
         self._reader = threading.Thread(target=self._read, name=f"peer-{name}", daemon=True)
 
     def __enter__(self) -> Self:
@@ -99,11 +101,13 @@ class Peer:
 
         Raises RemoteFailure (the agent's own words), DeadlineExceeded, HostError when the connection is lost.
         """
+        begun = time.monotonic()
         self.post(call)
         while len(self._asked) > 1:
             with contextlib.suppress(RemoteFailure):
                 self.answer(timeout)
         reply: R = self.answer(timeout)
+        self.round_trip = min(self.round_trip, time.monotonic() - begun)
         return reply
 
     def post(self, call: Call[Any]) -> None:

@@ -17,6 +17,7 @@ MemorySync in rounds], PagesBegin, PAGES... [and MEMORY...], PagesEnd, (Image, D
 MemoryEnd], [rsync], Restore (prepared, held), Confirm (still held), Resume (resumed), History. Abort
 at any point before Resume; a lost connection there means the same. Image and ImageEnd have no reply: their failure is
 Restore's. `order.py` has all of this as a table.
+A plan of a move asks the questions of one, then sends TrialBegin, MEMORY... and MemorySync, TrialEnd, and hangs up.
 
 Versions: Hello carries the only number, and it stands for the shape of every call and every reply: CALLS lists the
 calls of each version, and a call names its reply. One number suffices because a connection is between two versions
@@ -38,7 +39,7 @@ from migrate.errors import MigrateError, ProtocolError
 from migrate.files.trees import MAX_TREES, Mounted, Needed, Root, Tree
 from migrate.model import FREEZE_TIMEOUT, MAX_FREEZE_TIMEOUT, check_migration_id
 from migrate.wire import records
-from migrate.wire.frames import MAX_CALL, MAX_IMAGE, FrameType, header
+from migrate.wire.frames import MAX_CALL, MAX_IMAGE, MAX_TRIAL, FrameType, header
 from migrate.wire.questions import MAX_FILES, MAX_PORTS, Bound, FactsQuery, HostFacts, Seen
 from migrate.wire.records import Json, Most, Range
 from migrate.wire.replies import (
@@ -241,6 +242,18 @@ class Prepare(Call[Prepared]):
 
 
 @dataclass(frozen=True)
+class TrialBegin(Call[MemoryReady]):
+    """MEMORY frames follow that the target throws away: the source measures how fast it can send memory."""
+
+
+@dataclass(frozen=True)
+class TrialEnd(Call[Done]):
+    """That was all: the bodies of the frames had `size` bytes."""
+
+    size: Annotated[int, Range(0, MAX_TRIAL)]
+
+
+@dataclass(frozen=True)
 class MemoryBegin(Call[MemoryReady]):
     """MEMORY frames follow, with the memory of the running container: some `expected` bytes of it.
 
@@ -253,7 +266,7 @@ class MemoryBegin(Call[MemoryReady]):
 
 @dataclass(frozen=True)
 class MemorySync(Call[Done]):
-    """Has the target stored all memory that was sent so far?"""
+    """Has the target taken all memory that was sent so far?"""
 
 
 @dataclass(frozen=True)
@@ -374,7 +387,7 @@ CALLS: dict[int, dict[str, type[Call[Any]]]] = {
         cls.__name__: cls
         for cls in (
             Hello, Facts, Discard, OpenBundle, BundleSent, CheckTrees, CheckFiles, CheckPorts, TreesSent, Prepare,
-            MemoryBegin, MemorySync, MemoryEnd,
+            TrialBegin, TrialEnd, MemoryBegin, MemorySync, MemoryEnd,
             PagesBegin, PagesEnd, Image, ImageEnd, Restore, Confirm, Resume, History, Abort, Settle,
         )
     }

@@ -78,7 +78,7 @@ def read(path: str) -> Left | None:
     except OSError:
         return None
     try:
-        is_damaged = _try_lock(fd)
+        is_damaged = not is_locked(fd)
         if is_damaged and not os.fstat(fd).st_nlink:  # it was removed meanwhile, because all is in place
             return None
         line, _, rest = os.read(fd, 2 * _LONGEST).partition(b"\n")
@@ -92,12 +92,14 @@ def read(path: str) -> Left | None:
         os.close(fd)
 
 
-def _try_lock(fd: int) -> bool:
+def is_locked(note: int) -> bool:
+    """Return whether a process of the page handler holds the lock of a note, which this process has opened itself."""
     try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        fcntl.flock(note, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
-        return False
-    return True
+        return True
+    fcntl.flock(note, fcntl.LOCK_UN)
+    return False
 
 
 def require_whole(state: State, verb: str, patience: float) -> None:

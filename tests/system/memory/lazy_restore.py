@@ -56,7 +56,7 @@ def fill_store(images: Path) -> int:
                     start = entry.address
                     for address, pages in layout.split([(start, start + size)]):
                         piece = data[at + address - start : at + address - start + pages * PAGE]
-                        is_zero = not any(piece)
+                        is_zero = bytes(piece) == bytes(len(piece))
                         words = [layout.word(address, pages, zero=is_zero)]
                         store.add(layout.head(space, words) + (b"" if is_zero else piece))
                     total += size
@@ -170,7 +170,7 @@ class Program:
         if self._started.returncode is None:
             self._started.wait(10)
         if self.handler is not None:
-            self.handler.end()
+            self.handler.await_end()
 
 
 @contextlib.contextmanager

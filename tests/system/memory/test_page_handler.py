@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from migrate.errors import TargetError
-from migrate.memory.handler import PageHandler, end_left
+from migrate.memory.handler import PageHandler, await_end_of_left
 from migrate.memory.store import DATA, INDEX
 from runtime.errors import Conflict
 from runtime.state import lazy
@@ -148,11 +148,12 @@ def test_a_second_restore_from_the_same_store(dumped: Program) -> None:
     """The first was held, and aborted: by its starter, or by a later process."""
     handler = dumped.restore()
     kill(dumped.pid)
-    handler.end()
+    handler.await_end()
     assert not dumped.note.exists()
-    dumped.restore()
+    handler = dumped.restore()
     kill(dumped.pid)
-    end_left(dumped.note)
+    handler.leave()
+    await_end_of_left(dumped.note)
     assert (dumped.handlers, dumped.note.exists()) == ([], False)
     dumped.restore().resumed()
     require_right(dumped)

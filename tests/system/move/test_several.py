@@ -168,6 +168,7 @@ def test_another_terminal_follows_moves_to_their_end(lab: Lab, three: dict[str, 
     assert (first["event"], first["id"], first["phase"]) == ("phase", "b", "seed")
     assert one.stdout is not None
     assert one.stdout.readline().endswith("b: seed: root file system\n")
+    assert "seed (under way)" in lab.on("host1", "pymigrate", "migrations", "--id", "b").stdout
     lab.on("host1", "pymigrate", "cancel", "b")
     rest, errors = watching.communicate(timeout=90)
     assert (watching.returncode, errors) == (0, "")
@@ -179,6 +180,7 @@ def test_another_terminal_follows_moves_to_their_end(lab: Lab, three: dict[str, 
         "b: was not moved to host2: cancelled by `pymigrate cancel`"
     )
     process.communicate(timeout=90)
+    assert "under way" not in lab.on("host1", "pymigrate", "migrations").stdout
     for argv in (("--watch",), ("--watch", "a")):
         done = lab.on("host1", "pymigrate", "migrations", *argv, check=False)
         assert (done.returncode, done.stdout) == (4, "")

@@ -1,19 +1,47 @@
-"""What goes along of a container's log: as much as one call takes, whatever its bytes are."""
+"""What predictions learn from, in the journals of earlier moves."""
 
 from pathlib import Path
-from types import SimpleNamespace
 
-import pytest
+from migrate.journal.journal import Journal
+from migrate.memory.forecast import Load, Past
+from migrate.phases import Phase
+from migrate.source import history
 
-from migrate.source import settle
-from migrate.wire import frames, protocol
+_WAY = (Phase.SEED, Phase.PRE_COPY, Phase.STOP_AND_COPY, Phase.PREPARED, Phase.COMMITTED)
 
 
-@pytest.mark.parametrize("line", [b"text\n", "Zeile \u00e4\u00f6\u00fc\n".encode(), b"\xff\xfe\xfd\n", b"\n"])
-def test_a_log_goes_along_whatever_its_bytes_are(tmp_path: Path, line: bytes) -> None:
-    (tmp_path / "log").write_bytes(line * (settle.LOG_LIMIT // len(line) + 10))
-    text = settle._log_tail(SimpleNamespace(log_path=str(tmp_path / "log")))  # type: ignore[arg-type]
-    ((_, payload),) = frames.FrameDecoder().feed(protocol.encode_call(protocol.History(text)))
-    assert protocol.decode_call(payload) == protocol.History(text)
-    assert len(text) > settle.LOG_LIMIT // 8
-    assert set(text.splitlines()) <= {line.decode(errors="replace").rstrip("\n")}
+def one(target: str, fixed: float) -> Past:
+    return Past(target, Load(1 << 24, 2, 0.0005, True), fixed, 0.5, 0.12, 0.13)
+
+
+def moved(directory: Path, number: int, past: Past, role: str = "source", **more: object) -> None:
+    """Journal a move that has ended."""
+    names = {"role": role, "id": "web", "source": "host1", "target": past.target}
+    log = Journal.begin(f"20261130T{number:06d}-0123456789abcdef", directory=directory, **names)
+    for phase in _WAY:
+        log.record(phase, durable=False)
+    log.record(Phase.RESUMED, durable=False, **(history.fields(past) | more))
+
+
+def test_the_newest_moves_count_those_to_the_same_host_first(tmp_path: Path) -> None:
+    for number in range(15):
+        moved(tmp_path, number, one("near" if number % 2 else "far", number / 10))
+    found = history.past("far", directory=tmp_path)
+    assert [(past.target, past.fixed) for past in found] == [
+        *(("far", number / 10) for number in range(14, -1, -2)), ("near", 1.3), ("near", 1.1)
+    ]  # fmt: skip
+    assert found[0] == one("far", 1.4)
+
+
+def test_what_was_not_measured_teaches_nothing(tmp_path: Path) -> None:
+    moved(tmp_path, 1, one("far", 0.1), role="target")
+    moved(tmp_path, 2, one("far", 0.1), figures={"fixed": "x"})
+    moved(tmp_path, 3, one("far", float("nan")))
+    moved(tmp_path, 4, one("far", 0.1), figures=7)
+    Journal.begin(
+        "20261130T000005-0123456789abcdef", directory=tmp_path, role="source", id="web", source="a", target="b"
+    )
+    (tmp_path / "20261130T000006-0123456789abcdef.jsonl").write_bytes(b"not a journal\n")
+    (tmp_path / "else.jsonl").write_bytes(b"\n")
+    assert history.past("far", directory=tmp_path) == []
+    assert history.past("far", directory=tmp_path / "none") == []

@@ -1,0 +1,171 @@
+"""How long a gap will be: pure functions of what is known before it.
+
+    gap = fixed part + what is left to send / bandwidth
+
+The fixed part follows a model, scaled by how long the fixed parts of earlier moves have really taken.
+"""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from migrate.memory import convergence
+from migrate.memory.convergence import Round, Verdict
+
+GIB = 1 << 30
+# Seconds, measured between two lab hosts: freeze, images, restore and handover of a small container; each process
+# more; for each GiB the pages that CRIU pins; and those that a restore which waits for them copies twice.
+_BASE, _PROCESS, _PINNED, _EAGER = 0.09, 0.003, 0.08, 1.3
+_ROUND_TRIPS = 6  # in the freeze
+_FEW = 3  # moves to the same host that say more than those to all hosts
+_SCALES = (0.1, 20.0)  # what one earlier move may say at most
+_DOUBT = 0.25  # of a prediction, without earlier moves to tell more
+
+
+@dataclass(frozen=True)
+class Load:
+    """What the fixed part depends on: bytes of `memory` in all `processes`, seconds for a round trip.
+
+    `eager`: the restore waits until all memory is in place.
+    """
+
+    memory: int
+    processes: int
+    round_trip: float = 0.0
+    eager: bool = False
+
+    def parts(self) -> dict[str, float]:
+        """Return the parts of the fixed part by the model, in seconds, under the names that `Outlook.parts` has."""
+        parts = {
+            "freeze and restore": _BASE,
+            "processes": _PROCESS * self.processes,
+            "pinned memory": _PINNED * self.memory / GIB,
+            "round trips": _ROUND_TRIPS * self.round_trip,
+        }
+        return parts | ({"eager restore": _EAGER * self.memory / GIB} if self.eager else {})
+
+    def fixed(self) -> float:
+        """Return the seconds of the fixed part by the model."""
+        return sum(self.parts().values())
+
+
+@dataclass(frozen=True)
+class Past:
+    """An earlier move to `target`: its fixed part took `fixed` seconds; `overhead` is its time outside gap and rounds.
+
+    `expected` is the gap that was predicted, and `gap` the real one.
+    """
+
+    target: str
+    load: Load
+    fixed: float
+    overhead: float
+    expected: float = 0.0
+    gap: float = 0.0
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What the model of the fixed part is multiplied with, and a range of it."""
+
+    middle: float = 1.0
+    low: float = 1 - _DOUBT
+    high: float = 1 + _DOUBT
+
+
+def like(past: Sequence[Past], target: str) -> list[Past]:
+    """Return the moves to learn from: those to the same target, unless they are too few."""
+    same = [move for move in past if move.target == target]
+    return same if len(same) >= _FEW else list(past)
+
+
+def scale(past: Sequence[Past]) -> Scale:
+    """Return what earlier moves say of the model: the median, and the quartiles as the range."""
+    ratios = sorted(min(_SCALES[1], max(_SCALES[0], move.fixed / move.load.fixed())) for move in past)
+    if not ratios:
+        return Scale()
+    middle = statistics.median(ratios)
+    if len(ratios) < _FEW:
+        return Scale(middle, middle * (1 - _DOUBT), middle * (1 + _DOUBT))
+    low, _, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    return Scale(middle, min(low, middle * 0.9), max(high, middle * 1.1))
+
+
+@dataclass(frozen=True)
+class Written:
+    """How the set of pages that a program writes grows: points (seconds, bytes) in order, and all that it can write."""
+
+    points: tuple[tuple[float, int], ...]
+    most: int
+
+    def after(self, seconds: float) -> float:
+        """Return the bytes that are written in so many seconds, each page once. Beyond the last point it is a guess."""
+        before, last = (0.0, 0), (0.0, 0)
+        for point in self.points:
+            before, last = last, point
+            if seconds <= point[0]:
+                break
+        slope = (last[1] - before[1]) / max(last[0] - before[0], 1e-6)
+        return max(0.0, min(float(self.most), before[1] + slope * (seconds - before[0])))
+
+    @property
+    def rate(self) -> float:
+        """Bytes that are written in a second."""
+        return self.after(1.0)
+
+
+@dataclass(frozen=True)
+class Aim:
+    """What the user wants of the rounds."""
+
+    max_downtime: float
+    max_rounds: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """A simulated move: its rounds, how they end, and the parts of the gap after them in seconds."""
+
+    verdict: Verdict
+    rounds: tuple[Round, ...]
+    parts: dict[str, float]
+
+    @property
+    def gap(self) -> float:
+        return sum(self.parts.values())
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of rounds and gap."""
+        return sum(item.seconds for item in self.rounds) + self.gap
+
+    @property
+    def size(self) -> int:
+        """Bytes of memory that are sent in rounds and in the gap."""
+        return sum(item.read for item in self.rounds) + (self.rounds[-1].left if self.rounds else 0)
+
+
+LAST_PAGES, ALL_PAGES = "last pages", "memory in the freeze"
+
+
+def simulate(
+    load: Load, written: Written | None, rest: int, bandwidth: float, aim: Aim, scaled: float = 1.0, doubt: float = 1.0
+) -> Run:
+    """Return how a move would go.
+
+    `written`: None if memory is not sent in rounds. `rest`: bytes that go in the freeze in any case. `bandwidth`: bytes
+    of memory in a second. `scaled`: what the model of the fixed part is multiplied with. `doubt`: the same for what is
+    written, and for the time that it takes to send it.
+    """
+    parts = {name: seconds * scaled for name, seconds in load.parts().items()}
+    bandwidth = max(bandwidth / doubt, 1.0)
+    parts[ALL_PAGES] = rest / bandwidth
+    if written is None:
+        return Run(Verdict.SWITCH, (), parts)
+    fixed, rounds, left, verdict = sum(parts.values()), [], float(written.most), Verdict.CONTINUE
+    while verdict is Verdict.CONTINUE:
+        seconds = left / bandwidth + convergence.ROUND
+        read, left = left, min(float(written.most), written.after(seconds) * doubt)
+        rounds.append(Round(int(read), seconds, int(left)))
+        verdict = convergence.judge(rounds, fixed=fixed, max_downtime=aim.max_downtime, max_rounds=aim.max_rounds)
+    return Run(verdict, tuple(rounds), parts | {LAST_PAGES: rounds[-1].left / bandwidth})

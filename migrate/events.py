@@ -94,6 +94,14 @@ class RoundDone(Event):
 
 
 @dataclass(frozen=True)
+class Throttled(Event):
+    """From now on until it is frozen, the container gets `percent` less processor time than it used before."""
+
+    event = "throttle"
+    percent: int
+
+
+@dataclass(frozen=True)
 class Report(Event):
     """How a move ended. Times in seconds, sizes in bytes; `phases` maps a step to its duration.
 
@@ -120,7 +128,7 @@ class Report(Event):
 
 
 SHOWN: dict[str, type[Event]] = {
-    cls.event: cls for cls in (PhaseStarted, ModeChosen, RoundDone, Progress, PassDone, Warned)
+    cls.event: cls for cls in (PhaseStarted, ModeChosen, RoundDone, Throttled, Progress, PassDone, Warned)
 }  # what another process can follow, by kind; the report says it all again
 
 
@@ -195,6 +203,9 @@ class Reporter:
 
     def mode(self, mode: str, reason: str) -> None:
         self.emit(ModeChosen(mode, reason, id=self._id, migration=self._migration))
+
+    def throttled(self, percent: int) -> None:
+        self.emit(Throttled(percent, id=self._id, migration=self._migration))
 
     def round_done(self, number: int, **figures: Any) -> RoundDone:
         """Emit the end of a round, and return it for the report. `figures` are the other fields of RoundDone."""

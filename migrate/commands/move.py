@@ -41,7 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--on-divergence", choices=[str(choice) for choice in OnDivergence], default=OnDivergence.SWITCH_OVER,
-        help="what to do when the container writes memory faster than it can be sent (default switch-over)",
+        help="what to do when the container writes memory faster than it can be sent (default switch-over: freeze it "
+        "anyway; throttle: give it less processor time before that)",
     )  # fmt: skip
     parser.add_argument(
         "--compress", choices=[str(choice) for choice in Compression], default=Compression.AUTO,

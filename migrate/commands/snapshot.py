@@ -18,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     restore.add_argument("--id", help="id of the restored container (default: that of the saved one)")
     restore.add_argument("--rootfs", type=Path, help="directory of the root file system, if it has moved")
     restore.add_argument("--net", help="give it another network (docs/network.md)")
+    restore.add_argument("--eager", action="store_true", help="run it only when all its memory is in place")
     fate = restore.add_mutually_exclusive_group()
     fate.add_argument("--tcp-close", action="store_true", help="close its TCP connections; peers are not told")
     fate.add_argument(
@@ -31,6 +32,7 @@ def run(args: argparse.Namespace) -> int:
     from migrate.snapshots import restore as snapshot_restore
     from migrate.snapshots import save as snapshots
     from migrate.ui.text import size
+    from runtime.state import lazy
     from runtime.state.store import Store
 
     store = Store(args.root)
@@ -41,12 +43,14 @@ def run(args: argparse.Namespace) -> int:
         case "restore":
             fate = "close" if args.tcp_close else "keep" if args.tcp_established else None
             state = snapshot_restore.restore(
-                store, args.dir, new_id=args.id, rootfs=args.rootfs, net=args.net, connections=fate
+                store, args.dir, new_id=args.id, rootfs=args.rootfs, net=args.net, connections=fate, eager=args.eager
             )
+            left = lazy.left(state)
             if args.json:
-                print(json.dumps({"event": "restored", "id": state.id, "pid": state.pid}))
+                memory = {"memory": left.plain()} if left else {}
+                print(json.dumps({"event": "restored", "id": state.id, "pid": state.pid, **memory}))
                 return 0
-            text = f"{state.id}: restored from {args.dir} (pid {state.pid})"
+            text = f"{state.id}: restored from {args.dir} (pid {state.pid}" + (f"; {left})" if left else ")")
         case _:
             return _show(args)
     if args.json:

@@ -15,9 +15,9 @@ class Word(enum.IntEnum):
     """The numbers; the first ones are descriptors, in the table that both processes share."""
 
     LOG = 0  # the log of events
-    DATA = 1  # the store
-    INDEX = 2
-    DONE = 3  # a byte for each block of the store
+    DATA = 1  # the store; NONE if the images have the memory
+    INDEX = 2  # where the memory is in it, or in the images
+    DONE = 3  # a byte for each block of the source
     LISTENING = 4  # for CRIU
     CRIU = 5  # its connection
     AGENT = 6  # the connection to the agent
@@ -29,11 +29,13 @@ class Word(enum.IntEnum):
     TOTAL = 12  # bytes that were missing at first
     LEFT = 13  # bytes that are missing
     OVER = 14  # there is nothing left to do
+    DIGESTS = 15  # of the blocks of the images; NONE if there is a store
+    FAILED = 16  # memory cannot be read, as the note says: the container has to be ended
 
 
 _DESCRIPTORS = (
     Word.LOG, Word.DATA, Word.INDEX, Word.DONE, Word.LISTENING, Word.CRIU, Word.AGENT, Word.NOTE, Word.CLOSING,
-    Word.STANDBY,
+    Word.STANDBY, Word.DIGESTS,
 )  # fmt: skip
 
 

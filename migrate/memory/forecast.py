@@ -7,7 +7,7 @@ The fixed part follows a model, scaled by how long the fixed parts of earlier mo
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from migrate.memory import convergence
@@ -21,7 +21,9 @@ EAGER, LAST_PAGES, ALL_PAGES = "eager restore", "last pages", "memory in the fre
 # more; for each GiB the pages that CRIU pins; and those that a restore which waits for them copies twice.
 _BASE, _PROCESS, _PINNED, _EAGER = 0.09, 0.003, 0.08, 1.3
 _ROUND_TRIPS = 6  # in the freeze
-_FEW = 3  # moves to the same host that say more than those to all hosts
+_FEW = 3  # moves that are alike say more than others
+_MOST = 10  # moves to learn from
+_SIMILAR = 4.0  # times more or less memory
 _SCALES = (0.1, 20.0)  # what one earlier move may say at most
 DOUBT = 0.25  # of a prediction, without earlier moves to tell more
 
@@ -77,10 +79,22 @@ class Scale:
     high: float = 1 + DOUBT
 
 
-def like(past: Sequence[Past], target: str) -> list[Past]:
-    """Return the moves to learn from: those to the same target, unless they are too few."""
-    same = [move for move in past if move.target == target]
-    return same if len(same) >= _FEW else list(past)
+def like(past: Sequence[Past], target: str, load: Load) -> list[Past]:
+    """Return the moves to learn from, of earlier ones from new to old.
+
+    They are those to the same target, of these the ones that were restored in the same way, and of these the ones of
+    containers with as much memory; each only if that leaves some.
+    """
+    found = list(past)
+    kinds: tuple[Callable[[Past], bool], ...] = (
+        lambda move: move.target == target,
+        lambda move: move.load.eager == load.eager,
+        lambda move: 1 / _SIMILAR <= (move.load.memory + 1) / (load.memory + 1) <= _SIMILAR,
+    )
+    for is_alike in kinds:
+        alike = [move for move in found if is_alike(move)]
+        found = alike if len(alike) >= _FEW else found
+    return found[:_MOST]
 
 
 def scale(past: Sequence[Past]) -> Scale:

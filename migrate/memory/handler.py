@@ -39,11 +39,12 @@ class PageHandler:
         self._process, self._socket, self._place, self._note = process, sock, place, note
 
     @classmethod
-    def start(cls, images: Path, note: Path, work: Path | None = None) -> Self:
+    def start(cls, images: Path, note: Path, work: Path | None = None, digests: bytes | None = None) -> Self:
         """Start it for images that are to come, without waiting for it: CRIU's socket listens when this returns.
 
         `note` is the container's (runtime.state.lazy). CRIU looks for the socket in its work directory, which is
-        `images` if it is not given. Raises OSError.
+        `images` if it is not given. With `digests`, of all blocks of their pages (image_source.py), the images have the
+        memory, and stay as they are; otherwise a store beside them has it. Raises OSError.
         """
         place = (work or images) / SOCKET
         with contextlib.ExitStack() as stack:
@@ -59,6 +60,9 @@ class PageHandler:
                 watched = os.open(note, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
                 failed.callback(os.close, watched)
                 passed = [theirs.fileno(), listening.fileno(), locked]
+                if digests is not None:
+                    passed.append(_in_memory(digests))
+                    stack.callback(os.close, passed[-1])
                 argv = selfexec.command("migrate.memory.handler_process", str(images), str(note), *map(str, passed))
                 process = subprocess.Popen(
                     argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -188,4 +192,12 @@ def _make_note(note: Path) -> int:
         os.close(fd)
         new.unlink(missing_ok=True)
         raise
+    return fd
+
+
+def _in_memory(data: bytes) -> int:
+    """Return a descriptor of a file in memory with this contents."""
+    fd = os.memfd_create("pymigrate-page-digests", os.MFD_CLOEXEC)
+    with open(fd, "wb", closefd=False) as file:
+        file.write(data)
     return fd

@@ -35,7 +35,10 @@ class _Cloned(BaseException):
 
 
 def main(argv: list[str]) -> NoReturn:
-    """argv: directory of the images, path of the note, then descriptors: agent, listening socket, locked note."""
+    """argv: directory of the images, path of the note, then descriptors: agent, listening socket, locked note.
+
+    A fifth one has the digests of the images' blocks, if they are the source of the memory and not a store.
+    """
     images, note, *numbers = argv
     os.umask(0o077)
     os.chdir("/")
@@ -44,7 +47,7 @@ def main(argv: list[str]) -> NoReturn:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each process of the container takes one
     control = Control()
-    for word, number in zip((Word.AGENT, Word.LISTENING, Word.NOTE), numbers, strict=True):
+    for word, number in zip((Word.AGENT, Word.LISTENING, Word.NOTE, Word.DIGESTS), numbers, strict=False):
         control[word] = int(number)
         os.set_inheritable(int(number), False)
     write_note(control)
@@ -64,7 +67,7 @@ def _pair(control: Control, images: Path, note: Path) -> NoReturn:
             if control[Word.STANDBY] != NONE:  # this process, as its killed worker knew it
                 os.close(control[Word.STANDBY])
             _clone(control)
-            worker = Worker(control, images)
+            worker = Worker(control, images, note)
             if not takeovers:
                 with contextlib.suppress(OSError):
                     os.write(control[Word.AGENT], READY)
@@ -107,9 +110,10 @@ def _work(worker: Worker, control: Control) -> None:
 
 
 def _finish(control: Control, note: Path) -> NoReturn:
-    """Remove the note, and exit, both."""
+    """Remove the note, unless it says what has failed, and exit, both."""
     control[Word.OVER] = 1
-    remove_note(control[Word.NOTE], note)
+    if not control[Word.FAILED]:
+        remove_note(control[Word.NOTE], note)
     with contextlib.suppress(OSError):
         signal.pidfd_send_signal(control[Word.STANDBY], signal.SIGKILL)
     os._exit(0)

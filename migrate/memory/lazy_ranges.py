@@ -6,7 +6,7 @@ CRIU registers whole private anonymous mappings; memory in them that the images 
 
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from criu_rpc import mappings, pagemap
@@ -33,12 +33,20 @@ def read(images: Path) -> dict[int, Table]:
                 for entry in pagemap.lazy(pagemap.read(directory, name).entries)
             ]
             if lazy:
-                areas = list(_areas(directory, pid))
-                registered = Pieces((start, end, start) for start, end in areas)
-                found[pid] = Table(pid, Pieces(_split(lazy, areas, pid)), registered)
-        return found
+                found[pid] = lazy
+        return tables(directory, found)
     finally:
         os.close(directory)
+
+
+def tables(images: int, lazy: Mapping[int, list[Range]]) -> dict[int, Table]:
+    """Return the tables of processes with these lazy ranges, as `read` does; `images` is a descriptor."""
+    found = {}
+    for pid, ranges in lazy.items():
+        areas = list(_areas(images, pid))
+        registered = Pieces((start, end, start) for start, end in areas)
+        found[pid] = Table(pid, Pieces(_split(ranges, areas, pid)), registered)
+    return found
 
 
 def _areas(images: int, pid: int) -> Iterator[Range]:

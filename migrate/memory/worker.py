@@ -17,11 +17,13 @@ from pathlib import Path
 from criu_rpc.errors import Error
 from migrate.errors import TargetError
 from migrate.limits import HANDLER_PAUSE, HANDLER_RETRY
-from migrate.memory import lazy_ranges, uffd
+from migrate.memory import ending, lazy_ranges, uffd
 from migrate.memory.control import NONE, Control, Word
 from migrate.memory.event_log import EventLog, Kind
 from migrate.memory.filler import Filler
+from migrate.memory.image_source import ImageSource
 from migrate.memory.layout import PAGE
+from migrate.memory.sources import Source, StoreSource, Unreadable
 from migrate.memory.store import INDEX, Pages
 from migrate.memory.tables import Table, Tables
 from migrate.memory.uffd import Outcome
@@ -38,15 +40,16 @@ _NOTE_PERIOD = 0.25
 class Worker:
     """`step` until `is_over`."""
 
-    def __init__(self, control: Control, images: Path) -> None:
-        """Begin, or continue what a killed worker has begun. Raises OSError."""
-        self._control, self._images = control, images
+    def __init__(self, control: Control, images: Path, note: Path) -> None:
+        """Begin, or continue what a killed worker has begun; `note` is in the container's directory. Raises OSError."""
+        self._control, self._images, self._directory = control, images, note.parent
         self._faults: dict[tuple[int, int], None] = {}  # descriptor and page of threads that wait, oldest first
         self._noted = 0.0
         self._pause = 0.0
         self._log: EventLog | None = None
         self._tables = Tables({})
         self._filler: Filler | None = None
+        self._is_ended = False
         self._poll = select.poll()
         if control[Word.AGENT] != NONE:
             self._poll.register(control[Word.AGENT], select.POLLIN)
@@ -56,7 +59,7 @@ class Worker:
             self._obey()
 
     def _take_up(self) -> None:
-        """Read the log, and the store if this process has not read it yet."""
+        """Read the log, and where the memory is."""
         control = self._control
         self._log = EventLog(control[Word.LOG])
         self._tables = self._log.replay()
@@ -67,8 +70,7 @@ class Worker:
         control[Word.CLOSING] = NONE
         size = os.fstat(control[Word.DONE]).st_size
         done = uffd.view(uffd.map_shared(control[Word.DONE], size), size)
-        index = os.pread(control[Word.INDEX], os.fstat(control[Word.INDEX]).st_size, 0)
-        self._filler = Filler(Pages.parse(control[Word.DATA], index), done, self._tables)
+        self._filler = Filler(self._source(), done, self._tables)
         if control[Word.RESUMED]:
             self._filler.start_freeing()
         if control[Word.CRIU] == NONE and control[Word.LISTENING] != NONE:
@@ -81,6 +83,13 @@ class Worker:
         for fd in self._tables.open:
             self._poll.register(fd, select.POLLIN)
             uffd.wake_all(fd)  # faults that were read and not served are reported again
+
+    def _source(self) -> Source:
+        control = self._control
+        index = _contents(control[Word.INDEX])
+        if control[Word.DIGESTS] != NONE:
+            return ImageSource.parse(index, _contents(control[Word.DIGESTS]))
+        return StoreSource(Pages.parse(control[Word.DATA], index))
 
     def watch(self, fd: int) -> None:
         """Let `step` return when this descriptor can be read, too."""
@@ -98,6 +107,8 @@ class Worker:
     @property
     def is_over(self) -> bool:
         """Whether there is nothing left to do: everything is in place, or the processes are gone."""
+        if self._control[Word.FAILED]:
+            return self._is_ended
         if self._tables.open:
             return False
         return self._tables.finished or self._has_failed or (self._is_alone and self._control[Word.CRIU] == NONE)
@@ -136,11 +147,40 @@ class Worker:
             self._read_criu()
         for fd in ready & self._tables.open.keys():
             self._read(fd)
+        try:
+            self._fill()
+        except Unreadable as error:
+            self._fail(str(error))
+        self._write_note()
+        return ready
+
+    def _fill(self) -> None:
+        """Serve those that wait for memory, and fill some that nobody waits for. Raises Unreadable."""
+        if self._control[Word.FAILED]:
+            self._end()
+            return
         self._serve()
         if self._may_fill:
             self._advance()
-        self._write_note()
-        return ready
+
+    def _fail(self, words: str) -> None:
+        """Memory cannot be read: nobody gets any from here on. Say so, and end the container."""
+        control = self._control
+        if control[Word.NOTE] != NONE:
+            with contextlib.suppress(OSError):
+                os.pwrite(control[Word.NOTE], *lazy.describe_failure(words))
+        ending.tell(self._directory, f"the container is killed: {words}")
+        control[Word.FAILED] = 1
+        self._end()
+
+    def _end(self) -> None:
+        """Kill the container. Descriptors are closed when no process is left that would read zeros without them."""
+        if not ending.end(self._directory):
+            self._pause = HANDLER_PAUSE
+            return
+        for fd in list(self._tables.open):
+            self._close(fd)
+        self._is_ended = True
 
     def _patience(self) -> float | None:
         """Return how long to wait, in milliseconds; None if only for an event."""
@@ -192,19 +232,11 @@ class Worker:
                 os.write(self._control[Word.AGENT], answer)
 
     def _load(self) -> None:
-        """Read which memory is lazy. Raises TargetError if the store lacks some of it, CriuError, OSError."""
-        tables = Tables(lazy_ranges.read(self._images))
-        pages = Pages.open(self._images, os.O_RDWR)
-        for space, table in tables.initial.items():
-            ranges = [(start, end) for start, end, _ in table.missing]
-            for start, end in pages.missing(space, ranges):
-                raise TargetError(f"the store lacks {end - start} bytes of process {space} at {start:#x}")
-        numbers = [block.number for blocks in pages.blocks.values() for block in blocks.values()]
+        """Read which memory is lazy. Raises TargetError if the source lacks some of it, CriuError, OSError."""
         control = self._control
-        control[Word.DATA] = pages.data
-        control[Word.INDEX] = os.open(self._images / INDEX, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        source, tables = self._open_images() if control[Word.DIGESTS] != NONE else self._open_store()
         control[Word.DONE] = os.memfd_create("pymigrate-page-blocks", os.MFD_CLOEXEC)
-        os.ftruncate(control[Word.DONE], 1 + max(numbers, default=0))
+        os.ftruncate(control[Word.DONE], max(source.count, 1))
         control[Word.TOTAL] = sum(table.missing.size for table in tables.initial.values())
         control[Word.LEFT] = control[Word.TOTAL]
         write_note(control)
@@ -212,6 +244,24 @@ class Worker:
         log.unmap()
         control[Word.LOG] = log.fd
         self._take_up()
+
+    def _open_store(self) -> tuple[Source, Tables]:
+        tables = Tables(lazy_ranges.read(self._images))
+        pages = Pages.open(self._images, os.O_RDWR)
+        for space, table in tables.initial.items():
+            ranges = [(start, end) for start, end, _ in table.missing]
+            for start, end in pages.missing(space, ranges):
+                raise TargetError(f"the store lacks {end - start} bytes of process {space} at {start:#x}")
+        self._control[Word.DATA] = pages.data
+        self._control[Word.INDEX] = os.open(self._images / INDEX, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        return StoreSource(pages), tables
+
+    def _open_images(self) -> tuple[Source, Tables]:
+        source, tables = ImageSource.open(self._images, _contents(self._control[Word.DIGESTS]))
+        self._control[Word.INDEX] = os.memfd_create("pymigrate-page-index", os.MFD_CLOEXEC)
+        with open(self._control[Word.INDEX], "wb", closefd=False) as file:
+            file.write(source.dump())
+        return source, Tables(tables)
 
     # CRIU.
 
@@ -356,6 +406,12 @@ class Worker:
         if now - self._noted > _NOTE_PERIOD:
             self._noted = now
             write_note(control)
+
+
+def _contents(fd: int) -> bytes:
+    """Return all that is in a file."""
+    with open(f"/proc/self/fd/{fd}", "rb") as file:
+        return file.read()
 
 
 def write_note(control: Control) -> None:

@@ -1,5 +1,7 @@
 """Read and verify a snapshot directory: its manifest has every file's size and SHA-256, and its own digest.
 
+For the images that hold pages there is a digest of each block (page_digests.py), whose SHA-256 the manifest has.
+
 The digests detect damage. Write access to the files means write access to the manifest too, so a directory that users
 other than root and the caller can write to is rejected before anything in it is used.
 """
@@ -9,7 +11,7 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BufferedReader
@@ -17,9 +19,13 @@ from pathlib import Path
 from typing import Any, Self
 
 from migrate.errors import SnapshotError
+from migrate.memory.image_source import is_pages
+from migrate.snapshots import page_digests
+from migrate.snapshots.page_digests import PageDigests
 from runtime.linux import trusted
 
-FORMAT = 2
+FORMAT = 3
+_WITHOUT_BLOCKS = 2  # the format of earlier versions, which had the SHA-256 of whole pages images
 MANIFEST, CONFIG, LOG, IMAGES = "manifest.json", "config.json", "log", "images"
 _LARGEST = 16 << 20  # bytes of a manifest
 _WEAK = (
@@ -34,7 +40,10 @@ class SnapshotNotFound(SnapshotError):
 
 @dataclass(frozen=True)
 class Manifest:
-    """The description of a snapshot. `images` and `files` (all others) map names to [size in bytes, SHA-256]."""
+    """The description of a snapshot. `images` and `files` (all others) map names to [size in bytes, SHA-256].
+
+    `eager`: why a restore should not leave memory for later, "" if it may.
+    """
 
     format: int
     id: str
@@ -52,6 +61,7 @@ class Manifest:
     images: dict[str, list[Any]]
     connections: list[str] = dataclasses.field(default_factory=list)  # with other hosts, as "tcp LOCAL -> REMOTE"
     files: dict[str, list[Any]] = dataclasses.field(default_factory=dict)
+    eager: str = ""
     digest: str = ""  # SHA-256 of all other fields
 
     @property
@@ -69,6 +79,8 @@ class Manifest:
     def _digest(self) -> str:
         fields = dataclasses.asdict(self)
         del fields["digest"]
+        if self.format == _WITHOUT_BLOCKS:
+            del fields["eager"]
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
     @classmethod
@@ -81,7 +93,9 @@ class Manifest:
         if not isinstance(fields, dict):
             raise SnapshotError(f"{path}: is not a snapshot's manifest")
         if fields.get("format") == 1:  # from earlier versions; the oldest do not list connections
-            fields = {"connections": [], "files": {}, "digest": "", **fields}
+            fields = {"connections": [], "files": {}, "eager": "", "digest": "", **fields}
+        elif fields.get("format") == _WITHOUT_BLOCKS:
+            fields = {"eager": "", **fields}
         elif fields.get("format") != FORMAT:
             raise SnapshotError(f"{path}: format {str(fields.get('format'))[:40]} is not known to this version")
         known = {field.name for field in dataclasses.fields(cls)}
@@ -92,9 +106,9 @@ class Manifest:
             if not _is_shaped(name, value):
                 raise SnapshotError(f"{path}: {name}: is malformed")
         manifest = cls(**fields)
-        if manifest.format == FORMAT and manifest.digest != manifest._digest():
+        if manifest.format > 1 and manifest.digest != manifest._digest():
             raise SnapshotError(f"{path}: is damaged: its digest does not match its fields")
-        if not manifest.images or (manifest.format == FORMAT and set(manifest.files) != {CONFIG, LOG}):
+        if not manifest.images or (manifest.format > 1 and set(manifest.files) != {CONFIG, LOG}):
             raise SnapshotError(f"{path}: does not name all files of a snapshot")
         return manifest
 
@@ -159,24 +173,51 @@ class Snapshot:
     @property
     def warnings(self) -> list[str]:
         """Sentences that a user should read before the snapshot is used."""
-        found = [_WEAK] if self.manifest.format < FORMAT else []
+        found = [_WEAK] if self.manifest.format == 1 else []
         if os.fstat(self._fd).st_mode & 0o055:
             found.append("other users can read the container's memory in it (chmod 700)")
         return found
 
-    def verify(self) -> None:
-        """Compare every file with the manifest. Raises SnapshotError naming the first that differs or is not listed."""
-        known = {MANIFEST, CONFIG, LOG, IMAGES}
-        with self._listed(IMAGES) as (fd, names):
+    @property
+    def has_blocks(self) -> bool:
+        """Whether each block of its pages can be verified for itself."""
+        return self.manifest.format > _WITHOUT_BLOCKS
+
+    def verify(self, pages: bool = True) -> None:
+        """Compare every file with the manifest. Raises SnapshotError naming the first that differs or is not listed.
+
+        Without `pages` the images that hold pages are left to `verify_pages`.
+        """
+        known = {MANIFEST, CONFIG, LOG, IMAGES} | ({page_digests.NAME} if self.has_blocks else set())
+        with self.listed(IMAGES) as (fd, names):
             for name in sorted(names - set(self.manifest.images)):
                 raise SnapshotError(f"{self.path / IMAGES / name}: is not in the manifest")
             for name, listed in self.manifest.images.items():
-                self._compare(name, fd, listed, self.path / IMAGES / name)
+                if not (self.has_blocks and is_pages(name)):
+                    self._compare(name, fd, listed, self.path / IMAGES / name)
         for name in sorted(set(os.listdir(self._fd)) - known):
             raise SnapshotError(f"{self.path / name}: is not in the manifest")
         for name in (CONFIG, LOG):
             if self.manifest.files or name in os.listdir(self._fd):
                 self._compare(name, self._fd, self.manifest.files.get(name), self.path / name)
+        if pages and self.has_blocks:
+            self.verify_pages({})
+
+    def verify_pages(self, some: Mapping[str, Iterable[int]]) -> PageDigests:
+        """Compare the images that hold pages with their digests, and return those; `verify` the others before.
+
+        Of an image in `some` compare only these blocks. Raises SnapshotError.
+        """
+        path = self.path / page_digests.NAME
+        try:
+            digests = PageDigests.load(self._fd, self.path, self.manifest.images)
+            with self.listed(IMAGES) as (fd, _):
+                for name in digests.parts:
+                    path = self.path / IMAGES / name
+                    digests.compare(name, fd, self.manifest.images[name][0], path, some.get(name))
+        except OSError as error:
+            raise refusal(path, error) from None
+        return digests
 
     def _compare(self, name: str, directory: int, listed: list[Any] | None, path: Path) -> None:
         try:
@@ -190,7 +231,7 @@ class Snapshot:
             raise SnapshotError(f"{path}: is damaged ({words})")
 
     @contextmanager
-    def _listed(self, name: str) -> Iterator[tuple[int, set[str]]]:
+    def listed(self, name: str) -> Iterator[tuple[int, set[str]]]:
         """Yield a descriptor of a directory in the snapshot, and the names in it."""
         try:
             fd = trusted.open_directory(str(self.path / name))

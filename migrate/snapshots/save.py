@@ -1,6 +1,7 @@
 """Save a snapshot: a directory with a frozen container, which can be restored any number of times.
 
     DIR/manifest.json   container, host, CRIU, architecture, all files with sizes and SHA-256 (manifest.py)
+    DIR/digests         of the blocks of the images that hold pages (page_digests.py)
     DIR/config.json     the bundle's configuration at that time
     DIR/images/         CRIU's images (0600, because they hold the container's memory)
     DIR/log             the container's output so far
@@ -29,11 +30,15 @@ from migrate.errors import SnapshotError
 from migrate.files.fingerprint import fingerprint
 from migrate.interrupts import uninterruptible
 from migrate.limits import CONTAINER_LOCK_TIMEOUT, LOG_TIMEOUT, PASSING_PATIENCE, RESTORE_TIMEOUT
+from migrate.memory import lazy_support
+from migrate.memory.image_source import is_pages
 from migrate.preflight import landlock, watches
 from migrate.preflight import processes as process_scan
 from migrate.preflight.container import require_movable, wait_settled
 from migrate.preflight.sockets import survey
+from migrate.snapshots import page_digests
 from migrate.snapshots.manifest import CONFIG, FORMAT, IMAGES, LOG, MANIFEST, Manifest, entry, refusal
+from migrate.snapshots.page_digests import PageDigests
 from runtime import notices
 from runtime.checkpoint import options as criu_options
 from runtime.checkpoint.dump import Dump
@@ -67,6 +72,7 @@ def save(store: Store, container_id: str, directory: Path, *, allow: frozenset[s
         if words := landlock.warning(state.id, landlock.suspects(state.pid, spec)):
             notices.warn(words)
         watched = watches.names(state.pid)
+        eager = lazy_support.shared_by_fork(state.pid)
         with _temporary(directory, state.pid) as place:
             _write(place / CONFIG, json.dumps(spec.config, indent=4).encode())
             with syn_gate.closed(state, spec):
@@ -78,10 +84,11 @@ def save(store: Store, container_id: str, directory: Path, *, allow: frozenset[s
                     logs.wait_output_logged(state, LOG_TIMEOUT)
                     copy_log(state, place / LOG)
                     connections = sorted(str(entry) for entry in survey(state.pid).connections if not entry.inside)
-                    manifest = _seal(state, place, directory, connections) if stop else None  # before it is killed
+                    # Before it is killed.
+                    manifest = _seal(state, place, directory, connections, eager) if stop else None
                     with uninterruptible():
                         _finish(dump, directory, stop)
-            manifest = manifest or _seal(state, place, directory, connections)
+            manifest = manifest or _seal(state, place, directory, connections, eager)
         if stop:
             network_lock.ended(spec, state.id)
         return manifest
@@ -117,9 +124,11 @@ def _dump(state: State, spec: Spec, place: Path, more: dict[str, Any]) -> Iterat
         os.close(work)
 
 
-def _seal(state: State, place: Path, directory: Path, connections: list[str]) -> Manifest:
+def _seal(state: State, place: Path, directory: Path, connections: list[str], eager: str) -> Manifest:
     """Complete the snapshot in `place`: write the manifest, wait for the disk, and rename it to `directory`."""
-    manifest = _describe(state, place, connections).sealed()
+    digests = PageDigests({})
+    manifest = _describe(state, place, connections, digests, eager).sealed()
+    _write(place / page_digests.NAME, digests.all())
     _write(place / MANIFEST, manifest.to_bytes())
     _sync_tree(place)
     place.rename(directory)
@@ -131,7 +140,7 @@ def _seal(state: State, place: Path, directory: Path, connections: list[str]) ->
     return manifest
 
 
-def _describe(state: State, place: Path, connections: list[str]) -> Manifest:
+def _describe(state: State, place: Path, connections: list[str], digests: PageDigests, eager: str) -> Manifest:
     return Manifest(
         format=FORMAT,
         connections=connections,
@@ -147,13 +156,17 @@ def _describe(state: State, place: Path, connections: list[str]) -> Manifest:
         fingerprint=fingerprint(Path(state.rootfs)),
         stdio=list(state.stdio),
         annotations=dict(state.annotations),
-        images={path.name: _entry(path) for path in sorted((place / IMAGES).iterdir())},
+        images={path.name: _entry(path, digests) for path in sorted((place / IMAGES).iterdir())},
         files={name: _entry(place / name) for name in (CONFIG, LOG)},
+        eager=eager,
     )
 
 
-def _entry(path: Path) -> list[Any]:
+def _entry(path: Path, digests: PageDigests | None = None) -> list[Any]:
+    """Return the entry of a file; with `digests`, those of the blocks of a pages image are added to them."""
     path.chmod(0o600)
+    if digests is not None and is_pages(path.name):
+        return digests.add(path.name, path)
     with path.open("rb") as file:
         return entry(file)
 

@@ -88,6 +88,8 @@ class Move:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         try:
+            if error is not None and self._memory is not None:
+                self._memory.unthrottle()  # before a clean-up that may take its time
             if error is not None and not isinstance(error, MoveFailed):
                 raise self._failed(error) from error
         finally:
@@ -229,7 +231,11 @@ class Move:
                 self._memory.send_last()
             self._seeding.on_frozen(wanted.timeout)
 
-        frozen = switchover.freeze(on_frozen, skip_in_flight="tcp-backlog" in wanted.allow)
+        def before() -> None:
+            if self._memory is not None:
+                self._memory.unthrottle()  # CRIU runs code in the container's processes
+
+        frozen = switchover.freeze(on_frozen, before=before, skip_in_flight="tcp-backlog" in wanted.allow)
         self._clock.step("start criu", until=frozen.at)
         self._clock.step("dump")
         return frozen

@@ -124,10 +124,10 @@ def _trial(checked: Checked, bodies: Iterator[bytes]) -> tuple[replies.MemoryRea
 def _predict(checked: Checked, measured: _Measured, mode: MigrationMode, reason: str) -> Planned:
     """Return how the move would go, by what was measured and by what earlier moves have taken."""
     wanted, written = checked.wanted, measured.written
-    past = forecast.like(history.past(wanted.host), wanted.host)
     load = Load(
         measured.memory, measured.processes, measured.round_trip, written is not None and bool(measured.lazy_problem)
     )
+    past = forecast.like(history.past(), wanted.host, load)
     aim = Aim(wanted.max_downtime, wanted.max_rounds, wanted.bandwidth_limit or math.inf)
     scale, doubt = forecast.scale(past), 1 + forecast.DOUBT
     run, low, high = (

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from migrate.events import ModeChosen, PassDone, Planned, Report, RoundDone
+from migrate.events import ModeChosen, PassDone, Planned, Report, RoundDone, Throttled
 
 
 def size(count: float) -> str:
@@ -48,6 +48,11 @@ def progress(done: float, total: float | None, speed: float) -> str:
 def mode(chosen: ModeChosen) -> str:
     """Return one line: how memory travels, and why."""
     return f"memory: {chosen.mode}, {chosen.reason}"
+
+
+def throttled(event: Throttled) -> str:
+    """Return one line: how much a container is slowed down."""
+    return f"throttle: {event.percent} % less processor time until the freeze, because memory is written too fast"
 
 
 def one_round(done: RoundDone) -> str:

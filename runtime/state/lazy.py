@@ -2,6 +2,7 @@
 
 The handler's processes hold the note's lock while they live, and remove the note when all memory is in place. A note
 without a lock means that all of them were killed: what was missing then reads as zeros, so the container is damaged.
+Unless a second line says why they have killed the container.
 """
 
 from __future__ import annotations
@@ -21,15 +22,20 @@ if TYPE_CHECKING:
 
 NOTE = "memory-left"  # in the container's directory
 _PERIOD = 0.02
+_LONGEST = 4096
 
 
 class Left(Record):
-    """Bytes of memory that are not in place, of how many; `group` is the process group of the page handler."""
+    """Bytes of memory that are not in place, of how many; `group` is the process group of the page handler.
+
+    `failure`: why the page handler has killed the container, "" if it has not.
+    """
 
     left: int
     total: int
     group: int
     is_damaged: bool
+    failure: str = ""
 
     def __str__(self) -> str:
         return words(self.plain())
@@ -37,30 +43,43 @@ class Left(Record):
     @property
     def problem(self) -> str:
         """Why the container cannot be dumped."""
-        if self.is_damaged:
-            return "its memory is damaged, because its page handler was killed"
+        if self.is_damaged or self.failure:
+            return f"its memory: {self.damage}"
         return f"{-(-self.left >> 20)} MiB of its memory are not in place yet"
 
     @property
     def remedy(self) -> str:
         """What to do about that."""
-        if self.is_damaged:
+        if self.is_damaged or self.failure:
             return "delete the container, and start it again or restore a snapshot"
         return "try again when `pymigrate list` shows no memory left"
 
+    @property
+    def damage(self) -> str:
+        """What has become of the memory that is damaged."""
+        return self.failure or "damaged, because its page handler was killed"
+
     def plain(self) -> dict[str, Any]:
         """Return what JSON shows of it."""
-        return {"left": self.left, "total": self.total, "damaged": self.is_damaged}
+        shown = {"left": self.left, "total": self.total, "damaged": self.is_damaged}
+        return shown | ({"failure": self.failure} if self.failure else {})
 
 
 def words(plain: dict[str, Any]) -> str:
     """Return what tables say, of what JSON shows (Left.plain)."""
+    if plain.get("failure"):
+        return f"memory: {plain['failure']}"
     return "memory: damaged" if plain["damaged"] else f"memory: {-(-plain['left'] >> 20)} MiB left"
 
 
 def describe(left: int, total: int, group: int) -> bytes:
     """Return the contents of a note; they always have the same size."""
     return b"%20d %20d %10d\n" % (left, total, group)
+
+
+def describe_failure(words: str) -> tuple[bytes, int]:
+    """Return the second line of a note, and its place."""
+    return words.encode()[:_LONGEST] + b"\n", len(describe(0, 0, 0))
 
 
 def note(state: State) -> str:
@@ -83,9 +102,11 @@ def read(path: str) -> Left | None:
         is_damaged = not is_locked(fd)
         if is_damaged and not os.fstat(fd).st_nlink:  # it was removed meanwhile, because all is in place
             return None
-        fields = os.read(fd, 128).split()
+        line, _, rest = os.read(fd, 2 * _LONGEST).partition(b"\n")
+        fields = line.split()
         numbers = [int(field) for field in fields] if len(fields) == 3 else [0, 0, 0]
-        return Left(left=numbers[0], total=numbers[1], group=numbers[2], is_damaged=is_damaged)
+        failure = rest.partition(b"\n")[0].decode(errors="replace")
+        return Left(left=numbers[0], total=numbers[1], group=numbers[2], is_damaged=is_damaged, failure=failure)
     except ValueError:
         return Left(left=0, total=0, group=0, is_damaged=is_damaged)
     finally:
@@ -108,7 +129,9 @@ def await_whole(state: State, patience: float) -> Left | None:
     import time
 
     deadline = time.monotonic() + patience
-    while (found := left(state)) is not None and not found.is_damaged and time.monotonic() < deadline:
+    while (
+        (found := left(state)) is not None and not (found.is_damaged or found.failure) and time.monotonic() < deadline
+    ):
         select.select([], [], [], _PERIOD)
     return found
 

@@ -41,6 +41,7 @@ def test_every_event_names_container_and_move() -> None:
     )
     done = reporter.pass_done("rootfs", 1, frozen=False, bytes_sent=1, files=2, seconds=0.1234567)
     reporter.emit(Report("a", "b", "stop-and-copy", "TARGET", 0.1, 0.2, 3, id="web", migration="m1", passes=(done,)))
+    reporter.throttled(20)
     figures = (0.1, 0.08, 0.2, 1.5, 1 << 20, 5, 2, True, 1 << 20, 1, ((0.25, 4096),), 16384.0, 1e8, 0.001, 0)
     reporter.emit(
         Planned("b", "pre-copy", "x", *figures, {"processes": 0.1}, "processes", "y", id="web", migration="m1")
@@ -57,6 +58,7 @@ def test_every_event_names_container_and_move() -> None:
         "round",
         "pass",
         "report",
+        "throttle",
         "plan",
     ]
     assert {(value["id"], value["migration"]) for value in objects} == {("web", "m1")}

@@ -94,6 +94,14 @@ class RoundDone(Event):
 
 
 @dataclass(frozen=True)
+class Throttled(Event):
+    """From now on until it is frozen, the container gets `percent` less processor time than it used before."""
+
+    event = "throttle"
+    percent: int
+
+
+@dataclass(frozen=True)
 class Report(Event):
     """How a move ended. Times in seconds, sizes in bytes; `phases` maps a step to its duration.
 
@@ -120,8 +128,44 @@ class Report(Event):
 
 
 SHOWN: dict[str, type[Event]] = {
-    cls.event: cls for cls in (PhaseStarted, ModeChosen, RoundDone, Progress, PassDone, Warned)
+    cls.event: cls for cls in (PhaseStarted, ModeChosen, RoundDone, Throttled, Progress, PassDone, Warned)
 }  # what another process can follow, by kind; the report says it all again
+
+
+@dataclass(frozen=True)
+class Planned(Event):
+    """How a move would go. Nothing was moved or changed.
+
+    Times in seconds, sizes in bytes, rates in bytes per second. `gap_s` is expected, and is likely to be between
+    `gap_low_s` and `gap_high_s`; `parts` are its parts. `bytes` of memory would be sent in `rounds` rounds and in the
+    gap, and up to `files` of files. `written` are points: the program had written so many bytes after so many seconds,
+    each page once. `dominant` is the largest part, and `advice` says what would halve it. `converges`: memory is
+    sent faster than it is written. `unmeasured`: what is not in the prediction, in words.
+    """
+
+    event = "plan"
+    target: str
+    mode: str
+    reason: str
+    gap_s: float
+    gap_low_s: float
+    gap_high_s: float
+    total_s: float
+    bytes: int
+    files: int
+    rounds: int
+    converges: bool
+    memory: int
+    processes: int
+    written: tuple[tuple[float, int], ...]
+    dirty_rate: float
+    bandwidth: float
+    round_trip_s: float
+    earlier_moves: int
+    parts: dict[str, float]
+    dominant: str
+    advice: str
+    unmeasured: tuple[str, ...] = ()
 
 
 class Monitor(Protocol):
@@ -159,6 +203,9 @@ class Reporter:
 
     def mode(self, mode: str, reason: str) -> None:
         self.emit(ModeChosen(mode, reason, id=self._id, migration=self._migration))
+
+    def throttled(self, percent: int) -> None:
+        self.emit(Throttled(percent, id=self._id, migration=self._migration))
 
     def round_done(self, number: int, **figures: Any) -> RoundDone:
         """Emit the end of a round, and return it for the report. `figures` are the other fields of RoundDone."""

@@ -4,6 +4,7 @@
 CONTAINER_LOCK_TIMEOUT = 5.0  # for another verb that works on the container
 FINGERPRINT_TIMEOUT = 600.0  # for the target to read a root file system
 CONFIRM_TIMEOUT = 10.0  # while the container is frozen
+TRIAL_TIMEOUT = 60.0  # for a trial of the connection to be sent, and for the target to take it
 ROUND_TIMEOUT = 6 * 3600.0  # for a round of memory to be sent, and for the target to store it
 INJECTION_TIMEOUT = 5.0  # for a process to be stopped and released; the injector may have to start first
 INJECTOR_EXIT_TIMEOUT = 1.0

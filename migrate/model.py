@@ -35,6 +35,7 @@ class OnDivergence(enum.StrEnum):
     """What to do with a program that writes its memory faster than it can be sent."""
 
     SWITCH_OVER = "switch-over"  # freeze it anyway
+    THROTTLE = "throttle"  # give it less processor time, in steps, until it writes slowly enough
     ABORT = "abort"
 
 

@@ -29,10 +29,12 @@ CARRIER_TIMEOUT = 0.5
 SOCKDIAG_TIMEOUT = 5.0
 
 # Dumps and restores.
+MEMORY_PATIENCE = 5.0  # for the rest of the memory of a container that was restored lazily
 DUMP_TIMEOUT = 600.0  # for runc's `checkpoint` and `restore`
 RESUME_TIMEOUT = 30.0  # for CRIU, once it may resume the tree
 CRIU_UNDO_TIMEOUT = 5.0  # for CRIU to undo a restore
 LEEWAY_TIMEOUT = 1.0  # for CRIU to exit once it has resumed the container
+THROTTLE_LOCK_TIMEOUT = 600.0  # for a verb that holds the lock of a container that was left throttled
 GUARD_START_TIMEOUT = 20.0
 GUARD_EXIT_TIMEOUT = 5.0
 CRIU_RELEASE_TIMEOUT = 600.0  # a CRIU that lost its caller notices when it next has something to say

@@ -20,6 +20,7 @@ def run(args: Values) -> int:
     from migrate.ui.text import table
     from runtime.errors import ContainerError
     from runtime.light import json as light_json
+    from runtime.state import lazy
     from runtime.state.store import Store
 
     store = Store(args.root)
@@ -28,7 +29,7 @@ def run(args: Values) -> int:
         try:
             state = _load(store, container_id)
             if state is not None:
-                states.append(state.oci(store.status(state)))
+                states.append(state.oci(store.status(state)) | lazy.shown(state))
         except ContainerError as error:  # a broken container must not hide the others
             print(f"pymigrate: warning: {error}", file=sys.stderr)
     if args.quiet:
@@ -36,8 +37,11 @@ def run(args: Values) -> int:
     elif args.format == "json" or args.json:
         print(light_json.dumps(states))
     else:
+        for shown in states:
+            if "memory" in shown:
+                shown["status"] += f" ({lazy.words(shown['memory'])})"
         names = ("id", "pid", "status", "bundle", "created", "owner")
-        rows = [tuple(str(state[name]) for name in names) for state in states]
+        rows = [tuple(str(shown[name]) for name in names) for shown in states]
         print(*table(tuple(name.upper() for name in names), rows), sep="\n")
     return 0
 

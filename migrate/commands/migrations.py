@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from migrate.files.marks import Mark
     from migrate.journal.journal import DamagedJournal, Entry
     from migrate.target.image_cleanup import Left
+    from runtime.state.lazy import Left as Missing
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
         _clean_files(files)
         return _clean(images, force=args.force)
     found = list(scan())
-    moves = [entry for entry in found if isinstance(entry, Entry) and args.id in (None, entry.id)]
+    moves = [entry.with_root(args.root) for entry in found if isinstance(entry, Entry) and args.id in (None, entry.id)]
     damaged = [entry for entry in found if not isinstance(entry, Entry)]
     damaged = [entry for entry in damaged if entry.entry is None or args.id in (None, entry.entry.id)]
     if args.json:
@@ -100,7 +101,9 @@ def _print_json(
         doing = {
             "under_way": under_way.is_under_way(entry.migration), "asking": ask_later.asker(entry.migration) != 0
         }  # fmt: skip
-        print(json.dumps({**fields, **doing, "images": described, "files": left}))
+        missing = _missing(entry)
+        memory = {} if missing is None else {"memory": missing.plain()}
+        print(json.dumps({**fields, **doing, "images": described, "files": left, **memory}))
     for journal in damaged:
         migration = journal.path.stem
         known = {"id": journal.entry.id, "role": journal.entry.role} if journal.entry is not None else {}
@@ -111,6 +114,22 @@ def _print_json(
     for item in images:
         if item.found.migration not in known_moves:
             print(json.dumps({"migration": item.found.migration, "workload": "UNKNOWN", "images": [_described(item)]}))
+
+
+def _missing(entry: "Entry") -> "Missing | None":
+    """Return what is still missing of the memory of a container that a move has brought; None if nothing is."""
+    from criu_rpc.errors import Error
+    from migrate.phases import Phase
+    from runtime.state import lazy
+    from runtime.state.store import Store
+
+    if entry.role != "target" or entry.phase is not Phase.RESUMED:
+        return None
+    try:
+        state = Store(entry.root).look(entry.id)
+    except Error:
+        return None  # it is gone, or cannot be read, which `list` says
+    return lazy.left(state) if state.move == entry.migration else None
 
 
 def _of(images: "list[Left]", migration: str) -> "list[Left]":
@@ -138,7 +157,7 @@ def _print_table(moves: "list[Entry]", images: "list[Left]", files: "list[Mark]"
             found.source,
             found.target,
             found.role,
-            found.phase + _now(found.migration),
+            found.phase + _now(found),
             workload(found.phase, found.role),
             found.started,
         )
@@ -169,14 +188,17 @@ def _print_table(moves: "list[Entry]", images: "list[Left]", files: "list[Mark]"
             print(line)
 
 
-def _now(migration: str) -> str:
+def _now(entry: "Entry") -> str:
     """Return what a process of this host does for a move, in brackets; "" if there is none."""
     from migrate.journal import under_way
     from migrate.source import ask_later
 
-    if under_way.is_under_way(migration):
+    if under_way.is_under_way(entry.migration):
         return " (under way)"
-    return " (asking)" if ask_later.asker(migration) else ""
+    missing = _missing(entry)
+    if missing is not None:
+        return f" ({missing})"
+    return " (asking)" if ask_later.asker(entry.migration) else ""
 
 
 def _clean_files(files: "list[Mark]") -> None:

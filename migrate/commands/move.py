@@ -41,7 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--on-divergence", choices=[str(choice) for choice in OnDivergence], default=OnDivergence.SWITCH_OVER,
-        help="what to do when the container writes memory faster than it can be sent (default switch-over)",
+        help="what to do when the container writes memory faster than it can be sent (default switch-over: freeze it "
+        "anyway; throttle: give it less processor time before that)",
     )  # fmt: skip
     parser.add_argument(
         "--compress", choices=[str(choice) for choice in Compression], default=Compression.AUTO,
@@ -56,6 +57,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"roll back when the container has been frozen this long (default {FREEZE_TIMEOUT:.0f})",
     )  # fmt: skip
     parser.add_argument(
+        "--plan", action="store_true", help="move nothing: measure for two seconds, and say how the move would go"
+    )
+    parser.add_argument(
         "--report", metavar="FILE", help="afterwards write a page about the move (FILE.html), or its picture (FILE.svg)"
     )
 
@@ -66,6 +70,10 @@ def run(args: argparse.Namespace) -> int:
     if twice := {name for name in args.id if args.id.count(name) > 1}:
         raise UsageError(f"container {min(twice)} is named twice")
     wanted = [_wanted(args, name) for name in args.id]
+    if args.plan:
+        if args.report is not None:
+            raise UsageError("--plan moves nothing, so there is nothing for --report to show")
+        return _plan(args, wanted)
     with _recorded(args) as recorder:
         return _several(args, wanted, recorder) if len(wanted) > 1 else _one(args, wanted[0], recorder)
 
@@ -100,6 +108,20 @@ def _wanted(args: argparse.Namespace, container_id: str) -> "MigrationSpec":
         max_downtime=args.max_downtime, max_rounds=args.max_rounds, on_divergence=OnDivergence(args.on_divergence),
         compress=Compression(args.compress), bandwidth_limit=args.bandwidth_limit,
     )  # fmt: skip
+
+
+def _plan(args: argparse.Namespace, wanted: "list[MigrationSpec]") -> int:
+    from migrate.source.plan import plan
+    from migrate.ui import monitor
+    from runtime.state.store import Store
+
+    display = monitor(as_json=args.json, several=len(wanted) > 1)
+    try:
+        for spec in wanted:
+            plan(Store(args.root), spec, display)
+    finally:
+        display.close()
+    return 0
 
 
 def _one(args: argparse.Namespace, wanted: "MigrationSpec", recorder: "Recorder") -> int:

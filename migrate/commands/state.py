@@ -13,11 +13,12 @@ SYNTAX = Syntax("Print the state of a container as JSON.", (), ("id",))
 
 def run(args: Values) -> int:
     from runtime.light import json as light_json
+    from runtime.state import lazy
     from runtime.state.store import Store
 
     store = Store(args.root)
     found = store.look(args.id)
-    state = found.oci(store.status(found))
+    state = found.oci(store.status(found)) | lazy.shown(found)
     print(
         "{\n"
         + ",\n".join(f"  {light_json.dumps(name)}: {light_json.dumps(value)}" for name, value in state.items())

@@ -17,6 +17,7 @@ _SLOWEST = 1 << 10  # bytes per second: what was never sent has no bandwidth
 class Verdict(enum.Enum):
     CONTINUE = "another round"
     SWITCH = "switch over"
+    OUT_OF_REACH = "the fixed part of the gap alone takes longer than the limit"
     DIVERGED = "the program writes its memory faster than it can be sent"
 
 
@@ -68,6 +69,8 @@ def judge(rounds: Sequence[Round], *, fixed: float, max_downtime: float, max_rou
         return Verdict.CONTINUE
     if gap <= max_downtime:
         return Verdict.SWITCH
+    if fixed > max_downtime and gap < 2 * fixed:
+        return Verdict.OUT_OF_REACH
     if len(rounds) < max_rounds and shrinks:
         return Verdict.CONTINUE
     return Verdict.DIVERGED

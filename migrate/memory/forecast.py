@@ -5,21 +5,27 @@
 The fixed part follows a model, scaled by how long the fixed parts of earlier moves have really taken.
 """
 
+import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from migrate.memory import convergence
 from migrate.memory.convergence import Round, Verdict
 
 GIB = 1 << 30
+# The parts of a gap.
+BASE, PROCESSES, PINNED, ROUND_TRIPS = "freeze and restore", "processes", "pinned memory", "round trips"
+EAGER, LAST_PAGES, ALL_PAGES = "eager restore", "last pages", "memory in the freeze"
 # Seconds, measured between two lab hosts: freeze, images, restore and handover of a small container; each process
 # more; for each GiB the pages that CRIU pins; and those that a restore which waits for them copies twice.
 _BASE, _PROCESS, _PINNED, _EAGER = 0.09, 0.003, 0.08, 1.3
 _ROUND_TRIPS = 6  # in the freeze
-_FEW = 3  # moves to the same host that say more than those to all hosts
+_FEW = 3  # moves that are alike say more than others
+_MOST = 10  # moves to learn from
+_SIMILAR = 4.0  # times more or less memory
 _SCALES = (0.1, 20.0)  # what one earlier move may say at most
-_DOUBT = 0.25  # of a prediction, without earlier moves to tell more
+DOUBT = 0.25  # of a prediction, without earlier moves to tell more
 
 
 @dataclass(frozen=True)
@@ -35,14 +41,14 @@ class Load:
     eager: bool = False
 
     def parts(self) -> dict[str, float]:
-        """Return the parts of the fixed part by the model, in seconds, under the names that `Outlook.parts` has."""
+        """Return the parts of the fixed part by the model, in seconds, by name."""
         parts = {
-            "freeze and restore": _BASE,
-            "processes": _PROCESS * self.processes,
-            "pinned memory": _PINNED * self.memory / GIB,
-            "round trips": _ROUND_TRIPS * self.round_trip,
+            BASE: _BASE,
+            PROCESSES: _PROCESS * self.processes,
+            PINNED: _PINNED * self.memory / GIB,
+            ROUND_TRIPS: _ROUND_TRIPS * self.round_trip,
         }
-        return parts | ({"eager restore": _EAGER * self.memory / GIB} if self.eager else {})
+        return parts | ({EAGER: _EAGER * self.memory / GIB} if self.eager else {})
 
     def fixed(self) -> float:
         """Return the seconds of the fixed part by the model."""
@@ -69,14 +75,26 @@ class Scale:
     """What the model of the fixed part is multiplied with, and a range of it."""
 
     middle: float = 1.0
-    low: float = 1 - _DOUBT
-    high: float = 1 + _DOUBT
+    low: float = 1 - DOUBT
+    high: float = 1 + DOUBT
 
 
-def like(past: Sequence[Past], target: str) -> list[Past]:
-    """Return the moves to learn from: those to the same target, unless they are too few."""
-    same = [move for move in past if move.target == target]
-    return same if len(same) >= _FEW else list(past)
+def like(past: Sequence[Past], target: str, load: Load) -> list[Past]:
+    """Return the moves to learn from, of earlier ones from new to old.
+
+    They are those to the same target, of these the ones that were restored in the same way, and of these the ones of
+    containers with as much memory; each only if that leaves some.
+    """
+    found = list(past)
+    kinds: tuple[Callable[[Past], bool], ...] = (
+        lambda move: move.target == target,
+        lambda move: move.load.eager == load.eager,
+        lambda move: 1 / _SIMILAR <= (move.load.memory + 1) / (load.memory + 1) <= _SIMILAR,
+    )
+    for is_alike in kinds:
+        alike = [move for move in found if is_alike(move)]
+        found = alike if len(alike) >= _FEW else found
+    return found[:_MOST]
 
 
 def scale(past: Sequence[Past]) -> Scale:
@@ -86,7 +104,7 @@ def scale(past: Sequence[Past]) -> Scale:
         return Scale()
     middle = statistics.median(ratios)
     if len(ratios) < _FEW:
-        return Scale(middle, middle * (1 - _DOUBT), middle * (1 + _DOUBT))
+        return Scale(middle, middle * (1 - DOUBT), middle * (1 + DOUBT))
     low, _, high = statistics.quantiles(ratios, n=4, method="inclusive")
     return Scale(middle, min(low, middle * 0.9), max(high, middle * 1.1))
 
@@ -120,6 +138,7 @@ class Aim:
 
     max_downtime: float
     max_rounds: int
+    limit: float = math.inf  # of the bandwidth in rounds, in bytes per second
 
 
 @dataclass(frozen=True)
@@ -145,9 +164,6 @@ class Run:
         return sum(item.read for item in self.rounds) + (self.rounds[-1].left if self.rounds else 0)
 
 
-LAST_PAGES, ALL_PAGES = "last pages", "memory in the freeze"
-
-
 def simulate(
     load: Load, written: Written | None, rest: int, bandwidth: float, aim: Aim, scaled: float = 1.0, doubt: float = 1.0
 ) -> Run:
@@ -159,13 +175,14 @@ def simulate(
     """
     parts = {name: seconds * scaled for name, seconds in load.parts().items()}
     bandwidth = max(bandwidth / doubt, 1.0)
+    slower = min(bandwidth, aim.limit)
     parts[ALL_PAGES] = rest / bandwidth
     if written is None:
         return Run(Verdict.SWITCH, (), parts)
     fixed, rounds, left, verdict = sum(parts.values()), [], float(written.most), Verdict.CONTINUE
     while verdict is Verdict.CONTINUE:
-        seconds = left / bandwidth + convergence.ROUND
+        seconds = left / slower + convergence.ROUND
         read, left = left, min(float(written.most), written.after(seconds) * doubt)
-        rounds.append(Round(int(read), seconds, int(left)))
+        rounds.append(Round(int(read), seconds, int(left), read / slower - read / bandwidth))
         verdict = convergence.judge(rounds, fixed=fixed, max_downtime=aim.max_downtime, max_rounds=aim.max_rounds)
     return Run(verdict, tuple(rounds), parts | {LAST_PAGES: rounds[-1].left / bandwidth})

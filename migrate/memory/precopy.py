@@ -14,7 +14,7 @@ processes that cannot be tracked, only cost time.
 import contextlib
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Self
 
@@ -83,6 +83,7 @@ class PreCopy:
         self._init, self._send = init, send
         self._injector = Injector()
         self._spaces: dict[int, _Space] = {}
+        self._seen = self._alive()
 
     def __enter__(self) -> Self:
         return self
@@ -124,13 +125,12 @@ class PreCopy:
 
     def scan(self) -> int:
         """Find the processes, and what they have written. Return the bytes that are left to send."""
-        self._find()
+        self._find_lasting()
         for space in list(self._spaces.values()):
             try:
                 space.scan()
             except Gone:
-                self._forget(space)
-                self._find()  # it may have executed another program
+                self._forget(space)  # if it has executed another program, the next scan finds it
         return self.left
 
     def send(self) -> int:
@@ -181,15 +181,30 @@ class PreCopy:
                 sent += space.send(layout.subtract(layout.unite(ranges), space.sent), self._send)
         return sent
 
-    def _find(self, *, new: bool = True) -> None:
-        """Find processes that have exited, and if `new`, those that are new."""
-        found = processes.descendants(self._init)
+    def _find(self, *, new: bool = True, without: Collection[int] = ()) -> None:
+        """Forget processes that have exited, and if `new`, find those that are new, but not `without`."""
+        alive = self._alive()
         for space in list(self._spaces.values()):
-            if space.pid not in found or processes.start_time(space.pid) != space.start_time:
+            if alive.get(space.pid) != space.start_time:
                 self._forget(space)
-        for pid in sorted(found - self._spaces.keys()) if new else ():
+        for pid in sorted(alive.keys() - self._spaces.keys() - set(without)) if new else ():
             with contextlib.suppress(OSError, StopIteration):
-                self._spaces[pid] = _Space(pid, _number(pid), processes.start_time(pid), self._track)
+                self._spaces[pid] = _Space(pid, _number(pid), alive[pid], self._track)
+
+    def _find_lasting(self) -> None:
+        """The same for new processes that were there at the last call already.
+
+        Most new ones exit soon, or execute a program: to send the memory that they have from their parent would be in
+        vain. It goes in the freeze if they are still there.
+        """
+        alive = self._alive()
+        passing = {pid for pid, start_time in alive.items() if self._seen.get(pid) != start_time}
+        self._seen = alive
+        self._find(without=passing)
+
+    def _alive(self) -> dict[int, int | None]:
+        """Return the container's processes with their start times."""
+        return {pid: processes.start_time(pid) for pid in processes.descendants(self._init)}
 
     def _forget(self, space: _Space) -> None:
         """Have the target drop a space: the number may be given to another process."""

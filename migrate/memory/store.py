@@ -9,6 +9,7 @@ A page is in the store if its bit is set in one of the two bitmaps. A zero page 
 """
 
 import contextlib
+import errno
 import os
 import struct
 from collections.abc import Iterable, Iterator
@@ -22,6 +23,7 @@ from runtime.linux import syscalls
 
 DATA, INDEX = "pymigrate-memory.img", "pymigrate-memory-index.img"
 _ENTRY = struct.Struct("=IIQQQ")
+_MOST_BLOCKS = 1 << 20  # 256 GiB, or less in scattered pages; each takes 200 bytes here
 
 
 class Block(NamedTuple):
@@ -51,13 +53,15 @@ class Store:
         self._pages = 0
 
     def add(self, body: bytes | memoryview) -> None:
-        """Take the body of one frame. Raises ProtocolError for one that is malformed or too much, OSError."""
+        """Take the body of one frame. Raises ProtocolError for one that is malformed, OSError when it is too much."""
         space, runs, data = layout.parse(body)
         at = 0
         for address, pages, is_zero in runs:
             offset = address % BLOCK
             number = self._numbers.setdefault((space, address - offset), len(self._present))
             if number == len(self._present):
+                if number >= _MOST_BLOCKS:
+                    raise ProtocolError(f"the source sends memory from more than {_MOST_BLOCKS} places")
                 self._present.append(0)
                 self._zero.append(0)
             bits = ((1 << pages) - 1) << offset // PAGE
@@ -67,7 +71,7 @@ class Store:
                 continue
             self._pages += (bits & ~self._present[number]).bit_count()
             if self._pages * PAGE > self._limit:
-                raise ProtocolError(f"the source sends more than the {self._limit >> 20} MiB of memory that fit here")
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             self._present[number] |= bits
             self._zero[number] &= ~bits
             size = pages * PAGE

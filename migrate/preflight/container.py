@@ -9,15 +9,18 @@ from migrate.preflight.hostfacts import can_carry_any_uid
 from migrate.preflight.rules import Blocker, raise_blocked
 from runtime.checkpoint import options as criu_options
 from runtime.freeze import unfreezable
+from runtime.limits import MEMORY_PATIENCE
 from runtime.linux import processes
 from runtime.spec.config import Spec
+from runtime.state import lazy
 from runtime.state.record import State
 
 
 def container_blockers(state: State, spec: Spec, *, tcp_close: bool = False, patience: float = 0.0) -> list[Blocker]:
     """Return the reasons not to move this container, whatever the target is.
 
-    Wait `patience` seconds for those to pass that may pass by themselves (sockets.PASSING, unfreezable). `tcp_close`:
+    Wait `patience` seconds for those to pass that may pass by themselves (sockets.PASSING, unfreezable), and
+    MEMORY_PATIENCE for memory that is still coming into the container. `tcp_close`:
     the container's connections may be lost.
     """
     found: list[Blocker] = []
@@ -39,6 +42,10 @@ def container_blockers(state: State, spec: Spec, *, tcp_close: bool = False, pat
     if not status.allows("move"):
         found.append(Blocker("status", f"container {state.id}", f"is {status}"))
         return found
+    missing = lazy.await_whole(state, MEMORY_PATIENCE if patience else 0.0)
+    if missing is not None:
+        rule = "memory-damaged" if missing.is_damaged else "memory-left"
+        found.append(Blocker(rule, f"container {state.id}", missing.problem))
     if not spec.is_new("pid"):
         found.append(Blocker("host-pid", "config.json: linux.namespaces", "has no new pid namespace"))
         return found

@@ -33,6 +33,8 @@ RULES: dict[str, Rule] = {
     ),
     # What would make CRIU fail.
     "status": Rule("start or resume it: only a running container can move (`pymigrate logs` shows its last output)"),
+    "memory-left": Rule("try again when `pymigrate list` shows no memory left"),
+    "memory-damaged": Rule("delete the container, and start it again or restore a snapshot"),
     "rootfs-tmp": Rule("make an empty directory /tmp in the root file system: CRIU needs one to restore"),
     "exec-session": Rule(
         "wait until the process exits, or kill it (a process started by `exec --detach` moves along); "

@@ -13,8 +13,7 @@ from migrate.memory.forecast import Load, Past
 from migrate.paths import JOURNALS
 from migrate.phases import Phase
 
-MOST = 10  # moves to learn from, of the newest _LOOK journals
-_LOOK = 60
+_LOOK = 100  # journals, the newest
 
 
 def fields(past: Past) -> dict[str, Any]:
@@ -27,8 +26,8 @@ def fields(past: Past) -> dict[str, Any]:
     return {"figures": {name: round(value, 6) for name, value in figures.items()}}
 
 
-def past(target: str, *, directory: Path = JOURNALS) -> list[Past]:
-    """Return what the newest moves out of this host have measured, those to `target` first."""
+def past(*, directory: Path = JOURNALS) -> list[Past]:
+    """Return what the newest moves out of this host have measured, from new to old."""
     found: list[Past] = []
     with contextlib.suppress(OSError):
         names = sorted((name for name in os.listdir(directory) if name.endswith(".jsonl")), reverse=True)
@@ -37,8 +36,7 @@ def past(target: str, *, directory: Path = JOURNALS) -> list[Past]:
                 entry = journal.load(name.removesuffix(".jsonl"), directory=directory)
                 if entry is not None and (one := _past(entry)) is not None:
                     found.append(one)
-    found.sort(key=lambda one: one.target != target)
-    return found[:MOST]
+    return found
 
 
 def _past(entry: Entry) -> Past | None:

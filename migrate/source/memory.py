@@ -9,7 +9,7 @@ from criu_rpc.errors import Error
 from migrate import faults
 from migrate.errors import DeadlineExceeded, MigrateError
 from migrate.events import Reporter, RoundDone
-from migrate.limits import ROUND_TIMEOUT
+from migrate.limits import PAGES_CLOSE_TIMEOUT, ROUND_TIMEOUT
 from migrate.memory import convergence, forecast, layout, lazy_support, tracker
 from migrate.memory.convergence import Round, Verdict
 from migrate.memory.forecast import Load, Past
@@ -21,6 +21,8 @@ from migrate.source import history
 from migrate.wire import codec, protocol, replies
 from migrate.wire.carrier import Carrier
 from migrate.wire.peer import Peer
+from runtime.freeze.throttle import Throttle
+from runtime.spec.config import Spec
 from runtime.state.record import State
 
 _PROGRESS_INTERVAL = 0.1  # seconds
@@ -45,7 +47,14 @@ def choose(wanted: MigrationSpec, on_disk: str) -> tuple[MigrationMode, str]:
         raise MigrateError(f"--mode {wanted.mode}: {wanted.host}: {problem}", remedy="--mode stop-and-copy")
     if problem:
         return MigrationMode.STOP_AND_COPY, problem
-    return MigrationMode.PRE_COPY, "writes can be tracked"
+    return MigrationMode.PRE_COPY, f"writes are tracked by {tracker.name()}"
+
+
+def may_be_lazy(wanted: MigrationSpec, init: int, spec: Spec) -> bool:
+    """Return whether a container may be restored before its memory is in place, as far as this host knows."""
+    if wanted.mode is MigrationMode.STOP_AND_COPY or "user" in spec.namespaces or tracker.support():
+        return False
+    return not lazy_support.shared_by_fork(init)
 
 
 def lazy_problem(target: replies.MemoryReady, init: int, remapped: bool) -> str:
@@ -65,7 +74,7 @@ class MovingMemory:
         self, peer: Peer, reporter: Reporter, state: State, wanted: MigrationSpec, size: int, remapped: bool
     ) -> None:
         """`size`: an estimate of the memory of all processes, in bytes; `remapped`: they have a user namespace."""
-        self._init, self._remapped = state.pid, remapped
+        self._state, self._init, self._remapped = state, state.pid, remapped
         self.lazy_problem = ""
         self._peer, self._reporter, self._wanted, self._size = peer, reporter, wanted, size
         self._carrier = Carrier(
@@ -76,8 +85,9 @@ class MovingMemory:
         self.reported: list[RoundDone] = []
         self._done, self._total, self._shown = 0, 0, 0.0  # bytes of the present round; when they were reported
         self._rounds: list[Round] = []
-        self._scale = forecast.scale(forecast.like(history.past(wanted.host), wanted.host))
+        self._scale = forecast.Scale()
         self._rest = 0
+        self._throttle: Throttle | None = None
         self._last = threading.Thread(target=self._send_frozen, name="last-pages", daemon=True)
         self._failure: Exception | None = None
 
@@ -85,9 +95,10 @@ class MovingMemory:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.unthrottle(last=True)
         self._carrier.close()
         if self._last.is_alive():
-            self._last.join()
+            self._last.join(PAGES_CLOSE_TIMEOUT)
         self._memory.__exit__(None, None, None)
 
     @property
@@ -103,12 +114,22 @@ class MovingMemory:
     def send_rounds(self) -> None:
         """Send memory in rounds, until the gap would be short enough, or does not get shorter.
 
-        Raises MigrateError for a program that writes too fast if the user wants that, and connection errors.
+        The container may be throttled afterwards: see `unthrottle`. Raises MigrateError for a program that writes too
+        fast if the user wants that, and connection errors.
         """
+        try:
+            self._send_rounds()
+        except BaseException:
+            self.unthrottle(last=True)
+            raise
+
+    def _send_rounds(self) -> None:
         begin = protocol.MemoryBegin(self._size, self._peer.digest)
         self.lazy_problem = lazy_problem(self._peer.call(begin), self._init, self._remapped)
+        self._prepare_throttle()
         left = self._memory.scan()
         self._rest = self._memory.rest
+        self._scale = forecast.scale(forecast.like(history.past(), self._wanted.host, self._load()))
         while True:
             with faults.point("round", len(self._rounds)):
                 begun, sent_before, held_before = time.monotonic(), self._carrier.sent, self._carrier.held
@@ -129,9 +150,45 @@ class MovingMemory:
             )  # fmt: skip
             if verdict is Verdict.SWITCH:
                 return
-            if verdict is Verdict.DIVERGED:
-                self._diverged()
-                return
+            if verdict is Verdict.CONTINUE or (verdict is Verdict.DIVERGED and self._throttled_more()):
+                continue
+            self._diverged(verdict)
+            return
+
+    def _prepare_throttle(self) -> None:
+        if self._wanted.on_divergence is OnDivergence.THROTTLE:
+            try:
+                self._throttle = Throttle(self._state)
+            except Error as error:
+                self._reporter.warn(f"{self._wanted.id} cannot be throttled: {error}")
+
+    def _throttled_more(self) -> bool:
+        """Give the container less processor time, and return whether that was possible, and rounds are left."""
+        if self._throttle is None or len(self._rounds) >= self._wanted.max_rounds:
+            return False
+        try:
+            if not self._throttle.tighten():
+                return False
+        except Error as error:
+            self._reporter.warn(f"{self._wanted.id} cannot be throttled: {error}")
+            self.unthrottle(last=True)
+            return False
+        self._reporter.throttled(self._throttle.percent)
+        return True
+
+    def unthrottle(self, *, last: bool = False) -> None:
+        """Give the container its own limit of processor time again. `last`: it will not be throttled any more."""
+        if self._throttle is None:
+            return
+        try:
+            if last:
+                throttle, self._throttle = self._throttle, None
+                throttle.close()
+            else:
+                self._throttle.lift()
+        except (Error, OSError) as error:
+            remedy = f"`pymigrate resume {self._wanted.id}` or the next move tries again"
+            self._reporter.warn(f"{self._wanted.id} is still throttled: {error}; {remedy}")
 
     def _warn_of_untracked(self) -> None:
         if found := self._memory.untracked:
@@ -172,10 +229,13 @@ class MovingMemory:
         )  # fmt: skip
         self.reported.append(done)
 
-    def _diverged(self) -> None:
+    def _diverged(self, verdict: Verdict) -> None:
+        """Say that the gap will be too long. Raises MigrateError if the user does not want it then."""
         gap = convergence.expected_gap(self._rounds, self._fixed())
+        rate = self._rounds[-1].dirty_rate / (1 << 20)
+        why = f"writes {rate:.0f} MiB/s of its memory" if verdict is Verdict.DIVERGED else "takes long to be restored"
         words = (
-            f"{self._wanted.id} writes {self._rounds[-1].dirty_rate / (1 << 20):.0f} MiB/s of its memory: "
+            f"{self._wanted.id} {why}: "
             f"the gap will be about {gap:.1f} s, more than --max-downtime {self._wanted.max_downtime:g}"
         )
         if self._wanted.on_divergence is OnDivergence.ABORT:

@@ -88,6 +88,8 @@ class Move:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         try:
+            if error is not None and self._memory is not None:
+                self._memory.unthrottle()  # before a clean-up that may take its time
             if error is not None and not isinstance(error, MoveFailed):
                 raise self._failed(error) from error
         finally:
@@ -152,7 +154,7 @@ class Move:
         mounts = [view.mounted for view in self._seeding.open_tmpfs()]
         prepare = protocol.Prepare(
             carried, list(state.stdio), self._wanted.tcp_close, self._wanted.timeout, mounts,
-            process_scan.memory_bytes(state.pid),
+            process_scan.memory_bytes(state.pid), memory.may_be_lazy(self._wanted, state.pid, self._spec),
         )  # fmt: skip
         ready = self._peer.call(prepare)
         if ready.on_disk:
@@ -229,7 +231,11 @@ class Move:
                 self._memory.send_last()
             self._seeding.on_frozen(wanted.timeout)
 
-        frozen = switchover.freeze(on_frozen, skip_in_flight="tcp-backlog" in wanted.allow)
+        def before() -> None:
+            if self._memory is not None:
+                self._memory.unthrottle()  # CRIU runs code in the container's processes
+
+        frozen = switchover.freeze(on_frozen, before=before, skip_in_flight="tcp-backlog" in wanted.allow)
         self._clock.step("start criu", until=frozen.at)
         self._clock.step("dump")
         return frozen

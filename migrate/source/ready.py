@@ -1,6 +1,7 @@
 """Preflight: everything that is checked before a move touches anything."""
 
 import socket
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,8 +37,8 @@ from runtime.state.store import Store
 
 
 @dataclass(frozen=True)
-class Ready:
-    """A move that may begin: nothing blocks it, the target is connected, and its journal says PREFLIGHT.
+class Checked:
+    """A move that nothing blocks, with the target connected. Nothing is changed yet.
 
     `spec` is the container's config as the target gets it; `plan` says what happens to its mounts; `digest` is the
     fingerprint of its root file system, "" if that may change. A context manager: leaving it ends the connection.
@@ -52,13 +53,19 @@ class Ready:
     plan: Plan
     digest: str
     peer: Peer
-    log: Journal
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.peer.close()
+
+
+@dataclass(frozen=True)
+class Ready(Checked):
+    """A move that may begin: its journal says PREFLIGHT."""
+
+    log: Journal
 
 
 class Preflight:
@@ -80,11 +87,28 @@ class Preflight:
         self.reporter = Reporter(monitor, wanted.id, migration)
 
     def run(self) -> Ready:
-        """Check the container, connect to the target, and check that. Raises Blocked and connection errors."""
+        """Check everything, and begin the journal of the move. Raises Blocked and connection errors."""
+        checked = self._check(mend.repair_left)
+        try:
+            log = Journal.begin(
+                self._migration, role="source", id=self._wanted.id, source=socket.gethostname(),
+                target=self._wanted.host, root=str(self._store.root), created=checked.state.created,
+                **frozen_tree(checked.state),
+            )  # fmt: skip
+        except BaseException:
+            checked.peer.close()
+            raise
+        return Ready(**vars(checked), log=log)
+
+    def check(self) -> Checked:
+        """Check everything, and change nothing. Raises Blocked and connection errors."""
+        return self._check(_require_whole)
+
+    def _check(self, prepare: Callable[[State], object]) -> Checked:
         wanted, store = self._wanted, self._store
         state = store.load(wanted.id)
         self._require_decided(state)
-        mend.repair_left(state)
+        prepare(state)
         spec = load_kept(state)
         self.reporter.phase(Phase.PREFLIGHT, f"checking {wanted.id} and {wanted.host}")
         plan = volumes.plan(state, spec, wanted.volumes)
@@ -109,8 +133,8 @@ class Preflight:
 
     def _check_target(
         self, peer: Peer, state: State, spec: Spec, plan: Plan, blockers: list[Blocker], source: HostFacts
-    ) -> Ready:
-        """Raise Blocked with everything that blocks the move; otherwise begin its journal."""
+    ) -> Checked:
+        """Raise Blocked with everything that blocks the move."""
         wanted, store = self._wanted, self._store
         digest = fingerprint(Path(state.rootfs)) if spec.readonly else ""
         spec = plan.spec(spec_config.elsewhere(spec, wanted.net))
@@ -120,8 +144,12 @@ class Preflight:
         if words := landlock.warning(wanted.id, landlock.suspects(state.pid, spec)):
             self.reporter.warn(words)
         self._clock.step("preflight")
-        log = Journal.begin(
-            self._migration, role="source", id=wanted.id, source=socket.gethostname(), target=wanted.host,
-            root=str(store.root), created=state.created, **frozen_tree(state),
-        )  # fmt: skip
-        return Ready(store, wanted, self.reporter, self._clock, state, spec, plan, digest, peer, log)
+        return Checked(store, wanted, self.reporter, self._clock, state, spec, plan, digest, peer)
+
+
+def _require_whole(state: State) -> None:
+    """Raise MigrateError if there is something that `mend.repair_left` would change."""
+    if mend.is_left(state):
+        raise MigrateError(
+            f"container {state.id}: an earlier dump of it was cut short", remedy=f"pymigrate recover {state.id}"
+        )

@@ -138,11 +138,18 @@ class Switchover:
         self._gate.enter_context(syn_gate.closed(self._state, self._spec))
 
     @faults.point("freeze")
-    def freeze(self, on_frozen: Callable[[], None] = lambda: None, *, skip_in_flight: bool = False) -> Frozen:
+    def freeze(
+        self,
+        on_frozen: Callable[[], None] = lambda: None,
+        *,
+        before: Callable[[], None] = lambda: None,
+        skip_in_flight: bool = False,
+    ) -> Frozen:
         """Dump up to `post-dump`, while pages stream. Afterwards the tree is frozen and its images are complete.
 
-        `on_frozen` is called once no process of the container runs, while the dump continues. With `skip_in_flight`,
-        connections that have not been accepted yet are left out: they are lost.
+        `before` is called right before CRIU begins to freeze processes. `on_frozen` is called once no process of the
+        container runs, while the dump continues. With `skip_in_flight`, connections that have not been accepted yet are
+        left out: they are lost.
         """
         options = criu_options.dump_options(
             self._state,
@@ -165,6 +172,7 @@ class Switchover:
         try:
             with faults.point("criu pre-dump"):
                 dump.run_until("pre-dump")
+            before()
             frozen_at = time.monotonic()
             with faults.point("criu query-ext-files"):
                 reached = dump.run_until("query-ext-files", "post-dump")  # whichever comes first

@@ -21,6 +21,7 @@ from migrate.errors import ProtocolError
 from migrate.files import receivers
 from migrate.files.trees import Owner
 from migrate.limits import FROZEN_SILENCE, SEED_SILENCE, TRIAL_SILENCE
+from migrate.memory import lazy_support
 from migrate.phases import Phase
 from migrate.target import image_cleanup, memory, settle
 from migrate.target import tmpfs as target_tmpfs
@@ -238,7 +239,8 @@ class Room:
         incoming.log.record(Phase.SEED, plan=plan)
         image_cleanup.sweep()
         with contextlib.ExitStack() as failed:
-            images = ReceivedImages.make(migration, call.memory)
+            freed = call.lazy and not lazy_support.problem()
+            images = ReceivedImages.make(migration, call.memory, freed=freed)
             failed.callback(images.remove)
             limits = target_tmpfs.make(migration, mounted)
             restoring = incoming.begin_restore(images, plan)
@@ -435,5 +437,5 @@ class Running(InRoom):
         self.tidy()
 
 
-BY_STAGE = {stage: cls for cls in (Connected, Greeted, Seeding, Ready, Pages, Images, Held, Running, Aborted)
+BY_STAGE = {stage: cls for cls in (Connected, Greeted, Trial, Seeding, Ready, Pages, Images, Held, Running, Aborted)
             for stage in cls.stages}  # fmt: skip

@@ -24,6 +24,7 @@ from migrate.disk import no_space
 from migrate.errors import DeadlineExceeded, MigrateError, NoSpace
 from migrate.files import mountinfo
 from migrate.limits import IMAGES_LOCK_TIMEOUT
+from migrate.memory import meminfo
 from migrate.model import check_migration_id
 from runtime.linux import syscalls
 from runtime.linux.mount_flags import MS_BIND, MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_PRIVATE, MS_REMOUNT
@@ -55,21 +56,24 @@ class Found:
     in_use: bool
 
 
-def room() -> int:
-    """Return how many bytes of images fit into memory, because the restored container needs as many again."""
-    with open("/proc/meminfo") as file:
-        fields = dict(line.split(":") for line in file)
-    return max(0, ((int(fields["MemAvailable"].split()[0]) << 10) - _RESERVE) // 2)
+def room(*, freed: bool = False) -> int:
+    """Return how many bytes of images fit into memory.
+
+    The restored container needs as many again, unless images are `freed` as their contents come into it: then a quarter
+    is left for what is in both.
+    """
+    free = max(0, meminfo.available(swap=False) - _RESERVE)
+    return free * 4 // 5 if freed else free // 2
 
 
-def make_memory(migration: str, expected: int) -> Path:
-    """A new directory in memory for the images of a move, `expected` bytes by the source's estimate.
+def make_memory(migration: str, expected: int, *, freed: bool = False) -> Path:
+    """A new directory in memory for the images of a move, `expected` bytes by the source's estimate; see `room`.
 
     Raises NoMemory when they do not fit or there can be no tmpfs, DeadlineExceeded.
     """
     name = check_migration_id(migration)
     with _locked():
-        limit = room()
+        limit = room(freed=freed)
         if expected > limit:
             raise NoMemory(f"{limit >> 20} MiB of memory are free for images, {-(-expected >> 20)} MiB are needed")
         try:

@@ -43,15 +43,15 @@ class ReceivedImages:
         self._failure: Exception | None = None
 
     @classmethod
-    def make(cls, migration: str, expected: int = 0) -> Self:
+    def make(cls, migration: str, expected: int = 0, *, freed: bool = False) -> Self:
         """Make a directory for images, in memory if `expected` bytes fit there, and start their keeper.
 
-        Raises OSError.
+        `freed`: see image_places.room. Raises OSError.
         """
         kind: Kind = "memory"
         reason = ""
         try:
-            path = image_places.make_memory(migration, expected)
+            path = image_places.make_memory(migration, expected, freed=freed)
         except (NoMemory, DeadlineExceeded) as error:
             path, kind, reason = image_places.make_disk(migration), "disk", str(error)
         images = cls(migration, path, kind, reason=reason)

@@ -5,7 +5,18 @@ import json
 import time
 from typing import Any, TextIO
 
-from migrate.events import Event, ModeChosen, PassDone, PhaseStarted, Progress, Report, RoundDone, Warned
+from migrate.events import (
+    Event,
+    ModeChosen,
+    PassDone,
+    PhaseStarted,
+    Planned,
+    Progress,
+    Report,
+    RoundDone,
+    Throttled,
+    Warned,
+)
 from migrate.ui import text
 from migrate.ui.pace import Pace
 
@@ -41,6 +52,11 @@ class PlainLines:
                 self._last = now
                 self._pace.restart()
                 self._line(now, text.one_round(event))
+            case Throttled():
+                self._line(now, text.throttled(event))
+            case Planned():
+                for line in text.plan(event):
+                    self._line(now, line)
             case Report():
                 for line in text.timeline(event):
                     self._line(now, f"  {line}")

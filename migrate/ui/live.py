@@ -9,7 +9,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, Tex
 from rich.table import Table
 from rich.text import Text
 
-from migrate.events import Event, ModeChosen, PassDone, PhaseStarted, Report, RoundDone, Warned
+from migrate.events import Event, ModeChosen, PassDone, PhaseStarted, Planned, Report, RoundDone, Throttled, Warned
 from migrate.events import Progress as ProgressEvent
 from migrate.ui import text
 
@@ -63,6 +63,12 @@ class Live:
             case RoundDone():
                 self._print(f"  {name}{text.one_round(event)}")
                 self._detail.plain = text.outlook(event)
+            case Throttled():
+                self._print(f"  {text.throttled(event)}")
+            case Planned():
+                self.close()
+                for line in text.plan(event):
+                    self._print(line)
             case Report():
                 self.close()
                 self._show(event)

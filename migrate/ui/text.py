@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from migrate.events import ModeChosen, PassDone, Report, RoundDone
+from migrate.events import ModeChosen, PassDone, Planned, Report, RoundDone, Throttled
 
 
 def size(count: float) -> str:
@@ -50,6 +50,11 @@ def mode(chosen: ModeChosen) -> str:
     return f"memory: {chosen.mode}, {chosen.reason}"
 
 
+def throttled(event: Throttled) -> str:
+    """Return one line: how much a container is slowed down."""
+    return f"throttle: {event.percent} % less processor time until the freeze, because memory is written too fast"
+
+
 def one_round(done: RoundDone) -> str:
     """Return one line: what a round over memory has sent, what is left, and the gap that would follow."""
     compressed = f" ({size(done.bytes_sent)} sent)" if done.bytes_sent < 0.9 * done.bytes_read else ""
@@ -84,6 +89,28 @@ def summary(report: Report) -> str:
         f"{report.id}: {report.source} -> {report.target} in {duration(report.total_s)}, "
         f"downtime {duration(report.downtime_s)}{expected}, {size(report.bytes_sent)} sent"
     )
+
+
+def plan(planned: Planned) -> list[str]:
+    """Return lines: how a move would go, the parts of its gap, and what it is based on."""
+    parts = {name: seconds for name, seconds in planned.parts.items() if seconds >= 0.0005}
+    width = max(map(len, parts), default=0)
+    learned = f"{planned.earlier_moves} earlier moves" if planned.earlier_moves else "no earlier move to learn from"
+    files = f", and up to {size(planned.files)} of files if they are not there" if planned.files else ""
+    rounds = f"{planned.rounds} rounds" if planned.rounds else "no rounds"
+    if not planned.converges:
+        rounds += " (memory is written faster than it is sent)"
+    return [
+        f"{planned.id} to {planned.target}: gap {duration(planned.gap_low_s)} to {duration(planned.gap_high_s)}, "
+        f"{duration(planned.gap_s)} expected; total {duration(planned.total_s)}",
+        f"mode {planned.mode}, {planned.reason}: {rounds}, {size(planned.bytes)} of memory{files}",
+        f"measured: {size(planned.memory)} in {planned.processes} processes, written at {rate(planned.dirty_rate)}, "
+        f"sent at {rate(planned.bandwidth)}, round trip {planned.round_trip_s * 1000:.1f} ms, {learned}",
+        *(f"  {name:<{width}}  {duration(seconds):>8}" for name, seconds in parts.items()),
+        f"largest part: {planned.dominant}; to halve it: {planned.advice}",
+        *(f"not measured: {words}" for words in planned.unmeasured),
+        "nothing was moved or changed",
+    ]
 
 
 def table(heading: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:

@@ -121,9 +121,13 @@ class Unpacker:
 
     def __init__(self) -> None:
         self._decompressor: zstd.Decompressor | None = None
+        self._room = memoryview(b"")
 
     def unpack(self, payload: Buffer) -> memoryview:
-        """Return the body. Raises ProtocolError for a payload that is malformed, damaged, or too large."""
+        """Return the body, which is valid until the next call.
+
+        Raises ProtocolError for a payload that is malformed, damaged, or too large.
+        """
         view = memoryview(payload)
         if len(view) and view[0] == PLAIN:
             return view[1:]
@@ -135,7 +139,7 @@ class Unpacker:
         if self._decompressor is None:
             if not zstd.is_available():
                 raise ProtocolError("a piece of memory is compressed, and libzstd.so.1 is missing here")
-            self._decompressor = zstd.Decompressor()
-        body = bytearray(size)
+            self._decompressor, self._room = zstd.Decompressor(), memoryview(bytearray(MAX_BODY))
+        body = self._room[:size]
         self._decompressor.decompress(view[_ZSTD_HEAD.size :], body)
-        return memoryview(body)
+        return body

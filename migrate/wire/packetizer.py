@@ -71,7 +71,7 @@ class Packetizer(paramiko.packet.Packetizer):
         )
 
     def send_data(self, channel: int, largest: int, parts: Iterable[Buffer]) -> None:
-        """Send data of a channel in packets that carry at most `largest` bytes each. Raises EOFError.
+        """Send data of a channel, at most BATCH packets with `largest` bytes of it each. Raises EOFError.
 
         `channel` is its number at the other end. The caller has taken the bytes from the channel's window, and holds
         the transport's clear_to_send_lock.
@@ -92,13 +92,9 @@ class Packetizer(paramiko.packet.Packetizer):
                     view = view[size:]
                     if filled == largest:
                         end, filled, packets = self._seal(channel, filled, end), 0, packets + 1
-                        if packets == BATCH:
-                            self._flush(end, packets)
-                            end = packets = 0
             if filled:
                 end, packets = self._seal(channel, filled, end), packets + 1
-            if packets:
-                self._flush(end, packets)
+            self._flush(end, packets)
 
     def _seal(self, channel: int, size: int, at: int) -> int:
         """Encrypt the packet with the first `size` bytes of data behind the others, and return its end."""

@@ -227,7 +227,8 @@ class Prepare(Call[Prepared]):
     `stdio` names the container's standard streams as CRIU knows them ("pipe:[123]", or "" where there is nothing to
     reconnect). With `tcp_close` it finds its TCP connections closed. It is frozen for `timeout` seconds at most: what
     the target waits for meanwhile must not take longer. `tmpfs` are mounts that the target makes, for files to be sent
-    to. `memory` is how many bytes of images are to be expected.
+    to. `memory` is how many bytes of images are to be expected. `lazy`: most of them come in MEMORY frames, and the
+    container may be resumed before they are in place.
     """
 
     state: Carried
@@ -236,6 +237,7 @@ class Prepare(Call[Prepared]):
     timeout: Timeout = FREEZE_TIMEOUT
     tmpfs: list[Mounted] = dataclasses.field(default_factory=list)
     memory: Annotated[int, Range(0, _MEMORY)] = 0
+    lazy: bool = False
 
     def __post_init__(self) -> None:
         _check_timeout(self.timeout)

@@ -5,7 +5,6 @@ What a restore shares with `create` is in lifecycle/provision.py; restore_criu.p
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import time
 
@@ -122,7 +121,7 @@ class Restoring:
             extra = supplement.load(images)
             supplement.prepare(extra, made.cgroup)
             deadline = time.monotonic() + timeout
-            options = dataclasses.replace(self._options(images, work), lazy_pages=lazy_pages)
+            options = self._options(images, work, lazy_pages=lazy_pages)
             self._session = Criu().restore(options, timeout=timeout, connection=self._criu.take_connection())
             self._set_up_namespaces(deadline)
             masters: list[int] = []
@@ -136,10 +135,10 @@ class Restoring:
         made.add_init(pid)
         return pid
 
-    def _options(self, images: int, work: int) -> RestoreOptions:
+    def _options(self, images: int, work: int, *, lazy_pages: bool) -> RestoreOptions:
         state, spec = self._made.state, self._spec
         outside = criu_options.external_mounts(spec, state.cgroup_paths) | self._plan.mounted
-        options = criu_options.common_options(spec) | self._plan.options
+        options = criu_options.common_options(spec) | {"lazy_pages": lazy_pages} | self._plan.options
         return RestoreOptions(
             images_dir_fd=images, work_dir_fd=work, root=state.rootfs, inherit_fd=self._criu.inherit,
             external=tuple(f"mnt[{destination}]:{source}" for destination, source in outside.items()),

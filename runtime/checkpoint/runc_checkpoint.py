@@ -12,6 +12,7 @@ from runtime.freeze import mend, network_lock, unfreezable
 from runtime.lifecycle import delete
 from runtime.light.records import Record
 from runtime.limits import DUMP_TIMEOUT
+from runtime.state import lazy
 from runtime.state.kept_config import load_kept
 from runtime.state.status import Status
 
@@ -45,6 +46,7 @@ def checkpoint(store: Store, container_id: str, request: Request) -> None:
         mend.repair_left(state)
         status = state.status
         status.require(container_id, "checkpoint")
+        lazy.require_whole(state, "checkpoint")
         spec = load_kept(state)
         warn_of_config(spec)
         for directory in (request.images, request.work):

@@ -22,7 +22,7 @@ import time
 from criu_rpc.errors import Error
 from runtime.cgroups.cgroup import Cgroup
 from runtime.errors import ContainerError, unwritable
-from runtime.freeze import network_lock
+from runtime.freeze import network_lock, throttle
 from runtime.light import json as light_json
 from runtime.light import sockets
 from runtime.limits import CRIU_CODE_TIMEOUT, CRIU_RELEASE_TIMEOUT
@@ -71,8 +71,9 @@ def is_left(state: State) -> bool:
 def repair_left(state: State) -> bool:
     """Undo an unfinished dump, if there is one; return whether there was. The caller holds the container's lock.
 
-    Raises what `repair` raises.
+    Also give the container its own limit of processor time, if it was left throttled. Raises what `repair` raises.
     """
+    throttle.restore_left(state)
     if not is_left(state):
         return False
     repair(state)

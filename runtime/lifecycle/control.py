@@ -10,7 +10,7 @@ from runtime.light import signals
 from runtime.linux import processes
 from runtime.state.record import State
 from runtime.state.status import Status
-from runtime.state.store import DUMP, Store
+from runtime.state.store import DUMP, THROTTLE, Store
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ def resume(store: Store, container_id: str) -> None:
     """Resume a paused container, or one whose dump was cut short."""
     with store.lock_existing(container_id):
         state = store.load(container_id)
+        _unthrottle(state)
         if os.path.exists(f"{state.directory}/{DUMP}"):
             from runtime.freeze import mend
 
@@ -70,6 +71,14 @@ def resume(store: Store, container_id: str) -> None:
                 return
         state.status.require(container_id, "resume")
         Cgroup.of(state).thaw()
+
+
+def _unthrottle(state: State) -> None:
+    """Give a container its own limit of processor time, if a move that was killed has left it throttled."""
+    if os.path.exists(f"{state.directory}/{THROTTLE}"):
+        from runtime.freeze import throttle
+
+        throttle.restore_left(state)
 
 
 def update(store: Store, container_id: str, resources: dict[str, Any], name: str) -> None:
@@ -84,6 +93,7 @@ def update(store: Store, container_id: str, resources: dict[str, Any], name: str
     with store.lock_existing(container_id):
         state = store.load(container_id)
         state.status.require(container_id, "update")
+        _unthrottle(state)
         cgroup = Cgroup.of(state)
         cgroup.require_own()
         cgroup.apply(parsed)

@@ -2,7 +2,7 @@
 
 The handler's processes hold the note's lock while they live, and remove the note when all memory is in place. A note
 without a lock means that all of them were killed: what was missing then reads as zeros, so the container is damaged.
-Unless a second line says why they have killed the container.
+A second line says why they have killed the container: its memory cannot be read.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 
 from runtime.errors import Conflict
 from runtime.light.records import Record
+from runtime.limits import MEMORY_PATIENCE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
     from runtime.state.record import State
 
 NOTE = "memory-left"  # in the container's directory
-_LONGEST = 4096
+_LONGEST = 4096  # bytes of the second line
+_PERIOD = 0.02
 
 
 class Left(Record):
@@ -36,14 +38,23 @@ class Left(Record):
     failure: str = ""
 
     def __str__(self) -> str:
-        if self.is_damaged or self.failure:
-            return f"memory: {self.damage}"
-        return f"memory: {-(-self.left >> 20)} MiB left"
+        return words(self.plain())
 
     @property
-    def damage(self) -> str:
-        """What has become of the memory that is damaged."""
-        return self.failure or "damaged, because its page handler was killed"
+    def problem(self) -> str:
+        """Why the container cannot be dumped."""
+        if self.failure:
+            return f"its memory is lost: {self.failure}"
+        if self.is_damaged:
+            return "its memory is damaged, because its page handler was killed"
+        return f"{-(-self.left >> 20)} MiB of its memory are not in place yet"
+
+    @property
+    def remedy(self) -> str:
+        """What to do about that."""
+        if self.is_damaged:
+            return "delete the container, and start it again or restore a snapshot"
+        return "try again when `pymigrate list` shows no memory left"
 
     def plain(self) -> dict[str, Any]:
         """Return what JSON shows of it."""
@@ -51,14 +62,19 @@ class Left(Record):
         return shown | ({"failure": self.failure} if self.failure else {})
 
 
+def words(plain: dict[str, Any]) -> str:
+    """Return what tables say, of what JSON shows (Left.plain)."""
+    return "memory: damaged" if plain["damaged"] else f"memory: {-(-plain['left'] >> 20)} MiB left"
+
+
 def describe(left: int, total: int, group: int) -> bytes:
     """Return the contents of a note; they always have the same size."""
     return b"%20d %20d %10d\n" % (left, total, group)
 
 
-def describe_failure(words: str) -> tuple[bytes, int]:
+def describe_failure(why: str) -> tuple[bytes, int]:
     """Return the second line of a note, and its place."""
-    return words.encode()[:_LONGEST] + b"\n", len(describe(0, 0, 0))
+    return why.encode()[:_LONGEST] + b"\n", len(describe(0, 0, 0))
 
 
 def note(state: State) -> str:
@@ -85,7 +101,9 @@ def read(path: str) -> Left | None:
         fields = line.split()
         numbers = [int(field) for field in fields] if len(fields) == 3 else [0, 0, 0]
         failure = rest.partition(b"\n")[0].decode(errors="replace")
-        return Left(left=numbers[0], total=numbers[1], group=numbers[2], is_damaged=is_damaged, failure=failure)
+        return Left(
+            left=numbers[0], total=numbers[1], group=numbers[2], is_damaged=is_damaged or bool(failure), failure=failure
+        )  # fmt: skip
     except ValueError:
         return Left(left=0, total=0, group=0, is_damaged=is_damaged)
     finally:
@@ -102,21 +120,25 @@ def is_locked(note: int) -> bool:
     return False
 
 
-def require_whole(state: State, verb: str, patience: float) -> None:
-    """Wait up to `patience` seconds for the rest of the memory; raise Conflict if it is not in place by then."""
+def await_whole(state: State, patience: float) -> Left | None:
+    """Wait up to `patience` seconds for the rest of the memory; return what is missing then, None if nothing is."""
     import select
     import time
 
     deadline = time.monotonic() + patience
-    while (found := left(state)) is not None:
-        if found.is_damaged or found.failure:
-            raise Conflict(
-                f"cannot {verb} container {state.id}: its memory: {found.damage}",
-                remedy=f"`pymigrate delete --force {state.id}`, and start it again",
-            )
-        if time.monotonic() >= deadline:
-            raise Conflict(
-                f"cannot {verb} container {state.id}: {-(-found.left >> 20)} MiB of its memory are not in place yet",
-                remedy="try again when `pymigrate list` shows no memory left",
-            )
-        select.select([], [], [], 0.02)
+    while (found := left(state)) is not None and not found.is_damaged and time.monotonic() < deadline:
+        select.select([], [], [], _PERIOD)
+    return found
+
+
+def require_whole(state: State, verb: str) -> None:
+    """Wait a while for the rest of the memory. Raises Conflict if it is not in place by then."""
+    found = await_whole(state, MEMORY_PATIENCE)
+    if found is not None:
+        raise Conflict(f"cannot {verb} container {state.id}: {found.problem}", remedy=found.remedy)
+
+
+def shown(state: State) -> dict[str, Any]:
+    """Return what to add to the OCI state of a container: "memory", while some is missing."""
+    found = left(state)
+    return {} if found is None else {"memory": found.plain()}

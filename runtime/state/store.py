@@ -7,6 +7,7 @@
     config.json     a copy of the bundle's, made with the container
     exit.json       once init has exited, if pymigrate's monitor has seen it
     dump.json       during a dump, and after one that was cut short (freeze/mend.py)
+    throttle.json   while a move gives it less processor time (freeze/throttle.py)
     memory-left     while memory is not all in place (lazy.py)
     attach          the socket of pymigrate's monitor (monitor/clients.py)
     log, log.0      its output on this host: the newest, and the older part that was put aside
@@ -33,10 +34,22 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pathlib import Path
 
+THROTTLE = "throttle.json"  # in a container's directory: its own limit of processor time (freeze/throttle.py)
 DUMP = "dump.json"  # in a container's directory: a dump is running, or was left unfinished (freeze/mend.py)
 
 
-_FILES = ("state.json", "config.json", "exec.fifo", "error.fifo", "exit.json", DUMP, "log", "attach", "memory-left")
+_FILES = (
+    "state.json",
+    "config.json",
+    "exec.fifo",
+    "error.fifo",
+    "exit.json",
+    DUMP,
+    THROTTLE,
+    "log",
+    "attach",
+    "memory-left",
+)
 
 
 class Store:

@@ -42,15 +42,18 @@ def test_what_does_not_fit_is_not_cut() -> None:
     assert zstd.Compressor().compress(os.urandom(1000), bytearray(500)) == 0
 
 
-@pytest.mark.parametrize(
-    "frame", [b"", b"x", compressed(bytes(5000))[:-1], b"\x28\xb5\x2f\xfd" + bytes(50), os.urandom(5000)]
-)
+@pytest.mark.parametrize("frame", [b"", b"x", b"\x28\xb5\x2f\xfd", b"\x28\xb5\x2f\xfd" + bytes(50), os.urandom(5000)])
 def test_garbage_is_refused_and_the_context_stays_good(frame: bytes) -> None:
     decompressor, found = zstd.Decompressor(), bytearray(5000)
     with pytest.raises(ProtocolError, match="compressed piece of memory"):
         decompressor.decompress(frame, found)
     decompressor.decompress(compressed(b"y" * 5000), found)
     assert found == b"y" * 5000
+
+
+def test_a_frame_that_is_cut_short_is_refused() -> None:
+    with pytest.raises(ProtocolError, match="cannot be decompressed"):
+        zstd.Decompressor().decompress(compressed(bytes(5000))[:-1], bytearray(5000))
 
 
 @pytest.mark.parametrize("size", [0, 1, 4999, 5001, MIB])

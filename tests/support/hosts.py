@@ -61,7 +61,7 @@ KILL_AGENT = (
     "$(ls /var/lib/pymigrate/migrations/*.jsonl | tail -n 1))"
 )
 # Before a program for a source: the images of its move are on the target's disk.
-NO_MEMORY = in_agent("from migrate.target import image_places\nimage_places.room = lambda: 0")
+NO_MEMORY = in_agent("from migrate.target import image_places\nimage_places.room = lambda **_: 0")
 
 
 def write_bundle(bundle: Path, script: str, **changes: Any) -> None:

@@ -22,6 +22,7 @@ if [ -n "$(ls -A /run/opencontainer/containers 2> /dev/null)" ]; then
 fi
 rm -rf /run/pymigrate/images/memory/*
 umount -l /run/pymigrate/images/memory /run/pymigrate/images 2> /dev/null
+umount -l /var/lib/pymigrate/tmpfs/*/* 2> /dev/null
 rm -rf /run/pymigrate/images /var/lib/pymigrate/* /run/opencontainer
 """
 # The shell would add its own variables to the environment.

@@ -243,7 +243,7 @@ def test_memory_that_fills_up_rolls_back(lab: Lab) -> None:
     """The container was measured before it grew."""
     lab.run(script=f"x=$(head -c 5000000 /dev/urandom | base64); {COUNT}")
     start = lab.wait_count("host1", 1)
-    small = in_agent("from migrate.target import image_places\nimage_places.room = lambda: 1 << 20")
+    small = in_agent("from migrate.target import image_places\nimage_places.room = lambda **_: 1 << 20")
     measured = "from migrate.preflight import processes as process_scan\nprocess_scan.memory_bytes = lambda pid: 0\n"
     running = lab.start(
         "host1", lab.python, "-c", small + measured + driver(PREPARED), stdin=subprocess.DEVNULL
@@ -277,14 +277,14 @@ def test_a_damaged_journal_is_named_and_not_passed_over(lab: Lab) -> None:
     assert ended(moving(lab, GIVEN_UP, before="os.kill(os.getpid(), 9)"))[0] == 137
     path = lab.sh("host1", "ls /var/lib/pymigrate/migrations/*.jsonl").strip()
     lab.sh("host1", f'sed -i \'s/"committed"/"cammitted"/\' {path}')
-    words = f"{path}: line 5 has a wrong checksum"
+    words = f"{path}: line 6 has a wrong checksum"
     for verb in (["move", "web", "host2"], ["recover", "web"]):
         done = lab.on("host1", "pymigrate", *verb, check=False)
         assert (done.returncode, words in done.stderr) == (1, True), done.stderr
     shown = lab.on("host1", "pymigrate", "--json", "migrations")
     assert words in shown.stderr
     move = json.loads(shown.stdout)
-    assert (move["id"], move["damage"]["line"], move["workload"]) == ("web", 5, "UNKNOWN")
+    assert (move["id"], move["damage"]["line"], move["workload"]) == ("web", 6, "UNKNOWN")
     lab.wait_count("host1", start)
     lab.sh("host1", f"mv {path} /tmp/damaged-journal-$$; rm /tmp/damaged-journal-$$")
     lab.on("host1", "pymigrate", "move", "web", "host2", check=False)

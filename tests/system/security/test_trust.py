@@ -49,12 +49,12 @@ def test_an_agent_that_another_user_could_change_is_sent_again(lab: Lab) -> None
     lab.sh("host2", "rm -rf /run/moved")
 
 
-def test_a_gzip_that_another_user_has_put_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tar_that_another_user_has_put_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = tmp_path / "tar"
     monkeypatch.setattr(tar_images, "DIRECTORY", directory)
     assert tar_images.environment()["PATH"].startswith(f"{directory}:")
     assert stat.S_IMODE(directory.stat().st_mode) == 0o755
-    program = directory / "gzip"
+    program = directory / "tar"
     for path, restore in ((program, 0), (directory, 0)):
         os.chown(path, NOBODY, NOBODY)
         assert str(directory) not in tar_images.environment()["PATH"]

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from migrate.errors import MigrateError
-from migrate.events import Event, Report, Reporter
+from migrate.events import Event, Planned, Report, Reporter
 from migrate.ui.lines import JsonLines
 
 
@@ -41,11 +41,26 @@ def test_every_event_names_container_and_move() -> None:
     )
     done = reporter.pass_done("rootfs", 1, frozen=False, bytes_sent=1, files=2, seconds=0.1234567)
     reporter.emit(Report("a", "b", "stop-and-copy", "TARGET", 0.1, 0.2, 3, id="web", migration="m1", passes=(done,)))
+    reporter.throttled(20)
+    figures = (0.1, 0.08, 0.2, 1.5, 1 << 20, 5, 2, True, 1 << 20, 1, ((0.25, 4096),), 16384.0, 1e8, 0.001, 0)
+    reporter.emit(
+        Planned("b", "pre-copy", "x", *figures, {"processes": 0.1}, "processes", "y", id="web", migration="m1")
+    )
     lines = JsonLines(out)
     for event in kept.events:
         lines.emit(event)
     objects = [json.loads(line) for line in out.getvalue().splitlines()]
-    assert [value["event"] for value in objects] == ["phase", "progress", "warning", "mode", "round", "pass", "report"]
+    assert [value["event"] for value in objects] == [
+        "phase",
+        "progress",
+        "warning",
+        "mode",
+        "round",
+        "pass",
+        "report",
+        "throttle",
+        "plan",
+    ]
     assert {(value["id"], value["migration"]) for value in objects} == {("web", "m1")}
     assert (objects[5]["seconds"], objects[6]["passes"][0]["tree"]) == (0.123457, "rootfs")
     assert {type(event).__subclasses__() == [] for event in kept.events} == {True}

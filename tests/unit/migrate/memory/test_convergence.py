@@ -62,6 +62,21 @@ def test_it_always_ends_and_keeps_the_limit_when_it_says_so(
         assert convergence.expected_gap(rounds, 0.1) <= max_downtime
 
 
+def test_rounds_do_not_help_against_a_fixed_part_that_is_too_long() -> None:
+    rounds = [Round(256 * MIB, 1.0, 20 * MIB), Round(20 * MIB, 0.1, 2 * MIB), Round(2 * MIB, 0.03, MIB // 2)]
+    judge = convergence.judge
+    assert judge(rounds, fixed=1.0, max_downtime=0.3, max_rounds=30) is Verdict.OUT_OF_REACH
+    assert judge(rounds, fixed=0.2, max_downtime=0.3, max_rounds=30) is Verdict.SWITCH
+    # What is left takes longer than the fixed part: the program writes too fast all the same.
+    rounds = [Round(256 * MIB, 1.0, 256 * MIB), Round(256 * MIB, 1.0, 250 * MIB)]
+    assert judge(rounds, fixed=0.4, max_downtime=0.3, max_rounds=30) is Verdict.DIVERGED
+
+
+def test_a_bandwidth_limit_does_not_count_in_the_freeze() -> None:
+    rounds = [Round(100 * MIB, 10.0, 100 * MIB, 9.0), Round(100 * MIB, 10.0, 100 * MIB, 9.0)]
+    assert convergence.expected_gap(rounds, 0.1) == pytest.approx(1.1)
+
+
 def test_nothing_was_sent() -> None:
     rounds = [Round(0, 0.0, 0), Round(0, 0.0, 0)]
     assert convergence.judge(rounds, fixed=0.1, max_downtime=0.3, max_rounds=30) is Verdict.SWITCH

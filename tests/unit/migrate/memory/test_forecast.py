@@ -40,10 +40,26 @@ def test_a_scale_is_bounded_and_in_its_own_range(ratios: list[float]) -> None:
     assert 0 < found.low <= found.middle <= found.high <= 25
 
 
+def learned(past: list[Past], load: Load = SMALL) -> float:
+    return forecast.scale(forecast.like(past, "host2", load)).middle
+
+
 def test_moves_to_the_same_host_say_more_if_they_are_enough() -> None:
     others = [move(1.0, "far")] * 7
-    assert forecast.scale(forecast.like([move(3.0)] * 3 + others, "host2")).middle == 3.0
-    assert forecast.scale(forecast.like([move(3.0)] * 2 + others, "host2")).middle == 1.0
+    assert learned([move(3.0)] * 3 + others) == 3.0
+    assert learned([move(3.0)] * 2 + others) == 1.0
+
+
+def test_moves_that_are_alike_say_more() -> None:
+    large, eager = Load(GIB, 2), Load(GIB, 2, eager=True)
+    past = [move(1.0), move(2.0, load=large), move(4.0, load=eager)] * 5
+    assert (learned(past), learned(past, large), learned(past, eager)) == (1.0, 2.0, 4.0)
+    assert learned([move(1.0)] * 5 + [move(2.0, load=large)] * 2, large) == 1.0
+    assert learned([move(1.0, "far")] * 5 + [move(2.0, "far", large)] * 3, large) == 2.0
+
+
+def test_only_the_newest_moves_count() -> None:
+    assert learned([move(1.0)] * 10 + [move(5.0)] * 50) == 1.0
 
 
 def test_what_is_written_grows_between_the_points_and_up_to_all_memory() -> None:

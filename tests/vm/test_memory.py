@@ -1,0 +1,79 @@
+"""Memory that is sent while the program runs: by soft-dirty bits under Debian 12's kernel, by userfaultfd under 13's.
+
+Without KVM a few MiB go over in a second, so sizes and rates are small.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.bench import writer
+from tests.bench.ways import BUNDLE, NAME, Ours
+from tests.vm.machines import Machines
+
+MEMORY = 24  # MiB
+TRACKED_BY = {"12": "soft-dirty bits", "13": "userfaultfd"}[os.environ.get("DEBIAN", "13")]
+PATIENCE = 300.0
+
+
+class Moved(Ours):
+    """A program that checks its memory while it writes; the bundle is at the source only."""
+
+    def __init__(self, machines: Machines, directory: Path, rate: float) -> None:
+        super().__init__(machines)
+        program = writer.build(directory)
+        machines.sh("host1", f"rm -rf {BUNDLE}")
+        writer.put_bundle(machines, "host1", BUNDLE, program, MEMORY, rate)
+        self.start()
+        self.until("host1", lambda seen: seen.ready, "the program fills its memory", PATIENCE)
+
+    def assert_whole(self, host: str) -> None:
+        """Every word of its memory is what it wrote."""
+        self.check(host)
+        seen = self.until(host, lambda seen: seen.checked, "the program checks its memory", PATIENCE)
+        assert seen.bad == 0
+
+
+@pytest.fixture(autouse=True)
+def without_bundle(machines: Machines) -> Iterator[None]:
+    yield
+    machines.sh("host1", f"rm -rf {BUNDLE}")
+
+
+def test_what_is_written_meanwhile_is_sent_again(machines: Machines, tmp_path: Path) -> None:
+    """Nothing is lost, and the last round is a small part of the memory."""
+    program = Moved(machines, tmp_path, 0.1)
+    options = ("--mode", "pre-copy", "--timeout", "300", "--max-downtime", "10")
+    done = machines.on("host1", "pymigrate", "--json", "move", *options, NAME, "host2")
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    rounds = [event for event in events if event["event"] == "round"]
+    print(*rounds, events[-1], sep="\n")
+    assert events[-1]["mode"] == "pre-copy"
+    assert len(rounds) >= 2
+    assert rounds[0]["bytes_read"] >= MEMORY << 20
+    assert rounds[-1]["left"] < rounds[0]["bytes_read"] / 2
+    program.assert_whole("host2")
+
+
+def test_a_program_that_writes_too_fast_stays(machines: Machines, tmp_path: Path) -> None:
+    """With --on-divergence abort it runs on here, and its memory is whole."""
+    program = Moved(machines, tmp_path, 20)
+    options = ("--mode", "pre-copy", "--on-divergence", "abort")
+    done = machines.on("host1", "pymigrate", "move", *options, NAME, "host2", check=False)
+    assert done.returncode != 0
+    assert "MiB/s of its memory" in done.stderr
+    assert "Traceback" not in done.stderr
+    program.assert_whole("host1")
+    assert machines.ids("host2") == []
+
+
+def test_auto_says_how_writes_are_tracked(machines: Machines, tmp_path: Path) -> None:
+    program = Moved(machines, tmp_path, 0.1)
+    done = machines.on("host1", "pymigrate", "--json", "move", "--timeout", "300", NAME, "host2")
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    (mode,) = [event for event in events if event["event"] == "mode"]
+    assert (mode["mode"], mode["reason"]) == ("pre-copy", f"writes are tracked by {TRACKED_BY}")
+    program.assert_whole("host2")

@@ -88,6 +88,14 @@ def _find(migration: str, patience: float = 0.0) -> list[int]:
         time.sleep(0.001)
 
 
+def _is_outside(pid: int) -> bool:
+    """Return whether a process is in no container: one whose memory is not in place yet shows no environment either."""
+    try:
+        return os.path.samestat(os.stat(f"/proc/{pid}/ns/mnt"), os.stat("/proc/self/ns/mnt"))
+    except OSError:
+        return False  # it has exited
+
+
 def _is_receiver(pid: int, migration: str) -> bool | None:
     """Return whether a process is root's and has the variable in its environment; None while it is in execve(2)."""
     try:
@@ -97,6 +105,6 @@ def _is_receiver(pid: int, migration: str) -> bool | None:
             environment = file.readall()
     except OSError:
         return False
-    if not environment and not processes.is_bare(pid):
+    if not environment and not processes.is_bare(pid) and _is_outside(pid):
         return None
     return f"{VARIABLE}={migration}".encode() in environment.split(b"\0")

@@ -8,7 +8,7 @@ import pytest
 from tests.support.hosts import in_agent
 from tests.system.conftest import Lab
 
-LIMIT = 512 << 20  # bytes of address space for a source, which takes 200 MiB otherwise
+LIMIT = 1 << 30  # bytes of address space for a source, which takes 700 MiB otherwise: each thread has 72 of it
 
 # `pymigrate move web host2`; when the target has made room for the bundle the source waits for `wait` seconds, or until
 # it has given the target up.

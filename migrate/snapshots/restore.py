@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from criu_rpc import messages
 from criu_rpc.client import Criu
 from migrate.errors import DeadlineExceeded, SnapshotError, TargetError
 from migrate.files.fingerprint import fingerprint
@@ -149,6 +150,7 @@ def _resume_lazily(restoring: Restoring, images: Path, work: Path, digests: byte
     note = Path(restoring.memory_note)
     handler = PageHandler.start(images, note, work, digests)
     try:
+        messages.rpc()  # takes as long as the start of the page handler
         handler.await_ready()
         handler.place(restoring.cgroup)
         handler.load()

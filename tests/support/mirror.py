@@ -30,7 +30,7 @@ ROUND = 0.05  # seconds that the program has for itself after each scan
 
 @dataclasses.dataclass
 class Found:
-    """Pages that exist in the end, pages that were never read, and wrong ones; the bytes that each scan has reported."""
+    """Pages that exist in the end, pages that were never read, wrong ones; the bytes that each scan has reported."""
 
     pages: int
     unread: int

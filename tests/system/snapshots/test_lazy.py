@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from criu_rpc.errors import CriuError
 from migrate.memory import image_source
 from migrate.memory.handler import PageHandler
 from migrate.memory.layout import BLOCK, PAGE
 from migrate.snapshots.restore import restore
+from runtime.checkpoint.restore import Restoring
 from runtime.errors import Conflict
 from runtime.spec.default import default_spec
 from runtime.state import lazy
@@ -204,4 +206,23 @@ def test_a_snapshot_that_is_removed_meanwhile(
             lazy.require_whole(state, "save")
     finally:
         signal_all(held, signal.SIGCONT)
+    require_right(pymigrate, "c")
+
+
+def test_a_restore_that_fails_leaves_nothing(pymigrate: Local, snapshot: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    groups: list[int] = []
+
+    def fail(_: Restoring) -> State:
+        found = lazy.read(str(pymigrate.root / "c" / lazy.NOTE))
+        assert found is not None
+        assert len(group_of(found.group)) == 2
+        groups.append(found.group)
+        raise CriuError("it cannot be resumed")
+
+    monkeypatch.setattr(Restoring, "resume", fail)
+    with pytest.raises(CriuError, match="it cannot be resumed"):
+        restore(Store(pymigrate.root), snapshot)
+    assert (group_of(groups[0]), list(pymigrate.root.glob("*"))) == ([], [])
+    monkeypatch.undo()
+    pymigrate("snapshot", "restore", snapshot)
     require_right(pymigrate, "c")

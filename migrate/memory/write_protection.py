@@ -4,9 +4,11 @@ A userfaultfd(2) is made inside the process (injector.py) and taken out of it by
 mappings are registered from here. PAGEMAP_SCAN (Linux 6.7) then reports what was written, and protects it again in the
 same step. A write to a protected page costs the program some 1.2 us once in each round, and is not seen by it.
 
-What is mapped since the last scan is not registered: PAGEMAP_SCAN reports its pages as written, and the next scan
-registers it. mremap(2) can carry protected pages to an address that is not registered: `scan` reports everything in
-mappings that are new to it. (include/uapi/linux/{userfaultfd,fs}.h; Documentation/admin-guide/mm/pagemap.rst)
+What is mapped since the last scan is not registered: `scan` reports all of its pages, and registers it. The process
+stands still for that moment, 0.1 ms as a rule. Otherwise it could put another mapping there meanwhile, of which only a
+part would be registered: the kernel would split it, and the program's mremap(2) of it would fail with EFAULT. Or it
+could carry protected pages there by mremap(2), which would look as if they had not changed.
+(include/uapi/linux/{userfaultfd,fs}.h; Documentation/admin-guide/mm/pagemap.rst)
 """
 
 import ctypes
@@ -16,9 +18,10 @@ import os
 import struct
 from collections.abc import Sequence
 
-from migrate.memory import address_space, injection, layout
+from migrate.memory import address_space, injection, layout, stopping
 from migrate.memory.injector import Injector
 from migrate.memory.layout import Range
+from migrate.memory.stopping import StopFailed, Stopped
 from migrate.memory.tracking import Gone, TrackingFailed
 
 _SYS_USERFAULTFD = 323  # of x86-64
@@ -30,6 +33,7 @@ _WP_MATCHING, _CHECK_WPASYNC = 1, 2
 _WPALLOWED, _WRITTEN, _PRESENT, _SWAPPED = 1, 2, 8, 16
 _SCAN = struct.Struct("=12Q")
 _REGIONS = 16384  # that one call reports
+_TIMEOUT = 0.05  # seconds for all threads to stop
 
 
 class WriteProtection:
@@ -39,6 +43,7 @@ class WriteProtection:
         """Begin to track. Raises TrackingFailed; the process is unchanged then."""
         self.pid = pid
         self._regions = (ctypes.c_uint64 * (3 * _REGIONS))()
+        self._registered: list[Range] = []
         self._uffd = self._pagemap = -1
         try:
             self._uffd = injector.userfaultfd(pid)
@@ -51,21 +56,46 @@ class WriteProtection:
     def scan(self) -> list[Range]:
         """Return the pages written since the last scan, at first all that exist, and protect them. Raises Gone."""
         try:
-            mappings = layout.unite(address_space.anonymous(self.pid))
-            new = self._report(mappings, 0, _WPALLOWED, inverted=_WPALLOWED)
-            self._register(mappings)
-            return layout.unite(new + self._report(mappings, _WP_MATCHING, _WRITTEN))
+            mappings = address_space.anonymous(self.pid)
+            is_first = not self._registered
+            found = [] if is_first else self._unregistered(mappings)
+            if found or mappings != self._registered:
+                found += self._register_all(report=not is_first)
+                mappings = self._registered or mappings
+            protected = self._report(mappings, _WP_MATCHING, _WRITTEN)
+            return layout.unite(self._report(mappings, 0, 0) if is_first else found + protected)
         except OSError:
             raise Gone from None
 
     def written(self) -> list[Range]:
         """Return the same of a frozen process, and change nothing. Raises Gone."""
         try:
-            mappings = layout.unite(address_space.anonymous(self.pid))
-            new = self._report(mappings, 0, _WPALLOWED, inverted=_WPALLOWED)
-            return layout.unite(new + self._report(mappings, 0, _WRITTEN))
+            mappings = address_space.anonymous(self.pid)
+            return layout.unite(self._unregistered(mappings) + self._report(mappings, 0, _WRITTEN))
         except OSError:
             raise Gone from None
+
+    def _register_all(self, *, report: bool) -> list[Range]:
+        """Register all mappings, and return the pages of those that are new if `report`. Raises OSError.
+
+        A process that does not stop is left as it is: what is new is reported again in the next scan.
+        """
+
+        def register() -> list[Range]:
+            with Stopped(self.pid, _TIMEOUT):
+                mappings = address_space.anonymous(self.pid)
+                found = self._unregistered(mappings) if report else []
+                self._register(layout.unite(mappings))
+                self._registered = address_space.anonymous(self.pid)  # the kernel has joined some of them
+                return found
+
+        try:
+            return stopping.apart(register)
+        except (StopFailed, PermissionError):  # the latter: a debugger has it, or a thread that is about to exit
+            return []
+
+    def _unregistered(self, mappings: Sequence[Range]) -> list[Range]:
+        return self._report(mappings, 0, _WPALLOWED, inverted=_WPALLOWED)
 
     def _register(self, mappings: Sequence[Range]) -> None:
         for start, end in mappings:

@@ -24,13 +24,13 @@ from migrate.memory.soft_dirty import SoftDirty
 from migrate.memory.tracker import Tracker
 from migrate.memory.write_protection import WriteProtection
 
-TIMEOUT = 20.0  # seconds
+TIMEOUT = 120.0  # seconds
 ROUND = 0.05  # seconds that the program has for itself after each scan
 
 
 @dataclasses.dataclass
 class Found:
-    """Pages that exist in the end, pages that were never read, wrong ones; the bytes that each scan has reported."""
+    """Pages that exist in the end, those never read, those that are wrong; the bytes that each scan has reported."""
 
     pages: int
     unread: int
@@ -122,9 +122,10 @@ def main(program: str, kind: str, seed: str, mebibytes: str, threads: str, round
             while not (log.exists() and log.read_text()):
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
-            print(json.dumps(dataclasses.asdict(follow(process.pid, kind, int(rounds)))))
+            found = follow(process.pid, kind, int(rounds))
+            assert process.poll() is None, log.read_text()[-1000:]
+            print(json.dumps(dataclasses.asdict(found)))
         finally:
-            print("poll", process.poll(), log.read_text()[-100:], file=sys.stderr)
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 

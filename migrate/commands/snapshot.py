@@ -29,18 +29,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from migrate.snapshots import restore as snapshot_restore
-    from migrate.snapshots import save as snapshots
-    from migrate.ui.text import size
     from runtime.state import lazy
     from runtime.state.store import Store
 
     store = Store(args.root)
     match args.action:
         case "save":
+            from migrate.snapshots import save as snapshots
+            from migrate.ui.text import size
+
             manifest = snapshots.save(store, args.id, args.dir, allow=frozenset(args.allow), stop=args.stop)
             text = f"{manifest.id}: saved to {args.dir} ({size(manifest.size)})"
         case "restore":
+            from migrate.snapshots import restore as snapshot_restore
+
             fate = "close" if args.tcp_close else "keep" if args.tcp_established else None
             state = snapshot_restore.restore(
                 store, args.dir, new_id=args.id, rootfs=args.rootfs, net=args.net, connections=fate, eager=args.eager

@@ -105,7 +105,7 @@ class UnderWay:
 
     def _cancel(self) -> None:
         """Interrupt the move if that was asked for, and nothing else has. The clean-up is then not interrupted."""
-        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        if signal.getsignal(signal.SIGTERM) is not signal.SIG_IGN:  # SIGINT is ignored in a shell's background, too
             try:
                 self.require_wanted()
             except Cancelled:

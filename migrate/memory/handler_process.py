@@ -79,7 +79,8 @@ def _pair(control: Control, images: Path, note: Path) -> NoReturn:
             worker = None
         _await_exit(own)
         os.close(own)
-        if control[Word.OVER]:
+        if control[Word.OVER]:  # the worker may have been killed before it could remove the note
+            remove_note(control[Word.NOTE], note)
             os._exit(0)
         takeovers += 1
         if takeovers > _PATIENT_AFTER:

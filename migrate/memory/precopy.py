@@ -1,6 +1,6 @@
 """Send the memory of a running container in rounds: all of it first, then what was written meanwhile.
 
-    with PreCopy(init, send) as memory:
+    with PreCopy(init, send, injector) as memory:
         memory.scan(); memory.send()      a round, while the container runs
         ...
         memory.send_frozen()              right after the freeze: what was written since the last scan
@@ -79,9 +79,9 @@ class _Space:
 class PreCopy:
     """The memory of a container, whose init is `init`. `send` takes the bodies of frames (layout.py)."""
 
-    def __init__(self, init: int, send: Callable[[bytes], None]) -> None:
+    def __init__(self, init: int, send: Callable[[bytes], None], injector: Injector) -> None:
         self._init, self._send = init, send
-        self._injector = Injector()
+        self._injector = injector
         self._spaces: dict[int, _Space] = {}
         self._seen = self._alive()
 
@@ -94,7 +94,6 @@ class PreCopy:
         for space in self._spaces.values():
             space.close()
         self._spaces.clear()
-        self._injector.close()
 
     def _track(self, pid: int) -> Tracker:
         return tracker.track(pid, self._init, self._injector)

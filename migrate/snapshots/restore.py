@@ -30,7 +30,7 @@ from runtime.state import lazy
 from runtime.state.record import State
 from runtime.state.store import Store
 
-_LEAST = 64 << 20  # bytes of memory; with fewer it is faster to put them in place first
+_LEAST = 32 << 20  # bytes of memory; with fewer it is faster to put them in place first
 
 
 def restore(
@@ -149,11 +149,12 @@ def _resume_lazily(restoring: Restoring, images: Path, work: Path, digests: byte
     note = Path(restoring.memory_note)
     handler = PageHandler.start(images, note, work, digests)
     try:
+        handler.load()
+        # Meanwhile the page handler starts. CRIU's connection to it waits, and so does a process that misses memory.
+        restoring.restore(RESTORE_TIMEOUT, lazy_pages=True)
         handler.await_ready()
         handler.place(restoring.cgroup)
-        handler.load()
         handler.await_loaded()
-        restoring.restore(RESTORE_TIMEOUT, lazy_pages=True)
         state = restoring.resume()
     except BaseException as error:
         found = lazy.read(str(note))

@@ -13,6 +13,7 @@ from migrate.limits import PAGES_CLOSE_TIMEOUT, ROUND_TIMEOUT
 from migrate.memory import convergence, forecast, layout, lazy_support, tracker
 from migrate.memory.convergence import Round, Verdict
 from migrate.memory.forecast import Load, Past
+from migrate.memory.injector import Injector
 from migrate.memory.layout import Range
 from migrate.memory.precopy import PreCopy
 from migrate.model import MigrationMode, MigrationSpec, OnDivergence
@@ -71,9 +72,13 @@ class MovingMemory:
     """The memory of one container on its way. A context manager: leaving it ends everything."""
 
     def __init__(
-        self, peer: Peer, reporter: Reporter, state: State, wanted: MigrationSpec, size: int, remapped: bool
-    ) -> None:
-        """`size`: an estimate of the memory of all processes, in bytes; `remapped`: they have a user namespace."""
+        self, peer: Peer, reporter: Reporter, state: State, wanted: MigrationSpec, size: int, injector: Injector,
+        *, remapped: bool,
+    ) -> None:  # fmt: skip
+        """`size`: an estimate of the memory of all processes, in bytes; `remapped`: they have a user namespace.
+
+        `injector` was started ahead, because that takes 50 ms; the caller closes it.
+        """
         self._state, self._init, self._remapped = state, state.pid, remapped
         self.lazy_problem = ""
         self._peer, self._reporter, self._wanted, self._size = peer, reporter, wanted, size
@@ -81,7 +86,7 @@ class MovingMemory:
             peer.send_memory, digest=peer.digest, compress=codec.settle(wanted.compress, peer.offers, wanted.host),
             limit=wanted.bandwidth_limit,
         )  # fmt: skip
-        self._memory = PreCopy(state.pid, self._put)
+        self._memory = PreCopy(state.pid, self._put, injector)
         self.reported: list[RoundDone] = []
         self._done, self._total, self._shown = 0, 0, 0.0  # bytes of the present round; when they were reported
         self._rounds: list[Round] = []
@@ -125,9 +130,10 @@ class MovingMemory:
 
     def _send_rounds(self) -> None:
         begin = protocol.MemoryBegin(self._size, self._peer.digest)
-        self.lazy_problem = lazy_problem(self._peer.call(begin), self._init, self._remapped)
+        self._peer.post(begin)
+        left = self._memory.scan()  # while the target makes its store
+        self.lazy_problem = lazy_problem(self._peer.answer(), self._init, self._remapped)
         self._prepare_throttle()
-        left = self._memory.scan()
         self._rest = self._memory.rest
         self._scale = forecast.scale(forecast.like(history.past(), self._wanted.host, self._load()))
         while True:

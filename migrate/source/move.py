@@ -22,6 +22,7 @@ from migrate.limits import (
     PASSING_PATIENCE,
     RESUME_TIMEOUT,
 )
+from migrate.memory.injector import Injector
 from migrate.model import Compression, MigrationMode, MigrationSpec
 from migrate.phases import OPEN, Phase
 from migrate.preflight import processes as process_scan
@@ -78,6 +79,7 @@ class Move:
             ready.wanted.bandwidth_limit,
         )  # fmt: skip
         self._aftermath = Aftermath()
+        self._injector: Injector | None = None
         self._memory: MovingMemory | None = None
         self._mode, self._why = MigrationMode.STOP_AND_COPY, ""
 
@@ -95,6 +97,8 @@ class Move:
         finally:
             if self._memory is not None:
                 self._memory.__exit__(None, None, None)
+            if self._injector is not None:
+                self._injector.close()
             self._seeding.close()
 
     def run(self) -> Report:
@@ -115,6 +119,8 @@ class Move:
 
         Return why the target cannot keep images in memory, or "".
         """
+        if self._wanted.mode is not MigrationMode.STOP_AND_COPY:
+            self._injector = Injector()
         self._log.record(Phase.SEED)
         self._reporter.phase(Phase.SEED, "root file system")
         leftovers.discard(self._peer, self._log, self._reporter)
@@ -168,13 +174,14 @@ class Move:
         """Send memory while the container runs, unless all of it goes in the freeze."""
         self._mode, self._why = memory.choose(self._wanted, on_disk)
         self._reporter.mode(self._mode, self._why)
-        if self._mode is MigrationMode.PRE_COPY:
+        if self._mode is MigrationMode.PRE_COPY and self._injector is not None:
             self._log.record(Phase.PRE_COPY)
             self._reporter.phase(Phase.PRE_COPY, f"memory of {self._wanted.id}")
             size = process_scan.memory_bytes(self._state.pid)
             self._memory = MovingMemory(
-                self._peer, self._reporter, self._state, self._wanted, size, "user" in self._spec.namespaces
-            )
+                self._peer, self._reporter, self._state, self._wanted, size, self._injector,
+                remapped="user" in self._spec.namespaces,
+            )  # fmt: skip
             self._memory.send_rounds()
             if self._memory.lazy_problem:
                 words = f"{self._wanted.id} is resumed when all memory is in place: {self._memory.lazy_problem}"

@@ -17,6 +17,7 @@ from migrate.limits import CONTAINER_LOCK_TIMEOUT, TRIAL_TIMEOUT
 from migrate.memory import advice, forecast, layout
 from migrate.memory.convergence import Verdict
 from migrate.memory.forecast import Aim, Load, Written
+from migrate.memory.injector import Injector
 from migrate.memory.precopy import PreCopy
 from migrate.model import MigrationMode, MigrationSpec
 from migrate.phases import Phase
@@ -68,7 +69,7 @@ class _Measured:
             self.processes = len(processes.container_pids(state.pid))
             self.target, self.bandwidth = _trial(checked, _random())
         else:
-            with PreCopy(state.pid, lambda _: None) as memory:
+            with Injector() as injector, PreCopy(state.pid, lambda _: None, injector) as memory:
                 total = memory.scan()
                 self.processes, self.rest, self.untracked = memory.processes, memory.rest, memory.untracked
                 self.target, self.bandwidth = _trial(checked, memory.sample(_TRIAL_BYTES) if total else _random())

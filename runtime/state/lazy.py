@@ -2,7 +2,7 @@
 
 The handler's processes hold the note's lock while they live, and remove the note when all memory is in place. A note
 without a lock means that all of them were killed: what was missing then reads as zeros, so the container is damaged.
-Unless a second line says why they have killed the container.
+A second line says why they have killed the container: its memory cannot be read.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from runtime.state.record import State
 
 NOTE = "memory-left"  # in the container's directory
+_LONGEST = 4096  # bytes of the second line
 _PERIOD = 0.02
-_LONGEST = 4096
 
 
 class Left(Record):
@@ -43,21 +43,18 @@ class Left(Record):
     @property
     def problem(self) -> str:
         """Why the container cannot be dumped."""
-        if self.is_damaged or self.failure:
-            return f"its memory: {self.damage}"
+        if self.failure:
+            return f"its memory is lost: {self.failure}"
+        if self.is_damaged:
+            return "its memory is damaged, because its page handler was killed"
         return f"{-(-self.left >> 20)} MiB of its memory are not in place yet"
 
     @property
     def remedy(self) -> str:
         """What to do about that."""
-        if self.is_damaged or self.failure:
+        if self.is_damaged:
             return "delete the container, and start it again or restore a snapshot"
         return "try again when `pymigrate list` shows no memory left"
-
-    @property
-    def damage(self) -> str:
-        """What has become of the memory that is damaged."""
-        return self.failure or "damaged, because its page handler was killed"
 
     def plain(self) -> dict[str, Any]:
         """Return what JSON shows of it."""
@@ -67,8 +64,6 @@ class Left(Record):
 
 def words(plain: dict[str, Any]) -> str:
     """Return what tables say, of what JSON shows (Left.plain)."""
-    if plain.get("failure"):
-        return f"memory: {plain['failure']}"
     return "memory: damaged" if plain["damaged"] else f"memory: {-(-plain['left'] >> 20)} MiB left"
 
 
@@ -77,9 +72,9 @@ def describe(left: int, total: int, group: int) -> bytes:
     return b"%20d %20d %10d\n" % (left, total, group)
 
 
-def describe_failure(words: str) -> tuple[bytes, int]:
+def describe_failure(why: str) -> tuple[bytes, int]:
     """Return the second line of a note, and its place."""
-    return words.encode()[:_LONGEST] + b"\n", len(describe(0, 0, 0))
+    return why.encode()[:_LONGEST] + b"\n", len(describe(0, 0, 0))
 
 
 def note(state: State) -> str:
@@ -106,7 +101,9 @@ def read(path: str) -> Left | None:
         fields = line.split()
         numbers = [int(field) for field in fields] if len(fields) == 3 else [0, 0, 0]
         failure = rest.partition(b"\n")[0].decode(errors="replace")
-        return Left(left=numbers[0], total=numbers[1], group=numbers[2], is_damaged=is_damaged, failure=failure)
+        return Left(
+            left=numbers[0], total=numbers[1], group=numbers[2], is_damaged=is_damaged or bool(failure), failure=failure
+        )  # fmt: skip
     except ValueError:
         return Left(left=0, total=0, group=0, is_damaged=is_damaged)
     finally:
@@ -129,9 +126,7 @@ def await_whole(state: State, patience: float) -> Left | None:
     import time
 
     deadline = time.monotonic() + patience
-    while (
-        (found := left(state)) is not None and not (found.is_damaged or found.failure) and time.monotonic() < deadline
-    ):
+    while (found := left(state)) is not None and not found.is_damaged and time.monotonic() < deadline:
         select.select([], [], [], _PERIOD)
     return found
 

@@ -177,7 +177,16 @@ class Engines:
                 self.ctr("container", "rm", container)
 
     def leftovers(self) -> str:
-        """What may be left when all containers are gone: states, monitors, shims, cgroups, mounts."""
+        """What is left when all containers are gone: states, monitors, shims, cgroups, mounts.
+
+        Conmon exits by itself after podman has removed its container.
+        """
+        deadline = time.monotonic() + self.hosts.patience
+        while (found := self._found()) and time.monotonic() < deadline:
+            pass
+        return found
+
+    def _found(self) -> str:
         return self.sh(
             "ls -d /run/opencontainer/containers/* /run/containerd/runc/default/* /run/runc/* 2> /dev/null; "
             "for p in /proc/[0-9]*; do cat $p/cmdline 2> /dev/null | tr '\\0' ' ' | "

@@ -29,7 +29,7 @@ def test_rounds_are_reported_and_the_report_expects_the_gap(lab: Lab) -> None:
     assert (mode["mode"], report["mode"]) == ("pre-copy", "pre-copy")
     assert [fields["number"] for fields in rounds] == list(range(1, len(rounds) + 1))
     assert len(rounds) >= 2
-    assert rounds[0]["bytes_read"] >= rounds[1]["bytes_read"] > 0
+    assert rounds[0]["bytes_read"] >= rounds[1]["bytes_read"]
     assert rounds[-1]["expected_gap"] > 0
     lab.wait_count("host2", start)
 

@@ -1,5 +1,6 @@
 """Snapshots: saved, shown, restored more than once; damage is found before anything is made of it."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -138,6 +139,10 @@ TAMPERED: dict[str, tuple[Callable[[Path], object], str]] = {
     "a field": (lambda place: _fields(place, rootfs="/"), "manifest.json: is damaged"),
     "the log is a link": (_link, "log: is a symbolic link"),
     "the log": (lambda place: (place / "log").write_text("other\n"), "log: is damaged"),
+    "the digests": (lambda place: _longer(place / "digests"), "digests: is damaged"),
+    "the digests of a block": (lambda place: (place / "digests").write_bytes(bytes(32)), "digests: is damaged"),
+    "no digests": (lambda place: (place / "digests").unlink(), "digests: No such file"),
+    "pages": (lambda place: _longer(place / "images" / "pages-1.img"), "pages-1.img: is damaged"),
     "an unlisted image": (lambda place: (place / "images" / "x.img").touch(), "x.img: is not in the manifest"),
     "an unlisted file": (lambda place: (place / "runtime.json").touch(), "runtime.json: is not in the manifest"),
     "images are elsewhere": (_elsewhere, "images"),
@@ -168,11 +173,33 @@ def test_what_somebody_has_changed_is_refused(pymigrate: Local, snapshot: Path, 
         assert (done.returncode, "config.json: is damaged" in done.stderr) == (6, True)
 
 
-def _as_before(place: Path) -> None:
-    """The manifest that earlier versions wrote."""
+def _longer(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"x")
+
+
+def _as_before(place: Path, version: int = 1) -> None:
+    """Make it a snapshot of an earlier version."""
     fields = json.loads((place / "manifest.json").read_text())
-    del fields["files"], fields["digest"]
-    (place / "manifest.json").write_text(json.dumps(fields | {"format": 1}))
+    del fields["digest"], fields["eager"]
+    (place / "digests").unlink()
+    for path in (place / "images").glob("pages-*.img"):
+        fields["images"][path.name][1] = hashlib.sha256(path.read_bytes()).hexdigest()
+    fields["format"] = version
+    if version == 1:
+        del fields["files"]
+    else:
+        fields["digest"] = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+    (place / "manifest.json").write_text(json.dumps(fields))
+
+
+def test_a_snapshot_without_digests_of_blocks(pymigrate: Local, snapshot: Path) -> None:
+    _as_before(snapshot, 2)
+    assert "earlier version" not in pymigrate("snapshot", "show", snapshot).stdout
+    pymigrate("snapshot", "restore", snapshot, "--id", "new")
+    wait_beyond(pymigrate, "new", 3)
+    _longer(snapshot / "images" / "pages-1.img")
+    done = pymigrate("snapshot", "restore", snapshot, "--id", "another", check=False)
+    assert (done.returncode, "pages-1.img: is damaged" in done.stderr) == (6, True)
 
 
 def test_a_snapshot_of_an_earlier_version_is_read_and_its_weakness_said(pymigrate: Local, snapshot: Path) -> None:

@@ -6,6 +6,7 @@ COMMITTED in the source's journal is the one point of no return.
     phase          the source                               the target
     PREFLIGHT      checks everything, changes nothing       answers questions
     SEED           sends files while the container runs     makes everything around the container
+    PRE_COPY       sends memory while the container runs    keeps it in a store
     STOP_AND_COPY  CRIU freezes and dumps it                receives pages and images
     PREPARED       still holds it frozen                    holds the restored tree, which has not run
     COMMITTED      kills it                                 still holds the restored tree

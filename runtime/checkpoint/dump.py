@@ -80,7 +80,7 @@ class Dump:
     def run_until(self, *scripts: str) -> str:
         """Let CRIU continue to the first of the notifications, and return its name.
 
-        The container is frozen from `pre-dump` on. Raises CriuError, ContainerError.
+        CRIU freezes the container after `pre-dump` is answered. Raises CriuError, ContainerError.
         """
         assert self._session is not None
         if not self._guarded:

@@ -28,7 +28,7 @@ MIB, THREADS = 48, 3
 def dumped(tmp_path: Path) -> Iterator[Program]:
     """The program, dumped; its memory is in the store."""
     with program(tmp_path, "restless", 1, MIB, THREADS) as running:
-        assert running.dump() > MIB << 18
+        assert running.dump() > MIB << 16
         yield running
 
 
@@ -133,7 +133,7 @@ def test_both_are_killed(dumped: Program) -> None:
     found = lazy.read(str(dumped.note))
     assert found is not None
     assert "damaged" in str(found)
-    assert found.total > MIB << 18
+    assert found.total > MIB << 16
 
 
 def test_the_program_ends(dumped: Program) -> None:

@@ -64,6 +64,13 @@ def pieces(parts: Iterable[tuple[int, bytearray]]) -> Pieces:
     return whole
 
 
+def is_huge(entries: bytes) -> bool:
+    """Return whether a piece seems to be one huge page: its page frames follow each other, and the first is aligned."""
+    first, last = (int.from_bytes(entries[at : at + ENTRY], "little") for at in (0, _PIECE_ENTRIES - ENTRY))
+    frame, pages = first & FRAME, PIECE // PAGE
+    return bool(first >> 63 and last >> 63 and frame and not frame % pages and last & FRAME == frame + pages - 1)
+
+
 def clean(entries: bytes) -> bytes:
     """Return the entries of a piece as they are once its soft-dirty bits are cleared."""
     found = bytearray(entries)

@@ -11,6 +11,10 @@ The bits do not tell everything. mremap(2) moves whole page tables as they are, 
 map a huge page of zeros. Both change the page frame, so a page counts as written, too, when its frame or its place in
 swap is another one than in the last scan.
 
+A huge page has one bit, so a write to any of it counts for 2 MiB. Huge pages are split before their bits are cleared:
+process_madvise(2) with advice for a part of one does that. The target will have small ones anyway, and the kernel joins
+them again where the container stays.
+
 There is one set of bits for all who use them. A program that reads its own, as garbage collectors do, must keep them.
 """
 
@@ -29,6 +33,9 @@ from runtime.linux import processes
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _SYS_KCMP = {"x86_64": 312, "aarch64": 272}
+_SYS_PROCESS_MADVISE = 440
+_MADV_COLD = 20
+_ADVICES = 1024  # in one call
 _KCMP_VM = 1
 _CLEAR_SOFT_DIRTY = b"4"
 _TIMEOUT = 0.05  # seconds for all threads to stop
@@ -42,9 +49,10 @@ class SoftDirty:
         """Begin to track a process of the container whose init is `init`. Raises TrackingFailed; it is unchanged."""
         self.pid, self._init = pid, init
         self._before: pagemap.Pieces | None = None  # entries as the last scan has left them; None: not scanned yet
-        self._pagemap = self._clear = -1
+        self._pagemap = self._clear = self._pidfd = -1
         try:
             self._require_possible()
+            self._pidfd = os.pidfd_open(pid)
             self._pagemap = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
             self._clear = os.open(f"/proc/{pid}/clear_refs", os.O_WRONLY | os.O_CLOEXEC)
         except OSError as error:
@@ -60,6 +68,7 @@ class SoftDirty:
                 self._before = {}
                 return self.written()
             if self._before is None:
+                _split(self._pidfd, self._read(address_space.anonymous(self.pid)))
                 os.write(self._clear, _CLEAR_SOFT_DIRTY)
                 now = self._read(address_space.anonymous(self.pid))
             else:
@@ -79,10 +88,10 @@ class SoftDirty:
 
     def close(self) -> None:
         """End tracking. Nothing remains of it in the process."""
-        for fd in (self._pagemap, self._clear):
+        for fd in (self._pagemap, self._clear, self._pidfd):
             if fd >= 0:
                 os.close(fd)
-        self._pagemap = self._clear = -1
+        self._pagemap = self._clear = self._pidfd = -1
 
     def _require_possible(self) -> None:
         """Raises TrackingFailed, OSError."""
@@ -109,7 +118,9 @@ class SoftDirty:
         in the next scan, because `_before` does not have it.
         """
         mappings = layout.unite(address_space.anonymous(self.pid))
-        filled = layout.unite((piece, piece + pagemap.PIECE) for piece in self._read(mappings))
+        pieces = self._read(mappings)
+        _split(self._pidfd, pieces)
+        filled = layout.unite((piece, piece + pagemap.PIECE) for piece in pieces)
         parts = pagemap.buffers(layout.subtract(mappings, layout.subtract(mappings, filled)))
 
         def read_and_clear() -> None:
@@ -128,6 +139,16 @@ class SoftDirty:
         """Return whether another process of the container has the same address space. Raises OSError."""
         others = processes.descendants(self._init) - {self.pid}
         return any(_compare(self.pid, other) for other in others)
+
+
+def _split(pidfd: int, pieces: pagemap.Pieces) -> None:
+    """Split the huge pages of a process, as far as it can be done: not those that it shares or has locked."""
+    places = [piece for piece, entries in pieces.items() if pagemap.is_huge(entries)]
+    while places:
+        count = min(_ADVICES, len(places))
+        vector = b"".join(struct.pack("=QQ", place, PAGE) for place in places[:count])
+        done = int(_LIBC.syscall(_SYS_PROCESS_MADVISE, pidfd, vector, ctypes.c_size_t(count), _MADV_COLD, 0))
+        del places[: max(1, done // PAGE)]  # it stops at the first that it refuses
 
 
 def _compare(pid: int, other: int) -> bool:

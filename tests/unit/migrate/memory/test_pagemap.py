@@ -92,6 +92,15 @@ def test_empty_pieces_are_left_out() -> None:
     assert read({3: PRESENT}, START, START + 3 * PAGE) == {}
 
 
+def test_huge_pages() -> None:
+    whole = {number: PRESENT | 512 * 9 + number for number in range(PAGES)}
+    assert pagemap.is_huge(read(whole)[START])
+    assert not pagemap.is_huge(read({**whole, PAGES - 1: PRESENT | 7})[START])
+    assert not pagemap.is_huge(read({number: entry + 1 for number, entry in whole.items()})[START])
+    assert not pagemap.is_huge(read({number: entry & ~PRESENT | SWAPPED for number, entry in whole.items()})[START])
+    assert not pagemap.is_huge(read({0: PRESENT | 512})[START])
+
+
 def test_buffers_cover_the_ranges() -> None:
     ranges = [(START, START + PAGE), (1 << 40, (1 << 40) + (200 << 20))]
     found = [(at, at + len(buffer) // pagemap.ENTRY * PAGE) for at, buffer in pagemap.buffers(ranges)]

@@ -3,9 +3,9 @@
 A 4 written to /proc/PID/clear_refs clears the bit of every page, and the next write to a page sets it (Documentation/
 admin-guide/mm/soft-dirty.rst). A write between reading the bits and clearing them would be lost, so the process stands
 still for that moment: about 10 ms for each GiB in it, at 2 MiB per GiB of entries. Everything else is done while it
-runs: the first scan clears before it reads and needs no stop; pieces that are empty are left out; changes are sought
-afterwards. A process that does not stop in time, or that shares its memory with another one (vfork(2)), keeps its bits:
-what they say is still true, but covers more than the last round.
+runs: the first scan clears before it reads and needs no stop, unless a device may write (direct_io.py); pieces that are
+empty are left out; changes are sought afterwards. A process that does not stop in time, or that shares its memory with
+another one (vfork(2)), keeps its bits: what they say is still true, but covers more than the last round.
 
 The bits do not tell everything. mremap(2) moves whole page tables as they are, and a first read after madvise(2) can
 map a huge page of zeros. Both change the page frame, so a page counts as written, too, when its frame or its place in
@@ -25,10 +25,10 @@ import mmap
 import os
 import struct
 
-from migrate.memory import address_space, layout, pagemap, stopping
+from migrate.memory import address_space, direct_io, layout, pagemap, stopping
 from migrate.memory.layout import PAGE, Range
 from migrate.memory.stopping import StopFailed, Stopped
-from migrate.memory.tracking import Gone, TrackingFailed
+from migrate.memory.tracking import ASYNCHRONOUS, Gone, TrackingFailed
 from runtime.linux import processes
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -67,16 +67,13 @@ class SoftDirty:
             except TrackingFailed:
                 self._before = {}
                 return self.written()
-            if self._before is None:
-                _split(self._pidfd, self._read(address_space.anonymous(self.pid)))
-                os.write(self._clear, _CLEAR_SOFT_DIRTY)
-                now = self._read(address_space.anonymous(self.pid))
-            else:
-                now = self._read_and_clear()
+            is_free = self._before is None and not direct_io.is_used(self.pid)
+            now = self._clear_and_read() if is_free else self._read_and_clear()
+            is_known = not is_free or not direct_io.is_used(self.pid)  # since when it is used is not known
         except OSError:
             raise Gone from None
         found = pagemap.changed(now, self._before or {})
-        self._before = {piece: pagemap.clean(entries) for piece, entries in now.items()}
+        self._before = {piece: pagemap.clean(entries) for piece, entries in now.items()} if is_known else {}
         return found
 
     def written(self) -> list[Range]:
@@ -97,6 +94,8 @@ class SoftDirty:
         """Raises TrackingFailed, OSError."""
         if layout.size(address_space.anonymous(self.pid)) > _MOST:
             raise TrackingFailed(f"has more than {_MOST >> 30} GiB of address space")
+        if direct_io.is_asynchronous(self.pid):
+            raise TrackingFailed(ASYNCHRONOUS)
         for name in os.listdir(f"/proc/{self.pid}/fd"):
             try:
                 file = os.readlink(f"/proc/{self.pid}/fd/{name}")
@@ -110,6 +109,12 @@ class SoftDirty:
         parts = pagemap.buffers(layout.unite(ranges))
         pagemap.fill(self._pagemap, parts)
         return pagemap.pieces(parts)
+
+    def _clear_and_read(self) -> pagemap.Pieces:
+        """Clear the soft-dirty bits, and return the entries of all pages. Raises OSError."""
+        _split(self._pidfd, self._read(address_space.anonymous(self.pid)))
+        os.write(self._clear, _CLEAR_SOFT_DIRTY)
+        return self._read(address_space.anonymous(self.pid))
 
     def _read_and_clear(self) -> pagemap.Pieces:
         """Return the entries, and clear the soft-dirty bits while nobody can write. Raises OSError.

@@ -7,3 +7,6 @@ class TrackingFailed(Exception):
 
 class Gone(Exception):
     """The address space does not exist any longer: the process has exited, or has executed another program."""
+
+
+ASYNCHRONOUS = "it reads files asynchronously and with O_DIRECT, so that devices write its memory"

@@ -16,13 +16,13 @@ import errno
 import fcntl
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from migrate.memory import address_space, injection, layout, stopping
+from migrate.memory import address_space, direct_io, injection, layout, stopping
 from migrate.memory.injector import Injector
 from migrate.memory.layout import Range
 from migrate.memory.stopping import StopFailed, Stopped
-from migrate.memory.tracking import Gone, TrackingFailed
+from migrate.memory.tracking import ASYNCHRONOUS, Gone, TrackingFailed
 
 _SYS_USERFAULTFD = 323  # of x86-64
 _USER_MODE_ONLY = 1
@@ -44,8 +44,11 @@ class WriteProtection:
         self.pid = pid
         self._regions = (ctypes.c_uint64 * (3 * _REGIONS))()
         self._registered: list[Range] = []
+        self._again: list[Range] = []  # what the next scan reports in any case
         self._uffd = self._pagemap = -1
         try:
+            if direct_io.is_asynchronous(pid):
+                raise TrackingFailed(ASYNCHRONOUS)
             self._uffd = injector.userfaultfd(pid)
             fcntl.ioctl(self._uffd, _UFFDIO_API, bytearray(struct.pack("=QQQ", _API, _FEATURES, 0)))
             self._pagemap = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
@@ -62,16 +65,45 @@ class WriteProtection:
             if found or mappings != self._registered:
                 found += self._register_all(report=not is_first)
                 mappings = self._registered or mappings
-            protected = self._report(mappings, _WP_MATCHING, _WRITTEN)
+            protected = self._protect(mappings)
             return layout.unite(self._report(mappings, 0, 0) if is_first else found + protected)
         except OSError:
             raise Gone from None
+
+    def _protect(self, mappings: Sequence[Range]) -> list[Range]:
+        """Return the pages that were written, and protect those that no device may write. Raises OSError."""
+        again, self._again = self._again, []
+        if direct_io.is_asynchronous(self.pid):
+            return self._report(mappings, 0, 0)
+        if direct_io.is_used(self.pid):
+            return again + self._standing_still(
+                lambda: self._report(mappings, _WP_MATCHING, _WRITTEN),
+                otherwise=lambda: self._report(mappings, 0, _WRITTEN),
+            )
+        found = self._report(mappings, _WP_MATCHING, _WRITTEN)
+        if direct_io.is_used(self.pid):  # since when is not known
+            self._again = found
+        return again + found
+
+    def _standing_still(
+        self, action: Callable[[], list[Range]], otherwise: Callable[[], list[Range]] = list
+    ) -> list[Range]:
+        """Return what `action` returns while the process stands still, or what `otherwise` returns. Raises OSError."""
+
+        def act() -> list[Range]:
+            with Stopped(self.pid, _TIMEOUT):
+                return action()
+
+        try:
+            return stopping.apart(act)
+        except (StopFailed, PermissionError):  # the latter: a debugger has it, or a thread that is about to exit
+            return otherwise()
 
     def written(self) -> list[Range]:
         """Return the same of a frozen process, and change nothing. Raises Gone."""
         try:
             mappings = address_space.anonymous(self.pid)
-            return layout.unite(self._unregistered(mappings) + self._report(mappings, 0, _WRITTEN))
+            return layout.unite(self._again + self._unregistered(mappings) + self._report(mappings, 0, _WRITTEN))
         except OSError:
             raise Gone from None
 
@@ -82,17 +114,13 @@ class WriteProtection:
         """
 
         def register() -> list[Range]:
-            with Stopped(self.pid, _TIMEOUT):
-                mappings = address_space.anonymous(self.pid)
-                found = self._unregistered(mappings) if report else []
-                self._register(layout.unite(mappings))
-                self._registered = address_space.anonymous(self.pid)  # the kernel has joined some of them
-                return found
+            mappings = address_space.anonymous(self.pid)
+            found = self._unregistered(mappings) if report else []
+            self._register(layout.unite(mappings))
+            self._registered = address_space.anonymous(self.pid)  # the kernel has joined some of them
+            return found
 
-        try:
-            return stopping.apart(register)
-        except (StopFailed, PermissionError):  # the latter: a debugger has it, or a thread that is about to exit
-            return []
+        return self._standing_still(register)
 
     def _unregistered(self, mappings: Sequence[Range]) -> list[Range]:
         return self._report(mappings, 0, _WPALLOWED, inverted=_WPALLOWED)

@@ -161,7 +161,7 @@ def test_foreground_restore_has_our_streams(pymigrate: Local, tmp_path: Path, im
     )  # fmt: skip
     assert running.stdout is not None
     assert before < int(running.stdout.readline()) < before + 500
-    pymigrate("exec", "ckpt", "touch", "/tmp/end")
+    pymigrate("exec", "ckpt", "touch", "/tmp/end", check=False)  # the container may end before `touch` does
     assert running.wait(10) == 7
     running.stdout.close()
     assert pymigrate("list", "-q").stdout == ""

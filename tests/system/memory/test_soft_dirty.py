@@ -136,7 +136,7 @@ def test_a_parent_in_vfork_does_not_stop_and_runs_on(tmp_path: Path) -> None:
     os.mkfifo(fifo)
     with program() as parent:
         parent.send(f"os.posix_spawn('/bin/true', ['true'], {{}}, file_actions=[(0, 9, {str(fifo)!r}, 0, 0)])")
-        wait_for(lambda: state(parent.pid) == "D")
+        wait_for(lambda: len(processes.descendants(parent.pid)) > 1 and state(parent.pid) == "D")
         with pytest.raises(StopFailed):
             stopping.apart(lambda: Stopped(parent.pid, 0.05).__enter__())
         with fifo.open("w"):

@@ -16,6 +16,7 @@ from migrate.memory.layout import PAGE, Range
 from migrate.memory.soft_dirty import SoftDirty
 from migrate.memory.stopping import StopFailed, Stopped
 from migrate.memory.tracking import TrackingFailed
+from runtime.linux import processes
 
 HUGE = 2 << 20
 TIMEOUT = 10.0

@@ -20,6 +20,11 @@ COUNT_IN_FILE = "read u < /proc/sys/kernel/random/uuid; echo $u > /run-name; " +
 )
 
 
+def whole_line(file: str) -> tuple[str, ...]:
+    """Return the command that prints a file which the program empties and writes again in every step."""
+    return ("sh", "-c", f"until read line < {file}; do :; done; echo $line")
+
+
 @pytest.fixture(scope="module")
 def engine_host() -> Iterator[Engines]:
     for program in ("podman", "containerd"):
@@ -609,7 +614,8 @@ def test_containerd_checkpoint_and_restore(containerd: Engines) -> None:
         containerd.ctr("container", "restore", "--live", "--rw", "c", "localhost/checkpoint:1")
         assert tasks(containerd) == [["c", "RUNNING"]]
         containerd.count_in_file("c", after)
-        assert containerd.ctr("task", "exec", "--exec-id", "e", "c", "cat", "/u").stdout == name, "it began anew"
+        now = containerd.ctr("task", "exec", "--exec-id", "e", "c", *whole_line("/u")).stdout
+        assert now == name, "it began anew"
     finally:
         containerd.ctr("images", "rm", "localhost/checkpoint:1")
 
@@ -673,5 +679,5 @@ def test_container_of_containerd_moves_there_and_back(
     containerd.ctr("task", "delete", "c", check=False)  # its status is that of the container that has ended
     assert tasks(containerd) == []
     there = ("pymigrate", "--root", root)
-    assert int(containerd.hosts.on("host1", *there, "exec", "c", "cat", "/run/n").stdout) > before
+    assert int(containerd.hosts.on("host1", *there, "exec", "c", *whole_line("/run/n")).stdout) > before
     containerd.hosts.on("host1", *there, "delete", "-f", "c")

@@ -1,15 +1,16 @@
 """The process that injects system calls (injector.py). Standard input is its socket."""
 
+import functools
 import os
 import signal
 import socket
 
-from migrate.memory import stopping
+from migrate.memory import stopping, uffd
 from migrate.memory.injection import Injection, InjectionFailed
 from runtime.linux import processes, syscalls
 
-_SYS_CLOSE, _SYS_USERFAULTFD = 3, 323  # of x86-64
-_USER_MODE_ONLY = 1
+_SYS_CLOSE = 3  # of x86-64, as `injection` is
+_SYS_USERFAULTFD = uffd.NUMBER["x86_64"]
 
 
 def main(_argv: list[str]) -> int:
@@ -20,7 +21,7 @@ def main(_argv: list[str]) -> int:
     while word := own.recv(32):
         pid = int(word)
         try:
-            fd = stopping.apart(lambda pid=pid: _userfaultfd(pid))  # type: ignore[misc]
+            fd = stopping.apart(functools.partial(_userfaultfd, pid))
         except (OSError, InjectionFailed) as error:
             own.send(str(error).encode()[:1000] or b"unknown")
             continue
@@ -36,7 +37,7 @@ def _userfaultfd(pid: int) -> int:
     pidfd = os.pidfd_open(pid)
     try:
         with Injection(pid) as process:
-            inside = process.call(_SYS_USERFAULTFD, os.O_CLOEXEC | os.O_NONBLOCK | _USER_MODE_ONLY)
+            inside = process.call(_SYS_USERFAULTFD, os.O_CLOEXEC | os.O_NONBLOCK | uffd.USER_MODE_ONLY)
             try:
                 return syscalls.pidfd_getfd(pidfd, inside)
             finally:

@@ -10,6 +10,8 @@ A *space* is the address space of one process, named by the process's pid in the
 A body is what one frame carries, in native byte order (both hosts have the same processor architecture):
 
     u32 space | u32 number of words | words | the data of the runs that are not ZERO, in the same order
+
+A body without words drops the space: its process has exited, or has executed another program.
 """
 
 import array

@@ -1,30 +1,23 @@
 """Whether memory can come into a restored container after it has been resumed, and whether that is wise."""
 
 import contextlib
-import ctypes
-import fcntl
 import os
-import struct
 
+from migrate.memory import uffd
 from runtime.linux import processes
 
-_SYS_USERFAULTFD = {"x86_64": 323, "aarch64": 282}
-_UFFDIO_API, _API = 0xC018AA3F, 0xAA
-_EVENTS = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 6  # FORK, REMAP, REMOVE, UNMAP: what CRIU asks for
 _UNPRIVILEGED = "/proc/sys/vm/unprivileged_userfaultfd"
 _SHARED = 64 << 20  # bytes that processes may share by fork before an eager restore is better
 
 
 def problem() -> str:
     """Return why this host cannot restore lazily, "" if it can."""
-    number = _SYS_USERFAULTFD.get(os.uname().machine)
-    if number is None:
-        return "pymigrate does not know userfaultfd on this processor"
-    fd = int(ctypes.CDLL(None, use_errno=True).syscall(number, os.O_CLOEXEC | os.O_NONBLOCK))
-    if fd < 0:
-        return f"userfaultfd cannot be used: {os.strerror(ctypes.get_errno())}"
     try:
-        fcntl.ioctl(fd, _UFFDIO_API, bytearray(struct.pack("=QQQ", _API, _EVENTS, 0)))
+        fd = uffd.create()
+    except OSError as error:
+        return f"userfaultfd cannot be used: {error.strerror}"
+    try:
+        uffd.enable(fd, uffd.EVENTS)  # as CRIU does
     except OSError as error:
         return f"userfaultfd does not report events: {error.strerror}"
     finally:

@@ -27,7 +27,6 @@ import struct
 
 from migrate.memory import address_space, direct_io, layout, pagemap, stopping
 from migrate.memory.layout import PAGE, Range
-from migrate.memory.stopping import StopFailed, Stopped
 from migrate.memory.tracking import ASYNCHRONOUS, Gone, TrackingFailed
 from runtime.linux import processes
 
@@ -128,16 +127,15 @@ class SoftDirty:
         filled = layout.unite((piece, piece + pagemap.PIECE) for piece in pieces)
         parts = pagemap.buffers(layout.subtract(mappings, layout.subtract(mappings, filled)))
 
-        def read_and_clear() -> None:
-            with Stopped(self.pid, _TIMEOUT):
-                pagemap.fill(self._pagemap, parts)
-                if not self._shares():
-                    os.write(self._clear, _CLEAR_SOFT_DIRTY)
-
-        try:
-            stopping.apart(read_and_clear)
-        except (StopFailed, PermissionError):  # the latter: a debugger has it, or a thread that is about to exit
+        def read() -> None:
             pagemap.fill(self._pagemap, parts)
+
+        def read_and_clear() -> None:
+            read()
+            if not self._shares():
+                os.write(self._clear, _CLEAR_SOFT_DIRTY)
+
+        stopping.standing_still(self.pid, _TIMEOUT, read_and_clear, otherwise=read)
         return pagemap.pieces(parts)
 
     def _shares(self) -> bool:

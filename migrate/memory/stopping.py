@@ -73,6 +73,22 @@ class Stopped:
             ptrace(_CONT, thread, 0, os.WSTOPSIG(status))  # it was about to take a signal
 
 
+def standing_still(pid: int, timeout: float, action: Callable[[], _T], otherwise: Callable[[], _T]) -> _T:
+    """Return what `action` returns while a process stands still, or what `otherwise` returns if it does not stop.
+
+    Raises OSError.
+    """
+
+    def act() -> _T:
+        with Stopped(pid, timeout):
+            return action()
+
+    try:
+        return apart(act)
+    except (StopFailed, PermissionError):  # the latter: a debugger has it, or a thread that is about to exit
+        return otherwise()
+
+
 def ptrace(request: int, pid: int, address: int = 0, data: int = 0) -> None:
     """Raises OSError."""
     if _LIBC.ptrace(request, pid, address, data) < 0:

@@ -47,7 +47,8 @@ class Store:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         self._images, self._limit = images, limit
         self._data = os.open(images / DATA, flags, 0o600)
-        self._numbers: dict[tuple[int, int], int] = {}
+        self._numbers: dict[int, dict[int, int]] = {}  # space -> address of a block -> its number
+        self._unused: list[int] = []  # numbers of blocks that were dropped
         self._present: list[int] = []
         self._zero: list[int] = []
         self._pages = 0
@@ -55,15 +56,16 @@ class Store:
     def add(self, body: bytes | memoryview) -> None:
         """Take the body of one frame. Raises ProtocolError for one that is malformed, OSError when it is too much."""
         space, runs, data = layout.parse(body)
+        if not runs:
+            self._forget(space)
+            return
+        numbers = self._numbers.setdefault(space, {})
         at = 0
         for address, pages, is_zero in runs:
             offset = address % BLOCK
-            number = self._numbers.setdefault((space, address - offset), len(self._present))
-            if number == len(self._present):
-                if number >= _MOST_BLOCKS:
-                    raise ProtocolError(f"the source sends memory from more than {_MOST_BLOCKS} places")
-                self._present.append(0)
-                self._zero.append(0)
+            number = numbers.get(address - offset)
+            if number is None:
+                number = numbers[address - offset] = self._new_block()
             bits = ((1 << pages) - 1) << offset // PAGE
             if is_zero:
                 self._present[number] &= ~bits
@@ -80,10 +82,22 @@ class Store:
                 written += os.pwrite(self._data, data[at + written : at + size], number * BLOCK + offset + written)
             at += size
 
-    def forget(self, space: int) -> None:
+    def _new_block(self) -> int:
+        """Return the number of an empty block. Raises ProtocolError if there are too many."""
+        if self._unused:
+            return self._unused.pop()
+        number = len(self._present)
+        if number >= _MOST_BLOCKS:
+            raise ProtocolError(f"the source sends memory from more than {_MOST_BLOCKS} places")
+        self._present.append(0)
+        self._zero.append(0)
+        return number
+
+    def _forget(self, space: int) -> None:
         """Drop a space: its process has exited, or has executed another program."""
-        for key in [key for key in self._numbers if key[0] == space]:
-            number = self._numbers.pop(key)
+        numbers = self._numbers.pop(space, {})
+        self._unused += numbers.values()
+        for number in numbers.values():
             self._pages -= self._present[number].bit_count()
             self._present[number] = self._zero[number] = 0
             with contextlib.suppress(OSError):
@@ -92,10 +106,11 @@ class Store:
     def finish(self) -> None:
         """Write the index. Raises OSError."""
         out = bytearray(_ENTRY.size * len(self._present))
-        for (space, address), number in self._numbers.items():
-            _ENTRY.pack_into(
-                out, number * _ENTRY.size, space, 0, address, self._present[number], self._zero[number]
-            )  # fmt: skip
+        for space, numbers in self._numbers.items():
+            for address, number in numbers.items():
+                _ENTRY.pack_into(
+                    out, number * _ENTRY.size, space, 0, address, self._present[number], self._zero[number]
+                )  # fmt: skip
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         with open(os.open(self._images / INDEX, flags, 0o600), "wb") as file:
             file.write(out)

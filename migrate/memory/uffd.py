@@ -16,12 +16,15 @@ import struct
 import sys
 
 PAGEFAULT, FORK, REMAP, REMOVE, UNMAP = range(0x12, 0x17)
-FEATURES = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 6  # the events FORK, REMAP, REMOVE and UNMAP
+EVENTS = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 6  # the features of the events FORK, REMAP, REMOVE and UNMAP
+WRITES = 1 << 15 | 1 << 13 | 1  # the features WP_ASYNC, WP_UNPOPULATED, PAGEFAULT_FLAG_WP
+MISSING, WRITE_PROTECT = 1, 2  # the modes of `register`
+NUMBER = {"x86_64": 323, "aarch64": 282}  # of the system call
+USER_MODE_ONLY = 1
 MESSAGE_SIZE = 32
 
 _UNREGISTER, _WAKE, _COPY, _ZEROPAGE = 0x8010AA01, 0x8010AA02, 0xC028AA03, 0xC020AA04
 _API, _REGISTER = 0xC018AA3F, 0xC020AA00
-_MISSING = 1
 _RANGE, _COPYING, _ZEROING, _REGISTERING = (struct.Struct(f"={count}Q") for count in (2, 5, 4, 4))
 _MESSAGE = struct.Struct("=B7xQQQ")
 _CLONE_FILES = 0x400
@@ -111,14 +114,25 @@ def wake_all(fd: int) -> None:
             return
 
 
-def enable(fd: int) -> None:
-    """UFFDIO_API with all four events. Raises OSError."""
-    fcntl.ioctl(fd, _API, bytearray(struct.pack("=3Q", 0xAA, FEATURES, 0)))
+def create(flags: int = 0) -> int:
+    """userfaultfd(2): return one of this process, which does not block. Raises OSError."""
+    number = NUMBER.get(os.uname().machine)
+    if number is None:
+        raise OSError(errno.ENOSYS, f"userfaultfd on {os.uname().machine}")
+    fd = _libc.syscall(ctypes.c_long(number), ctypes.c_long(os.O_CLOEXEC | os.O_NONBLOCK | flags))
+    if fd < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), "userfaultfd")
+    return int(fd)
 
 
-def register(fd: int, start: int, end: int) -> None:
-    """UFFDIO_REGISTER for missing pages. Raises OSError."""
-    fcntl.ioctl(fd, _REGISTER, bytearray(_REGISTERING.pack(start, end - start, _MISSING, 0)))
+def enable(fd: int, features: int) -> None:
+    """UFFDIO_API. Raises OSError."""
+    fcntl.ioctl(fd, _API, bytearray(struct.pack("=3Q", 0xAA, features, 0)))
+
+
+def register(fd: int, start: int, end: int, mode: int) -> None:
+    """UFFDIO_REGISTER. Raises OSError."""
+    fcntl.ioctl(fd, _REGISTER, bytearray(_REGISTERING.pack(start, end - start, mode, 0)))
 
 
 def unregister(fd: int, start: int, end: int) -> None:

@@ -16,20 +16,15 @@ import errno
 import fcntl
 import os
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from migrate.memory import address_space, direct_io, injection, layout, stopping
+from migrate.memory import address_space, direct_io, injection, layout, stopping, uffd
 from migrate.memory.injector import Injector
 from migrate.memory.layout import Range
-from migrate.memory.stopping import StopFailed, Stopped
 from migrate.memory.tracking import ASYNCHRONOUS, Gone, TrackingFailed
 
-_SYS_USERFAULTFD = 323  # of x86-64
-_USER_MODE_ONLY = 1
-_UFFDIO_API, _UFFDIO_REGISTER, _PAGEMAP_SCAN = 0xC018AA3F, 0xC020AA00, 0xC0606610
-_API, _FEATURES = 0xAA, 1 << 15 | 1 << 13 | 1  # WP_ASYNC, WP_UNPOPULATED, PAGEFAULT_FLAG_WP
-_REGISTER_WP = 2
-_WP_MATCHING, _CHECK_WPASYNC = 1, 2
+_PAGEMAP_SCAN = 0xC0606610
+_WP_MATCHING = 1
 _WPALLOWED, _WRITTEN, _PRESENT, _SWAPPED = 1, 2, 8, 16
 _SCAN = struct.Struct("=12Q")
 _REGIONS = 16384  # that one call reports
@@ -50,7 +45,7 @@ class WriteProtection:
             if direct_io.is_asynchronous(pid):
                 raise TrackingFailed(ASYNCHRONOUS)
             self._uffd = injector.userfaultfd(pid)
-            fcntl.ioctl(self._uffd, _UFFDIO_API, bytearray(struct.pack("=QQQ", _API, _FEATURES, 0)))
+            uffd.enable(self._uffd, uffd.WRITES)
             self._pagemap = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             self.close()
@@ -76,7 +71,9 @@ class WriteProtection:
         if direct_io.is_asynchronous(self.pid):
             return self._report(mappings, 0, 0)
         if direct_io.is_used(self.pid):
-            return again + self._standing_still(
+            return again + stopping.standing_still(
+                self.pid,
+                _TIMEOUT,
                 lambda: self._report(mappings, _WP_MATCHING, _WRITTEN),
                 otherwise=lambda: self._report(mappings, 0, _WRITTEN),
             )
@@ -84,20 +81,6 @@ class WriteProtection:
         if direct_io.is_used(self.pid):  # since when is not known
             self._again = found
         return again + found
-
-    def _standing_still(
-        self, action: Callable[[], list[Range]], otherwise: Callable[[], list[Range]] = list
-    ) -> list[Range]:
-        """Return what `action` returns while the process stands still, or what `otherwise` returns. Raises OSError."""
-
-        def act() -> list[Range]:
-            with Stopped(self.pid, _TIMEOUT):
-                return action()
-
-        try:
-            return stopping.apart(act)
-        except (StopFailed, PermissionError):  # the latter: a debugger has it, or a thread that is about to exit
-            return otherwise()
 
     def written(self) -> list[Range]:
         """Return the same of a frozen process, and change nothing. Raises Gone."""
@@ -120,7 +103,7 @@ class WriteProtection:
             self._registered = address_space.anonymous(self.pid)  # the kernel has joined some of them
             return found
 
-        return self._standing_still(register)
+        return stopping.standing_still(self.pid, _TIMEOUT, register, otherwise=list)
 
     def _unregistered(self, mappings: Sequence[Range]) -> list[Range]:
         return self._report(mappings, 0, _WPALLOWED, inverted=_WPALLOWED)
@@ -128,9 +111,7 @@ class WriteProtection:
     def _register(self, mappings: Sequence[Range]) -> None:
         for start, end in mappings:
             try:
-                fcntl.ioctl(
-                    self._uffd, _UFFDIO_REGISTER, bytearray(struct.pack("=QQQQ", start, end - start, _REGISTER_WP, 0))
-                )
+                uffd.register(self._uffd, start, end, uffd.WRITE_PROTECT)
             except OSError as error:
                 if error.errno == errno.ESRCH:
                     raise
@@ -163,25 +144,17 @@ def support() -> str:
     """Return why this kernel cannot track writes, "" if it can."""
     if not _is_known():
         return "this processor is not supported"
-    uffd = -1
+    fd = -1
     try:
-        uffd = _own_userfaultfd()
-        fcntl.ioctl(uffd, _UFFDIO_API, bytearray(struct.pack("=QQQ", _API, _FEATURES, 0)))
+        fd = uffd.create(uffd.USER_MODE_ONLY)
+        uffd.enable(fd, uffd.WRITES)
     except OSError:
         return "the kernel's userfaultfd cannot track writes (Linux 6.7 and later can)"
     finally:
-        if uffd >= 0:
-            os.close(uffd)
+        if fd >= 0:
+            os.close(fd)
     return ""
 
 
 def _is_known() -> bool:
     return injection.is_possible() and os.sysconf("SC_PAGE_SIZE") == layout.PAGE
-
-
-def _own_userfaultfd() -> int:
-    libc = ctypes.CDLL(None, use_errno=True)
-    fd = int(libc.syscall(_SYS_USERFAULTFD, os.O_CLOEXEC | os.O_NONBLOCK | _USER_MODE_ONLY))
-    if fd < 0:
-        raise OSError(ctypes.get_errno(), "userfaultfd")
-    return fd

@@ -87,7 +87,7 @@ class Live:
         self._screen.start()  # unless it is there already
 
     def _print(self, line: str, style: str | None = None) -> None:
-        """Print a line above the display. Messages quote the other host, so brackets are no markup."""
+        """Print a line above the display. Messages quote the other host, so brackets do not count as markup."""
         self._console.print(line, style=style, highlight=False, markup=False)
 
     def _show(self, report: Report) -> None:

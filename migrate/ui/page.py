@@ -89,7 +89,7 @@ class Recorder:
         for move in self._moves.values():
             if move.report is not None:
                 return picture(move.report)
-        raise UsageError("no move has ended well, so there is no picture of it")
+        raise UsageError("no move has ended well, so a picture cannot be drawn")
 
     def _of(self, container_id: str) -> _Move:
         return self._moves.setdefault(container_id, _Move(container_id))

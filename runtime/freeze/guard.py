@@ -76,13 +76,7 @@ class Guard:
         except OSError:
             pass  # the guard was killed
         self._socket.close()
-        pidfd = os.pidfd_open(self._pid)
-        try:
-            if not processes.wait_exit(pidfd, GUARD_EXIT_TIMEOUT):
-                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        finally:
-            os.close(pidfd)
-        os.waitpid(self._pid, 0)
+        processes.end_child(self._pid, GUARD_EXIT_TIMEOUT)
 
 
 def _watch(criu: int, cgroup: Cgroup) -> None:

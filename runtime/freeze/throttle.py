@@ -91,13 +91,7 @@ class Throttle:
         os.close(self._pipe)
         if is_left(self._state):
             return  # it tries again, as soon as the caller has given up the container's lock
-        pidfd = os.pidfd_open(self._watcher)
-        try:
-            if not processes.wait_exit(pidfd, GUARD_EXIT_TIMEOUT):
-                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        finally:
-            os.close(pidfd)
-        os.waitpid(self._watcher, 0)
+        processes.end_child(self._watcher, GUARD_EXIT_TIMEOUT)
         self._watcher = 0
 
 

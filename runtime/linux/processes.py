@@ -158,6 +158,17 @@ def wait_exit(pidfd: int, timeout: float) -> bool:
     return bool(poll.poll(timeout * 1000))
 
 
+def end_child(pid: int, timeout: float) -> None:
+    """Wait for the exit of a child, kill it after `timeout` seconds, and reap it."""
+    pidfd = os.pidfd_open(pid)
+    try:
+        if not wait_exit(pidfd, timeout):
+            os.kill(pid, signals.SIGKILL)  # it is not reaped yet, so that the pid is its own
+    finally:
+        os.close(pidfd)
+    os.waitpid(pid, 0)
+
+
 def container_pids(init_pid: int) -> list[int]:
     """Return the pids, here, of all processes in the pid namespace of `init_pid`; [] if that is gone."""
     try:

@@ -70,7 +70,7 @@ def test_the_latest_of_each_page_counts(
     model: dict[tuple[int, int], bytes] = {}
     for generation, (space, page, count, is_zero) in enumerate(pieces):
         if forget and generation == len(pieces) // 2:
-            filled.forget(1)
+            filled.add(body(1, []))
             model = {key: data for key, data in model.items() if key[0] != 1}
         address = BASE + page * PAGE
         count = min(count, layout.BLOCK_PAGES - page % layout.BLOCK_PAGES)

@@ -13,6 +13,8 @@ from tests.system.move.test_move import move
 
 pytestmark = pytest.mark.skipif(not os.path.exists("/dev/fuse"), reason="this machine has no /dev/fuse")
 EXPORT = "/run/export"
+# A size that sshfs or the kernel (for a second) remembers would be from before the container ran at the other host.
+FRESH = "cache=no,attr_timeout=0"
 VOLUME = {"destination": "/data", "type": "bind", "source": "/srv/data", "options": ["bind"]}
 # It appends to a file that stays open, and reads it again.
 WRITE = "exec 5>>/data/log; i=0; while :; do i=$((i+1)); echo $i >&5; tail -n 1 /data/log; usleep 20000; done"
@@ -33,8 +35,8 @@ def hosts(lab: Lab) -> Iterator[Lab]:
 
 
 def mount(lab: Lab, host: str, directory: str, *options: str) -> None:
-    """Mount a directory of the export on /srv; a size that sshfs remembers would be another host's past."""
-    lab.on(host, "sshfs", "-o", "cache=no", *options, f"client:{EXPORT}{directory}", "/srv")
+    """Mount a directory of the export on /srv."""
+    lab.on(host, "sshfs", "-o", FRESH, *options, f"client:{EXPORT}{directory}", "/srv")
 
 
 def start(hosts: Lab) -> int:
@@ -53,7 +55,7 @@ def test_it_moves_and_writes_on(hosts: Lab) -> None:
     """The options may be others, and there only a part of it may be mounted."""
     before = start(hosts)
     hosts.sh("host2", "mkdir -p /srv/data")
-    hosts.on("host2", "sshfs", "-o", "reconnect", "-o", "cache=no", f"client:{EXPORT}/data", "/srv/data")
+    hosts.on("host2", "sshfs", "-o", "reconnect", "-o", FRESH, f"client:{EXPORT}/data", "/srv/data")
     try:
         report = move(hosts)
         before = hosts.wait_count("host2", before)

@@ -186,8 +186,9 @@ def monitors_sockets(pymigrate: Local) -> int:
 
 
 def test_without_a_terminal(pymigrate: Local, tmp_path: Path) -> None:
-    script = "read go < /tmp/go; echo out; printf err >&2; read go < /tmp/go; exit 4"
-    pymigrate("run", "-d", "-b", make(tmp_path / "b", f"mkfifo /tmp/go; {script}"), "c")
+    # Two pipes: the first writer may still have its end open when the program opens the second.
+    script = "read go < /tmp/go; echo out; printf err >&2; read go < /tmp/end; exit 4"
+    pymigrate("run", "-d", "-b", make(tmp_path / "b", f"mkfifo /tmp/go /tmp/end; {script}"), "c")
     argv = pymigrate.argv("attach", "c")
     before = monitors_sockets(pymigrate)
     with running(*argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
@@ -197,7 +198,7 @@ def test_without_a_terminal(pymigrate: Local, tmp_path: Path) -> None:
         pymigrate("exec", "c", "sh", "-c", "echo > /tmp/go")
         assert process.stdout.readline() == "out\n"
         assert process.stderr.read(3) == "err"
-        pymigrate("exec", "c", "sh", "-c", "echo > /tmp/go")
+        pymigrate("exec", "c", "sh", "-c", "echo > /tmp/end")
         assert process.wait(PATIENCE) == 4
 
 

@@ -74,11 +74,12 @@ def run(store: Store, container_id: str, choose: Callable[[State], tuple[Process
                     f"cannot exec in a paused container ({container_id})", remedy="use --ignore-paused, or resume it"
                 )
     try:
-        _finish(handshake, state, spec, pid, options)
         if options.detach:
+            _finish(handshake, state, spec, pid, options)
             _wait(child)
             return 0
-        with foreground.Forwarding(pid):
+        with foreground.Forwarding(pid):  # before the program runs: Ctrl-C may answer its first words
+            _finish(handshake, state, spec, pid, options)
             if ours is not None:
                 return foreground.with_terminal(ours, lambda: None, lambda: _wait(child))
             return _wait(child)

@@ -124,7 +124,13 @@ class Program:
         self._criu("dump", "-t", self.pid)
         self._started.wait(10)
         self._logged = self.log.stat().st_size
-        return fill_store(self.images)
+        size = fill_store(self.images)
+        assert size, (
+            sorted(os.listdir(self.images)),
+            self.log.read_text(),
+            (self.work / "dump.log").read_text()[-9000:],
+        )
+        return size
 
     def restore(self) -> PageHandler:
         """Restore it lazily; the page handler is not told that it runs."""

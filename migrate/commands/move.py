@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from migrate.model import MigrationSpec
     from migrate.source.several import Outcome
     from migrate.ui.page import Recorder
+    from migrate.wire.ahead import Ahead
 
 INTERMIXED = True  # options may stand between the containers
 _KINDS = {"lost": "lost", "in-doubt": "in doubt", "moved-dirty": "moved, but the clean-up is incomplete"}
@@ -74,8 +75,22 @@ def run(args: argparse.Namespace) -> int:
         if args.report is not None:
             raise UsageError("--plan moves nothing, so there is nothing for --report to show")
         return _plan(args, wanted)
-    with _recorded(args) as recorder:
-        return _several(args, wanted, recorder) if len(wanted) > 1 else _one(args, wanted[0], recorder)
+    with _connecting(args, wanted) as ahead, _recorded(args) as recorder:
+        return _several(args, wanted, recorder) if len(wanted) > 1 else _one(args, wanted[0], recorder, ahead)
+
+
+@contextlib.contextmanager
+def _connecting(args: argparse.Namespace, wanted: "list[MigrationSpec]") -> "Iterator[Ahead | None]":
+    """Yield the connection for a single container that exists. It is made while the rest of the code is imported."""
+    from runtime.state.store import Store
+
+    if len(wanted) > 1 or wanted[0].id not in Store(args.root).ids():
+        yield None
+        return
+    from migrate.wire.ahead import Ahead
+
+    with Ahead(wanted[0].host, args.root) as ahead:
+        yield ahead
 
 
 @contextlib.contextmanager
@@ -124,18 +139,11 @@ def _plan(args: argparse.Namespace, wanted: "list[MigrationSpec]") -> int:
     return 0
 
 
-def _one(args: argparse.Namespace, wanted: "MigrationSpec", recorder: "Recorder") -> int:
-    from migrate.wire.ahead import Ahead
+def _one(args: argparse.Namespace, wanted: "MigrationSpec", recorder: "Recorder", ahead: "Ahead | None") -> int:
+    from migrate.source.move import move
     from runtime.state.store import Store
 
-    store = Store(args.root)
-    with contextlib.ExitStack() as connecting:
-        ahead = None
-        if wanted.id in store.ids():
-            ahead = connecting.enter_context(Ahead(wanted.host, store.root))
-        from migrate.source.move import move  # 0.1 s, as long as the agent takes to start
-
-        move(store, wanted, recorder, ahead)
+    move(Store(args.root), wanted, recorder, ahead)
     return 0
 
 

@@ -12,6 +12,7 @@ on the wire instead of 731 KiB.
 import secrets
 import shlex
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import paramiko
 
@@ -113,6 +114,21 @@ _START_FAILURES: dict[int, tuple[str, str]] = {
     126: ("python3 cannot be executed", "install python3 there (apt-get install python3)"),
     127: ("python3 is not installed", "install python3 there (apt-get install python3)"),
 }
+
+
+def reach(host: str) -> tuple[paramiko.SSHClient, paramiko.Channel]:
+    """Log in to `host` ([USER@]NAME) and start the agent there. Return the session and the agent's channel.
+
+    Raises what `ssh.login` and `start_agent` raise.
+    """
+    with ThreadPoolExecutor(1, "agent") as beside:
+        loading = beside.submit(AgentZip.load)  # while the log-in waits for the host
+        client = ssh.login(host)
+    try:
+        return client, start_agent(host, client, loading.result())
+    except BaseException:
+        client.close()
+        raise
 
 
 def arguments(agent: AgentZip, token: str) -> list[str]:

@@ -20,7 +20,7 @@ from migrate.errors import DeadlineExceeded, HostError, MigrateError, ProtocolEr
 from migrate.limits import AGENT_SILENCE, CALL_TIMEOUT, SEND_TIMEOUT
 from migrate.wire import bulk, digests, frames, protocol, ssh
 from migrate.wire.agent_zip import AgentZip
-from migrate.wire.bootstrap import start_agent
+from migrate.wire.bootstrap import reach, start_agent
 from migrate.wire.channel import Channel, is_connected, last_line, line
 from migrate.wire.frames import FrameDecoder, FrameType
 from migrate.wire.native import Buffer
@@ -287,10 +287,13 @@ class Session:
             if self._client is None or not _is_alive(self._client):
                 self.close()
                 self._client = ssh.login(self._host)
-            peer = _start(self._host, self._client, self._agent, root, shared=True)
+            peer = self._start(self._client, self._agent, root)
         if self._left > 0:
-            self._next = self._starter.submit(_start, self._host, self._client, self._agent, root, shared=True)
+            self._next = self._starter.submit(self._start, self._client, self._agent, root)
         return peer
+
+    def _start(self, client: paramiko.SSHClient, agent: AgentZip, root: str) -> Peer:
+        return greet(self._host, client, start_agent(self._host, client, agent), root, shared=True)
 
     def _started(self) -> Peer | None:
         """Return the agent that was started ahead, unless that has failed."""
@@ -301,22 +304,17 @@ class Session:
         return None if peer.is_lost else peer
 
 
-def connect(host: str, *, root: str, agent: AgentZip | None = None) -> Peer:
+def connect(host: str, *, root: str) -> Peer:
     """Log in to `host` ([USER@]NAME), start the agent there, and agree on the protocol.
 
     Raises HostError (cannot log in), TargetError (logged in, but the agent cannot run), DeadlineExceeded.
     """
-    agent = agent or AgentZip.load()
-    client = ssh.login(host)
-    try:
-        return _start(host, client, agent, root, shared=False)
-    except BaseException:
-        client.close()
-        raise
+    return greet(host, *reach(host), root)
 
 
-def _start(host: str, client: paramiko.SSHClient, agent: AgentZip, root: str, *, shared: bool) -> Peer:
-    peer = Peer(host, client, start_agent(host, client, agent), shared=shared)
+def greet(host: str, client: paramiko.SSHClient, channel: paramiko.Channel, root: str, *, shared: bool = False) -> Peer:
+    """Return the agent behind a channel of `client` once the protocol is agreed. If that fails, close the peer."""
+    peer = Peer(host, client, channel, shared=shared)
     try:
         peer.start(root)
     except BaseException:

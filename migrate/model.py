@@ -3,9 +3,9 @@
 import enum
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 from migrate.errors import ProtocolError
+from runtime.light.records import Record
 
 FREEZE_TIMEOUT = 120.0  # default limit, in seconds, for the time that a container is frozen
 MAX_FREEZE_TIMEOUT = 86400.0
@@ -47,8 +47,7 @@ class Compression(enum.StrEnum):
     NONE = "none"
 
 
-@dataclass(frozen=True)
-class MigrationSpec:
+class MigrationSpec(Record):
     """One move: container `id` to `host` ([USER@]NAME as ssh knows it).
 
     `allow`: rules of validate that are lifted. `timeout`: the longest time, in seconds, that the container may be
@@ -71,4 +70,4 @@ class MigrationSpec:
     tcp_close: bool = False
     compress: Compression = Compression.AUTO
     bandwidth_limit: int | None = None
-    volumes: Mapping[str, str] = field(default_factory=dict)
+    volumes: Mapping[str, str] = {}

@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import dataclasses
 import json
 from typing import TYPE_CHECKING
 
@@ -118,8 +117,8 @@ def _recorded(args: argparse.Namespace) -> "Iterator[Recorder]":
 
 
 def _wanted(args: argparse.Namespace, container_id: str) -> "MigrationSpec":
-    return dataclasses.replace(
-        move_arguments.wanted(args, container_id, timeout=args.timeout), mode=MigrationMode(args.mode),
+    return move_arguments.wanted(args, container_id, timeout=args.timeout).replace(
+        mode=MigrationMode(args.mode),
         max_downtime=args.max_downtime, max_rounds=args.max_rounds, on_divergence=OnDivergence(args.on_divergence),
         compress=Compression(args.compress), bandwidth_limit=args.bandwidth_limit,
     )  # fmt: skip

@@ -11,7 +11,6 @@ import json
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from migrate.disk import write_atomically
 from migrate.files import marks
 from migrate.files.trees import Owner
 from migrate.paths import TREE_MARKS as MARKS
+from runtime.light.records import Record
 from runtime.linux import syscalls
 
 VERSION = 1
@@ -26,8 +26,7 @@ VERSION = 1
 Inode = tuple[int, int, int]  # device, number, time of birth in nanoseconds
 
 
-@dataclass(frozen=True)
-class Mark:
+class Mark(Record):
     """The mark of `path`.
 
     `root` is the container's state directory, "" in marks of earlier versions. `whole` is false while a move writes

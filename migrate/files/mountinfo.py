@@ -2,8 +2,9 @@
 
 import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
+
+from runtime.light.records import Record
 
 # File systems whose contents other hosts see too -> the common name of equivalent types.
 NETWORK = {
@@ -18,8 +19,7 @@ NETWORK = {
 _ESCAPED = re.compile(r"\\([0-7]{3})")
 
 
-@dataclass(frozen=True)
-class Mount:
+class Mount(Record):
     """One mount. `root` is the directory of the file system that `place` shows; `source` a device or "server:/export".
 
     `device` is that of its files, as "major:minor"; `options` are the file system's, not the mount's. `is_private`:

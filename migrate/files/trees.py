@@ -3,11 +3,11 @@
 import os
 import re
 import stat
-from dataclasses import dataclass
 from typing import Self
 
 from migrate.errors import ProtocolError
 from migrate.paths import DATA, VOLUMES
+from runtime.light.records import Record
 
 MAX_TREES = 200
 _FORBIDDEN = ("/proc", "/sys", "/dev", "/run", "/var/run", "/boot", str(DATA))
@@ -30,8 +30,7 @@ def is_place(path: str) -> bool:
     return not any(path == place or path.startswith(f"{place}/") for place in _FORBIDDEN)
 
 
-@dataclass(frozen=True)
-class Tree:
+class Tree(Record):
     """One tree that is sent besides the root file system.
 
     `name` is for messages; `source` is its path here, `place` its path at the target. `single`: it is one file.
@@ -61,8 +60,7 @@ class Tree:
             raise ProtocolError(f"tree {self.name!r} is malformed")
 
 
-@dataclass(frozen=True)
-class Needed:
+class Needed(Record):
     """A `path` that must exist at the target, a `directory` or a file.
 
     `network`: the kind of network file system that it must be on; `export`: its place there (mountinfo.Mount); "" if
@@ -80,8 +78,7 @@ class Needed:
             raise ProtocolError(f"{self.path!r} is not an absolute path")
 
 
-@dataclass(frozen=True)
-class Mounted:
+class Mounted(Record):
     """A tmpfs at `place` in the container: its options but "rw", as mount(2) takes them, and the name of its source."""
 
     place: str
@@ -105,8 +102,7 @@ def are_tmpfs_options(options: str) -> bool:
     return all(is_tmpfs_option(option) for option in options.split(",") if option)
 
 
-@dataclass(frozen=True)
-class Root:
+class Root(Record):
     """The attributes of the root directory of a tmpfs: `xattrs` are in hex, POSIX ACLs among them."""
 
     mode: int
@@ -138,8 +134,7 @@ class Root:
         os.utime(path, ns=(self.mtime_ns, self.mtime_ns))
 
 
-@dataclass(frozen=True)
-class Owner:
+class Owner(Record):
     """The container that owns a tree, by its id and its creation time, whichever host it was created on.
 
     `root` is its directory of container states, the same at every host.

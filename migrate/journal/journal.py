@@ -9,14 +9,12 @@ being recorded.
 """
 
 import contextlib
-import dataclasses
 import fcntl
 import os
 import random
 import secrets
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
@@ -28,6 +26,7 @@ from migrate.journal import lines as journal_lines
 from migrate.model import check_migration_id
 from migrate.paths import JOURNALS as DIRECTORY
 from migrate.phases import FINAL, NEXT, Phase
+from runtime.light.records import Record
 from runtime.linux import syscalls
 
 ROOM = 64 << 10  # bytes for all lines that follow SEED
@@ -42,8 +41,7 @@ def new_migration_id() -> str:
     return time.strftime("%Y%m%dT%H%M%S", time.gmtime()) + "-" + secrets.token_hex(8)
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(Record):
     """What a journal says about one move: the merged fields of its lines, and the last phase."""
 
     migration: str
@@ -77,7 +75,7 @@ class Entry:
     def with_line(self, line: dict[str, Any]) -> Self:
         """Return the entry after one more line, which has a phase and a time."""
         fields = self.fields | line
-        return dataclasses.replace(self, phase=Phase(line["phase"]), updated=str(line["time"]), fields=fields)
+        return self.replace(phase=Phase(line["phase"]), updated=str(line["time"]), fields=fields)
 
     @property
     def root(self) -> str:
@@ -86,7 +84,7 @@ class Entry:
 
     def with_root(self, root: str) -> Self:
         """Return the entry with a root if it has none: journals of earlier versions do not say it."""
-        return self if "root" in self.fields else dataclasses.replace(self, fields=self.fields | {"root": root})
+        return self if "root" in self.fields else self.replace(fields=self.fields | {"root": root})
 
 
 class Journal:

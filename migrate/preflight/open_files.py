@@ -3,7 +3,6 @@
 CRIU opens them again by path, and rejects a file of another size or another build-id.
 """
 
-import dataclasses
 import hashlib
 import os
 import stat
@@ -111,7 +110,7 @@ def differing(agent: Agent, files: list[tuple[str, str]], timeout: float) -> lis
     if not files:
         return []
     before = [look(here) for here, _ in files]
-    asked = [dataclasses.replace(seen, path=there) for seen, (_, there) in zip(before, files, strict=True)]
+    asked = [seen.replace(path=there) for seen, (_, there) in zip(before, files, strict=True)]
     answers: list[Seen] = []
     for batch in _batches(asked):
         answers += agent.call(CheckFiles(batch), timeout).files

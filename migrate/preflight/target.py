@@ -1,6 +1,5 @@
 """List every reason why a container cannot move to a given target."""
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -130,7 +129,7 @@ def check_target(
         raise CriuError(f"{source.name}: {source.criu_problem}", remedy="run vagrant/provision.sh here")
     net = spec.network.text() if spec.network is not None else ""
     query = FactsQuery(state.id, state.created, str(store.root), external_paths(spec), source.cpuinfo, net)
-    target = dataclasses.replace(hostfacts.ask(peer, query), name=peer.name)
+    target = hostfacts.ask(peer, query).replace(name=peer.name)
     memory = process_scan.memory_bytes(state.pid) if state.status is Status.RUNNING else 0
     needed = (memory and memory + SPARE_BYTES) + fingerprints.size(Path(state.rootfs))
     joined = criu_options.joined(spec)

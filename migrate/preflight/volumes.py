@@ -78,7 +78,7 @@ class Plan:
             if not tree.empty:
                 path = Path(tree.source)
                 constant = fingerprints.fingerprint(path) if tree.fingerprint else ""
-                tree = dataclasses.replace(tree, size=fingerprints.size(path), fingerprint=constant)
+                tree = tree.replace(size=fingerprints.size(path), fingerprint=constant)
             trees.append(tree)
         return dataclasses.replace(self, trees=tuple(trees))
 

@@ -11,7 +11,6 @@ import itertools
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from migrate.files.trees import Owner
 from migrate.paths import BUNDLES
 from migrate.target import places
 from migrate.target.places import Locks, Uses
+from runtime.light.records import Record
 from runtime.state import moved_mark
 
 
@@ -37,8 +37,7 @@ def parse_config(text: str) -> dict[str, Any]:
     return config
 
 
-@dataclass(frozen=True)
-class Chosen:
+class Chosen(Record):
     """Where a bundle is, or comes to be.
 
     In a `place` its config.json is written, and what a root file system lacks; an operator's own bundle is only used.

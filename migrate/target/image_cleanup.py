@@ -5,7 +5,6 @@ that was prepared, and whose outcome is not known here, may be the last copy of 
 """
 
 import contextlib
-from dataclasses import dataclass
 
 from criu_rpc.errors import Error
 from migrate.errors import MigrateError
@@ -18,13 +17,13 @@ from migrate.target import tmpfs as target_tmpfs
 from migrate.target.image_keeper import Keeper
 from migrate.target.image_places import Found
 from migrate.target.images import ReceivedImages
+from runtime.light.records import Record
 from runtime.linux import processes
 
 _BEFORE = (Phase.PREFLIGHT, Phase.SEED, Phase.PRE_COPY, Phase.STOP_AND_COPY)
 
 
-@dataclass(frozen=True)
-class Left:
+class Left(Record):
     """Images with what is known of their move. `entry` is None without a journal that says so."""
 
     found: Found

@@ -12,12 +12,12 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from migrate.disk import sync, write_atomically
 from migrate.errors import TargetError
+from runtime.light.records import Record
 from runtime.linux.processes import boot_id
 
 FORMAT = 1
@@ -33,8 +33,7 @@ def names(directory: Path) -> Iterator[str]:
         yield from sorted(entry.name for entry in entries if entry.name.endswith(".img"))
 
 
-@dataclass(frozen=True)
-class Manifest:
+class Manifest(Record):
     """`images`: name -> (size in bytes, SHA-256 in hex or None)."""
 
     migration: str

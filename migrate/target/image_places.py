@@ -14,7 +14,6 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -26,6 +25,7 @@ from migrate.files import mountinfo
 from migrate.limits import IMAGES_LOCK_TIMEOUT
 from migrate.memory import meminfo
 from migrate.model import check_migration_id
+from runtime.light.records import Record
 from runtime.linux import syscalls
 from runtime.linux.mount_flags import MS_BIND, MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_PRIVATE, MS_REMOUNT
 
@@ -44,8 +44,7 @@ class NoMemory(MigrateError):
     kind = "no-space"
 
 
-@dataclass(frozen=True)
-class Found:
+class Found(Record):
     """Images of one move. `since` is when they began to come, in seconds since the epoch; `size` is in bytes."""
 
     migration: str

@@ -10,13 +10,11 @@ same container takes them, and it compares contents. `clean` removes them.
 """
 
 import contextlib
-import dataclasses
 import fcntl
 import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -32,6 +30,7 @@ from migrate.journal.journal import DamagedJournal, Entry
 from migrate.paths import PLACE_LOCKS as LOCKS
 from migrate.phases import FINAL, Phase
 from runtime.errors import ContainerError
+from runtime.light.records import Record
 from runtime.linux import processes
 from runtime.paths import DEFAULT_ROOT
 from runtime.state.record import State
@@ -79,8 +78,7 @@ class Locks:
             self.let_go(path)
 
 
-@dataclass(frozen=True)
-class _Use:
+class _Use(Record):
     """`words` say what uses `paths`; `owner` is the container of an undecided move, None for a living container."""
 
     words: str
@@ -226,17 +224,17 @@ def abandon(path: str, migration: str, locks: Locks, made: Sequence[str]) -> Non
                 os.rmdir(directory)
     elif mark.migration == migration and locks.hold(path):
         if not mark.made and path in made:  # a mark of an earlier version
-            mark = dataclasses.replace(mark, made=tuple((name, marks.inode(name)) for name in made))
+            mark = mark.replace(made=tuple((name, marks.inode(name)) for name in made))
         if not made or _is_worth_keeping(path) or remove(mark, Uses.now(migration)):
             with contextlib.suppress(OSError):
-                marks.write(dataclasses.replace(mark, failed=True))
+                marks.write(mark.replace(failed=True))
 
 
 def ran(path: str, owner: Owner) -> None:
     """Note that the container runs from the whole files of an earlier move that failed. Raises OSError."""
     mark = marks.of(path)
     if mark is not None and mark.failed and mark.is_of(owner):
-        marks.write(dataclasses.replace(mark, failed=False))
+        marks.write(mark.replace(failed=False))
 
 
 def _is_worth_keeping(path: str) -> bool:
@@ -262,7 +260,7 @@ def remove(mark: Mark, uses: Uses) -> str:
     if any((other.id, other.created) != (mark.id, mark.created) for other in below):
         return "what belongs to another container is in it"
     try:
-        marks.write(dataclasses.replace(mark, whole=False))  # in case this is interrupted
+        marks.write(mark.replace(whole=False))  # in case this is interrupted
         if os.path.isdir(mark.path) and not os.path.islink(mark.path):
             shutil.rmtree(mark.path)
         else:

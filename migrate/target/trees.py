@@ -8,7 +8,6 @@ import contextlib
 import os
 import shutil
 import stat
-from dataclasses import dataclass
 from pathlib import Path
 
 from migrate.disk import existing, free_bytes
@@ -21,6 +20,7 @@ from migrate.target import places
 from migrate.target.places import Locks, Uses
 from migrate.wire.protocol import CheckTrees
 from migrate.wire.replies import TreeProblem, TreesChecked
+from runtime.light.records import Record
 
 
 def check(call: CheckTrees, owner: Owner) -> TreesChecked:
@@ -148,8 +148,7 @@ def _not_shared(needed: Needed) -> str:
     return f"{seen} there, and {f'{needed.network} {needed.export}'.strip()} at the source"
 
 
-@dataclass(frozen=True)
-class Placed:
+class Placed(Record):
     """A tree that this move puts here: `made` are the paths that did not exist, outermost first."""
 
     tree: Tree

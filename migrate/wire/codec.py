@@ -12,13 +12,13 @@ than that.
 import struct
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from migrate.errors import MigrateError, ProtocolError
 from migrate.model import Compression
 from migrate.wire import digests, zstd
 from migrate.wire.frames import MAX_MEMORY
 from migrate.wire.native import Buffer
+from runtime.light.records import Record
 
 PLAIN, ZSTD = 0, 1
 OFFER = "zstd"  # the name of this compression among what a host offers
@@ -55,17 +55,16 @@ def settle(wanted: Compression, theirs: Iterable[str], host: str) -> Compression
     return Compression.NONE
 
 
-@dataclass(frozen=True)
-class Trial:
+class Trial(Record):
     """What compressing some bytes of memory has cost and brought."""
 
-    plain: int = 0
+    size: int = 0
     compressed: int = 0
     seconds: float = 0.0
 
     def pays(self, bandwidth: float) -> bool:
         """Return whether compressing and sending takes less time than sending at `bandwidth` bytes per second."""
-        return self.seconds + self.compressed / bandwidth < self.plain / bandwidth * _GAIN
+        return self.seconds + self.compressed / bandwidth < self.size / bandwidth * _GAIN
 
 
 class Packer:
@@ -89,7 +88,7 @@ class Packer:
             if not size or size > len(body) * _WORTH:
                 return _PLAIN_HEAD, body
             return _ZSTD_HEAD.pack(ZSTD, len(body)), memoryview(self._room)[:size]
-        if self._sent > _SETTLED and self._trial.plain < _SAMPLE:  # a short stream does not pay for the trial
+        if self._sent > _SETTLED and self._trial.size < _SAMPLE:  # a short stream does not pay for the trial
             self._try(body)
         return _PLAIN_HEAD, body
 
@@ -98,7 +97,7 @@ class Packer:
         begun = time.thread_time()
         size = self._compressor.compress(body, self._room) or len(body)
         trial, seconds = self._trial, time.thread_time() - begun
-        self._trial = Trial(trial.plain + len(body), trial.compressed + size, trial.seconds + seconds)
+        self._trial = Trial(trial.size + len(body), trial.compressed + size, trial.seconds + seconds)
 
     def sent(self, size: int, seconds: float) -> None:
         """Take note that sending `size` bytes took `seconds`, with the wait for a bandwidth limit."""
@@ -108,7 +107,7 @@ class Packer:
         if self._sent <= _SETTLED:
             return
         self._measured, self._took = self._measured + size, self._took + seconds
-        if (self._measured < _MEASURED and self._took < _LONG_ENOUGH) or self._trial.plain < _SAMPLE:
+        if (self._measured < _MEASURED and self._took < _LONG_ENOUGH) or self._trial.size < _SAMPLE:
             return
         if self._trial.pays(self._measured / max(self._took, 1e-6)):
             self.compresses = True

@@ -7,13 +7,13 @@ then. What it had sent before it heard of the failure (Image, ImageEnd, DATA, PA
 
 import enum
 import re
-from dataclasses import dataclass
 from typing import Any
 
 from migrate.errors import ProtocolError
 from migrate.wire import protocol
 from migrate.wire.frames import FrameType
 from migrate.wire.protocol import Call
+from runtime.light.records import Record
 
 
 class Stage(enum.StrEnum):
@@ -34,8 +34,7 @@ class Stage(enum.StrEnum):
     DECIDED = "its end, as the source has ended the container"  # Resume has failed: a new connection settles the move
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(Record):
     """Stages in which a call is allowed, and the stage after it; None: the same. `failed`: that after a failure."""
 
     allowed: frozenset[Stage]

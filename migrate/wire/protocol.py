@@ -29,10 +29,8 @@ those of any other and refuse them in one sentence.
 Whatever comes in is bounded and checked here: types, lengths, names. `ProtocolError` is the other side's fault.
 """
 
-import dataclasses
 import re
 import typing
-from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
 from migrate.errors import MigrateError, ProtocolError
@@ -56,6 +54,7 @@ from migrate.wire.replies import (
     TreesChecked,
     Welcome,
 )
+from runtime.light.records import Record
 
 VERSION = 2
 
@@ -91,12 +90,13 @@ def _check_wire_digest(value: str) -> None:
 R = TypeVar("R")
 
 
-class Call(Generic[R]):
+class Call(Record, Generic[R]):
     """Something that the source wants of the target, which replies with a record of class `reply` (R)."""
 
     reply: ClassVar[type[Any] | None] = None  # None: it has no reply
 
     def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
         (base,) = (base for base in getattr(cls, "__orig_bases__", ()) if typing.get_origin(base) is Call)
         (reply,) = typing.get_args(base)
         cls.reply = None if reply is type(None) else reply
@@ -105,7 +105,6 @@ class Call(Generic[R]):
         """Raise ProtocolError unless `reply` fits this very call."""
 
 
-@dataclass(frozen=True)
 class Hello(Call[Welcome]):
     """Which protocol the source speaks, and its directory of container states. The same in every version."""
 
@@ -113,14 +112,12 @@ class Hello(Call[Welcome]):
     root: str
 
 
-@dataclass(frozen=True)
 class Facts(Call[HostFacts]):
     """Ask the target for its HostFacts."""
 
     query: FactsQuery
 
 
-@dataclass(frozen=True)
 class Discard(Call[Done]):
     """The source has aborted these moves without being able to say so: the target removes what it has of them."""
 
@@ -131,7 +128,6 @@ class Discard(Call[Done]):
             check_migration_id(migration)
 
 
-@dataclass(frozen=True)
 class OpenBundle(Call[Opened]):
     """`source` begins to move container `id`: where does its bundle lie at the target, and is its rootfs there?
 
@@ -162,14 +158,12 @@ class OpenBundle(Call[Opened]):
         _check(len(reply.renewed) == count + 1, f"renewed has {len(reply.renewed)} items, not {count + 1}")
 
 
-@dataclass(frozen=True)
 class BundleSent(Call[Done]):
     """rsync is done: the target checks the fingerprint of what it has now."""
 
     fingerprint: str
 
 
-@dataclass(frozen=True)
 class CheckTrees(Call[TreesChecked]):
     """Before anything is touched: can these trees be put there, is what is needed there?
 
@@ -187,7 +181,6 @@ class CheckTrees(Call[TreesChecked]):
             tree.check()
 
 
-@dataclass(frozen=True)
 class CheckFiles(Call[FilesSeen]):
     """What are these files at the target?"""
 
@@ -197,7 +190,6 @@ class CheckFiles(Call[FilesSeen]):
         _check(len(reply.files) == len(self.files), "files are not those that were asked for")
 
 
-@dataclass(frozen=True)
 class CheckPorts(Call[PortsChecked]):
     """Can a container have these ports in the network namespace at path `netns` ("": the target's own)?"""
 
@@ -205,13 +197,11 @@ class CheckPorts(Call[PortsChecked]):
     ports: Annotated[list[Bound], Most(MAX_PORTS)]
 
 
-@dataclass(frozen=True)
 class TreesSent(Call[Done]):
     """All trees are there, but for what will have changed in those that may be written to: the target checks them."""
 
 
-@dataclass(frozen=True)
-class Carried:
+class Carried(Record):
     """The part of a container's state that goes along."""
 
     annotations: Annotated[dict[str, Text], Most(MAX_CALL)]
@@ -220,7 +210,6 @@ class Carried:
     resources: dict[str, Json]
 
 
-@dataclass(frozen=True)
 class Prepare(Call[Prepared]):
     """Make ready all that a restore needs, before the source is frozen.
 
@@ -235,7 +224,7 @@ class Prepare(Call[Prepared]):
     stdio: list[str]
     tcp_close: bool = False
     timeout: Timeout = FREEZE_TIMEOUT
-    tmpfs: list[Mounted] = dataclasses.field(default_factory=list)
+    tmpfs: list[Mounted] = []
     memory: Annotated[int, Range(0, _MEMORY)] = 0
     lazy: bool = False
 
@@ -243,19 +232,16 @@ class Prepare(Call[Prepared]):
         _check_timeout(self.timeout)
 
 
-@dataclass(frozen=True)
 class TrialBegin(Call[MemoryReady]):
     """MEMORY frames follow that the target throws away: the source measures how fast it can send memory."""
 
 
-@dataclass(frozen=True)
 class TrialEnd(Call[Done]):
     """That was all: the bodies of the frames had `size` bytes."""
 
     size: Annotated[int, Range(0, MAX_TRIAL)]
 
 
-@dataclass(frozen=True)
 class MemoryBegin(Call[MemoryReady]):
     """MEMORY frames follow, with the memory of the running container: some `expected` bytes of it.
 
@@ -266,12 +252,10 @@ class MemoryBegin(Call[MemoryReady]):
     digest: str
 
 
-@dataclass(frozen=True)
 class MemorySync(Call[Done]):
     """Has the target taken all memory that was sent so far?"""
 
 
-@dataclass(frozen=True)
 class MemoryEnd(Call[Done]):
     """That was all memory: bodies of `size` bytes with this digest."""
 
@@ -282,14 +266,12 @@ class MemoryEnd(Call[Done]):
         _check_wire_digest(self.digest)
 
 
-@dataclass(frozen=True)
 class PagesBegin(Call[Done]):
     """Start a page server; PAGES frames follow. `digest` is the name of a digest (digests.py) of the stream."""
 
     digest: str
 
 
-@dataclass(frozen=True)
 class PagesEnd(Call[Done]):
     """No more pages: `size` bytes with this digest were sent."""
 
@@ -300,7 +282,6 @@ class PagesEnd(Call[Done]):
         _check_wire_digest(self.digest)
 
 
-@dataclass(frozen=True)
 class Image(Call[None]):
     """The image file `name` follows in DATA frames, up to ImageEnd."""
 
@@ -310,7 +291,6 @@ class Image(Call[None]):
         _check(_IMAGE_NAME.fullmatch(self.name) is not None, f"{self.name!r} is not a name of an image file")
 
 
-@dataclass(frozen=True)
 class ImageEnd(Call[None]):
     """That was the image: `size` bytes with this SHA-256."""
 
@@ -321,7 +301,6 @@ class ImageEnd(Call[None]):
         _check_digest(self.digest)
 
 
-@dataclass(frozen=True)
 class Restore(Call[Restored]):
     """All `count` images are there: restore within `timeout` seconds, and hold before anything runs.
 
@@ -332,30 +311,26 @@ class Restore(Call[Restored]):
     count: int
     timeout: Timeout = FREEZE_TIMEOUT
     lazy: bool = False
-    roots: dict[str, Root] = dataclasses.field(default_factory=dict)
+    roots: dict[str, Root] = {}
 
     def __post_init__(self) -> None:
         _check_timeout(self.timeout)
 
 
-@dataclass(frozen=True)
 class Confirm(Call[Done]):
     """Is the restored tree still held? Asked right before the source gives the container up: a cut shows here."""
 
 
-@dataclass(frozen=True)
 class Resume(Call[Resumed]):
     """The source is dead: resume the container."""
 
 
-@dataclass(frozen=True)
 class History(Call[Done]):
     """What the container wrote to its log at the source (its last part): `logs` at the target shows it first."""
 
     log: Text
 
 
-@dataclass(frozen=True)
 class Abort(Call[Done]):
     """The source keeps the container: remove everything this move brought."""
 
@@ -365,7 +340,6 @@ _WORKLOADS = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
 class Settle(Call[Settled]):
     """A connection was lost in the middle of `migration`: end it, or say how it has ended.
 

@@ -4,11 +4,11 @@
 """
 
 import socket
-from dataclasses import dataclass
 from typing import Annotated
 
 from migrate.errors import ProtocolError
 from migrate.wire.records import Most, Range
+from runtime.light.records import Record
 
 MAX_PATHS = 1000
 MAX_PORTS = 5000
@@ -16,8 +16,7 @@ MAX_FILES = 5000
 PROTOCOLS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP, "udplite": 136}
 
 
-@dataclass(frozen=True)
-class FactsQuery:
+class FactsQuery(Record):
     """What a source asks about a host; "" asks nothing.
 
     Is `id` in use below `root`, other than by what an earlier move of the container `created` then has left? Which of
@@ -37,8 +36,7 @@ class FactsQuery:
             raise ProtocolError("FactsQuery: paths must be absolute")
 
 
-@dataclass(frozen=True)
-class HostFacts:
+class HostFacts(Record):
     """One host. Empty strings stand for "no problem" or "unknown"; sizes in bytes."""
 
     name: str = ""
@@ -64,8 +62,7 @@ class HostFacts:
     offers: tuple[str, ...] = ()  # the digests (wire/digests.py) and compressions (wire/codec.py) that it computes
 
 
-@dataclass(frozen=True)
-class Bound:
+class Bound(Record):
     """A socket that is bound to a port and not connected; the options are those that decide what it may share."""
 
     protocol: str
@@ -100,8 +97,7 @@ def endpoint(address: tuple[str, int]) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-@dataclass(frozen=True)
-class Seen:
+class Seen(Record):
     """A regular file: size, mtime, ELF build-id in hex ("": it has none), SHA-256 of its contents ("": not asked for).
 
     `size` is -1 where there is no regular file at `path`.

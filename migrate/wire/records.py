@@ -1,4 +1,4 @@
-"""Frozen dataclasses to JSON and back, for everything that the two ends of a move say to each other.
+"""Records (runtime/light/records.py) to JSON and back, for everything that the two ends of a move say to each other.
 
 `encode` trusts its own side. `decode` trusts nothing: a record has exactly the fields of its class, each of its
 annotated type and within its bounds, or ProtocolError names the field. Types are str, int, float, bool, Literal of
@@ -10,16 +10,15 @@ have the ones below. How much memory a message can take is bounded by the limits
 value from being absurd. Records nest as their classes do, and Json at most JSON_DEPTH deep.
 """
 
-import dataclasses
 import functools
 import json
 import math
 import typing
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from migrate.errors import ProtocolError
+from runtime.light.records import Record
 
 TEXT = 1 << 16  # characters of a string
 ITEMS = 10_000  # of a list or an object
@@ -27,15 +26,13 @@ NUMBER = 1 << 63
 JSON_DEPTH = 20
 
 
-@dataclass(frozen=True)
-class Most:
+class Most(Record):
     """The largest length of a string, list or object."""
 
     length: int
 
 
-@dataclass(frozen=True)
-class Range:
+class Range(Record):
     """The smallest and the largest value of a number."""
 
     low: float
@@ -85,8 +82,8 @@ def _refuse(constant: str) -> None:
 
 def encode(value: Any) -> Any:
     """A record as plain JSON: an object with all of its fields."""
-    if dataclasses.is_dataclass(value):
-        return {field.name: encode(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Record):
+        return {name: encode(getattr(value, name)) for name in value._fields}
     if isinstance(value, dict):
         return {key: encode(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -119,7 +116,7 @@ def _reader(hint: Any) -> _Reader:
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if any(isinstance(mark, _AnyJson) for mark in bounds):
         return lambda value: _json(value, JSON_DEPTH)
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and issubclass(hint, Record):
         return _record_reader(hint)
     if hint is bool:
         return _bool
@@ -138,7 +135,7 @@ def _reader(hint: Any) -> _Reader:
 
 def _record_reader(cls: Any) -> _Reader:
     hints = typing.get_type_hints(cls, include_extras=True)
-    readers = {field.name: _reader(hints[field.name]) for field in dataclasses.fields(cls)}
+    readers = {name: _reader(hints[name]) for name in cls._fields}
 
     def read(value: Any) -> Any:
         if not isinstance(value, dict):

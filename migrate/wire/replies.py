@@ -1,22 +1,20 @@
 """What a target replies to the calls of protocol.py, as records, and the failure that it may report instead."""
 
-from dataclasses import dataclass
 from typing import Annotated
 
 from migrate.errors import ProtocolError
 from migrate.wire.questions import MAX_FILES, MAX_PORTS, Seen
 from migrate.wire.records import Most
+from runtime.light.records import Record
 
 _FAILURE_TEXT = 4000  # characters
 
 
-@dataclass(frozen=True)
-class Done:
+class Done(Record):
     """The call was carried out."""
 
 
-@dataclass(frozen=True)
-class Welcome:
+class Welcome(Record):
     """Which protocol the agent speaks, its host's name, and its pid. The same in every version."""
 
     version: int
@@ -24,8 +22,7 @@ class Welcome:
     pid: int
 
 
-@dataclass(frozen=True)
-class Opened:
+class Opened(Record):
     """Where the bundle is, and what of the files is there.
 
     `complete`: the constant root file system is there, and so is each of `trees`. `renewed`: the root file system, then
@@ -45,8 +42,7 @@ class Opened:
                 raise ProtocolError(f"{name} is not an absolute path")
 
 
-@dataclass(frozen=True)
-class TreeProblem:
+class TreeProblem(Record):
     """Why a tree cannot be put at `path`, or what is missing there; `rule` is one of preflight/rules.py."""
 
     rule: str
@@ -54,36 +50,31 @@ class TreeProblem:
     text: str
 
 
-@dataclass(frozen=True)
-class TreesChecked:
+class TreesChecked(Record):
     """`found` are the names of trees that are taken as they are there."""
 
     problems: list[TreeProblem]
     found: list[str]
 
 
-@dataclass(frozen=True)
-class FilesSeen:
+class FilesSeen(Record):
     """The files of CheckFiles as they are at the target, in the same order."""
 
     files: Annotated[list[Seen], Most(MAX_FILES)]
 
 
-@dataclass(frozen=True)
-class PortProblem:
+class PortProblem(Record):
     """Why the container cannot have a port."""
 
     port: str
     text: str
 
 
-@dataclass(frozen=True)
-class PortsChecked:
+class PortsChecked(Record):
     problems: Annotated[list[PortProblem], Most(MAX_PORTS)]
 
 
-@dataclass(frozen=True)
-class Prepared:
+class Prepared(Record):
     """`tmpfs`: place in the container -> path at the target, of the mounts that the target has made.
 
     What comes into them is charged to `cgroup`, a directory, or "". `on_disk`: why images cannot be in memory, or "".
@@ -94,8 +85,7 @@ class Prepared:
     on_disk: str
 
 
-@dataclass(frozen=True)
-class MemoryReady:
+class MemoryReady(Record):
     """The target takes memory.
 
     `lazy_problem`: why it cannot restore before memory is in place, or ""; `remapped`: it can do so in user namespaces.
@@ -105,22 +95,19 @@ class MemoryReady:
     remapped: bool
 
 
-@dataclass(frozen=True)
-class Restored:
+class Restored(Record):
     """The container's init at the target; nothing of the container has run yet."""
 
     pid: int
 
 
-@dataclass(frozen=True)
-class Resumed:
+class Resumed(Record):
     """The container's init at the target; it runs."""
 
     pid: int
 
 
-@dataclass(frozen=True)
-class Settled:
+class Settled(Record):
     """Where the container is: TARGET, SOURCE, NEITHER or UNKNOWN.
 
     `since`: when it was resumed, if that was before the call; `reason`: why it is NEITHER.
@@ -131,8 +118,7 @@ class Settled:
     reason: str = ""
 
 
-@dataclass(frozen=True)
-class Failure:
+class Failure(Record):
     """A call failed: an exception's `kind` (errors.py), message and remedy, or ""."""
 
     kind: str

@@ -1,7 +1,6 @@
 """The wire between source and target: what a hostile or broken other side can send."""
 
 import contextlib
-import dataclasses
 import json
 import struct
 from collections.abc import Callable, Iterator
@@ -90,7 +89,7 @@ CALLS: list[protocol.Call[Any]] = [
 NAMES = {type(call).__name__: call for call in CALLS}
 REPLIES: dict[str, Any] = {
     "Hello": replies.Welcome(2, "host2", 5),
-    "Facts": dataclasses.replace(HostFacts(), name="host2", missing=("/a",), images_free=1 << 50),
+    "Facts": HostFacts().replace(name="host2", missing=("/a",), images_free=1 << 50),
     "OpenBundle": replies.Opened("/b", "/b/rootfs", True, [False], [True, False], ["/c is left alone"]),
     "CheckTrees": replies.TreesChecked([replies.TreeProblem("no-space", "/srv", "has 1 MiB free")], ["/etc/hosts"]),
     "CheckFiles": replies.FilesSeen([Seen("/x")]),
@@ -236,7 +235,7 @@ def test_json_of_no_particular_shape_is_not_deep() -> None:
     deep: Any = 1
     for _ in range(30):
         deep = [deep]
-    call = dataclasses.replace(NAMES["Prepare"], state=dataclasses.replace(CARRIED, resources={"a": deep}))  # type: ignore[type-var]
+    call = NAMES["Prepare"].replace(state=CARRIED.replace(resources={"a": deep}))
     ((_, payload),) = FrameDecoder().feed(protocol.encode_call(call))
     with pytest.raises(ProtocolError, match=r"state\.resources\['a'\] is nested more than 20 deep"):
         protocol.decode_call(payload)

@@ -1,6 +1,5 @@
 """The rules about a target, from facts; and which rules can be lifted."""
 
-import dataclasses
 from typing import Any
 
 import pytest
@@ -19,7 +18,7 @@ STATE = State(id="web", bundle="/b", rootfs="/b/rootfs", created="", log_path=""
 
 
 def rules(**changes: Any) -> list[str]:
-    target = dataclasses.replace(SOURCE, name="host2", **changes)
+    target = SOURCE.replace(name="host2", **changes)
     joined = {"network": "/run/netns/web"}
     found = target_blockers(SOURCE, target, STATE, 1 << 30, send_rootfs=True, memory=1 << 28, joined=joined)
     return [blocker.rule for blocker in found]
@@ -58,7 +57,7 @@ def test_all_are_listed_at_once() -> None:
 def test_a_target_that_is_this_host_is_suspected() -> None:
     """`delete the container there` would be the wrong thing to do then."""
     here, there = (
-        target_blockers(SOURCE, dataclasses.replace(SOURCE, name=name, id_in_use=True), STATE, 0, send_rootfs=False)
+        target_blockers(SOURCE, SOURCE.replace(name=name, id_in_use=True), STATE, 0, send_rootfs=False)
         for name in (SOURCE.name, "host9")
     )
     assert [found.problem for found in here] == [
@@ -98,7 +97,7 @@ def test_queries_from_outside_are_checked(value: Any) -> None:
 
 
 def test_facts_survive_the_wire() -> None:
-    facts = dataclasses.replace(SOURCE, missing=("/a",), cpuinfo="eA==")
+    facts = SOURCE.replace(missing=("/a",), cpuinfo="eA==")
     assert records.decode(HostFacts, records.encode(facts), "facts") == facts
     with pytest.raises(ProtocolError):
         records.decode(HostFacts, records.encode(facts) | {"bits": "64"}, "facts")

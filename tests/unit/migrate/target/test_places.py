@@ -1,6 +1,5 @@
 """Places at a target: which one a container gets, and what is never written to or removed."""
 
-import dataclasses
 import json
 import os
 import signal
@@ -434,7 +433,7 @@ def test_a_journal_of_this_version_removes_only_what_bears_its_mark(host: Path, 
         )  # fmt: skip
         entry = journal.load(FIRST[:-1] + str(gone + 5))
         assert entry is not None
-        Arriving.resume(dataclasses.replace(entry, migration=FIRST), alice).undo()
+        Arriving.resume(entry.replace(migration=FIRST), alice).undo()
         assert chosen.bundle.exists() is not gone
 
 

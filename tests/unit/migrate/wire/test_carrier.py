@@ -135,11 +135,11 @@ def test_a_rest_does_not_allow_a_long_burst() -> None:
     ("bandwidth", "pays"), [(10 * MIB, True), (119 * MIB, True), (400 * MIB, False), (2000 * MIB, False)]
 )
 def test_compression_pays_on_slow_links(bandwidth: float, pays: bool) -> None:
-    assert Trial(plain=MIB, compressed=MIB // 2, seconds=1 / 700).pays(bandwidth) is pays
+    assert Trial(size=MIB, compressed=MIB // 2, seconds=1 / 700).pays(bandwidth) is pays
 
 
 def test_compression_of_noise_never_pays() -> None:
-    assert not Trial(plain=MIB, compressed=MIB + 100, seconds=1 / 4000).pays(1.0)
+    assert not Trial(size=MIB, compressed=MIB + 100, seconds=1 / 4000).pays(1.0)
 
 
 def fed(packer: Packer, body: bytes, total: int, bandwidth: float) -> int:

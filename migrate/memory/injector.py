@@ -53,9 +53,13 @@ class Injector:
             return fds[0]
         raise TrackingFailed(answer.decode(errors="replace") or "its injector has exited")
 
-    def close(self) -> None:
-        """End the process when it has done what it was asked for."""
+    def release(self) -> None:
+        """Have the process end when it has done what it was asked for, and do not wait for that."""
         self._socket.close()
+
+    def close(self) -> None:
+        """End the process when it has done what it was asked for. May be repeated."""
+        self.release()
         try:
             self._process.wait(INJECTOR_EXIT_TIMEOUT)
         except subprocess.TimeoutExpired:

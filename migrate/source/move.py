@@ -22,7 +22,6 @@ from migrate.limits import (
     PASSING_PATIENCE,
     RESUME_TIMEOUT,
 )
-from migrate.memory.injector import Injector
 from migrate.model import Compression, MigrationMode, MigrationSpec
 from migrate.phases import OPEN, Phase
 from migrate.preflight import processes as process_scan
@@ -79,7 +78,7 @@ class Move:
             ready.wanted.bandwidth_limit,
         )  # fmt: skip
         self._aftermath = Aftermath()
-        self._injector: Injector | None = None
+        self._early = ready.early
         self._memory: MovingMemory | None = None
         self._mode, self._why = MigrationMode.STOP_AND_COPY, ""
 
@@ -97,8 +96,6 @@ class Move:
         finally:
             if self._memory is not None:
                 self._memory.__exit__(None, None, None)
-            if self._injector is not None:
-                self._injector.close()
             self._seeding.close()
 
     def run(self) -> Report:
@@ -119,8 +116,6 @@ class Move:
 
         Return why the target cannot keep images in memory, or "".
         """
-        if self._wanted.mode is not MigrationMode.STOP_AND_COPY:
-            self._injector = Injector()
         self._log.record(Phase.SEED)
         self._reporter.phase(Phase.SEED, "root file system")
         leftovers.discard(self._peer, self._log, self._reporter)
@@ -157,7 +152,7 @@ class Move:
         """
         state = self._state
         carried = protocol.Carried(self._spec.annotations, state.created, _hints(state, place.bundle), state.resources)
-        mounts = [view.mounted for view in self._seeding.open_tmpfs()]
+        mounts = [view.mounted for view in self._seeding.open_tmpfs(self._early.take_views())]
         prepare = protocol.Prepare(
             carried, list(state.stdio), self._wanted.tcp_close, self._wanted.timeout, mounts,
             process_scan.memory_bytes(state.pid), memory.may_be_lazy(self._wanted, state.pid, self._spec),
@@ -174,12 +169,12 @@ class Move:
         """Send memory while the container runs, unless all of it goes in the freeze."""
         self._mode, self._why = memory.choose(self._wanted, on_disk)
         self._reporter.mode(self._mode, self._why)
-        if self._mode is MigrationMode.PRE_COPY and self._injector is not None:
+        if self._mode is MigrationMode.PRE_COPY and self._early.injector is not None:
             self._log.record(Phase.PRE_COPY)
             self._reporter.phase(Phase.PRE_COPY, f"memory of {self._wanted.id}")
             size = process_scan.memory_bytes(self._state.pid)
             self._memory = MovingMemory(
-                self._peer, self._reporter, self._state, self._wanted, size, self._injector,
+                self._peer, self._reporter, self._state, self._wanted, size, self._early.injector,
                 remapped="user" in self._spec.namespaces,
             )  # fmt: skip
             self._memory.send_rounds()
@@ -270,6 +265,7 @@ class Move:
         restore = protocol.Restore(images, left, self._is_lazy, self._seeding.roots())
         with faults.point("ask-restore"):
             self._peer.post(restore)
+        self._seeding.release()
         self._peer.answer(left + ANSWER_GRACE)
         self._peer.limit()
         self._clock.step("restore")
@@ -304,6 +300,8 @@ class Move:
             settle(log)
         resumed_at = time.monotonic()
         self._clock.step("resume")
+        if self._early.injector is not None:
+            self._early.injector.release()
         marks.leave(leaving, Owner(state.id, state.created, self._store.root), log.entry.migration)
         return resumed_at
 

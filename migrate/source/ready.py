@@ -1,11 +1,12 @@
 """Preflight: everything that is checked before a move touches anything."""
 
+import contextlib
 import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeVar
 
 from migrate import faults
 from migrate.errors import MigrateError
@@ -24,6 +25,7 @@ from migrate.preflight.target import preflight
 from migrate.preflight.volumes import Plan
 from migrate.source import memory
 from migrate.source.clock import Clock
+from migrate.source.early import Early
 from migrate.wire import codec
 from migrate.wire.ahead import Ahead
 from migrate.wire.peer import Peer, Session, connect
@@ -34,6 +36,8 @@ from runtime.spec.config import Spec
 from runtime.state.kept_config import load_kept
 from runtime.state.record import State
 from runtime.state.store import Store
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,11 @@ class Ready(Checked):
     """A move that may begin: its journal says PREFLIGHT."""
 
     log: Journal
+    early: Early
+
+    def __exit__(self, *_: object) -> None:
+        super().__exit__()
+        self.early.close()
 
 
 class Preflight:
@@ -88,23 +97,27 @@ class Preflight:
 
     def run(self) -> Ready:
         """Check everything, and begin the journal of the move. Raises Blocked and connection errors."""
-        checked = self._check(mend.repair_left)
-        try:
+        with contextlib.ExitStack() as failing:
+
+            def start(state: State, spec: Spec) -> Early:
+                return failing.enter_context(Early(state, spec, self._wanted.mode))
+
+            checked, early = self._check(mend.repair_left, start)
+            failing.enter_context(checked)
             log = Journal.begin(
                 self._migration, role="source", id=self._wanted.id, source=socket.gethostname(),
                 target=self._wanted.host, root=str(self._store.root), created=checked.state.created,
                 **frozen_tree(checked.state),
             )  # fmt: skip
-        except BaseException:
-            checked.peer.close()
-            raise
-        return Ready(**vars(checked), log=log)
+            failing.pop_all()
+        return Ready(**vars(checked), log=log, early=early)
 
     def check(self) -> Checked:
         """Check everything, and change nothing. Raises Blocked and connection errors."""
-        return self._check(_require_whole)
+        return self._check(_require_whole, lambda _state, _spec: None)[0]
 
-    def _check(self, prepare: Callable[[State], object]) -> Checked:
+    def _check(self, prepare: Callable[[State], object], start: Callable[[State, Spec], T]) -> tuple[Checked, T]:
+        """Check everything. `start` is called before the target is asked; what it returns is returned, too."""
         wanted, store = self._wanted, self._store
         state = store.load(wanted.id)
         self._require_decided(state)
@@ -113,12 +126,13 @@ class Preflight:
         self.reporter.phase(Phase.PREFLIGHT, f"checking {wanted.id} and {wanted.host}")
         plan = volumes.plan(state, spec, wanted.volumes)
         memory.require_possible(wanted)
+        started = start(state, spec)
         with ThreadPoolExecutor(1, "facts") as beside:  # asking CRIU takes as long as the log-in
             source = beside.submit(gather, FactsQuery())
             blockers = container_blockers(state, spec, tcp_close=wanted.tcp_close, patience=PASSING_PATIENCE)
             peer = self._session.peer(store.root) if self._session else connect(wanted.host, root=store.root)
             try:
-                return self._check_target(peer, state, spec, plan, blockers, source.result())
+                return self._check_target(peer, state, spec, plan, blockers, source.result()), started
             except BaseException:
                 peer.close()
                 raise

@@ -213,32 +213,31 @@ class Criu:
 
     def version(self) -> Version:
         """Return the version. Raises CriuTooOld below 3.17, which lacks what this package needs."""
-        rpc = messages.rpc()
-        answer = self._ask(rpc.VERSION, "version")
+        answer = self._exchange("VERSION", "version")
         version = Version(answer.version.major_number, answer.version.minor_number, answer.version.sublevel)
         if version < OLDEST:
             raise CriuTooOld(f"{self.path} is criu {version}; 3.17 or newer is needed")
         return version
 
     def features(self) -> Features:
-        rpc = messages.rpc()
-        request = rpc.criu_req()
-        request.type = rpc.FEATURE_CHECK
-        request.features.mem_track = request.features.lazy_pages = request.features.pidfd_store = True
-        found = self._exchange(request, "feature check").features
+
+        def fill(request: Any) -> None:
+            request.features.mem_track = request.features.lazy_pages = request.features.pidfd_store = True
+
+        found = self._exchange("FEATURE_CHECK", "feature check", fill=fill).features
         return Features(bool(found.mem_track), bool(found.lazy_pages), bool(found.pidfd_store))
 
     def check(self, images_dir_fd: int) -> None:
         """Raise RequestFailed if CRIU cannot work on this kernel. Up to 4.1 it needs a directory for that, too."""
-        self._logged(messages.rpc().CHECK, "check", images_dir_fd)
+        self._exchange("CHECK", "check", images_dir_fd)
 
     def cpuinfo_dump(self, images_dir_fd: int) -> None:
         """Write cpuinfo.img of this machine into a directory."""
-        self._logged(messages.rpc().CPUINFO_DUMP, "cpuinfo dump", images_dir_fd)
+        self._exchange("CPUINFO_DUMP", "cpuinfo dump", images_dir_fd)
 
     def cpuinfo_check(self, images_dir_fd: int) -> None:
         """Raise RequestFailed if this machine's processor lacks features that cpuinfo.img in the directory lists."""
-        self._logged(messages.rpc().CPUINFO_CHECK, "cpuinfo check", images_dir_fd)
+        self._exchange("CPUINFO_CHECK", "cpuinfo check", images_dir_fd)
 
     def pre_dump(self, options: DumpOptions, *, timeout: float) -> None:
         """Make one pre-dump; the tree keeps running. Raises CriuError."""
@@ -283,23 +282,21 @@ class Criu:
             raise
         return session
 
-    def _logged(self, number: int, name: str, images_dir_fd: int) -> None:
-        """Make a short request that works in a directory and leaves its log there."""
-        request = messages.rpc().criu_req()
-        request.type = number
-        request.opts.images_dir_fd = images_dir_fd
-        request.opts.log_file = _SHORT_LOG
-        request.opts.log_level = 4
-        self._exchange(request, name, images_dir_fd)
+    def _exchange(
+        self, kind: str, name: str, log_dir_fd: int | None = None, fill: Callable[[Any], None] = lambda _: None
+    ) -> Any:
+        """Make one short request: send it, receive the answer, end the process. `kind` is its name in the messages.
 
-    def _ask(self, number: int, name: str) -> Any:
-        request = messages.rpc().criu_req()
-        request.type = number
-        return self._exchange(request, name)
-
-    def _exchange(self, request: Any, name: str, log_dir_fd: int | None = None) -> Any:
-        """Make one short request: send it, receive the answer, end the process."""
-        with Swrk.spawn(self.path) as connection:
+        `fill` completes it; with `log_dir_fd` CRIU works in that directory, and leaves its log there.
+        """
+        with Swrk.spawn(self.path) as connection:  # first, because it starts while the messages are imported
+            request = messages.rpc().criu_req()
+            request.type = getattr(messages.rpc(), kind)
+            if log_dir_fd is not None:
+                request.opts.images_dir_fd = log_dir_fd
+                request.opts.log_file = _SHORT_LOG
+                request.opts.log_level = 4
+            fill(request)
             try:
                 connection.send(request, name)
                 answer, _ = connection.recv(name, REQUEST_TIMEOUT)

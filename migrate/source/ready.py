@@ -129,10 +129,14 @@ class Preflight:
         started = start(state, spec)
         with ThreadPoolExecutor(1, "facts") as beside:  # asking CRIU takes as long as the log-in
             source = beside.submit(gather, FactsQuery())
+            digest = beside.submit(fingerprint, Path(state.rootfs)) if spec.readonly else None
             blockers = container_blockers(state, spec, tcp_close=wanted.tcp_close, patience=PASSING_PATIENCE)
             peer = self._session.peer(store.root) if self._session else connect(wanted.host, root=store.root)
             try:
-                return self._check_target(peer, state, spec, plan, blockers, source.result()), started
+                checked = self._check_target(
+                    peer, state, spec, plan, blockers, source.result(), digest.result() if digest is not None else ""
+                )
+                return checked, started
             except BaseException:
                 peer.close()
                 raise
@@ -146,11 +150,10 @@ class Preflight:
             )
 
     def _check_target(
-        self, peer: Peer, state: State, spec: Spec, plan: Plan, blockers: list[Blocker], source: HostFacts
+        self, peer: Peer, state: State, spec: Spec, plan: Plan, blockers: list[Blocker], source: HostFacts, digest: str
     ) -> Checked:
         """Raise Blocked with everything that blocks the move."""
         wanted, store = self._wanted, self._store
-        digest = fingerprint(Path(state.rootfs)) if spec.readonly else ""
         spec = plan.spec(spec_config.elsewhere(spec, wanted.net))
         with faults.point("check-target"):
             plan = preflight(peer, store, state, spec, wanted.allow, blockers, plan, source)

@@ -26,7 +26,7 @@ _NOISE_LIMIT = 256 << 10
 
 # Runs at the target under `python3 -I -S -c`. It has no single quotes, so that every log-in shell can pass it on.
 FIRST_STAGE = """
-import hashlib, marshal, os, sys, zlib
+import os, sys
 digest, size, unpacked, token = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 if sys.version_info < (3, 11): sys.exit(70)
 if os.geteuid() != 0: sys.exit(71)
@@ -75,6 +75,7 @@ try:
         os.posix_fallocate(room, 0, unpacked)
     os.write(1, ("PYMIGRATE-AGENT " + token + (" HAVE" if have else " SEND") + chr(10)).encode())
     if not have:
+        import hashlib, marshal, zlib
         data = bytearray()
         while len(data) < size:
             piece = os.read(0, size - len(data))

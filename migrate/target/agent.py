@@ -26,6 +26,7 @@ from migrate.wire.replies import Failure
 from runtime.linux.descriptors import write_all
 
 PULSE_INTERVAL = 5.0  # seconds
+IDLE = 0.02  # seconds without a call after which there is time to prepare for the next one
 
 
 class Agent:
@@ -55,7 +56,12 @@ class Agent:
         """Read into the decoder, and return how many bytes have come; 0 when the source has hung up."""
         limit = self._handler.idle_timeout
         silent_since = time.monotonic()
-        while not select.select([self._reader], [], [], PULSE_INTERVAL)[0]:
+        wait = IDLE
+        while not select.select([self._reader], [], [], wait)[0]:
+            if wait == IDLE:
+                self._handler.idle()
+                wait = PULSE_INTERVAL
+                continue
             if time.monotonic() - silent_since > limit:
                 raise ProtocolError(f"the source has sent nothing for {limit:g} s")
             self._pulse()

@@ -15,7 +15,8 @@ import shutil
 from pathlib import Path
 from typing import ClassVar, Self
 
-from criu_rpc.errors import Error
+from criu_rpc import messages
+from criu_rpc.errors import CriuError, Error
 from migrate.disk import write_atomically
 from migrate.errors import ProtocolError
 from migrate.files import receivers
@@ -67,6 +68,9 @@ class Handler:
 
     def tidy(self) -> None:
         """Do what can wait until a reply has been sent."""
+
+    def idle(self) -> None:
+        """The source has been silent for a moment: prepare for what it will ask. Quick if that was done before."""
 
     def lost(self) -> None:
         """The connection has ended: undo, unless the source may have given the container up."""
@@ -147,6 +151,10 @@ class Greeted(Handler):
 
     def tidy(self) -> None:
         self._later.close()
+
+    def idle(self) -> None:
+        with contextlib.suppress(CriuError):  # Facts says what is missing
+            messages.rpc()  # imports 30 ms of protobuf
 
     def lost(self) -> None:
         self._later.close()

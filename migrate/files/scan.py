@@ -133,10 +133,12 @@ def _entry(info: os.stat_result) -> Entry:
 def again(root: str, before: Scan, until: Callable[[], float] = lambda: math.inf) -> Scan:
     """Scan again only the directories whose time has changed, when at most a few names can be new.
 
-    During a dump CRIU gives new names to open files that were deleted.
+    During a dump CRIU gives new names to open files that were deleted. It also makes a directory for a moment, where it
+    mounts what another mount covers (criu/mount.c, get_clean_mnt): what the scan before has seen of that is gone.
     """
     base, settled = os.fsencode(root), before.started_ns - _TICK
     entries = dict(before.entries)
+    listed: dict[bytes, set[bytes]] = {}
     for path, entry in before.entries.items():
         if not stat.S_ISDIR(entry[4]):
             continue
@@ -147,13 +149,35 @@ def again(root: str, before: Scan, until: Callable[[], float] = lambda: math.inf
             if now == entry and entry[1] < settled:
                 continue
             entries[path] = now
+            names = set()
             with os.scandir(directory) as listing:
                 for item in listing:
                     name = item.name if path == b"." else path + b"/" + item.name
                     entries[name] = _entry(item.stat(follow_symlinks=False))
+                    names.add(name)
+            listed[path] = names
         except (FileNotFoundError, NotADirectoryError):
             continue
-    return Scan(before.started_ns, entries)
+    return Scan(before.started_ns, _without_vanished(entries, listed))
+
+
+def _without_vanished(entries: dict[bytes, Entry], listed: dict[bytes, set[bytes]]) -> dict[bytes, Entry]:
+    """Return the entries without those that a list of their directory lacks, and without what was in them."""
+    gone = {
+        path
+        for path in entries
+        if path != b"." and (names := listed.get(path.rpartition(b"/")[0] or b".")) is not None and path not in names
+    }
+    if not gone:
+        return entries
+    return {path: entry for path, entry in entries.items() if gone.isdisjoint(_and_above(path))}
+
+
+def _and_above(path: bytes) -> Iterator[bytes]:
+    """Yield a path and the directories above it, but the root."""
+    while path:
+        yield path
+        path = path.rpartition(b"/")[0]
 
 
 def open_for_both(init_pid: int, device: int) -> set[int]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +189,21 @@ def test_a_mark_is_not_of_another_file(tmp_path: Path, monkeypatch: pytest.Monke
         (tmp_path / "new").touch()
         (tmp_path / "new").rename(place)
         assert is_of(str(place), owner) is not whole
+
+
+def test_what_was_there_only_for_a_moment_is_not_named(tmp_path: Path) -> None:
+    """CRIU makes a directory in /tmp while it dumps, and removes it."""
+    (tmp_path / "kept" / "below").mkdir(parents=True)
+    earlier = scan(str(tmp_path))
+    made = tmp_path / "cr-tmpfs.a1b2c3" / "inside"
+    made.mkdir(parents=True)
+    (made / "file").write_text("x")
+    (tmp_path / "link_remap.1").write_text("new")
+    beside = scan(str(tmp_path))
+    shutil.rmtree(made.parent)
+    after = again(str(tmp_path), beside)
+    assert after.entries.keys() == {b".", b"kept", b"kept/below", b"link_remap.1"}
+    assert after.entries.keys() - earlier.entries.keys() == {b"link_remap.1"}
 
 
 def test_a_look_ends_in_time(tmp_path: Path) -> None:

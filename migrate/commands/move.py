@@ -86,9 +86,6 @@ def _connecting(args: argparse.Namespace, wanted: "list[MigrationSpec]") -> "Ite
     if len(wanted) > 1 or wanted[0].id not in Store(args.root).ids():
         yield None
         return
-    from migrate.wire.quick_import import import_paramiko
-
-    import_paramiko()
     from migrate.wire.ahead import Ahead
 
     with Ahead(wanted[0].host, args.root) as ahead:

@@ -6,6 +6,7 @@ FINGERPRINT_TIMEOUT = 600.0  # for the target to read a root file system
 CONFIRM_TIMEOUT = 10.0  # while the container is frozen
 TRIAL_TIMEOUT = 60.0  # for a trial of the connection to be sent, and for the target to take it
 ROUND_TIMEOUT = 6 * 3600.0  # for a round of memory to be sent, and for the target to store it
+STREAM_OPEN_TIMEOUT = 10.0  # for more connections to be opened, and to reach the agent
 INJECTION_TIMEOUT = 5.0  # for a process to be stopped and released; the injector may have to start first
 INJECTOR_EXIT_TIMEOUT = 1.0
 RESUME_TIMEOUT = 30.0  # for the target to resume the container, which has been killed at the source

@@ -21,6 +21,7 @@ def check_migration_id(value: str) -> str:
 
 MAX_DOWNTIME = 0.3  # default limit, in seconds, for the gap that rounds of memory aim at
 MAX_ROUNDS = 30
+MAX_STREAMS = 16  # connections that carry memory
 
 
 class MigrationMode(enum.StrEnum):
@@ -54,8 +55,8 @@ class MigrationSpec(Record):
     frozen; after it the move is rolled back and the container resumes at the source. `max_downtime`: seconds that the
     rounds of memory aim at, `max_rounds` of them at most. `net`: the value of --net, "bridge=NAME", the bridge at the
     target. `tcp_close`: close the container's TCP connections. `compress` is about memory. `bandwidth_limit`: bytes per
-    second while the container runs. `volumes`: what to do with each bind mount, by its destination
-    (preflight.volumes.parse).
+    second while the container runs. `streams`: connections that carry memory. `volumes`: what to do with each bind
+    mount, by its destination (preflight.volumes.parse).
     """
 
     id: str
@@ -70,4 +71,5 @@ class MigrationSpec(Record):
     tcp_close: bool = False
     compress: Compression = Compression.AUTO
     bandwidth_limit: int | None = None
+    streams: int = 1
     volumes: Mapping[str, str] = {}

@@ -4,7 +4,7 @@ import argparse
 import re
 from typing import TYPE_CHECKING
 
-from migrate.model import FREEZE_TIMEOUT, MAX_FREEZE_TIMEOUT
+from migrate.model import FREEZE_TIMEOUT, MAX_FREEZE_TIMEOUT, MAX_STREAMS
 
 if TYPE_CHECKING:
     from migrate.model import MigrationSpec
@@ -52,6 +52,14 @@ def rounds(text: str) -> int:
     value = int(text)
     if value < 2:
         raise argparse.ArgumentTypeError(f"{text}: must be at least 2")
+    return value
+
+
+def streams(text: str) -> int:
+    """Return a number of connections (an argparse type)."""
+    value = int(text)
+    if not 1 <= value <= MAX_STREAMS:
+        raise argparse.ArgumentTypeError(f"{text}: must be between 1 and {MAX_STREAMS}")
     return value
 
 

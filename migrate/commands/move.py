@@ -53,6 +53,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="send no more than RATE bytes per second (as 500K, 50M, 1G) while the container runs",
     )  # fmt: skip
     parser.add_argument(
+        "--streams", type=move_arguments.streams, default=1, metavar="N",
+        help="send memory over N connections at once while the container runs (default 1; more help over a long "
+        "distance, or where a processor is slower than the network)",
+    )  # fmt: skip
+    parser.add_argument(
         "--timeout", type=move_arguments.seconds, default=FREEZE_TIMEOUT, metavar="SECONDS",
         help=f"roll back when the container has been frozen this long (default {FREEZE_TIMEOUT:.0f})",
     )  # fmt: skip
@@ -70,7 +75,11 @@ def run(args: argparse.Namespace) -> int:
     if twice := {name for name in args.id if args.id.count(name) > 1}:
         raise UsageError(f"container {min(twice)} is named twice")
     wanted = [_wanted(args, name) for name in args.id]
+    if args.streams > 1 and args.mode == MigrationMode.STOP_AND_COPY:
+        raise UsageError("--streams is about memory that is sent ahead, and --mode stop-and-copy sends none")
     if args.plan:
+        if args.streams > 1:
+            raise UsageError("--plan measures one connection, so that --streams has no effect on it")
         if args.report is not None:
             raise UsageError("--plan moves nothing, so there is nothing for --report to show")
         return _plan(args, wanted)
@@ -121,6 +130,7 @@ def _wanted(args: argparse.Namespace, container_id: str) -> "MigrationSpec":
         mode=MigrationMode(args.mode),
         max_downtime=args.max_downtime, max_rounds=args.max_rounds, on_divergence=OnDivergence(args.on_divergence),
         compress=Compression(args.compress), bandwidth_limit=args.bandwidth_limit,
+        streams=args.streams,
     )  # fmt: skip
 
 

@@ -51,6 +51,11 @@ def head(space: int, words: Sequence[int]) -> bytes:
     return _HEAD.pack(space, len(words)) + array.array("Q", words).tobytes()
 
 
+def drops(body: bytes) -> bool:
+    """Return whether a body that `head` has begun has no words."""
+    return len(body) == _HEAD.size
+
+
 def covered(body: bytes) -> int:
     """Return how many bytes of memory a body that `head` has begun stands for, with its zeros."""
     _, count = _HEAD.unpack_from(body)

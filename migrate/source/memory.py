@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Self
 
 from criu_rpc.errors import Error
@@ -19,9 +19,12 @@ from migrate.memory.precopy import PreCopy
 from migrate.model import MigrationMode, MigrationSpec, OnDivergence
 from migrate.phases import Phase
 from migrate.source import history
-from migrate.wire import codec, protocol, replies
-from migrate.wire.carrier import Carrier
+from migrate.wire import codec, protocol, replies, streams
+from migrate.wire.carrier import DEPTH, Carrier, Carriers
+from migrate.wire.native import Buffer
 from migrate.wire.peer import Peer
+from migrate.wire.rate import Limit
+from migrate.wire.streams import Stream
 from runtime.freeze.throttle import Throttle
 from runtime.spec.config import Spec
 from runtime.state.record import State
@@ -82,10 +85,9 @@ class MovingMemory:
         self._state, self._init, self._remapped = state, state.pid, remapped
         self.lazy_problem = ""
         self._peer, self._reporter, self._wanted, self._size = peer, reporter, wanted, size
-        self._carrier = Carrier(
-            peer.send_memory, digest=peer.digest, compress=codec.settle(wanted.compress, peer.offers, wanted.host),
-            limit=wanted.bandwidth_limit,
-        )  # fmt: skip
+        self._limit = Limit(wanted.bandwidth_limit) if wanted.bandwidth_limit is not None else None
+        self._streams: list[Stream] = []
+        self._carrier = Carriers(self._new_carrier(peer.send_memory))
         self._memory = PreCopy(state.pid, self._put, injector)
         self.reported: list[RoundDone] = []
         self._done, self._total, self._shown = 0, 0, 0.0  # bytes of the present round; when they were reported
@@ -102,6 +104,7 @@ class MovingMemory:
     def __exit__(self, *_: object) -> None:
         self.unthrottle(last=True)
         self._carrier.close()
+        streams.close_all(self._streams)
         if self._last.is_alive():
             self._last.join(PAGES_CLOSE_TIMEOUT)
         self._memory.__exit__(None, None, None)
@@ -116,6 +119,11 @@ class MovingMemory:
         """Return the bytes of memory so far, before and after compression."""
         return self._carrier.size, self._carrier.sent
 
+    @property
+    def bytes_sent(self) -> int:
+        """Return the bytes that went over the streams beside the agent's connection."""
+        return sum(stream.bytes_sent for stream in self._streams)
+
     def send_rounds(self) -> None:
         """Send memory in rounds, until the gap would be short enough, or does not get shorter.
 
@@ -129,10 +137,13 @@ class MovingMemory:
             raise
 
     def _send_rounds(self) -> None:
-        begin = protocol.MemoryBegin(self._size, self._peer.digest)
+        begin = protocol.MemoryBegin(self._size, self._peer.digest, self._wanted.streams - 1)
         self._peer.post(begin)
         left = self._memory.scan()  # while the target makes its store
-        self.lazy_problem = lazy_problem(self._peer.answer(), self._init, self._remapped)
+        target: replies.MemoryReady = self._peer.answer()
+        self.lazy_problem = lazy_problem(target, self._init, self._remapped)
+        if self._wanted.streams > 1:
+            self._open_streams(target.stream)
         self._prepare_throttle()
         self._rest = self._memory.rest
         self._scale = forecast.scale(forecast.like(history.past(), self._wanted.host, self._load()))
@@ -143,7 +154,7 @@ class MovingMemory:
                 read = self._memory.send()
                 self._total = 0
                 self._carrier.flush(ROUND_TIMEOUT)
-                self._peer.call(protocol.MemorySync(), ROUND_TIMEOUT)
+                self._peer.call(protocol.MemorySync(self._carrier.sizes), ROUND_TIMEOUT)
                 seconds = time.monotonic() - begun
                 left = self._memory.scan()
             if not self._rounds:
@@ -160,6 +171,21 @@ class MovingMemory:
                 continue
             self._diverged(verdict)
             return
+
+    def _new_carrier(self, send: Callable[[tuple[Buffer, ...]], None]) -> Carrier:
+        wanted, peer = self._wanted, self._peer
+        return Carrier(
+            send, digest=peer.digest, compress=codec.settle(wanted.compress, peer.offers, wanted.host),
+            limit=self._limit, depth=max(2, DEPTH // wanted.streams),
+        )  # fmt: skip
+
+    def _open_streams(self, command: list[str]) -> None:
+        """Open the connections beside the first, with the target's command. Raises HostError, TargetError."""
+        wanted = self._wanted
+        self._streams = streams.open_all(wanted.host, wanted.streams - 1, command)
+        self._peer.call(protocol.MemoryStreams())
+        for stream in self._streams:
+            self._carrier.add(self._new_carrier(stream.send))
 
     def _prepare_throttle(self) -> None:
         if self._wanted.on_divergence is OnDivergence.THROTTLE:
@@ -203,6 +229,8 @@ class MovingMemory:
 
     def _put(self, body: bytes) -> None:
         """Send a body, and report progress in a round."""
+        if self._streams and layout.drops(body):
+            return  # over several connections it could come after memory of the next program with this pid
         self._carrier.put(body)
         if self._total:
             self._done += layout.covered(body)
@@ -276,4 +304,4 @@ class MovingMemory:
             raise self._failure
         self._memory.complete(lazy)
         self._carrier.flush(max(0.0, deadline - time.monotonic()))
-        return protocol.MemoryEnd(self._carrier.size, self._carrier.digest())
+        return protocol.MemoryEnd(tuple(protocol.Sent(*sent) for sent in self._carrier.digests()))

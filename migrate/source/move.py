@@ -318,6 +318,7 @@ class Move:
         self._clock.step("clean-up")
         rounds = tuple(self._memory.reported) if self._memory is not None else ()
         before = self._memory.carried_bytes if self._memory is not None else (0, 0)
+        beside = self._memory.bytes_sent if self._memory is not None else 0
         report = Report(
             id=wanted.id,
             migration=move.migration,
@@ -327,7 +328,7 @@ class Move:
             workload="TARGET",
             downtime_s=downtime,
             total_s=self._clock.total(),
-            bytes_sent=sum(item.bytes_sent for item in self._seeding.passes) + self._peer.bytes_sent,
+            bytes_sent=sum(item.bytes_sent for item in self._seeding.passes) + self._peer.bytes_sent + beside,
             phases=self._clock.steps,
             passes=tuple(self._seeding.passes),
             mode_reason=self._why,

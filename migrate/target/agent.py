@@ -57,17 +57,25 @@ class Agent:
         limit = self._handler.idle_timeout
         silent_since = time.monotonic()
         wait = IDLE
-        while not select.select([self._reader], [], [], wait)[0]:
-            if wait == IDLE:
+        while self._reader not in (ready := self._ready(wait)):
+            if not ready and wait == IDLE:
                 self._handler.idle()
                 wait = PULSE_INTERVAL
                 continue
+            for fd in ready:
+                self._handler.read(fd)
+                silent_since = time.monotonic()
             if time.monotonic() - silent_since > limit:
                 raise ProtocolError(f"the source has sent nothing for {limit:g} s")
-            self._pulse()
+            if not ready or time.monotonic() - self._pulsed > PULSE_INTERVAL:
+                self._pulse()
         if time.monotonic() - self._pulsed > PULSE_INTERVAL:
             self._pulse()
         return os.readv(self._reader, [self._decoder.room()])
+
+    def _ready(self, timeout: float) -> list[int]:
+        """Return which inputs are readable: the connection, or those of the handler; [] after `timeout` seconds."""
+        return select.select([self._reader, *self._handler.inputs], [], [], timeout)[0]
 
     def _pulse(self) -> None:
         self._pulsed = time.monotonic()

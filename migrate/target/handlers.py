@@ -57,6 +57,14 @@ class Handler:
         """A number that changes as long as something is done to receive files."""
         return 0
 
+    @property
+    def inputs(self) -> list[int]:
+        """Descriptors beside the connection that `read` has to be called for when they are readable."""
+        return []
+
+    def read(self, fd: int) -> None:
+        """Read from one of `inputs`. Raises ProtocolError."""
+
     def abort(self, _call: protocol.Abort) -> Done:
         """Undo everything. Harmless when there is nothing to undo."""
         self.undo()
@@ -292,6 +300,15 @@ class InRoom(Handler):
     def activity(self) -> int:
         return receivers.activity(self._room.incoming.migration)
 
+    @property
+    def inputs(self) -> list[int]:
+        memory = self._room.memory
+        return memory.streams.inputs if memory is not None and memory.streams is not None else []
+
+    def read(self, fd: int) -> None:
+        if self._room.memory is not None and self._room.memory.streams is not None:
+            self._room.memory.streams.read(fd)
+
     def memory(self, payload: memoryview) -> None:
         """Take a piece of the container's memory. Raises ProtocolError."""
         if self._room.memory is None:
@@ -312,11 +329,19 @@ class Ready(InRoom):
         """Make a store for the container's memory."""
         if self._room.memory is not None:
             raise ProtocolError("MemoryBegin came twice")
-        self._room.memory = ArrivingMemory(self._room.images.path, call.digest, self._room.restoring)
-        return memory.ready()
+        room = self._room
+        room.memory = ArrivingMemory(room.images.path, call.digest, room.restoring, call.streams)
+        return memory.ready(room.memory.streams)
 
-    def memory_sync(self, _call: protocol.MemorySync) -> Done:
+    def memory_streams(self, _call: protocol.MemoryStreams) -> Done:
+        """Wait for the streams that the source has opened."""
+        if self._room.memory is not None and self._room.memory.streams is not None:
+            self._room.memory.streams.accept()
+        return Done()
+
+    def memory_sync(self, call: protocol.MemorySync) -> Done:
         if self._room.memory is not None:
+            self._room.memory.await_streams(call.sizes)
             self._room.memory.sync()
         return Done()
 
@@ -369,7 +394,7 @@ class Images(InRoom):
         """Complete the store."""
         if self._room.memory is None:
             raise ProtocolError("MemoryEnd came without MemoryBegin")
-        self._room.memory.end(call.size, call.digest)
+        self._room.memory.end(call.streams)
         return Done()
 
     def restore(self, call: protocol.Restore) -> replies.Restored:

@@ -5,7 +5,7 @@ comes into the restored processes by the page handler (lazy), or as CRIU's own i
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from criu_rpc import pagemap
@@ -16,17 +16,42 @@ from migrate.memory.handler import PageHandler
 from migrate.memory.layout import PAGE
 from migrate.memory.store import Pages, Store
 from migrate.target import image_places
+from migrate.target.streams import Streams
 from migrate.wire import digests
 from migrate.wire.codec import Unpacker
 from migrate.wire.frames import MAX_TRIAL
+from migrate.wire.protocol import Sent
 from migrate.wire.replies import MemoryReady
 from runtime.checkpoint.restore import Restoring
 
 
-class ArrivingMemory:
-    """The store of one move in the directory of its images, and the page handler that will serve it."""
+class _Sequence:
+    """The bodies that come over one connection, in their order."""
 
-    def __init__(self, images: Path, digest: str, restoring: Restoring) -> None:
+    def __init__(self, digest: str) -> None:
+        """`digest` is a name of digests.py. Raises ProtocolError for an unknown one."""
+        self._digest, self._unpacker, self.size = digests.new(digest), Unpacker(), 0
+
+    def unpack(self, payload: memoryview) -> memoryview:
+        """Return the body in the payload of a MEMORY frame. Raises ProtocolError."""
+        body = self._unpacker.unpack(payload)
+        self.size += len(body)
+        self._digest.update(body)
+        return body
+
+    @property
+    def sent(self) -> Sent:
+        """What the source must have sent."""
+        return Sent(self.size, self._digest.hexdigest())
+
+
+class ArrivingMemory:
+    """The store of one move in the directory of its images, and the page handler that will serve it.
+
+    Memory comes over the agent's own connection, 0, and over more `streams` (streams.py), if the move has any.
+    """
+
+    def __init__(self, images: Path, digest: str, restoring: Restoring, streams: int = 0) -> None:
         """Make an empty store, which may fill the memory that is free for images. `digest` is a name of digests.py.
 
         Raises ProtocolError for an unknown digest, OSError.
@@ -34,26 +59,35 @@ class ArrivingMemory:
         self.lazy_problem = lazy_support.problem()
         self._handler: PageHandler | None = None
         self._restoring = restoring
-        self._digest, self._unpacker = digests.new(digest), Unpacker()
+        self._sequences = [_Sequence(digest) for _ in range(1 + streams)]
         space = os.statvfs(images)
         self._images = images
         self._store = Store(images, space.f_bavail * space.f_frsize)
-        self._size = 0
         self._failure: OSError | None = None
+        self.streams = Streams(images, streams, self._add) if streams else None
         if not self.lazy_problem:
             self._handler = PageHandler.start(images, Path(restoring.memory_note))
 
     def add(self, payload: memoryview) -> None:
         """Take the payload of a MEMORY frame. A failure to keep it is raised by `sync`. Raises ProtocolError."""
-        body = self._unpacker.unpack(payload)
-        self._size += len(body)
-        self._digest.update(body)
+        self._add(0, payload)
+
+    def _add(self, number: int, payload: memoryview) -> None:
+        body = self._sequences[number].unpack(payload)
         if self._failure is None:
             try:
                 self._store.add(body)
             except OSError as error:
                 error.filename = str(self._images)
                 self._failure = error
+
+    def await_streams(self, sizes: Sequence[int]) -> None:
+        """Wait until so many bytes of bodies have come over each connection. Raises ProtocolError, TargetError."""
+        if len(sizes) != len(self._sequences):
+            raise ProtocolError(f"sizes of {len(sizes)} streams came, there are {len(self._sequences)}")
+        if self.streams is not None:
+            pairs = list(zip(self._sequences, sizes, strict=True))
+            self.streams.read_until(lambda: all(one.size >= size for one, size in pairs))
 
     def sync(self) -> None:
         """Raise the failure of any piece so far."""
@@ -62,11 +96,13 @@ class ArrivingMemory:
                 raise image_places.full(self._images, PAGE)
             raise self._failure
 
-    def end(self, size: int, digest: str) -> None:
-        """Everything has come. Raises TargetError if it is damaged, OSError."""
+    def end(self, sent: Sequence[Sent]) -> None:
+        """Everything was sent. Raises TargetError if it arrives damaged, OSError, ProtocolError."""
+        self.await_streams([one.size for one in sent])
         self.sync()
-        if (self._size, self._digest.hexdigest()) != (size, digest):
+        if [one.sent for one in self._sequences] != list(sent):
             raise TargetError("the container's memory arrived damaged")
+        self._close_streams()
         self._store.finish()
         self._store.close()
 
@@ -97,8 +133,13 @@ class ArrivingMemory:
 
     def close(self) -> None:
         """The tree is dead, or there never was one. Raises DeadlineExceeded."""
+        self._close_streams()
         self._store.close()
         self._end_handler()
+
+    def _close_streams(self) -> None:
+        if self.streams is not None:
+            self.streams.close()
 
     def _end_handler(self) -> None:
         if self._handler is not None:
@@ -138,9 +179,10 @@ class Trial:
             raise TargetError("the memory of a trial arrived damaged")
 
 
-def ready() -> MemoryReady:
-    """Return how this host can restore memory that is sent ahead."""
-    return MemoryReady(lazy_support.problem(), lazy_support.is_for_everybody())
+def ready(streams: Streams | None = None) -> MemoryReady:
+    """Return how this host can restore memory that is sent ahead. `streams`: more that are expected."""
+    command = streams.command if streams is not None else []
+    return MemoryReady(lazy_support.problem(), lazy_support.is_for_everybody(), command)
 
 
 def check(images: Path) -> None:

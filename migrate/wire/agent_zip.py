@@ -27,6 +27,9 @@ import os, sys
 if __name__ == "__main__":
     # The place itself, because the name of the command line may name another version later.
     sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
+    if sys.argv[1:2] == ["stream"]:
+        from migrate.target.stream import main
+        sys.exit(main(sys.argv[2:]))
     if sys.argv[1:] != ["agent"]:
         from migrate.cli import main
         sys.exit(main())

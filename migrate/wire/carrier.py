@@ -1,6 +1,6 @@
 """The chain that memory takes over the wire, on a thread of its own: digest, compression, bandwidth limit, encryption.
 
-The thread that reads memory, or CRIU's page stream, only fills a queue. It waits when it is DEPTH bodies ahead.
+The thread that reads memory, or CRIU's page stream, only fills a queue. It waits when it is `depth` bodies ahead.
 """
 
 import queue
@@ -31,21 +31,27 @@ class Carrier:
         *,
         digest: str = digests.CRC32,
         compress: Compression = Compression.NONE,
-        limit: float | None = None,
+        limit: Limit | None = None,
+        depth: int = DEPTH,
     ) -> None:
-        """`digest` is a name of digests.py, `limit` is in bytes per second.
+        """`digest` is a name of digests.py; several carriers may have one `limit`.
 
         Raises MigrateError if compression is asked for and the library is missing.
         """
         self._send, self._packer = send, Packer(compress)
         self._digest = digests.new(digest)
-        self._limit = Limit(limit) if limit is not None else None
-        self._queue: queue.Queue[Buffer | None] = queue.Queue(DEPTH)
+        self._limit = limit
+        self._queue: queue.Queue[Buffer | None] = queue.Queue(depth)
         self._failure: Exception | None = None
         self.size = self.sent = 0
         self.held = 0.0
         self._thread = threading.Thread(target=self._run, name="carrier", daemon=True)
         self._thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """Return how many bodies wait to be sent."""
+        return self._queue.qsize()
 
     @property
     def compresses(self) -> bool:
@@ -104,3 +110,59 @@ class Carrier:
         self._send(payload)
         self.sent += size
         self._packer.sent(size, time.monotonic() - begun)
+
+
+class Carriers:
+    """The carriers of one container's memory, one for each connection. It can be used as one of them.
+
+    Bodies of different connections may overtake each other; `flush`, and the target's word that it has taken all, are
+    the order between rounds.
+    """
+
+    def __init__(self, first: Carrier) -> None:
+        self._all = [first]
+
+    def add(self, carrier: Carrier) -> None:
+        self._all.append(carrier)
+
+    @property
+    def size(self) -> int:
+        return sum(one.size for one in self._all)
+
+    @property
+    def sent(self) -> int:
+        return sum(one.sent for one in self._all)
+
+    @property
+    def held(self) -> float:
+        return sum(one.held for one in self._all) / len(self._all)
+
+    @property
+    def compresses(self) -> bool:
+        return self._all[0].compresses
+
+    def put(self, body: Buffer) -> None:
+        """Send a body over the connection that has the fewest to send."""
+        min(self._all, key=lambda one: one.waiting).put(body)
+
+    def lift_limit(self) -> None:
+        for one in self._all:
+            one.lift_limit()
+
+    def flush(self, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        for one in self._all:
+            one.flush(max(0.0, deadline - time.monotonic()))
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The bytes of bodies of each connection."""
+        return tuple(one.size for one in self._all)
+
+    def digests(self) -> list[tuple[int, str]]:
+        """Return size and digest of each connection; call `flush` before."""
+        return [(one.size, one.digest()) for one in self._all]
+
+    def close(self) -> None:
+        for one in self._all:
+            one.close()

@@ -62,6 +62,7 @@ ORDER: dict[type[Call[Any]], Step] = {
     protocol.TreesSent: _step(Stage.SEEDING),
     protocol.Prepare: _step(Stage.SEEDING, then=Stage.READY),
     protocol.MemoryBegin: _step(Stage.READY),
+    protocol.MemoryStreams: _step(Stage.READY),
     protocol.MemorySync: _step(Stage.READY, Stage.TRIAL),
     protocol.MemoryEnd: _step(Stage.IMAGES),
     protocol.PagesBegin: _step(Stage.READY, then=Stage.PAGES),

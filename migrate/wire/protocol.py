@@ -12,9 +12,9 @@ A connection carries frames (frames.py), both ways: a type (1 byte), a length (4
                                number that changes as long as a process there receives files
 
 Order of a move: Hello, Facts, CheckPorts, CheckTrees, CheckFiles, OpenBundle, [rsync over channels of its own,
-BundleSent for a rootfs, TreesSent for what may change and what comes beside], Prepare, [MemoryBegin, MEMORY... and
-MemorySync in rounds], PagesBegin, PAGES... [and MEMORY...], PagesEnd, (Image, DATA..., ImageEnd)*, [MEMORY...,
-MemoryEnd], [rsync], Restore (prepared, held), Confirm (still held), Resume (resumed), History. Abort
+BundleSent for a rootfs, TreesSent for what may change and what comes beside], Prepare, [MemoryBegin, [MemoryStreams],
+MEMORY... and MemorySync in rounds], PagesBegin, PAGES... [and MEMORY...], PagesEnd, (Image, DATA..., ImageEnd)*,
+[MEMORY..., MemoryEnd], [rsync], Restore (prepared, held), Confirm (still held), Resume (resumed), History. Abort
 at any point before Resume; a lost connection there means the same. Image and ImageEnd have no reply: their failure is
 Restore's. `order.py` has all of this as a table.
 A plan of a move asks the questions of one, then sends TrialBegin, MEMORY... and MemorySync, TrialEnd, and hangs up.
@@ -35,7 +35,7 @@ from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
 from migrate.errors import MigrateError, ProtocolError
 from migrate.files.trees import MAX_TREES, Mounted, Needed, Root, Tree
-from migrate.model import FREEZE_TIMEOUT, MAX_FREEZE_TIMEOUT, check_migration_id
+from migrate.model import FREEZE_TIMEOUT, MAX_FREEZE_TIMEOUT, MAX_STREAMS, check_migration_id
 from migrate.wire import records
 from migrate.wire.frames import MAX_CALL, MAX_IMAGE, MAX_TRIAL, FrameType, header
 from migrate.wire.questions import MAX_FILES, MAX_PORTS, Bound, FactsQuery, HostFacts, Seen
@@ -62,6 +62,7 @@ _IMAGE_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}\.img")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _WIRE_DIGEST = re.compile(r"[0-9a-f]{8}|[0-9a-f]{32}")
 _MEMORY = 1 << 50
+Size = Annotated[int, Range(0, 1 << 62)]
 _FROZEN = Range(0, MAX_FREEZE_TIMEOUT)
 
 Text = Annotated[str, Most(MAX_CALL)]  # as long as a call may be
@@ -245,25 +246,42 @@ class TrialEnd(Call[Done]):
 class MemoryBegin(Call[MemoryReady]):
     """MEMORY frames follow, with the memory of the running container: some `expected` bytes of it.
 
-    `digest` is the name of a digest (digests.py) of all bodies.
+    `digest` is the name of a digest (digests.py) of all bodies of a connection. They come over this connection and over
+    more `streams`, which the source opens next.
     """
 
     expected: Annotated[int, Range(0, _MEMORY)]
     digest: str
+    streams: Annotated[int, Range(0, MAX_STREAMS - 1)] = 0
+
+
+class MemoryStreams(Call[Done]):
+    """Have all streams come?"""
 
 
 class MemorySync(Call[Done]):
-    """Has the target taken all memory that was sent so far?"""
+    """Has the target taken all memory that was sent so far? Bodies of `sizes` bytes, over this connection and streams.
+
+    In a trial, which has no streams, `sizes` is empty.
+    """
+
+    sizes: Annotated[tuple[Size, ...], Most(MAX_STREAMS)] = ()
 
 
-class MemoryEnd(Call[Done]):
-    """That was all memory: bodies of `size` bytes with this digest."""
+class Sent(Record):
+    """What was sent over one connection: bodies of `size` bytes with this digest."""
 
-    size: Annotated[int, Range(0, 1 << 62)]
+    size: Size
     digest: str
 
     def __post_init__(self) -> None:
         _check_wire_digest(self.digest)
+
+
+class MemoryEnd(Call[Done]):
+    """That was all memory: over this connection, and over each stream."""
+
+    streams: Annotated[tuple[Sent, ...], Most(MAX_STREAMS)]
 
 
 class PagesBegin(Call[Done]):
@@ -363,7 +381,7 @@ CALLS: dict[int, dict[str, type[Call[Any]]]] = {
         cls.__name__: cls
         for cls in (
             Hello, Facts, Discard, OpenBundle, BundleSent, CheckTrees, CheckFiles, CheckPorts, TreesSent, Prepare,
-            TrialBegin, TrialEnd, MemoryBegin, MemorySync, MemoryEnd,
+            TrialBegin, TrialEnd, MemoryBegin, MemoryStreams, MemorySync, MemoryEnd,
             PagesBegin, PagesEnd, Image, ImageEnd, Restore, Confirm, Resume, History, Abort, Settle,
         )
     }

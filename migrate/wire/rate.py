@@ -14,15 +14,16 @@ class Limit:
         """`rate` is in bytes per second."""
         self._rate, self._clock = rate, clock
         self._free_at = clock()  # when everything so far has gone at this rate
-        self._lifted = threading.Event()
+        self._lock, self._lifted = threading.Lock(), threading.Event()
 
     def take(self, size: int) -> float:
         """Wait until `size` more bytes may go, and return the seconds that this took."""
         if self._lifted.is_set():
             return 0.0
-        now = self._clock()
-        begin = max(self._free_at, now - _BURST)
-        self._free_at = begin + size / self._rate
+        with self._lock:
+            now = self._clock()
+            begin = max(self._free_at, now - _BURST)
+            self._free_at = begin + size / self._rate
         if begin <= now:
             return 0.0
         self._lifted.wait(begin - now)

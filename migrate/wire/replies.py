@@ -89,10 +89,12 @@ class MemoryReady(Record):
     """The target takes memory.
 
     `lazy_problem`: why it cannot restore before memory is in place, or ""; `remapped`: it can do so in user namespaces.
+    `stream`: the command that hands its input to the agent as one more stream; a number from 1 on follows it.
     """
 
     lazy_problem: str
     remapped: bool
+    stream: list[str] = []
 
 
 class Restored(Record):

@@ -92,7 +92,7 @@ def test_an_error_reaches_the_reader_and_nothing_hangs(error: Exception) -> None
 
 
 def test_it_can_be_closed_while_the_limit_holds_it() -> None:
-    carrier = Carrier(Received(), limit=1.0)
+    carrier = Carrier(Received(), limit=Limit(1.0))
     for _ in range(3):
         carrier.put(b"body" * 1000)  # more than an hour
     begun = time.monotonic()
@@ -103,7 +103,7 @@ def test_it_can_be_closed_while_the_limit_holds_it() -> None:
 
 
 def test_the_limit_is_kept_and_lifted() -> None:
-    carrier = Carrier(Received(), limit=10 * MIB)
+    carrier = Carrier(Received(), limit=Limit(10 * MIB))
     begun = time.monotonic()
     for _ in range(8):
         carrier.put(bytes(MIB // 2))

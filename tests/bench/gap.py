@@ -1,6 +1,6 @@
-"""One move in one line: `python -m tests.bench.gap [-n ROUNDS] [--link LINK] MIB RATE [ARGUMENT-OF-MOVE...]`.
+"""One move in one line: `python -m tests.bench.gap [-n ROUNDS] [--link LINK] [--shared] MIB RATE [ARGUMENT-OF-MOVE...]`.
 
-A container holds MIB of memory and writes RATE MiB/s of it. The line has the gap that its program saw, the sum of its
+A container holds MIB of memory (with --shared, shared memory) and writes RATE MiB/s of it. The line has the gap that its program saw, the sum of its
 gaps in the ten seconds after, the total, words of its memory that were wrong, and what the move itself reports.
 """
 
@@ -30,12 +30,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-n", "--rounds", type=int, default=1)
     parser.add_argument("--link", choices=[link.key for link in links.LINKS], default="unshaped")
+    parser.add_argument("--shared", action="store_true")
     parser.add_argument("memory", type=int, metavar="MIB")
     parser.add_argument("dirty", type=float, metavar="RATE")
     wanted, more = parser.parse_known_args()
     link = next(link for link in links.LINKS if link.key == wanted.link)
     with tempfile.TemporaryDirectory() as directory, links.lab(f"gap-{os.getpid()}", link) as lab:
-        put_bundles(lab, writer.build(Path(directory)), Load(wanted.memory, wanted.dirty))
+        put_bundles(lab, writer.build(Path(directory)), Load(wanted.memory, wanted.dirty, wanted.shared))
         for _ in range(wanted.rounds):
             print(line(measure(lab, Ours(lab, tuple(more)))), flush=True)
 

@@ -18,10 +18,16 @@ _ROUNDED = 1e-4  # seconds by which the sum of two printed times may differ from
 
 @dataclass(frozen=True)
 class Load:
-    """What the program does: it holds `memory` MiB and writes `dirty` MiB/s of them."""
+    """What the program does: it holds `memory` MiB, `shared` or private, and writes `dirty` MiB/s of them."""
 
     memory: int
     dirty: float
+    shared: bool = False
+
+    @property
+    def arguments(self) -> list[str]:
+        """The arguments of the program."""
+        return [str(self.memory), f"{self.dirty:g}", *(["shared"] if self.shared else [])]
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,7 @@ def put_bundles(lab: Lab, program: Path, load: Load) -> None:
     """Put the bundle at both hosts, in place of an older one."""
     for host in (SOURCE, TARGET):
         lab.sh(host, f"rm -rf {BUNDLE}")
-        writer.put_bundle(lab, host, BUNDLE, program, load.memory, load.dirty)
+        writer.put_bundle(lab, host, BUNDLE, program, load.arguments)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-/* writer MIB RATE: hold MIB of memory, write RATE MiB of its pages a second, and check it all the time.
+/* writer MIB RATE [shared]: hold MIB of memory, write RATE MiB of its pages a second, and check it all the time.
  *
  * Pages are written in a fixed order, so the number of writes alone tells what each word must be: a page that is lost,
  * stale or zero is a bad word, whatever else was lost with it. Lines on stdout, times in seconds of the wall clock,
@@ -56,11 +56,12 @@ static void check(uint64_t page, int step) {
 }
 
 int main(int count, char **arguments) {
-    if (count != 3)
+    if (count != 3 && count != 4)
         return 2;
+    int sharing = count == 4 ? MAP_SHARED : MAP_PRIVATE;
     double rate = atof(arguments[2]) * 256; /* pages a second */
     pages = strtoull(arguments[1], NULL, 10) * 256;
-    memory = mmap(NULL, pages * WORDS * 8, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    memory = mmap(NULL, pages * WORDS * 8, PROT_READ | PROT_WRITE, sharing | MAP_ANONYMOUS, -1, 0);
     if (!pages || pages % STRIDE == 0 || memory == MAP_FAILED)
         return 3;
     while (inverse * STRIDE % pages != 1 % pages)

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,8 +76,8 @@ def build(directory: Path) -> Path:
     return program
 
 
-def put_bundle(hosts: Hosts, host: str, place: str, program: Path, mebibytes: int, rate: float) -> None:
-    """Make a bundle at a host that holds `mebibytes` of memory and writes `rate` MiB/s; runc takes it too."""
+def put_bundle(hosts: Hosts, host: str, place: str, program: Path, arguments: Sequence[str]) -> None:
+    """Make a bundle at a host that runs the program; runc takes it too."""
     with tempfile.TemporaryDirectory() as directory:
         bundle = Path(directory, "bundle")
         for name in _PLACES:
@@ -84,6 +85,6 @@ def put_bundle(hosts: Hosts, host: str, place: str, program: Path, mebibytes: in
         (bundle / "rootfs" / "writer").hardlink_to(program)
         config = default_spec()
         config["ociVersion"] = "1.0.2"  # the newest that runc 1.1 knows
-        config["process"]["args"] = ["/writer", str(mebibytes), f"{rate:g}"]
+        config["process"]["args"] = ["/writer", *arguments]
         (bundle / "config.json").write_text(json.dumps(config))
         hosts.put(host, bundle, place)

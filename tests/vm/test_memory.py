@@ -29,7 +29,7 @@ class Moved(Ours):
         super().__init__(machines)
         program = writer.build(directory)
         machines.sh("host1", f"rm -rf {BUNDLE}")
-        writer.put_bundle(machines, "host1", BUNDLE, program, MEMORY, rate)
+        writer.put_bundle(machines, "host1", BUNDLE, program, [str(MEMORY), f"{rate:g}"])
         self.start()
         self.until("host1", lambda seen: seen.ready, "the program fills its memory", PATIENCE)
 

@@ -22,13 +22,6 @@ def _anonymous(text: bytes) -> Iterator[Range]:
             yield int(start, 16), int(end, 16)
 
 
-def shared(pid: int) -> int:
-    """Return the bytes of shared memory of a process, each page divided by its users. Raises OSError."""
-    with open(f"/proc/{pid}/smaps_rollup", "rb") as file:
-        found = re.search(rb"Pss_Shmem: *([0-9]+) kB", file.read())
-    return int(found[1]) << 10 if found else 0
-
-
 def resident(pid: int) -> int:
     """Return the bytes of private anonymous memory of a process. Raises OSError."""
     with open(f"/proc/{pid}/status", "rb") as file:

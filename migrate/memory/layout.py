@@ -1,7 +1,8 @@
 """How memory is named on the wire and in the store: spaces, blocks, runs, and the frames that carry them.
 
-A *space* is the address space of one process, named by the process's pid in the container, as CRIU's images name it. A
-*block* is BLOCK bytes of a space, aligned. A *run* is some pages in a row inside one block, named by one word:
+A *space* is the address space of one process, named by the process's pid in the container, as CRIU's images name it; or
+an object of shared memory, named by a number from OBJECTS on, whose addresses are offsets in the object. A *block* is
+BLOCK bytes of a space, aligned. A *run* is some pages in a row inside one block, named by one word:
 
     bits 12 to 63   address of the first page, whose low bits are 0
     bit 6           ZERO: every byte is 0, and no data follows
@@ -16,6 +17,7 @@ A body without words drops the space: its process has exited, or has executed an
 
 import array
 import struct
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 
 from migrate.errors import ProtocolError
@@ -24,6 +26,7 @@ PAGE = 4096
 BLOCK = 256 << 10
 BLOCK_PAGES = BLOCK // PAGE  # one bit each in a u64
 ZERO = 1 << 6
+OBJECTS = 1 << 31  # spaces from here on are objects of shared memory
 _COUNT = ZERO - 1
 _FLAGS = PAGE - 1
 _HEAD = struct.Struct("=II")
@@ -56,6 +59,11 @@ def drops(body: bytes) -> bool:
     return len(body) == _HEAD.size
 
 
+def space(body: bytes | memoryview) -> int:
+    """Return the space that a body is about; 0 if it is cut short."""
+    return int.from_bytes(body[:4], sys.byteorder) if len(body) >= _HEAD.size else 0
+
+
 def covered(body: bytes) -> int:
     """Return how many bytes of memory a body that `head` has begun stands for, with its zeros."""
     _, count = _HEAD.unpack_from(body)
@@ -70,7 +78,7 @@ def parse(body: bytes | memoryview) -> tuple[int, list[tuple[int, int, bool]], m
         raise ProtocolError("a piece of memory is cut short")
     space, count = _HEAD.unpack_from(view)
     start = _HEAD.size + 8 * count
-    if not 0 < space < 1 << 31 or len(view) < start:
+    if not space or len(view) < start:
         raise ProtocolError("a piece of memory is malformed")
     runs, size = [], 0
     for number in view[_HEAD.size : start].cast("Q"):

@@ -105,11 +105,10 @@ class PreCopy:
 
     @property
     def rest(self) -> int:
-        """Bytes that go in the freeze whatever was sent before: shared memory, and that of untracked processes."""
+        """Bytes that go in the freeze whatever was sent before: those of untracked processes."""
         total = 0
         for space in self._spaces.values():
             with contextlib.suppress(OSError):
-                total += address_space.shared(space.pid)
                 total += address_space.resident(space.pid) if space.tracker is None else 0
         return total
 

@@ -29,7 +29,7 @@ class Reader:
         for address, pages in layout.split(ranges):
             for start, data in self._runs(address, pages):
                 self.read.append((start, start + len(data)))
-                for at, end, is_zero in _runs_of_zeros(data):
+                for at, end, is_zero in runs_of_zeros(data):
                     words.append(layout.word(start + at, (end - at) // PAGE, zero=is_zero))
                     if not is_zero:
                         parts.append(data[at:end] if end - at < len(data) else data)
@@ -56,7 +56,7 @@ class Reader:
                 address += PAGE  # unmapped meanwhile, or a guard page
 
 
-def _runs_of_zeros(data: bytes) -> Iterator[tuple[int, int, bool]]:
+def runs_of_zeros(data: bytes) -> Iterator[tuple[int, int, bool]]:
     """Yield (start, end, is zero) for the runs of pages in `data` that are, or are not, all zeros."""
     firsts = data[::PAGE]
     if 0 not in firsts:  # the usual case: no page begins with a zero

@@ -5,7 +5,9 @@ Two files beside CRIU's images, so that whatever keeps, checks and removes image
     pymigrate-memory.img         the data: block i at i * BLOCK, sparse
     pymigrate-memory-index.img   entry i: u32 space, u32 0, u64 address of block i, u64 present pages, u64 zero pages
 
-A page is in the store if its bit is set in one of the two bitmaps. A zero page has no data.
+A page is in the store if its bit is set in one of the two bitmaps. A zero page has no data, and reads as zeros.
+
+The objects of shared memory have a store each (target/shared_memory.py).
 """
 
 import contextlib
@@ -39,19 +41,40 @@ def exists(images: Path) -> bool:
     return (images / INDEX).exists()
 
 
+class Quota:
+    """How much may still come into the stores of one move: pages of data, and blocks."""
+
+    def __init__(self, size: int) -> None:
+        """`size` is in bytes of pages."""
+        self.pages, self.blocks = size // PAGE, _MOST_BLOCKS
+
+
 class Store:
     """A store that is being filled: `add` what comes. `finish` writes the index."""
 
-    def __init__(self, images: Path, limit: int) -> None:
-        """Make the files, which hold at most `limit` bytes of pages. Raises OSError."""
+    def __init__(self, images: Path, quota: Quota, name: str = DATA) -> None:
+        """Make the file `name` for the data. Raises OSError."""
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        self._images, self._limit = images, limit
-        self._data = os.open(images / DATA, flags, 0o600)
+        self._images, self._quota = images, quota
+        self._data = os.open(images / name, flags, 0o600)
         self._numbers: dict[int, dict[int, int]] = {}  # space -> address of a block -> its number
         self._unused: list[int] = []  # numbers of blocks that were dropped
         self._present: list[int] = []
         self._zero: list[int] = []
-        self._pages = 0
+
+    @property
+    def data(self) -> int:
+        """The descriptor of the data."""
+        return self._data
+
+    def has(self, space: int) -> bool:
+        """Return whether anything of a space is here."""
+        return bool(self._numbers.get(space))
+
+    def blocks(self, space: int) -> dict[int, Block]:
+        """Return what a space has: address of a block -> Block."""
+        numbers = self._numbers.get(space, {})
+        return {address: Block(i, self._present[i], self._zero[i]) for address, i in numbers.items()}
 
     def add(self, body: bytes | memoryview) -> None:
         """Take the body of one frame. Raises ProtocolError for one that is malformed, OSError when it is too much."""
@@ -68,12 +91,16 @@ class Store:
                 number = numbers[address - offset] = self._new_block()
             bits = ((1 << pages) - 1) << offset // PAGE
             if is_zero:
+                if old := bits & self._present[number]:
+                    syscalls.punch_hole(self._data, number * BLOCK + offset, pages * PAGE)
+                    self._quota.pages += old.bit_count()
                 self._present[number] &= ~bits
                 self._zero[number] |= bits
                 continue
-            self._pages += (bits & ~self._present[number]).bit_count()
-            if self._pages * PAGE > self._limit:
+            new = (bits & ~self._present[number]).bit_count()
+            if new > self._quota.pages:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self._quota.pages -= new
             self._present[number] |= bits
             self._zero[number] &= ~bits
             size = pages * PAGE
@@ -87,8 +114,9 @@ class Store:
         if self._unused:
             return self._unused.pop()
         number = len(self._present)
-        if number >= _MOST_BLOCKS:
+        if not self._quota.blocks:
             raise ProtocolError(f"the source sends memory from more than {_MOST_BLOCKS} places")
+        self._quota.blocks -= 1
         self._present.append(0)
         self._zero.append(0)
         return number
@@ -98,7 +126,7 @@ class Store:
         numbers = self._numbers.pop(space, {})
         self._unused += numbers.values()
         for number in numbers.values():
-            self._pages -= self._present[number].bit_count()
+            self._quota.pages += self._present[number].bit_count()
             self._present[number] = self._zero[number] = 0
             with contextlib.suppress(OSError):
                 syscalls.punch_hole(self._data, number * BLOCK, BLOCK)
@@ -170,13 +198,7 @@ class Pages:
             raise TargetError(f"the store lacks memory of process {space} at {address:#x}")
         offset = address % BLOCK
         block = self.blocks[space][address - offset]
-        data = bytearray(os.pread(self.data, pages * PAGE, block.number * BLOCK + offset).ljust(pages * PAGE, b"\0"))
-        zero = block.zero >> offset // PAGE & (1 << pages) - 1
-        while zero:  # a page that was sent with data before keeps that
-            page = (zero & -zero).bit_length() - 1
-            data[page * PAGE : (page + 1) * PAGE] = bytes(PAGE)
-            zero &= zero - 1
-        return bytes(data)
+        return os.pread(self.data, pages * PAGE, block.number * BLOCK + offset).ljust(pages * PAGE, b"\0")
 
     def run(self, space: int, address: int, pages: int) -> Iterator[bytes]:
         """Yield the data of pages in a row, piece by piece. Raises TargetError."""

@@ -19,6 +19,7 @@ from migrate.memory.precopy import PreCopy
 from migrate.model import MigrationMode, MigrationSpec, OnDivergence
 from migrate.phases import Phase
 from migrate.source import history
+from migrate.source.shared_memory import SharedMemory
 from migrate.wire import codec, protocol, replies, streams
 from migrate.wire.carrier import DEPTH, Carrier, Carriers
 from migrate.wire.native import Buffer
@@ -89,6 +90,7 @@ class MovingMemory:
         self._streams: list[Stream] = []
         self._carrier = Carriers(self._new_carrier(peer.send_memory))
         self._memory = PreCopy(state.pid, self._put, injector)
+        self.shared = SharedMemory(state.pid, self._put)
         self.reported: list[RoundDone] = []
         self._done, self._total, self._shown = 0, 0, 0.0  # bytes of the present round; when they were reported
         self._rounds: list[Round] = []
@@ -151,13 +153,15 @@ class MovingMemory:
             with faults.point("round", len(self._rounds)):
                 begun, sent_before, held_before = time.monotonic(), self._carrier.sent, self._carrier.held
                 self._done, self._total = 0, left
-                read = self._memory.send()
+                read = self._memory.send() + self.shared.send()
                 self._total = 0
                 self._carrier.flush(ROUND_TIMEOUT)
                 self._peer.call(protocol.MemorySync(self._carrier.sizes), ROUND_TIMEOUT)
                 seconds = time.monotonic() - begun
                 left = self._memory.scan()
-            if not self._rounds:
+            if self._rounds:
+                self._rest = self._memory.rest + self.shared.changed
+            else:
                 self._warn_of_untracked()
             self._rounds.append(Round(read, seconds, left, self._carrier.held - held_before))
             self._report(self._carrier.sent - sent_before)
@@ -304,4 +308,5 @@ class MovingMemory:
             raise self._failure
         self._memory.complete(lazy)
         self._carrier.flush(max(0.0, deadline - time.monotonic()))
-        return protocol.MemoryEnd(tuple(protocol.Sent(*sent) for sent in self._carrier.digests()))
+        shared = {str(image): space for image, space in self.shared.images.items()}
+        return protocol.MemoryEnd(tuple(protocol.Sent(*sent) for sent in self._carrier.digests()), shared)

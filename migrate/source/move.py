@@ -199,6 +199,7 @@ class Move:
             carried=self._seeding.carried,
             lazy=self._memory is not None,
             compress=self._compression(),
+            shared=self._memory.shared if self._memory is not None else None,
         )
 
     def _compression(self) -> Compression:

@@ -28,7 +28,7 @@ from migrate.source import tar_images
 from migrate.source.ending import end_source
 from migrate.wire import frames, protocol
 from migrate.wire.carrier import Carrier
-from migrate.wire.pages import PageRelay
+from migrate.wire.pages import Objects, PageRelay
 from migrate.wire.peer import Peer
 from runtime.checkpoint import options as criu_options
 from runtime.checkpoint.dump import Dump
@@ -94,15 +94,16 @@ class Switchover:
         carried: tuple[str, ...] = (),
         lazy: bool = False,
         compress: Compression = Compression.NONE,
+        shared: Objects | None = None,
     ) -> None:
         """Start what can be started before the freeze, which may last `timeout` seconds.
 
         `carried`: mount points whose contents are sent separately, not in the images. `lazy`: so is all memory that a
-        restore need not wait for; `Frozen.lazy` lists it.
+        restore need not wait for; `Frozen.lazy` lists it. `shared`: shared memory that was sent ahead.
         """
         self._state, self._spec, self._peer, self._timeout = state, spec, peer, timeout
         self._carrier = Carrier(peer.send_pages, digest=peer.digest, compress=compress)
-        self._relay = PageRelay(Criu().version(), self._carrier, on_bytes)
+        self._relay = PageRelay(Criu().version(), self._carrier, on_bytes, shared)
         self._images = syscalls.detached_tmpfs(mode=0o700)  # and CRIU's log
         self._tcp_close, self._carried, self._lazy = tcp_close, carried, lazy
         self._watched = watches.names(state.pid)

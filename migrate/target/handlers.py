@@ -394,7 +394,7 @@ class Images(InRoom):
         """Complete the store."""
         if self._room.memory is None:
             raise ProtocolError("MemoryEnd came without MemoryBegin")
-        self._room.memory.end(call.streams)
+        self._room.memory.end(call.streams, call.shared)
         return Done()
 
     def restore(self, call: protocol.Restore) -> replies.Restored:

@@ -5,7 +5,7 @@ comes into the restored processes by the page handler (lazy), or as CRIU's own i
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from criu_rpc import pagemap
@@ -13,9 +13,10 @@ from migrate.disk import FULL
 from migrate.errors import ProtocolError, TargetError
 from migrate.memory import layout, lazy_support, store
 from migrate.memory.handler import PageHandler
-from migrate.memory.layout import PAGE
-from migrate.memory.store import Pages, Store
+from migrate.memory.layout import OBJECTS, PAGE
+from migrate.memory.store import Pages, Quota, Store
 from migrate.target import image_places
+from migrate.target.shared_memory import SharedStores
 from migrate.target.streams import Streams
 from migrate.wire import digests
 from migrate.wire.codec import Unpacker
@@ -62,7 +63,8 @@ class ArrivingMemory:
         self._sequences = [_Sequence(digest) for _ in range(1 + streams)]
         space = os.statvfs(images)
         self._images = images
-        self._store = Store(images, space.f_bavail * space.f_frsize)
+        quota = Quota(space.f_bavail * space.f_frsize)
+        self._store, self._shared = Store(images, quota), SharedStores(images, quota)
         self._failure: OSError | None = None
         self.streams = Streams(images, streams, self._add) if streams else None
         if not self.lazy_problem:
@@ -76,7 +78,7 @@ class ArrivingMemory:
         body = self._sequences[number].unpack(payload)
         if self._failure is None:
             try:
-                self._store.add(body)
+                (self._shared if layout.space(body) >= OBJECTS else self._store).add(body)
             except OSError as error:
                 error.filename = str(self._images)
                 self._failure = error
@@ -96,8 +98,11 @@ class ArrivingMemory:
                 raise image_places.full(self._images, PAGE)
             raise self._failure
 
-    def end(self, sent: Sequence[Sent]) -> None:
-        """Everything was sent. Raises TargetError if it arrives damaged, OSError, ProtocolError."""
+    def end(self, sent: Sequence[Sent], shared: Mapping[str, int]) -> None:
+        """Everything was sent. `shared` is that of MemoryEnd.
+
+        Raises TargetError if it arrives damaged or something is missing, OSError, ProtocolError.
+        """
         self.await_streams([one.size for one in sent])
         self.sync()
         if [one.sent for one in self._sequences] != list(sent):
@@ -105,6 +110,7 @@ class ArrivingMemory:
         self._close_streams()
         self._store.finish()
         self._store.close()
+        self._shared.finish(shared)
 
     def restore(self, timeout: float, *, lazily: bool) -> int:
         """Restore the container, held, within `timeout` seconds; return its init's pid. All images must be here.
@@ -135,6 +141,7 @@ class ArrivingMemory:
         """The tree is dead, or there never was one. Raises DeadlineExceeded."""
         self._close_streams()
         self._store.close()
+        self._shared.close()
         self._end_handler()
 
     def _close_streams(self) -> None:

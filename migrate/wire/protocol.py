@@ -279,9 +279,13 @@ class Sent(Record):
 
 
 class MemoryEnd(Call[Done]):
-    """That was all memory: over this connection, and over each stream."""
+    """That was all memory: over this connection, and over each stream.
+
+    `shared` has the objects of shared memory that came in MEMORY frames: id of CRIU's image -> space (layout.py).
+    """
 
     streams: Annotated[tuple[Sent, ...], Most(MAX_STREAMS)]
+    shared: dict[str, int] = {}
 
 
 class PagesBegin(Call[Done]):

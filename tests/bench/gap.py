@@ -1,7 +1,8 @@
-"""One move in one line: `python -m tests.bench.gap [-n ROUNDS] [--link LINK] [--shared] MIB RATE [ARGUMENT-OF-MOVE...]`.
+"""One move in one line: `python -m tests.bench.gap [-n ROUNDS] [--link LINK] [--shared] MIB RATE [ARGUMENT...]`.
 
-A container holds MIB of memory (with --shared, shared memory) and writes RATE MiB/s of it. The line has the gap that its program saw, the sum of its
-gaps in the ten seconds after, the total, words of its memory that were wrong, and what the move itself reports.
+A container holds MIB of memory, with --shared of shared memory, and writes RATE MiB/s of it. Further arguments are
+those of the move. The line has the gap that the program saw, the sum of its gaps in the ten seconds after, the total,
+words of its memory that were wrong, and what the move itself reports.
 """
 
 import argparse

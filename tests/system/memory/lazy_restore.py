@@ -12,7 +12,7 @@ from criu_rpc import pagemap
 from migrate.memory import layout
 from migrate.memory.handler import PageHandler
 from migrate.memory.layout import PAGE
-from migrate.memory.store import Store
+from migrate.memory.store import Quota, Store
 from runtime.linux import processes
 from runtime.state import lazy
 
@@ -37,7 +37,7 @@ def wait_for(holds: Callable[[], object], what: str, timeout: float = 30) -> Non
 
 def fill_store(images: Path) -> int:
     """Make the store from the lazy pages of a complete dump, and take them out of the images; return their bytes."""
-    store = Store(images, 1 << 40)
+    store = Store(images, Quota(1 << 40))
     directory = os.open(images, os.O_RDONLY | os.O_DIRECTORY)
     total = 0
     try:

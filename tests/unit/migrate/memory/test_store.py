@@ -66,7 +66,7 @@ def test_the_latest_of_each_page_counts(
     tmp_path_factory: pytest.TempPathFactory, pieces: list[Piece], forget: bool
 ) -> None:
     place = tmp_path_factory.mktemp("store")
-    filled = store.Store(place, 1 << 30)
+    filled = store.Store(place, store.Quota(1 << 30))
     model: dict[tuple[int, int], bytes] = {}
     for generation, (space, page, count, is_zero) in enumerate(pieces):
         if forget and generation == len(pieces) // 2:
@@ -95,7 +95,7 @@ def test_the_latest_of_each_page_counts(
 
 
 def test_a_source_that_sends_more_than_fits(tmp_path: Path) -> None:
-    filled = store.Store(tmp_path, 2 * PAGE)
+    filled = store.Store(tmp_path, store.Quota(2 * PAGE))
     filled.add(body(1, [layout.word(BASE, 2)], bytes(2 * PAGE)))
     filled.add(body(1, [layout.word(BASE, 2)], bytes(2 * PAGE)))  # the same pages again
     with pytest.raises(OSError, match="No space left"):

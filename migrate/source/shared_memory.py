@@ -1,0 +1,250 @@
+"""Send the shared memory of a container while it runs, and in the freeze only what differs from that.
+
+An *object* is anonymous shared memory, a memfd or a System V segment: a file in a tmpfs of the kernel's own. Writes to
+it cannot be tracked: a process that writes and exits takes its page tables along, and descriptors write as well. So
+each object is read in each round, and a digest of each page says what the target has. In the freeze CRIU hands over
+every object, inside this host: what still has its digest does not travel again.
+
+    with SharedMemory(init, send) as shared:
+        shared.send()                     a round; `changed` says how much of it the target did not have
+        PageRelay(..., objects=shared)    in the freeze
+        shared.images                     what the target needs to know: image of CRIU -> number of the object
+
+The digests take 4 MiB for each GiB, up to 8 GiB of shared memory. Of more memory there is one for each block of 256
+KiB, and beyond 32 GiB none: that is sent again in each round and in the freeze.
+"""
+
+import os
+import re
+import stat
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from migrate.memory import layout
+from migrate.memory.layout import BLOCK, BLOCK_PAGES, PAGE, Range
+from migrate.memory.reader import runs_of_zeros
+from migrate.wire.digests import PieceDigests
+from runtime.linux import processes
+
+MOST_OBJECTS = 256
+_MOST_PAGES = 1 << 15  # blocks of whose pages there are digests: a KiB each
+_MOST_BLOCKS = 1 << 17  # blocks of which there is a digest
+_BODY_DATA = 3 * BLOCK
+_DIGEST = 16
+_NONE = bytes(_DIGEST)  # of a page that the target does not have
+_LINE = re.compile(rb"([0-9a-f]+)-([0-9a-f]+) .... [0-9a-f]+ ([0-9a-f]+):([0-9a-f]+) ([0-9]+) *(/SYSV)?")
+
+
+class Key(NamedTuple):
+    """What tells objects apart. Segments have numbers of their own instead of those of inodes."""
+
+    inode: int
+    is_segment: bool
+
+
+class _Object:
+    """What the target has of one object: the digests of blocks and pages, by the offset of the block."""
+
+    def __init__(self, space: int) -> None:
+        self.space = space
+        self.blocks: dict[int, bytes] = {}
+        self.pages: dict[int, bytearray] = {}  # those of the pages of a block, one after the other
+
+
+class SharedMemory:
+    """The objects of a container, whose init is `init`. `send` takes the bodies of frames (layout.py)."""
+
+    def __init__(self, init: int, send: Callable[[bytes], None]) -> None:
+        self._init, self._send = init, send
+        room = bytearray(BLOCK)
+        self.buffer, self._digests = memoryview(room), PieceDigests(room)
+        self._device = _device()
+        self._objects: dict[Key, _Object] = {}
+        self._given = 0  # numbers that were given to objects; none is used twice
+        self._current: _Object | None = None
+        self._runs: list[tuple[int, bytes, bool]] = []  # what `_flush` sends: offset, data, whether it is all zeros
+        self._waiting = 0  # bytes of data in `_runs`
+        self._pages_left, self._blocks_left = _MOST_PAGES, _MOST_BLOCKS
+        self.size = self.changed = 0  # bytes of all objects in the last round, and those that were sent
+        self.images: dict[int, int] = {}
+
+    def send(self) -> int:
+        """Read all objects, and send what the target does not have. Return how many bytes of memory were sent."""
+        found = self._find()
+        for key in self._objects.keys() - found.keys():
+            self._forget(key)
+        self.size = self.changed = 0
+        for key, paths in found.items():
+            fd = self._open(key, paths)
+            if fd < 0:
+                self._forget(key)
+                continue
+            try:
+                self._read(key, fd)
+            finally:
+                os.close(fd)
+        return self.changed
+
+    def _find(self) -> dict[Key, list[str]]:
+        """Return where the objects can be opened that the container's processes have mapped or open."""
+        found: dict[Key, list[str]] = {}
+        for pid in sorted(processes.descendants(self._init)):
+            for key, path in (*self._mapped(pid), *self._open_files(pid)):
+                if key in found or len(found) < MOST_OBJECTS:
+                    found.setdefault(key, []).append(path)
+        return found
+
+    def _mapped(self, pid: int) -> Iterator[tuple[Key, str]]:
+        """Yield the objects that a process has mapped; nothing when it has exited."""
+        try:
+            with open(f"/proc/{pid}/maps", "rb") as file:
+                text = file.read()
+        except OSError:
+            return
+        for start, end, major, minor, inode, segment in _LINE.findall(text):
+            if os.makedev(int(major, 16), int(minor, 16)) == self._device:
+                path = f"/proc/{pid}/map_files/{int(start, 16):x}-{int(end, 16):x}"
+                yield Key(int(inode), bool(segment)), path
+
+    def _open_files(self, pid: int) -> Iterator[tuple[Key, str]]:
+        """Yield the objects that a process has a descriptor of, mapped or not."""
+        try:
+            names = os.listdir(f"/proc/{pid}/fd")
+        except OSError:
+            return
+        for name in names:
+            path = f"/proc/{pid}/fd/{name}"
+            try:
+                status = os.stat(path)
+            except OSError:
+                continue
+            if status.st_dev == self._device and stat.S_ISREG(status.st_mode):
+                yield Key(status.st_ino, is_segment=False), path
+
+    def _open(self, key: Key, paths: list[str]) -> int:
+        """Open an object for reading; return -1 if it has gone."""
+        for path in paths:
+            try:
+                place = os.open(path, os.O_PATH | os.O_CLOEXEC)  # what it is now may be something else to open
+            except OSError:
+                continue
+            try:
+                status = os.fstat(place)
+                if (status.st_dev, status.st_ino) == (self._device, key.inode) and stat.S_ISREG(status.st_mode):
+                    return os.open(f"/proc/self/fd/{place}", os.O_RDONLY | os.O_CLOEXEC)
+            except OSError:
+                continue
+            finally:
+                os.close(place)
+        return -1
+
+    def _read(self, key: Key, fd: int) -> None:
+        """Read an object, and send what has changed."""
+        if key not in self._objects:
+            self._objects[key] = _Object(layout.OBJECTS + self._given)
+            self._given += 1
+        self._current = self._objects[key]
+        for start, pages in layout.split(_data(fd)):
+            try:
+                got = os.preadv(fd, [self.buffer[: pages * PAGE]], start)
+            except OSError:  # damaged memory, which CRIU will report
+                continue
+            size = -(-got // PAGE) * PAGE
+            self.buffer[got:size] = bytes(size - got)
+            self.size += size
+            if size:
+                self.take(start, size)
+        self.end()
+
+    def _forget(self, key: Key) -> None:
+        """Have the target drop an object that has gone."""
+        if gone := self._objects.pop(key, None):
+            self._pages_left += len(gone.pages)
+            self._blocks_left += len(gone.blocks)
+            self._send(layout.head(gone.space, []))
+
+    # What PageRelay calls in the freeze (wire/pages.py).
+
+    def begin(self, image: int) -> bool:
+        """CRIU is about to send an object, and waits. It has that object mapped, and no other one."""
+        mapped = {key for pid in processes.descendants(os.getpid()) for key, _ in self._mapped(pid)}
+        keys = mapped & self._objects.keys()
+        if len(keys) != 1:
+            return False
+        self._current = self._objects.pop(keys.pop())  # never for two images: they would overwrite each other
+        self.images[image] = self._current.space
+        return True
+
+    def take(self, address: int, size: int) -> None:
+        """Send what the target does not have of the first `size` bytes in the buffer, which are at this offset."""
+        for start, end in self._compare(address, size):
+            data = bytes(self.buffer[start - address : end - address])
+            self.changed += len(data)
+            for first, last, is_zero in runs_of_zeros(data):
+                self._runs.append((start + first, data[first:last], is_zero))
+                self._waiting += 0 if is_zero else last - first
+        if self._waiting > _BODY_DATA - BLOCK or len(self._runs) > _BODY_DATA // PAGE:
+            self._flush()
+
+    def end(self) -> None:
+        """All of the object has been taken."""
+        self._flush()
+        self._current = None
+
+    def _compare(self, address: int, size: int) -> list[Range]:
+        """Return the pages in the buffer that the target does not have, and take note that it will have them."""
+        assert self._current is not None
+        blocks, known = self._current.blocks, self._current.pages
+        block = address // BLOCK * BLOCK
+        digest = self._digests.of(0, size) if size == BLOCK else _NONE
+        if digest != _NONE and blocks.get(block) == digest:
+            return []
+        if size < BLOCK:
+            self._blocks_left += blocks.pop(block, None) is not None
+        elif block in blocks or self._blocks_left:
+            self._blocks_left -= block not in blocks
+            blocks[block] = digest
+        if block not in known:
+            if not self._pages_left:
+                return [(address, address + size)]
+            self._pages_left -= 1
+            known[block] = bytearray(BLOCK_PAGES * _DIGEST)
+        old, changed = known[block], []
+        for start in range(0, size, PAGE):
+            page = self._digests.of(start, PAGE)
+            at = (address - block + start) // PAGE * _DIGEST
+            if old[at : at + _DIGEST] != page:
+                old[at : at + _DIGEST] = page
+                changed.append((address + start, address + start + PAGE))
+        return layout.unite(changed)
+
+    def _flush(self) -> None:
+        """Send what `take` has found."""
+        assert self._current is not None
+        if self._runs:
+            words = [layout.word(start, len(data) // PAGE, zero=is_zero) for start, data, is_zero in self._runs]
+            parts = [data for _, data, is_zero in self._runs if not is_zero]
+            self._send(b"".join((layout.head(self._current.space, words), *parts)))
+            self._runs, self._waiting = [], 0
+
+
+def _device() -> int:
+    """Return the device of the kernel's own tmpfs, in which all objects are."""
+    fd = os.memfd_create("pymigrate", os.MFD_CLOEXEC)
+    try:
+        return os.fstat(fd).st_dev
+    finally:
+        os.close(fd)
+
+
+def _data(fd: int) -> Iterator[Range]:
+    """Yield where a file has data, page-aligned. A page that comes or goes meanwhile is the next round's."""
+    end = 0
+    while True:
+        try:
+            start = os.lseek(fd, end, os.SEEK_DATA)
+            end = os.lseek(fd, start, os.SEEK_HOLE)
+        except OSError:  # ENXIO: no data until the end
+            return
+        start, end = start // PAGE * PAGE, -(-end // PAGE) * PAGE
+        yield start, end

@@ -5,18 +5,20 @@ move is. Each page that was written has the same value in its first and its last
 """
 
 import ctypes
+import mmap
 import os
 import random
+import select
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from harness import call, child, kind, libc, say_ready
+from harness import call, child, kind, libc, make, say_ready
 
 _PAGE = 4096
 _REGIONS, _LARGEST = 24, 256  # pages
-_MREMAP_MAYMOVE, _MADV_DONTNEED = 1, 4
+_MREMAP_MAYMOVE, _MADV_DONTNEED, _MADV_REMOVE = 1, 4, 9
 _PROCESSES = 4
 libc.mmap.restype = libc.mremap.restype = ctypes.c_void_p
 libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
@@ -207,3 +209,98 @@ def memory_in_motion() -> Iterator[None]:
             done, status = os.waitpid(pid, os.WNOHANG)
             if done:
                 raise AssertionError(f"process {pid} has found wrong memory (status {status:#x})")
+
+
+class Shared:
+    """An object of shared memory. Of each 16 pages the last four were never written, and one in 32 is written again."""
+
+    def __init__(self, number: int, size: int, memory: memoryview, fd: int = -1) -> None:
+        """`memory`: all of it, mapped. `fd`: a descriptor, if it has one."""
+        self.number, self.memory, self.fd, self.pages = number, memory, fd, size // _PAGE
+        self.generations = [0] * self.pages
+        self.hot = range(0, self.pages, 32)
+
+    def content(self, page: int) -> bytes:
+        generation = self.generations[page]
+        word = self.number << 48 | page << 24 | generation if generation else 0
+        return word.to_bytes(8, "little") * (_PAGE // 8)
+
+    def write(self, pages: list[int]) -> None:
+        """Half of the time through the descriptor."""
+        for place, page in enumerate(pages):
+            self.generations[page] += 1
+            if self.fd >= 0 and place % 2:
+                os.pwrite(self.fd, self.content(page), page * _PAGE)
+            else:
+                self.memory[page * _PAGE : (page + 1) * _PAGE] = self.content(page)
+
+    def discard(self, page: int) -> None:
+        """Free a page, which is zero after that."""
+        address = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
+        call("madvise", ctypes.c_void_p(address + page * _PAGE), ctypes.c_size_t(_PAGE), _MADV_REMOVE)
+        self.generations[page] = 0
+
+    def check(self) -> None:
+        for page in range(self.pages):
+            if bytes(self.memory[page * _PAGE : (page + 1) * _PAGE]) != self.content(page):
+                raise AssertionError(f"object {self.number}, page {page} is not what was written last")
+
+
+def _shared(number: int, size: int) -> Shared:
+    """Anonymous memory, a memfd, or a System V segment."""
+    if number == 1:
+        return Shared(number, size, memoryview(mmap.mmap(-1, size)))
+    if number == 2:
+        fd = os.memfd_create("in-motion")
+        os.ftruncate(fd, size)
+        return Shared(number, size, memoryview(mmap.mmap(fd, size)), fd)
+    segment = make("shmget", 0, size, 0o1600)
+    libc.shmat.restype = ctypes.c_void_p
+    address = libc.shmat(segment, None, 0)
+    return Shared(number, size, memoryview((ctypes.c_char * size).from_address(address)).cast("B"))
+
+
+@kind
+def shared_memory_in_motion() -> Iterator[None]:
+    """Children write to it and exit, and take their page tables along; what they have written stays."""
+    sizes = (12 << 20) + 3 * _PAGE, (5 << 20) + _PAGE, 2 << 20
+    objects = [_shared(number, size) for number, size in enumerate(sizes, 1)]
+    for item in objects:
+        item.write([page for page in range(item.pages) if page % 16 < 12])
+    draw = random.Random(1)
+
+    def turn() -> None:
+        """A child writes, and nobody else does; the pages are drawn before, so that both know them."""
+        item = draw.choice(objects)
+        pages = draw.sample(item.hot, 8)
+        pid = os.fork()
+        if not pid:
+            item.write(pages)
+            os._exit(0)
+        if os.waitpid(pid, 0)[1]:
+            raise AssertionError("a child could not write")
+        for page in pages:
+            item.generations[page] += 1
+        item.discard(draw.choice(item.hot))
+
+    asked, ask = os.pipe()
+    answered, answer = os.pipe()
+
+    def all_the_time() -> None:
+        os.close(ask)
+        say_ready()
+        while True:
+            turn()
+            if select.select([asked], [], [], 0.005)[0]:
+                os.read(asked, 1)
+                for item in objects:
+                    item.check()
+                os.write(answer, b"y")
+
+    child(all_the_time)
+    os.close(answer)
+    while True:
+        yield
+        os.write(ask, b"?")
+        if not os.read(answered, 1):
+            raise AssertionError("shared memory is not what was written")

@@ -32,6 +32,7 @@ def advice(run: Run, load: Load, *, rate: float, bandwidth: float, reason: str =
         forecast.PINNED: f"half the memory: CRIU pins {load.memory / _GIB:.1f} GiB, page by page",
         forecast.PROCESSES: f"half the processes: {load.processes} are frozen and restored",
         forecast.ROUND_TRIPS: f"a nearer target: a round trip takes {load.round_trip * 1000:.1f} ms",
+        forecast.SHARED: f"half the shared memory: freeze and restore copy {load.shared / _GIB:.1f} GiB",
         forecast.EAGER: f"half the memory: the restore waits for all of it{because}",
         forecast.BASE: "nothing can that the container decides: every freeze and restore takes as long",
     }[dominant(run)]

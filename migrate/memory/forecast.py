@@ -17,9 +17,11 @@ GIB = 1 << 30
 # The parts of a gap.
 BASE, PROCESSES, PINNED, ROUND_TRIPS = "freeze and restore", "processes", "pinned memory", "round trips"
 EAGER, LAST_PAGES, ALL_PAGES = "eager restore", "last pages", "memory in the freeze"
+SHARED = "shared memory"
 # Seconds, measured between two lab hosts: freeze, images, restore and handover of a small container; each process
-# more; for each GiB the pages that CRIU pins; and those that a restore which waits for them copies twice.
-_BASE, _PROCESS, _PINNED, _EAGER = 0.09, 0.003, 0.08, 1.3
+# more; for each GiB the pages that CRIU pins; those that a restore which waits for them copies twice; and shared
+# memory, which CRIU hands over to be compared in the dump, and copies in the restore.
+_BASE, _PROCESS, _PINNED, _EAGER, _SHARED = 0.09, 0.003, 0.08, 1.3, 1.0
 _ROUND_TRIPS = 6  # in the freeze
 _FEW = 3  # moves that are alike say more than others
 _MOST = 10  # moves to learn from
@@ -32,13 +34,15 @@ DOUBT = 0.25  # of a prediction, without earlier moves to tell more
 class Load:
     """What the fixed part depends on: bytes of `memory` in all `processes`, seconds for a round trip.
 
-    `eager`: the restore waits until all memory is in place.
+    `eager`: the restore waits until all memory is in place. `shared`: bytes of shared memory that is sent before the
+    freeze; the restore waits for it in any case.
     """
 
     memory: int
     processes: int
     round_trip: float = 0.0
     eager: bool = False
+    shared: int = 0
 
     def parts(self) -> dict[str, float]:
         """Return the parts of the fixed part by the model, in seconds, by name."""
@@ -48,7 +52,8 @@ class Load:
             PINNED: _PINNED * self.memory / GIB,
             ROUND_TRIPS: _ROUND_TRIPS * self.round_trip,
         }
-        return parts | ({EAGER: _EAGER * self.memory / GIB} if self.eager else {})
+        parts |= {EAGER: _EAGER * self.memory / GIB} if self.eager else {}
+        return parts | ({SHARED: _SHARED * self.shared / GIB} if self.shared else {})
 
     def fixed(self) -> float:
         """Return the seconds of the fixed part by the model."""
@@ -179,10 +184,12 @@ def simulate(
     parts[ALL_PAGES] = rest / bandwidth
     if written is None:
         return Run(Verdict.SWITCH, (), parts)
-    fixed, rounds, left, verdict = sum(parts.values()), [], float(written.most), Verdict.CONTINUE
+    fixed, rounds, verdict = sum(parts.values()), [], Verdict.CONTINUE
+    left, shared = float(written.most), load.shared
     while verdict is Verdict.CONTINUE:
-        seconds = left / slower + convergence.ROUND
-        read, left = left, min(float(written.most), written.after(seconds) * doubt)
+        read, shared = left + shared, 0  # shared memory is sent once
+        seconds = read / slower + convergence.ROUND
+        left = min(float(written.most), written.after(seconds) * doubt)
         rounds.append(Round(int(read), seconds, int(left), read / slower - read / bandwidth))
         verdict = convergence.judge(rounds, fixed=fixed, max_downtime=aim.max_downtime, max_rounds=aim.max_rounds)
     return Run(verdict, tuple(rounds), parts | {LAST_PAGES: rounds[-1].left / bandwidth})

@@ -22,6 +22,7 @@ def fields(past: Past) -> dict[str, Any]:
     figures = {
         "gap": past.gap, "expected": past.expected, "fixed": past.fixed, "overhead": past.overhead,
         "memory": load.memory, "processes": load.processes, "round_trip": load.round_trip, "eager": load.eager,
+        "shared": load.shared,
     }  # fmt: skip
     return {"figures": {name: round(value, 6) for name, value in figures.items()}}
 
@@ -51,7 +52,8 @@ def _past(entry: Entry) -> Past | None:
         )
         if not all(map(math.isfinite, (memory, processes, round_trip, fixed, overhead, expected, gap))):
             return None
-        load = Load(int(memory), int(processes), round_trip, bool(figures["eager"]))
+        shared = int(figures.get("shared", 0))  # earlier versions had none
+        load = Load(int(memory), int(processes), round_trip, bool(figures["eager"]), shared)
         return Past(entry.target, load, fixed, overhead, expected, gap)
     except (KeyError, TypeError, ValueError, OverflowError):
         return None

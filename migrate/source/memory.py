@@ -243,7 +243,8 @@ class MovingMemory:
                 self._reporter.progress(Phase.PRE_COPY, self._done, self._total)
 
     def _load(self) -> Load:
-        return Load(self._size, self._memory.processes, self._peer.round_trip, bool(self.lazy_problem))
+        waits = bool(self.lazy_problem)
+        return Load(self._size, self._memory.processes, self._peer.round_trip, waits, self.shared.size)
 
     def _fixed(self) -> float:
         """Return the seconds of the gap that another round does not shorten."""

@@ -25,6 +25,7 @@ from migrate.preflight import processes as process_scan
 from migrate.source import history
 from migrate.source.memory import choose, lazy_problem
 from migrate.source.ready import Checked, Preflight
+from migrate.source.shared_memory import SharedMemory
 from migrate.wire import codec, protocol, replies
 from migrate.wire.carrier import Carrier
 from runtime.linux import processes
@@ -55,7 +56,8 @@ def plan(store: Store, wanted: MigrationSpec, monitor: Monitor) -> Planned:
 class _Measured:
     """The container and the connection, measured.
 
-    `written` is None if writes are not tracked. `rest` is in bytes, `bandwidth` in bytes of memory per second.
+    `written` is None if writes are not tracked. `rest` and `shared` are in bytes, `bandwidth` in bytes of memory per
+    second.
     """
 
     def __init__(self, checked: Checked, *, track: bool) -> None:
@@ -65,15 +67,19 @@ class _Measured:
         self.written: Written | None = None
         self.rest = self.memory
         self.untracked: list[str] = []
+        self.shared = 0
         if not track:
             self.processes = len(processes.container_pids(state.pid))
             self.target, self.bandwidth = _trial(checked, _random())
         else:
             with Injector() as injector, PreCopy(state.pid, lambda _: None, injector) as memory:
                 total = memory.scan()
-                self.processes, self.rest, self.untracked = memory.processes, memory.rest, memory.untracked
+                shared = SharedMemory(state.pid, lambda _: None)
+                self.shared = shared.send()
                 self.target, self.bandwidth = _trial(checked, memory.sample(_TRIAL_BYTES) if total else _random())
                 self.written = _look(memory, total)
+                self.rest = memory.rest + shared.send()
+                self.processes, self.untracked = memory.processes, memory.untracked
         self.round_trip = peer.round_trip
         self.lazy_problem = lazy_problem(self.target, state.pid, "user" in checked.spec.namespaces)
 
@@ -126,8 +132,9 @@ def _predict(checked: Checked, measured: _Measured, mode: MigrationMode, reason:
     """Return how the move would go, by what was measured and by what earlier moves have taken."""
     wanted, written = checked.wanted, measured.written
     load = Load(
-        measured.memory, measured.processes, measured.round_trip, written is not None and bool(measured.lazy_problem)
-    )
+        measured.memory, measured.processes, measured.round_trip, written is not None and bool(measured.lazy_problem),
+        measured.shared,
+    )  # fmt: skip
     past = forecast.like(history.past(), wanted.host, load)
     aim = Aim(wanted.max_downtime, wanted.max_rounds, wanted.bandwidth_limit or math.inf)
     scale, doubt = forecast.scale(past), 1 + forecast.DOUBT

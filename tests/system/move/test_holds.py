@@ -24,7 +24,8 @@ eventfd epoll epoll-closed-descriptor signalfd
 pipes deleted-cwd pidfd aio open-namespace open-proc file-flags
 cgroup-below cgroup-memory-below cgroup-unified-below thread-cgroup
 pending-signals signal-handlers sysv-shm sysv-sem sysv-msg posix-shm robust-mutex contended-mutex
-shared-anonymous private-after-fork memory-in-motion memfd advice locked-memory locked-memory-on-fault
+shared-anonymous shared-memory-in-motion private-after-fork memory-in-motion memfd advice
+locked-memory locked-memory-on-fault
 execute-only guard-and-growing
 zombie stopped stopped-unreported sessions prctl-things keep-capabilities secure-bits no-huge-pages io-flusher
 timer-slack core-dump-filter limits umask changed-root nice io-priority oom-score

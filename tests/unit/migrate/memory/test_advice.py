@@ -7,7 +7,7 @@ from migrate.memory.convergence import Round, Verdict
 from migrate.memory.forecast import Load, Run
 
 MIB = 1 << 20
-LOAD = Load(4 << 30, 300, 0.02)
+LOAD = Load(4 << 30, 300, 0.02, shared=1 << 28)
 
 
 def run(name: str, seconds: float = 0.5, verdict: Verdict = Verdict.SWITCH) -> Run:
@@ -24,6 +24,7 @@ def run(name: str, seconds: float = 0.5, verdict: Verdict = Verdict.SWITCH) -> R
         (forecast.PINNED, "CRIU pins 4.0 GiB"),
         (forecast.ROUND_TRIPS, "a round trip takes 20.0 ms"),
         (forecast.EAGER, "the restore waits for all of it, because why"),
+        (forecast.SHARED, "half the shared memory: freeze and restore copy 0.2 GiB"),
         (forecast.LAST_PAGES, "a connection twice as fast, or a program that writes half as much"),
         (forecast.ALL_PAGES, "this memory is sent in the freeze, because why"),
     ],

@@ -77,6 +77,13 @@ def steady(rate: float, memory: int = GIB) -> Written:
     return Written(tuple((at, min(memory, int(rate * MIB * at))) for at in (0.25, 0.5, 1.0, 2.0)), memory)
 
 
+def test_shared_memory_is_sent_once_and_makes_the_fixed_part_longer() -> None:
+    run = simulate(Load(GIB, 2, shared=GIB), steady(0), 0, 300 * MIB, AIM)
+    assert (len(run.rounds), run.size) == (2, 2 * GIB)
+    assert run.gap == pytest.approx(Load(GIB, 2).fixed() + run.parts[forecast.SHARED])
+    assert forecast.SHARED not in Load(GIB, 2).parts()
+
+
 def test_idle_memory_takes_two_rounds_and_the_fixed_part() -> None:
     run = simulate(Load(GIB, 2), steady(0), 0, 300 * MIB, AIM)
     assert (run.verdict, len(run.rounds)) == (Verdict.SWITCH, 2)

@@ -46,7 +46,7 @@ def test_split_at_the_borders_of_blocks() -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        b"", b"1234567", body(0, []), body(1 << 31, []), layout.head(1, [layout.word(BASE, 1)])[:-1],
+        b"", b"1234567", body(0, []), layout.head(1, [layout.word(BASE, 1)])[:-1],
         body(1, [layout.word(BASE, 1)]), body(1, [layout.word(BASE, 1)], bytes(PAGE + 1)),
         body(1, [layout.word(BASE, 1) | 1 << 7], bytes(PAGE)), body(1, [layout.word(BASE + PAGE, 64, zero=True)]),
         body(1, [layout.word(1 << 63, 1, zero=True)]), layout.head(1, [ZERO])[:4] + b"\xff\xff\xff\xff",

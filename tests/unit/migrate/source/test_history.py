@@ -13,7 +13,7 @@ _WAY = (Phase.SEED, Phase.PRE_COPY, Phase.STOP_AND_COPY, Phase.PREPARED, Phase.C
 
 
 def one(target: str, fixed: float) -> Past:
-    return Past(target, Load(1 << 24, 2, 0.0005, True), fixed, 0.5, 0.12, 0.13)
+    return Past(target, Load(1 << 24, 2, 0.0005, True, 1 << 20), fixed, 0.5, 0.12, 0.13)
 
 
 def moved(directory: Path, number: int, past: Past, role: str = "source", **more: object) -> None:

@@ -47,6 +47,7 @@ class _Object:
 
     def __init__(self, space: int) -> None:
         self.space = space
+        self.is_there = False  # whether the target has heard of it: an object without a page does not travel
         self.blocks: dict[int, bytes] = {}
         self.pages: dict[int, bytearray] = {}  # those of the pages of a block, one after the other
 
@@ -62,6 +63,7 @@ class SharedMemory:
         self._objects: dict[Key, _Object] = {}
         self._given = 0  # numbers that were given to objects; none is used twice
         self._current: _Object | None = None
+        self._image: int | None = None  # of CRIU, in the freeze
         self._runs: list[tuple[int, bytes, bool]] = []  # what `_flush` sends: offset, data, whether it is all zeros
         self._waiting = 0  # bytes of data in `_runs`
         self._pages_left, self._blocks_left = _MOST_PAGES, _MOST_BLOCKS
@@ -161,7 +163,8 @@ class SharedMemory:
         if gone := self._objects.pop(key, None):
             self._pages_left += len(gone.pages)
             self._blocks_left += len(gone.blocks)
-            self._send(layout.head(gone.space, []))
+            if gone.is_there:
+                self._send(layout.head(gone.space, []))
 
     # What PageRelay calls in the freeze (wire/pages.py).
 
@@ -172,7 +175,7 @@ class SharedMemory:
         if len(keys) != 1:
             return False
         self._current = self._objects.pop(keys.pop())  # never for two images: they would overwrite each other
-        self.images[image] = self._current.space
+        self._image = image
         return True
 
     def take(self, address: int, size: int) -> None:
@@ -189,7 +192,9 @@ class SharedMemory:
     def end(self) -> None:
         """All of the object has been taken."""
         self._flush()
-        self._current = None
+        if self._image is not None and self._current is not None and self._current.is_there:
+            self.images[self._image] = self._current.space
+        self._current = self._image = None
 
     def _compare(self, address: int, size: int) -> list[Range]:
         """Return the pages in the buffer that the target does not have, and take note that it will have them."""
@@ -225,6 +230,7 @@ class SharedMemory:
             words = [layout.word(start, len(data) // PAGE, zero=is_zero) for start, data, is_zero in self._runs]
             parts = [data for _, data, is_zero in self._runs if not is_zero]
             self._send(b"".join((layout.head(self._current.space, words), *parts)))
+            self._current.is_there = True
             self._runs, self._waiting = [], 0
 
 

@@ -236,7 +236,27 @@ def test_one_object_is_never_taken_for_two_images(target: Target, memfd: int) ->
     with mmap.mmap(memfd, SIZE, mmap.MAP_SHARED, mmap.PROT_READ):
         assert memory.begin(1)
         assert not memory.begin(2)
+    memory.end()
     assert list(memory.images) == [1]
+
+
+@pytest.mark.parametrize("written", [False, True])
+def test_an_object_without_a_page(target: Target, written: bool) -> None:
+    """The target hears nothing of it, unless it gets a page after the last round."""
+    memory, fd = SharedMemory(os.getpid(), target.add), os.memfd_create("empty")
+    os.ftruncate(fd, SIZE)
+    assert memory.send() == 0
+    if written:
+        put(fd, PAGE, b"x")
+    freeze(memory, target, fd)
+    assert list(memory.images) == [IMAGE] * written
+    target.put_page_map()
+    target.stores.finish({str(image): space for image, space in memory.images.items()})
+    assert restored(target.images, SIZE) == (
+        os.pread(fd, SIZE, 0).ljust(6 * BLOCK, b"\0")[: SIZE // PAGE * PAGE + PAGE],
+        PAGE * written,
+    )
+    os.close(fd)
 
 
 def test_an_object_that_was_not_sent_goes_through_the_stream(target: Target, memfd: int) -> None:

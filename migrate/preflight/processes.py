@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from migrate.files import mountinfo
+from migrate.memory import shared_objects
 from migrate.preflight import silent_losses, special_files
 from migrate.preflight.rules import Blocker
 from migrate.preflight.watches import LINKS, Watches
@@ -271,13 +272,13 @@ def network_devices(pid: int) -> list[str]:
 
 def memory_bytes(init_pid: int) -> int:
     """Return an upper estimate of the images' size in bytes: anonymous and shared memory of all processes, tmpfs."""
-    total = 0
+    total = shared_objects.size(init_pid)
     for pid in processes.container_pids(init_pid):
         try:
             fields = Path(f"/proc/{pid}/status").read_text().splitlines()
         except OSError:
             continue
-        kinds = ("RssAnon:", "RssShmem:", "VmSwap:")
+        kinds = ("RssAnon:", "VmSwap:")
         total += sum(int(line.split()[1]) << 10 for line in fields if line.startswith(kinds))
     return total + _tmpfs_bytes(init_pid)
 

@@ -152,7 +152,7 @@ class MovingMemory:
         while True:
             with faults.point("round", len(self._rounds)):
                 begun, sent_before, held_before = time.monotonic(), self._carrier.sent, self._carrier.held
-                self._done, self._total = 0, left
+                self._done, self._total = 0, left + self.shared.changed
                 read = self._memory.send() + self.shared.send()
                 self._total = 0
                 self._carrier.flush(ROUND_TIMEOUT)

@@ -1,9 +1,9 @@
 """Send the shared memory of a container while it runs, and in the freeze only what differs from that.
 
-An *object* is anonymous shared memory, a memfd or a System V segment: a file in a tmpfs of the kernel's own. Writes to
-it cannot be tracked: a process that writes and exits takes its page tables along, and descriptors write as well. So
-each object is read in each round, and a digest of each page says what the target has. In the freeze CRIU hands over
-every object, inside this host: what still has its digest does not travel again.
+Writes to an object (memory/shared_objects.py) cannot be tracked: a process that writes and exits takes its page tables
+along, and descriptors write as well. So each object is read in each round, and a digest of each page says what the
+target has. In the freeze CRIU hands over every object, inside this host: what still has its digest does not travel
+again.
 
     with SharedMemory(init, send) as shared:
         shared.send()                     a round; `changed` says how much of it the target did not have
@@ -15,31 +15,20 @@ KiB, and beyond 32 GiB none: that is sent again in each round and in the freeze.
 """
 
 import os
-import re
-import stat
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable
 
-from migrate.memory import layout
+from migrate.memory import layout, shared_objects
 from migrate.memory.layout import BLOCK, BLOCK_PAGES, PAGE, Range
 from migrate.memory.reader import runs_of_zeros
+from migrate.memory.shared_objects import Key
 from migrate.wire.digests import PieceDigests
 from runtime.linux import processes
 
-MOST_OBJECTS = 256
 _MOST_PAGES = 1 << 15  # blocks of whose pages there are digests: a KiB each
 _MOST_BLOCKS = 1 << 17  # blocks of which there is a digest
 _BODY_DATA = 3 * BLOCK
 _DIGEST = 16
 _NONE = bytes(_DIGEST)  # of a page that the target does not have
-_LINE = re.compile(rb"([0-9a-f]+)-([0-9a-f]+) .... [0-9a-f]+ ([0-9a-f]+):([0-9a-f]+) ([0-9]+) *(/SYSV)?")
-
-
-class Key(NamedTuple):
-    """What tells objects apart. Segments have numbers of their own instead of those of inodes."""
-
-    inode: int
-    is_segment: bool
 
 
 class _Object:
@@ -59,7 +48,6 @@ class SharedMemory:
         self._init, self._send = init, send
         room = bytearray(BLOCK)
         self.buffer, self._digests = memoryview(room), PieceDigests(room)
-        self._device = _device()
         self._objects: dict[Key, _Object] = {}
         self._given = 0  # numbers that were given to objects; none is used twice
         self._current: _Object | None = None
@@ -67,17 +55,18 @@ class SharedMemory:
         self._runs: list[tuple[int, bytes, bool]] = []  # what `_flush` sends: offset, data, whether it is all zeros
         self._waiting = 0  # bytes of data in `_runs`
         self._pages_left, self._blocks_left = _MOST_PAGES, _MOST_BLOCKS
-        self.size = self.changed = 0  # bytes of all objects in the last round, and those that were sent
+        self.size = shared_objects.size(init)  # bytes of all objects, in the last round if there was one
+        self.changed = self.size  # those of them that the target did not have
         self.images: dict[int, int] = {}
 
     def send(self) -> int:
         """Read all objects, and send what the target does not have. Return how many bytes of memory were sent."""
-        found = self._find()
+        found = shared_objects.find(sorted(processes.descendants(self._init)))
         for key in self._objects.keys() - found.keys():
             self._forget(key)
         self.size = self.changed = 0
         for key, paths in found.items():
-            fd = self._open(key, paths)
+            fd = shared_objects.open_one(key, paths)
             if fd < 0:
                 self._forget(key)
                 continue
@@ -87,66 +76,13 @@ class SharedMemory:
                 os.close(fd)
         return self.changed
 
-    def _find(self) -> dict[Key, list[str]]:
-        """Return where the objects can be opened that the container's processes have mapped or open."""
-        found: dict[Key, list[str]] = {}
-        for pid in sorted(processes.descendants(self._init)):
-            for key, path in (*self._mapped(pid), *self._open_files(pid)):
-                if key in found or len(found) < MOST_OBJECTS:
-                    found.setdefault(key, []).append(path)
-        return found
-
-    def _mapped(self, pid: int) -> Iterator[tuple[Key, str]]:
-        """Yield the objects that a process has mapped; nothing when it has exited."""
-        try:
-            with open(f"/proc/{pid}/maps", "rb") as file:
-                text = file.read()
-        except OSError:
-            return
-        for start, end, major, minor, inode, segment in _LINE.findall(text):
-            if os.makedev(int(major, 16), int(minor, 16)) == self._device:
-                path = f"/proc/{pid}/map_files/{int(start, 16):x}-{int(end, 16):x}"
-                yield Key(int(inode), bool(segment)), path
-
-    def _open_files(self, pid: int) -> Iterator[tuple[Key, str]]:
-        """Yield the objects that a process has a descriptor of, mapped or not."""
-        try:
-            names = os.listdir(f"/proc/{pid}/fd")
-        except OSError:
-            return
-        for name in names:
-            path = f"/proc/{pid}/fd/{name}"
-            try:
-                status = os.stat(path)
-            except OSError:
-                continue
-            if status.st_dev == self._device and stat.S_ISREG(status.st_mode):
-                yield Key(status.st_ino, is_segment=False), path
-
-    def _open(self, key: Key, paths: list[str]) -> int:
-        """Open an object for reading; return -1 if it has gone."""
-        for path in paths:
-            try:
-                place = os.open(path, os.O_PATH | os.O_CLOEXEC)  # what it is now may be something else to open
-            except OSError:
-                continue
-            try:
-                status = os.fstat(place)
-                if (status.st_dev, status.st_ino) == (self._device, key.inode) and stat.S_ISREG(status.st_mode):
-                    return os.open(f"/proc/self/fd/{place}", os.O_RDONLY | os.O_CLOEXEC)
-            except OSError:
-                continue
-            finally:
-                os.close(place)
-        return -1
-
     def _read(self, key: Key, fd: int) -> None:
         """Read an object, and send what has changed."""
         if key not in self._objects:
             self._objects[key] = _Object(layout.OBJECTS + self._given)
             self._given += 1
         self._current = self._objects[key]
-        for start, pages in layout.split(_data(fd)):
+        for start, pages in layout.split(shared_objects.data(fd)):
             try:
                 got = os.preadv(fd, [self.buffer[: pages * PAGE]], start)
             except OSError:  # damaged memory, which CRIU will report
@@ -170,7 +106,7 @@ class SharedMemory:
 
     def begin(self, image: int) -> bool:
         """CRIU is about to send an object, and waits. It has that object mapped, and no other one."""
-        mapped = {key for pid in processes.descendants(os.getpid()) for key, _ in self._mapped(pid)}
+        mapped = {key for pid in processes.descendants(os.getpid()) for key, _ in shared_objects.mapped(pid)}
         keys = mapped & self._objects.keys()
         if len(keys) != 1:
             return False
@@ -232,25 +168,3 @@ class SharedMemory:
             self._send(b"".join((layout.head(self._current.space, words), *parts)))
             self._current.is_there = True
             self._runs, self._waiting = [], 0
-
-
-def _device() -> int:
-    """Return the device of the kernel's own tmpfs, in which all objects are."""
-    fd = os.memfd_create("pymigrate", os.MFD_CLOEXEC)
-    try:
-        return os.fstat(fd).st_dev
-    finally:
-        os.close(fd)
-
-
-def _data(fd: int) -> Iterator[Range]:
-    """Yield where a file has data, page-aligned. A page that comes or goes meanwhile is the next round's."""
-    end = 0
-    while True:
-        try:
-            start = os.lseek(fd, end, os.SEEK_DATA)
-            end = os.lseek(fd, start, os.SEEK_HOLE)
-        except OSError:  # ENXIO: no data until the end
-            return
-        start, end = start // PAGE * PAGE, -(-end // PAGE) * PAGE
-        yield start, end

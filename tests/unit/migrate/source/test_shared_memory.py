@@ -105,6 +105,13 @@ def target(tmp_path: Path) -> Iterator[Target]:
     stores.close()
 
 
+def finish(target: Target, memory: SharedMemory, size: int) -> bytes:
+    """What CRIU would restore from what has come."""
+    target.put_page_map()
+    target.stores.finish({str(image): space for image, space in memory.images.items()})
+    return restored(target.images, size)[0][:size]
+
+
 def restored(images: Path, size: int) -> tuple[bytes, int]:
     """What CRIU makes of the images of an object: its content, and how many bytes of pages it has."""
     directory = os.open(images, os.O_RDONLY)
@@ -179,6 +186,27 @@ def test_only_what_has_changed_goes_in_the_freeze(target: Target, memfd: int) ->
     assert sorted(os.listdir(target.images)) == [f"pagemap-shmem-{IMAGE}.img", "pages-3.img"]
 
 
+def test_what_has_not_changed_does_not_go_in_the_freeze(target: Target, memfd: int) -> None:
+    memory = SharedMemory(os.getpid(), target.add)
+    memory.send()
+    memory.send()
+    freeze(memory, target, memfd)
+    assert memory.changed == 0
+    assert finish(target, memory, SIZE) == os.pread(memfd, SIZE, 0)
+
+
+def test_a_block_that_is_again_what_it_was(target: Target, memfd: int) -> None:
+    """Its digest is an old one, and the target has what it was in between."""
+    memory, old = SharedMemory(os.getpid(), target.add), os.pread(memfd, BLOCK, 0)
+    memory.send()
+    put(memfd, 0, b"between")
+    syscalls.punch_hole(memfd, 5 * PAGE, PAGE)
+    memory.send()
+    put(memfd, 0, old)
+    freeze(memory, target, memfd)
+    assert finish(target, memory, SIZE) == os.pread(memfd, SIZE, 0)
+
+
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("limits", [(1 << 15, 1 << 17), (3, 5), (0, 2), (0, 0)])
 def test_the_target_has_what_the_object_has(
@@ -203,10 +231,7 @@ def test_the_target_has_what_the_object_has(
     put(memfd, draw.randrange(size), b"last")
     size = os.fstat(memfd).st_size
     freeze(memory, target, memfd)
-    target.put_page_map()
-    target.stores.finish({str(image): space for image, space in memory.images.items()})
-    content, _ = restored(target.images, size)
-    assert content[:size] == os.pread(memfd, size, 0)
+    assert finish(target, memory, size) == os.pread(memfd, size, 0)
 
 
 def test_without_libxxhash_another_digest_finds_changes(

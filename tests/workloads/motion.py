@@ -263,7 +263,7 @@ def _shared(number: int, size: int) -> Shared:
 @kind
 def shared_memory_in_motion() -> Iterator[None]:
     """Children write to it and exit, and take their page tables along; what they have written stays."""
-    sizes = (12 << 20) + 3 * _PAGE, (5 << 20) + _PAGE, 2 << 20
+    sizes = (41 << 20) + 3 * _PAGE, (5 << 20) + _PAGE, 2 << 20
     objects = [_shared(number, size) for number, size in enumerate(sizes, 1)]
     for item in objects:
         item.write([page for page in range(item.pages) if page % 16 < 12])

@@ -10,35 +10,65 @@ again.
         PageRelay(..., objects=shared)    in the freeze
         shared.images                     what the target needs to know: image of CRIU -> number of the object
 
-The digests take 4 MiB for each GiB, up to 8 GiB of shared memory. Of more memory there is one for each block of 256
-KiB, and beyond 32 GiB none: that is sent again in each round and in the freeze.
+The digests of pages take 4 MiB for each GiB, up to 4 GiB of shared memory. Of more memory there is only one for each
+block of 256 KiB, and beyond 256 GiB none: that is sent again in each round and in the freeze.
 """
 
 import os
 from collections.abc import Callable
 
 from migrate.memory import layout, shared_objects
-from migrate.memory.layout import BLOCK, BLOCK_PAGES, PAGE, Range
+from migrate.memory.layout import BLOCK, PAGE, Range
 from migrate.memory.reader import runs_of_zeros
 from migrate.memory.shared_objects import Key
 from migrate.wire.digests import PieceDigests
 from runtime.linux import processes
 
-_MOST_PAGES = 1 << 15  # blocks of whose pages there are digests: a KiB each
-_MOST_BLOCKS = 1 << 17  # blocks of which there is a digest
+_MOST_GROUPS = 1 << 14  # of each kind, of all objects: 4 GiB of pages, and 256 GiB of blocks
 _BODY_DATA = 3 * BLOCK
 _DIGEST = 16
-_NONE = bytes(_DIGEST)  # of a page that the target does not have
+_NONE = bytes(_DIGEST)  # of what the target does not have, as far as is known
+_GROUP = 64  # digests
+
+
+class _Room:
+    """How many groups of digests may still be made."""
+
+    def __init__(self) -> None:
+        self.left = _MOST_GROUPS
+
+
+class _Digests:
+    """Digests of pieces of `unit` bytes each, in groups of _GROUP."""
+
+    def __init__(self, unit: int, room: _Room) -> None:
+        self._unit, self._room = unit, room
+        self._groups: dict[int, bytearray] = {}
+
+    def group(self, offset: int) -> tuple[bytearray, int] | None:
+        """Return the group that has the piece at `offset`, and where in it; None if there is no room for it."""
+        number, inside = divmod(offset, self._unit * _GROUP)
+        group = self._groups.get(number)
+        if group is None:
+            if not self._room.left:
+                return None
+            self._room.left -= 1
+            group = self._groups[number] = bytearray(_GROUP * _DIGEST)
+        return group, inside // self._unit * _DIGEST
+
+    def clear(self) -> None:
+        """Forget all digests."""
+        self._room.left += len(self._groups)
+        self._groups.clear()
 
 
 class _Object:
-    """What the target has of one object: the digests of blocks and pages, by the offset of the block."""
+    """What the target has of one object."""
 
-    def __init__(self, space: int) -> None:
+    def __init__(self, space: int, pages: _Room, blocks: _Room) -> None:
         self.space = space
         self.is_there = False  # whether the target has heard of it: an object without a page does not travel
-        self.blocks: dict[int, bytes] = {}
-        self.pages: dict[int, bytearray] = {}  # those of the pages of a block, one after the other
+        self.pages, self.blocks = _Digests(PAGE, pages), _Digests(BLOCK, blocks)
 
 
 class SharedMemory:
@@ -54,7 +84,7 @@ class SharedMemory:
         self._image: int | None = None  # of CRIU, in the freeze
         self._runs: list[tuple[int, bytes, bool]] = []  # what `_flush` sends: offset, data, whether it is all zeros
         self._waiting = 0  # bytes of data in `_runs`
-        self._pages_left, self._blocks_left = _MOST_PAGES, _MOST_BLOCKS
+        self._rooms = _Room(), _Room()
         self.size = shared_objects.size(init)  # bytes of all objects, in the last round if there was one
         self.changed = self.size  # those of them that the target did not have
         self.images: dict[int, int] = {}
@@ -79,7 +109,7 @@ class SharedMemory:
     def _read(self, key: Key, fd: int) -> None:
         """Read an object, and send what has changed."""
         if key not in self._objects:
-            self._objects[key] = _Object(layout.OBJECTS + self._given)
+            self._objects[key] = _Object(layout.OBJECTS + self._given, *self._rooms)
             self._given += 1
         self._current = self._objects[key]
         for start, pages in layout.split(shared_objects.data(fd)):
@@ -97,8 +127,8 @@ class SharedMemory:
     def _forget(self, key: Key) -> None:
         """Have the target drop an object that has gone."""
         if gone := self._objects.pop(key, None):
-            self._pages_left += len(gone.pages)
-            self._blocks_left += len(gone.blocks)
+            gone.pages.clear()
+            gone.blocks.clear()
             if gone.is_there:
                 self._send(layout.head(gone.space, []))
 
@@ -135,28 +165,23 @@ class SharedMemory:
     def _compare(self, address: int, size: int) -> list[Range]:
         """Return the pages in the buffer that the target does not have, and take note that it will have them."""
         assert self._current is not None
-        blocks, known = self._current.blocks, self._current.pages
-        block = address // BLOCK * BLOCK
-        digest = self._digests.of(0, size) if size == BLOCK else _NONE
-        if digest != _NONE and blocks.get(block) == digest:
-            return []
-        if size < BLOCK:
-            self._blocks_left += blocks.pop(block, None) is not None
-        elif block in blocks or self._blocks_left:
-            self._blocks_left -= block not in blocks
-            blocks[block] = digest
-        if block not in known:
-            if not self._pages_left:
-                return [(address, address + size)]
-            self._pages_left -= 1
-            known[block] = bytearray(BLOCK_PAGES * _DIGEST)
-        old, changed = known[block], []
+        if found := self._current.blocks.group(address):
+            group, at = found
+            digest = self._digests.of(0, size) if size == BLOCK else _NONE
+            if digest == group[at : at + _DIGEST] != _NONE:
+                return []
+            group[at : at + _DIGEST] = digest
+        found = self._current.pages.group(address)
+        if found is None:
+            return [(address, address + size)]
+        group, at = found
+        changed = []
         for start in range(0, size, PAGE):
-            page = self._digests.of(start, PAGE)
-            at = (address - block + start) // PAGE * _DIGEST
-            if old[at : at + _DIGEST] != page:
-                old[at : at + _DIGEST] = page
+            digest = self._digests.of(start, PAGE)
+            if group[at : at + _DIGEST] != digest:
+                group[at : at + _DIGEST] = digest
                 changed.append((address + start, address + start + PAGE))
+            at += _DIGEST
         return layout.unite(changed)
 
     def _flush(self) -> None:

@@ -4,6 +4,7 @@ The same checks as before a move; then two seconds of tracking show how fast the
 shows how fast memory is sent. The rounds that would follow are simulated (memory/forecast.py).
 """
 
+import itertools
 import math
 import os
 import statistics
@@ -33,6 +34,7 @@ from runtime.state.store import Store
 
 _LOOKS = (0.25, 0.5, 1.0, 2.0)  # seconds after which it is looked what was written
 _TRIAL_SECONDS, _TRIAL_BYTES = 1.0, 64 << 20  # of memory that are sent at most
+_SAMPLE_BYTES = 16 << 20  # of shared memory that is kept to be sent then
 _PINGS = 3
 _OVERHEAD = 0.5  # seconds of a move before its rounds and after its gap, without earlier moves to tell
 
@@ -74,14 +76,35 @@ class _Measured:
         else:
             with Injector() as injector, PreCopy(state.pid, lambda _: None, injector) as memory:
                 total = memory.scan()
-                shared = SharedMemory(state.pid, lambda _: None)
+                sample = _Sample()
+                shared = SharedMemory(state.pid, sample.add)
+                sample.step = max(1, shared.size // _SAMPLE_BYTES)
                 self.shared = shared.send()
-                self.target, self.bandwidth = _trial(checked, memory.sample(_TRIAL_BYTES) if total else _random())
+                known = itertools.chain(memory.sample(_TRIAL_BYTES), sample.take())
+                self.target, self.bandwidth = _trial(checked, known if total + self.shared else _random())
                 self.written = _look(memory, total)
                 self.rest = memory.rest + shared.send()
                 self.processes, self.untracked = memory.processes, memory.untracked
         self.round_trip = peer.round_trip
         self.lazy_problem = lazy_problem(self.target, state.pid, "user" in checked.spec.namespaces)
+
+
+class _Sample:
+    """Keeps one in `step` bodies of shared memory, for a trial of the connection."""
+
+    def __init__(self) -> None:
+        self.step = 1
+        self._come, self._bodies = 0, list[bytes]()
+
+    def add(self, body: bytes) -> None:
+        if self._come % self.step == 0 and len(self._bodies) * layout.BLOCK < _SAMPLE_BYTES:
+            self._bodies.append(body)
+        self._come += 1
+
+    def take(self) -> list[bytes]:
+        """Return what was kept, which is kept no longer."""
+        bodies, self._bodies = self._bodies, []
+        return bodies
 
 
 def _look(memory: PreCopy, total: int) -> Written:

@@ -75,7 +75,7 @@ CALLS: list[protocol.Call[Any]] = [
     protocol.MemoryBegin(1 << 30, "xxh3-128"),
     protocol.MemoryStreams(),
     protocol.MemorySync((5, 7)),
-    protocol.MemoryEnd((protocol.Sent(1 << 30, "0" * 32), protocol.Sent(0, "1" * 32))),
+    protocol.MemoryEnd((protocol.Sent(1 << 30, "0" * 32), protocol.Sent(0, "1" * 32)), {"4711": 1 << 31}),
     protocol.PagesBegin("crc32"),
     protocol.PagesEnd(5, "0" * 8),
     protocol.Image("core-1.img"),

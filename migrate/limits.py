@@ -66,6 +66,7 @@ RSYNC_WORDS_TIMEOUT = 2.0  # for what the target says of a run that has failed: 
 CONNECT_TIMEOUT = 15.0  # unless ssh_config says otherwise
 SSH_CONFIG_TIMEOUT = 15.0  # Match exec runs commands, CanonicalizeHostname asks the DNS
 KRL_TIMEOUT = 15.0  # for ssh-keygen to look into a list of revoked keys
+LAST_SCAN_TIMEOUT = 30.0  # for the writes of a frozen container to be found
 PAGES_CLOSE_TIMEOUT = 60.0  # for the thread that relays pages to end
 CARRIER_CLOSE_TIMEOUT = 60.0  # for the thread that sends memory to end
 AGENT_START_TIMEOUT = 30.0  # from the log-in to the agent's first words

@@ -22,6 +22,13 @@ def _anonymous(text: bytes) -> Iterator[Range]:
             yield int(start, 16), int(end, 16)
 
 
+def locked(pid: int) -> int:
+    """Return the bytes of locked mappings of a process (mlock(2)). Raises OSError when it has exited."""
+    with open(f"/proc/{pid}/status", "rb") as file:
+        found = re.search(rb"VmLck:\s*([0-9]+) kB", file.read())
+    return int(found[1]) << 10 if found else 0
+
+
 def resident(pid: int) -> int:
     """Return the bytes of private anonymous memory of a process. Raises OSError."""
     with open(f"/proc/{pid}/status", "rb") as file:

@@ -3,7 +3,8 @@
     with PreCopy(init, send, injector) as memory:
         memory.scan(); memory.send()      a round, while the container runs
         ...
-        memory.send_frozen()              right after the freeze: what was written since the last scan
+        memory.scan_frozen()              right after the freeze: what was written since the last scan
+        memory.send()
         memory.complete(lazy)             what CRIU lists as lazy and the target does not have
 
 What CRIU lists of the frozen tree is the truth. A page that it does not list does not exist; one that it lists, and
@@ -18,10 +19,11 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Self
 
-from migrate.memory import address_space, layout, tracker
+from migrate.memory import address_space, clean_pages, layout, tracker
 from migrate.memory.injector import Injector
 from migrate.memory.layout import Range
 from migrate.memory.reader import Reader
+from migrate.memory.soft_dirty import SoftDirty
 from migrate.memory.tracker import Tracker
 from migrate.memory.tracking import Gone, TrackingFailed
 from runtime.linux import processes
@@ -153,15 +155,23 @@ class PreCopy:
                 (address, address + pages * layout.PAGE) for address, pages in runs
             )
 
-    def send_frozen(self) -> int:
-        """The container is frozen: send what was written since the last scan. Return how many bytes that was."""
+    @property
+    def clean(self) -> dict[int, int]:
+        """Return the processes with much memory that soft-dirty bits call clean: pid in the container -> pid."""
+        return {
+            space.number: space.pid
+            for space in self._spaces.values()
+            if isinstance(space.tracker, SoftDirty) and layout.size(space.sent) >= clean_pages.WORTH
+        }
+
+    def scan_frozen(self) -> None:
+        """The container is frozen: find out what was written since the last scan. `send` sends it."""
         self._find(new=False)
         for space in list(self._spaces.values()):
             try:
                 space.scan_frozen()
             except Gone:
                 self._forget(space)
-        return self.send()
 
     def complete(self, lazy: Mapping[int, list[Range]]) -> int:
         """Send what of `lazy` the target does not have. Return how many bytes that was.

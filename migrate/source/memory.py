@@ -11,6 +11,7 @@ from migrate.errors import DeadlineExceeded, MigrateError
 from migrate.events import Reporter, RoundDone
 from migrate.limits import PAGES_CLOSE_TIMEOUT, ROUND_TIMEOUT
 from migrate.memory import convergence, forecast, layout, lazy_support, tracker
+from migrate.memory.clean_pages import CleanPages
 from migrate.memory.convergence import Round, Verdict
 from migrate.memory.forecast import Load, Past
 from migrate.memory.injector import Injector
@@ -97,8 +98,10 @@ class MovingMemory:
         self._scale = forecast.Scale()
         self._rest = 0
         self._throttle: Throttle | None = None
+        self._lock, self._is_last = threading.Lock(), False
         self._last = threading.Thread(target=self._send_frozen, name="last-pages", daemon=True)
         self._failure: Exception | None = None
+        self.clean: CleanPages | None = None  # what CRIU need not pin; None: it pins every page
 
     def __enter__(self) -> Self:
         return self
@@ -134,6 +137,7 @@ class MovingMemory:
         """
         try:
             self._send_rounds()
+            self.clean = CleanPages(self.send_last) if self._memory.clean else None
         except BaseException:
             self.unthrottle(last=True)
             raise
@@ -284,17 +288,26 @@ class MovingMemory:
     def send_last(self) -> None:
         """The container is frozen: send what it has written since the last round, on a thread of its own.
 
-        The bandwidth limit does not hold for it.
+        The bandwidth limit does not hold for it. Only the first call does anything.
         """
-        self._carrier.lift_limit()
-        self._last.start()
+        with self._lock:
+            if not self._is_last:
+                self._is_last = True
+                self._carrier.lift_limit()
+                self._last.start()
 
     def _send_frozen(self) -> None:
         try:
             with faults.point("last-pages"):
-                self._memory.send_frozen()
+                self._memory.scan_frozen()
+                if self.clean is not None:
+                    self.clean.know(self._memory.clean)
+                self._memory.send()
         except (Error, OSError) as error:
             self._failure = error
+        finally:
+            if self.clean is not None:
+                self.clean.know({})
 
     def complete(self, lazy: Mapping[int, list[Range]], timeout: float) -> protocol.MemoryEnd:
         """Send what CRIU lists in `lazy` and the target lacks, within `timeout` seconds. Return the end of the stream.

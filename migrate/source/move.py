@@ -198,6 +198,7 @@ class Move:
             tcp_close=self._wanted.tcp_close,
             carried=self._seeding.carried,
             lazy=self._memory is not None,
+            clean=self._memory.clean if self._memory is not None else None,
             compress=self._compression(),
             shared=self._memory.shared if self._memory is not None else None,
         )

@@ -21,6 +21,7 @@ from criu_rpc.options import page_server_config
 from migrate import faults
 from migrate.errors import DeadlineExceeded
 from migrate.interrupts import uninterruptible
+from migrate.memory.clean_pages import PARENT, CleanPages, make_parent
 from migrate.memory.layout import Range
 from migrate.model import Compression
 from migrate.preflight import watches
@@ -93,19 +94,24 @@ class Switchover:
         tcp_close: bool = False,
         carried: tuple[str, ...] = (),
         lazy: bool = False,
+        clean: CleanPages | None = None,
         compress: Compression = Compression.NONE,
         shared: Objects | None = None,
     ) -> None:
         """Start what can be started before the freeze, which may last `timeout` seconds.
 
         `carried`: mount points whose contents are sent separately, not in the images. `lazy`: so is all memory that a
-        restore need not wait for; `Frozen.lazy` lists it. `shared`: shared memory that was sent ahead.
+        restore need not wait for; `Frozen.lazy` lists it. `clean`: what of it CRIU need not pin. `shared`: shared
+        memory that was sent ahead.
         """
         self._state, self._spec, self._peer, self._timeout = state, spec, peer, timeout
         self._carrier = Carrier(peer.send_pages, digest=peer.digest, compress=compress)
-        self._relay = PageRelay(Criu().version(), self._carrier, on_bytes, shared)
+        self._relay = PageRelay(Criu().version(), self._carrier, on_bytes, shared, clean)
         self._images = syscalls.detached_tmpfs(mode=0o700)  # and CRIU's log
         self._tcp_close, self._carried, self._lazy = tcp_close, carried, lazy
+        self._clean = clean
+        if clean is not None:
+            make_parent(self._images)
         self._watched = watches.names(state.pid)
         self._gate = contextlib.ExitStack()  # opened after the thaw: opening takes 15 ms
         self._until_dump = contextlib.ExitStack()  # closes the guard, unless a dump has taken it over
@@ -163,6 +169,8 @@ class Switchover:
             config_file=self._page_server_config() if self._lazy else None,
             tcp_skip_in_flight=skip_in_flight,
             irmap_scan_paths=self._watched,
+            track_mem=self._clean is not None,
+            parent_img=PARENT if self._clean is not None else None,
         )
         self._relay.start()
         environment = tar_images.environment()
@@ -176,8 +184,11 @@ class Switchover:
             before()
             frozen_at = time.monotonic()
             with faults.point("criu query-ext-files"):
-                reached = dump.run_until("query-ext-files", "post-dump")  # whichever comes first
-            on_frozen()
+                # Whichever comes first. 3.17 sends only network-lock, and only of a network of the container's own.
+                reached = dump.run_until("network-lock", "query-ext-files", "post-dump")
+                on_frozen()
+                if reached == "network-lock":
+                    reached = dump.run_until("query-ext-files", "post-dump")
             if reached != "post-dump":
                 dump.run_until("post-dump")
             dump.complete(self._images, keep=not self._tcp_close)

@@ -24,9 +24,11 @@ from typing import Protocol
 from migrate.errors import DeadlineExceeded, ProtocolError
 from migrate.limits import PAGES_CLOSE_TIMEOUT
 from migrate.memory import layout
+from migrate.memory.clean_pages import CleanPages
 from migrate.memory.layout import Range
 from migrate.wire import frames, protocol
 from migrate.wire.carrier import Carrier
+from migrate.wire.native import Buffer
 
 _BUFFER = 64 << 20  # bytes that CRIU may be ahead of the connection
 _SO_SNDBUFFORCE = 32
@@ -34,10 +36,11 @@ _RECORD_4_2 = struct.Struct("=I4xQQQ")
 _RECORD_BEFORE = struct.Struct("=IIQQ")
 _ADD, _HOLE, _OPEN2, _PARENT, _ADD_F = 1, 2, 4, 5, 6
 _CLOSE, _FORCE_CLOSE = 0x1023, 0x1024
-_LAZY, _PRESENT = 1 << 1, 1 << 2
+_HOLE_FLAG, _LAZY, _PRESENT = 1, 1 << 1, 1 << 2  # PE_PARENT, PE_LAZY, PE_PRESENT
+_CLEAN = _ADD_F | _HOLE_FLAG << 16
 _KIND_BITS = 8  # of `image`: the memory of the process with this pid, or the object of shared memory with this id
 _PROCESS, _SHARED = 1, 2
-_NO_PARENT = b"\0"
+_NO_PARENT, _HAS_PARENT = b"\0", b"\1"
 _STATUS_OK = struct.pack("=i", 0)
 
 
@@ -47,11 +50,19 @@ def has_wide_records(version: tuple[int, ...]) -> bool:
 
 
 class PageStream:
-    """Parses the records in the stream of a CRIU of this version, and returns the answers that CRIU expects."""
+    """Parses the records in the stream of a CRIU of this version, and returns the answers that CRIU expects.
 
-    def __init__(self, version: tuple[int, ...]) -> None:
+    `forward` takes what the target gets: the same stream, in which holes are filled (clean_pages.py).
+    """
+
+    def __init__(
+        self, version: tuple[int, ...], forward: Callable[[Buffer], None], clean: CleanPages | None = None
+    ) -> None:
+        self._forward, self._clean = forward, clean
         self._format = _RECORD_4_2 if has_wide_records(version) else _RECORD_BEFORE
         self._record = b""
+        self._waiting: list[Buffer] = []
+        self._size = 0  # bytes in them
         self.lazy: dict[int, list[Range]] = {}  # pages that exist and do not come: pid in the container -> ranges
         self.opened: int | None = None  # the object of shared memory whose OPEN2 ended the last piece
         self._pages_left = 0  # bytes of pages before the next record
@@ -59,7 +70,10 @@ class PageStream:
 
     def feed(self, data: bytes) -> bytes:
         """Parse the next piece and return the answers to send now. Raises ProtocolError for an unknown record."""
-        position, answers = 0, b""
+        data, self._record = self._record + data if self._record else data, b""
+        view = memoryview(data)
+        start = position = 0  # of what is not forwarded, and not parsed
+        answers = b""
         while position < len(data):
             self.opened = None
             if self._pages_left:
@@ -67,13 +81,46 @@ class PageStream:
                 self._pages_left -= step
                 position += step
                 continue
-            piece = data[position : position + self._format.size - len(self._record)]
-            self._record += piece
-            position += len(piece)
-            if len(self._record) == self._format.size:
-                answers += self._take(*self._format.unpack(self._record))
-                self._record = b""
+            end = position + self._format.size
+            if end > len(data):
+                self._record = data[position:]
+                break
+            word, pages, address, image = self._format.unpack_from(data, position)
+            if word == _CLEAN and self._clean is not None:
+                self._put(view[start:position])
+                self._fill(self._clean, image, address, pages)
+                start = end
+            else:
+                answers += self._take(word, pages, address, image)
+            position = end
+        self._put(view[start:position])
+        self._flush()
         return answers
+
+    def _put(self, piece: Buffer) -> None:
+        """Forward a piece with those beside it: fragmented memory has many short ones."""
+        if self._waiting and self._size + len(piece) > frames.CHUNK:
+            self._flush()
+        if piece:
+            self._waiting.append(piece)
+            self._size += len(piece)
+
+    def _flush(self) -> None:
+        if self._waiting:
+            self._forward(self._waiting[0] if len(self._waiting) == 1 else b"".join(self._waiting))
+        self._waiting, self._size = [], 0
+
+    def _fill(self, clean: CleanPages, image: int, address: int, pages: int) -> None:
+        """Put what CRIU would have sent for a hole. Raises ProtocolError, OSError."""
+        space = image >> _KIND_BITS
+        for (start, end), is_lazy in clean.parts(space, address, address + pages * self._page):
+            word = _ADD_F | (_LAZY if is_lazy else _PRESENT) << 16
+            self._put(self._format.pack(word, (end - start) // self._page, start, image))
+            if is_lazy:
+                self.lazy.setdefault(space, []).append((start, end))
+            else:
+                for data in clean.read(space, start, end):
+                    self._put(data)
 
     def _take(self, word: int, pages: int, address: int, image: int) -> bytes:
         command, flags = word & 0xFFFF, word >> 16
@@ -84,12 +131,16 @@ class PageStream:
         elif command == _OPEN2:
             if image & (1 << _KIND_BITS) - 1 == _SHARED:
                 self.opened = image >> _KIND_BITS
-            return _NO_PARENT
+            return _HAS_PARENT if self._is_claimed(image) else _NO_PARENT
         elif command in (_PARENT, _CLOSE, _FORCE_CLOSE):
             return _STATUS_OK
         elif command not in (_ADD_F, _HOLE):
             raise ProtocolError(f"criu's page stream has a record of unknown kind {command:#x}")
         return b""
+
+    def _is_claimed(self, image: int) -> bool:
+        is_memory = image & (1 << _KIND_BITS) - 1 == _PROCESS
+        return is_memory and self._clean is not None and self._clean.claim(image >> _KIND_BITS)
 
     def replaced(self, record: bytes) -> tuple[bytes, int, int] | None:
         """Return (the record without its pages, address, bytes of pages) for a record of pages of the object `opened`.
@@ -133,7 +184,7 @@ class PageRelay:
     """Relays the page stream of one dump to `carrier`, on its own thread.
 
     CRIU gets `criu_end`. `on_bytes` is called with the number of bytes sent so far. `objects` is shared memory that was
-    sent before the freeze.
+    sent before the freeze; `clean` are pages that CRIU may leave out.
     """
 
     def __init__(
@@ -142,8 +193,9 @@ class PageRelay:
         carrier: Carrier,
         on_bytes: Callable[[int], None],
         objects: Objects | None = None,
+        clean: CleanPages | None = None,
     ) -> None:
-        self._stream = PageStream(version)
+        self._stream = PageStream(version, carrier.put, clean)
         self._carrier, self._on_bytes, self._objects = carrier, on_bytes, objects
         self._ours, self.criu_end = socket.socketpair()
         with contextlib.suppress(PermissionError):
@@ -176,7 +228,6 @@ class PageRelay:
         known = opened is not None and self._objects is not None and self._objects.begin(opened)
         if answers:
             self._ours.sendall(answers)
-        self._carrier.put(data)
         self._on_bytes(self._carrier.size)
         return self._take_object() if known else b""
 

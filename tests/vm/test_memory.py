@@ -5,6 +5,7 @@ Without KVM a few MiB go over in a second, so sizes and rates are small.
 
 import json
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from tests.bench import writer
 from tests.bench.ways import BUNDLE, NAME, Ours
 from tests.support import mirror
+from tests.support.hosts import driver
 from tests.vm.machines import Machines
 
 MEMORY = 24  # MiB
@@ -59,6 +61,19 @@ def test_what_is_written_meanwhile_is_sent_again(machines: Machines, tmp_path: P
     assert rounds[0]["bytes_read"] >= MEMORY << 20
     assert rounds[-1]["left"] < rounds[0]["bytes_read"] / 2
     program.assert_whole("host2")
+
+
+@pytest.mark.skipif(TRACKED_BY != "soft-dirty bits", reason="needs soft-dirty bits as the tracker")
+def test_criu_leaves_clean_pages_out(machines: Machines, tmp_path: Path) -> None:
+    """Its log of a move that fails after the dump tells. The program runs on here, and its memory is whole."""
+    program = Moved(machines, tmp_path, 0)
+    failing = driver("send-images", before='raise OSError("stopped here")')
+    done = machines.on("host1", machines.python, "-c", failing, check=False)
+    assert "stopped here" in done.stdout, done
+    log = machines.sh("host1", "cat /var/lib/pymigrate/logs/*.log")
+    clean = sum(int(pages) for pages in re.findall(r"Pagemap generated: .* (\d+) holes", log))
+    assert clean * 4096 > MEMORY << 19
+    program.assert_whole("host1")
 
 
 def test_a_program_that_writes_too_fast_stays(machines: Machines, tmp_path: Path) -> None:

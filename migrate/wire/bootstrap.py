@@ -53,15 +53,17 @@ def whole():
     if os.path.islink(path) or not os.path.isdir(path) or others(os.lstat(path)): return False
     return sources(path) == unpacked
 def remove(place):
-    if os.path.isdir(place) and not os.path.islink(place):
-        import shutil
-        shutil.rmtree(place)
-    elif os.path.lexists(place): os.unlink(place)
+    try:
+        if os.path.isdir(place) and not os.path.islink(place):
+            import shutil
+            shutil.rmtree(place)
+        elif os.path.lexists(place): os.unlink(place)
+    except FileNotFoundError: pass  # another first stage removes it
 try:
     for place in "/", "/run":
         info = os.stat(place)
         if info.st_uid or info.st_mode & 0o22 and not info.st_mode & 0o1000: sys.exit(75)
-    if not os.path.lexists(top): os.mkdir(top, 0o700)
+    os.makedirs(top, 0o700, exist_ok=True)
     there = os.open(top, os.O_DIRECTORY | os.O_NOFOLLOW)
     if others(os.fstat(there)): sys.exit(75)
     os.fchmod(there, 0o700)

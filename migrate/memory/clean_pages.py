@@ -2,7 +2,7 @@
 
 With `lazy_pages` CRIU pins every page that may be lazy with vmsplice(2), for a page server that nobody asks: 80 ms for
 each GiB, in the freeze. With `track_mem` and a parent image it leaves out the pages whose soft-dirty bit is clear, and
-lists them as *holes*, which the parent is said to have (criu/mem.c, generate_iovs). There is no parent here: PageStream
+lists them as *holes*, which the parent is said to have (criu/mem.c, generate_iovs). No parent exists: PageStream
 claims one, and makes of a hole what CRIU would have sent. Memory that may be lazy becomes a lazy entry, like that which
 CRIU pins; pages of private file mappings and of the vdso are read from the frozen process.
 

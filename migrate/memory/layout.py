@@ -44,6 +44,15 @@ def split(ranges: Iterable[Range]) -> Iterator[tuple[int, int]]:
             start = stop
 
 
+def runs_of_bits(bits: int) -> Iterator[tuple[int, int]]:
+    """Yield the runs of ones in a bitmap, lowest first: (number of the first bit, length)."""
+    while bits:
+        first = (bits & -bits).bit_length() - 1
+        count = (~(bits >> first) & (bits >> first) + 1).bit_length() - 1
+        yield first, count
+        bits &= ~(((1 << count) - 1) << first)
+
+
 def word(address: int, pages: int, *, zero: bool = False) -> int:
     """Return the name of a run."""
     return address | (pages - 1) | (ZERO if zero else 0)

@@ -1,6 +1,7 @@
 """Whether memory can come into a restored container after it has been resumed, and whether that is wise."""
 
 import contextlib
+import functools
 import os
 
 from migrate.memory import uffd
@@ -10,6 +11,7 @@ _UNPRIVILEGED = "/proc/sys/vm/unprivileged_userfaultfd"
 _SHARED = 64 << 20  # bytes that processes may share by fork before an eager restore is better
 
 
+@functools.cache
 def problem() -> str:
     """Return why this host cannot restore lazily, "" if it can."""
     try:

@@ -185,12 +185,9 @@ class Pages:
             block = blocks.get(address - offset)
             bits = ((1 << pages) - 1) << offset // PAGE
             absent = bits & ~(block.present | block.zero) if block is not None else bits
-            while absent:
-                low = (absent & -absent).bit_length() - 1
-                run = (~(absent >> low) & (absent >> low) + 1).bit_length() - 1
-                start = address - offset + low * PAGE
-                yield start, start + run * PAGE
-                absent &= ~(((1 << run) - 1) << low)
+            for first, count in layout.runs_of_bits(absent):
+                start = address - offset + first * PAGE
+                yield start, start + count * PAGE
 
     def read(self, space: int, address: int, pages: int) -> bytes:
         """Return pages inside one block, which the store must have; a zero page reads as zeros. Raises TargetError."""

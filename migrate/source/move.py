@@ -79,6 +79,7 @@ class Move:
         )  # fmt: skip
         self._aftermath = Aftermath()
         self._early = ready.early
+        self._size = 0  # bytes of memory, about
         self._memory: MovingMemory | None = None
         self._mode, self._why = MigrationMode.STOP_AND_COPY, ""
 
@@ -152,10 +153,11 @@ class Move:
         """
         state = self._state
         carried = protocol.Carried(self._spec.annotations, state.created, _hints(state, place.bundle), state.resources)
+        self._size = process_scan.memory_bytes(state.pid)
         mounts = [view.mounted for view in self._seeding.open_tmpfs(self._early.take_views())]
         prepare = protocol.Prepare(
             carried, list(state.stdio), self._wanted.tcp_close, self._wanted.timeout, mounts,
-            process_scan.memory_bytes(state.pid), memory.may_be_lazy(self._wanted, state.pid, self._spec),
+            self._size, memory.may_be_lazy(self._wanted, state.pid, self._spec),
         )  # fmt: skip
         ready = self._peer.call(prepare)
         if ready.on_disk:
@@ -172,9 +174,8 @@ class Move:
         if self._mode is MigrationMode.PRE_COPY and self._early.injector is not None:
             self._log.record(Phase.PRE_COPY)
             self._reporter.phase(Phase.PRE_COPY, f"memory of {self._wanted.id}")
-            size = process_scan.memory_bytes(self._state.pid)
             self._memory = MovingMemory(
-                self._peer, self._reporter, self._state, self._wanted, size, self._early.injector,
+                self._peer, self._reporter, self._state, self._wanted, self._size, self._early.injector,
                 remapped="user" in self._spec.namespaces,
             )  # fmt: skip
             self._memory.send_rounds()

@@ -114,7 +114,12 @@ def _arrange(data: int, wanted: Mapping[int, int], blocks: Mapping[int, Block]) 
     """
     whole = {blocks[address].number: address for address, bits in wanted.items() if bits == _ALL}
     count = len(whole)
-    parts = [run for address, bits in sorted(wanted.items()) if bits != _ALL for run in _runs(address, bits)]
+    parts = [
+        (address + first * PAGE, pages)
+        for address, bits in sorted(wanted.items())
+        if bits != _ALL
+        for first, pages in layout.runs_of_bits(bits)
+    ]
     with open(os.memfd_create("pymigrate-parts", os.MFD_CLOEXEC), "w+b") as saved:
         for address, pages in parts:
             block = address // BLOCK * BLOCK
@@ -133,15 +138,6 @@ def _arrange(data: int, wanted: Mapping[int, int], blocks: Mapping[int, Block]) 
             end += pages * PAGE
         os.truncate(data, end)  # the last block may be zeros, which take no room
     return [*((whole[place], BLOCK_PAGES) for place in range(count)), *parts]
-
-
-def _runs(address: int, bits: int) -> Iterator[tuple[int, int]]:
-    """Yield the runs of pages in a bitmap: (address, pages)."""
-    while bits:
-        first = (bits & -bits).bit_length() - 1
-        pages = (~(bits >> first) & (bits >> first) + 1).bit_length() - 1
-        yield address + first * PAGE, pages
-        bits &= ~(((1 << pages) - 1) << first)
 
 
 def _entries(runs: Iterable[tuple[int, int]]) -> Iterator[Entry]:

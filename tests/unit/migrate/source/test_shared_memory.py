@@ -38,7 +38,7 @@ SIZE = 5 * BLOCK + 3 * PAGE + 100
 
 @pytest.fixture
 def memfd() -> Iterator[int]:
-    """An object whose size is no multiple of a page, with a hole of more than a block, and one of a page."""
+    """An object whose size is not a multiple of a page, with a hole of more than a block, and one of a page."""
     fd = os.memfd_create("tested")
     os.ftruncate(fd, SIZE)
     put(fd, 0, os.urandom(BLOCK + PAGE))

@@ -253,7 +253,7 @@ def test_a_scope_of_systemds(machines: Machines) -> None:
             "web", "a-b.slice:pm:web", systemd=True, pid=process.pid, resources=limits,
             annotations={{prefix + "TimeoutStopSec": "7", prefix + "Documentation": "['man:a']"}},
         )
-        beside.add(cgroup, monitor.pid)
+        monitor_cgroup.add(cgroup, monitor.pid)
         out["paths"], out["unit"] = cgroup.paths, cgroup.unit
         out["where"] = [open(f"/proc/{{one.pid}}/cgroup").read().strip() for one in (process, monitor)]
         cgroup.apply(limits)
@@ -287,7 +287,8 @@ def test_a_scope_of_systemds(machines: Machines) -> None:
         cgroup.remove()
         cgroup.remove()
         out["left"] = command("systemctl", "list-units", "--all", "--plain", "--no-legend", "pm-web*")
-        out["directories"] = [os.path.exists(path) for path in cgroup.directories() + beside.directories(cgroup)]
+        places = cgroup.directories() + monitor_cgroup.directories(cgroup)
+        out["directories"] = [os.path.exists(path) for path in places]
         """,
     )
     path = "/a.slice/a-b.slice/pm-web.scope"
@@ -364,17 +365,17 @@ def test_what_systemd_refuses_is_told(machines: Machines) -> None:
     found = run(
         machines,
         """
+        from runtime.cgroups import systemd
+
         out["errors"] = []
-        for options in (
-            {"annotations": {"org.systemd.property.NoSuchThing": "1"}}, {"pid": 2**22 + 1},
+        for refused in (
+            lambda: create("bad", None, systemd=True, annotations={"org.systemd.property.NoSuchThing": "1"}),
+            lambda: systemd.start(systemd.UnitName.parse("bad", None), 2**22 + 1, None, {}, unified=True),
         ):
-            process = child()
             try:
-                create("bad", None, **{"systemd": True, "pid": process.pid, **options})
+                refused()
             except ContainerError as error:
                 out["errors"].append(f"{type(error).__name__} {error}")
-            process.kill()
-            process.wait()
         out["left"] = command("systemctl", "list-units", "--all", "--plain", "--no-legend", "pymigrate*")
         """,
     )
